@@ -1,0 +1,46 @@
+"""σ-GPT on Shakespeare's characters, generating in any order.
+
+    python -m jaxgpt.train --config=configs/sigma_char.py          # one GPU or TPU
+    python -m jaxgpt.train --config=configs/sigma_char.py:laptop   # 2 CPU cores
+    python -m jaxgpt.train --config=configs/sigma_char.py:tiny     # seconds, for tests
+"""
+
+from jaxgpt.config import base, override, with_variant
+
+SMALL = {
+    "model.n_layer": 4,
+    "model.n_head": 4,
+    "model.n_embd": 128,
+    "model.block_size": 64,
+    "model.dropout": 0.0,
+}
+
+
+def get_config(variant=""):
+    config = override(
+        base(),
+        {
+            "system": "sigma",
+            "steps": 5000,
+            "batch_size": 64,
+            "model.dropout": 0.2,
+            "optimizer.learning_rate": 1e-3,
+            "optimizer.min_learning_rate": 1e-4,
+        },
+    )
+    variants = {
+        "laptop": SMALL | {"steps": 3600, "batch_size": 64, "eval_interval": 400},
+        "tiny": SMALL
+        | {
+            "model.n_layer": 2,
+            "model.n_embd": 32,
+            "model.block_size": 32,
+            "steps": 40,
+            "batch_size": 8,
+            "eval_interval": 20,
+            "eval_sequences": 16,
+            "checkpoint_interval": 20,
+            "optimizer.warmup_steps": 5,
+        },
+    }
+    return with_variant(config, variant, variants)

@@ -1,0 +1,228 @@
+"""Checkpoints: Orbax, and a digest of every array, since Orbax restores flipped bits.
+
+Resume, in this order:
+  1. the config of the run must equal the one asked for, but for `MAY_CHANGE`;
+  2. the newest checkpoint whose arrays all have the dtype, shape and digest they
+     were saved with is restored; damaged ones are named, set aside as `N.damaged`,
+     and the one before is taken;
+  3. with checkpoints on disk and none of them whole, the run stops: nothing is
+     started over silently;
+  4. metrics after the restored step are dropped; training goes on with the next step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    BestN,
+    LatestN,
+)
+
+from jaxgpt.cli import say
+from jaxgpt.config import UserError, differences
+
+MAY_CHANGE = (
+    "steps",
+    "eval_interval",
+    "eval_sequences",
+    "checkpoint_interval",
+    "log_interval",
+    "keep",
+    "tensorboard",
+    "wandb_project",
+    "data.path",
+)
+
+State = dict[str, Any]
+
+
+class DamagedError(Exception):
+    """A checkpoint that does not hold what was saved; the message says where."""
+
+
+def check_same_config(old: ConfigDict, new: ConfigDict, workdir: pathlib.Path) -> None:
+    """Raises UserError with a table where a run belongs to another config."""
+    changed = {k: v for k, v in differences(old, new).items() if k not in MAY_CHANGE}
+    if changed:
+        rows = "\n".join(f"  {k}: {a!r} there, {b!r} now" for k, (a, b) in changed.items())
+        raise UserError(
+            f"'{workdir}' belongs to another config: take another --workdir or undo\n"
+            + rows
+        )
+
+
+def digests(state: State) -> dict[str, list]:
+    """Returns {path: [sha256, dtype, shape]} of every array."""
+    result = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        array = np.ascontiguousarray(leaf)
+        digest = hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()
+        result[_name(path)] = [digest, str(array.dtype), list(array.shape)]
+    return result
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+class Checkpoints:
+    """The checkpoints of one run: items of a state, each a tree of arrays."""
+
+    def __init__(self, workdir: pathlib.Path, keep: int = 1, read_only: bool = False):
+        best = BestN(
+            get_metric_fn=lambda metrics: -metrics["val_loss"],
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        self.folder = workdir.resolve() / "checkpoints"
+        self.manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+                create=not read_only,
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """Returns the steps of the finished checkpoints, ascending."""
+        return sorted(self.manager.all_steps())
+
+    def save(self, step: int, state: State, metrics: dict[str, float] | None) -> None:
+        """Starts saving in the background; metrics rank it among the best.
+
+        A failure of this or the save before is said in one line; the run goes on.
+        """
+        self.report_errors()
+        if step in self.steps():
+            return
+        items = {name: ocp.args.StandardSave(item) for name, item in state.items()}
+        items["digests"] = ocp.args.JsonSave(digests(state))
+        try:
+            self.manager.save(
+                step, args=ocp.args.Composite(**items), metrics=metrics, force=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            self._say_failed(step, error)
+
+    def report_errors(self, wait: bool = False) -> bool:
+        """Says in one line if a background save failed; returns whether it did."""
+        try:
+            if wait:
+                self.manager.wait_until_finished()
+            else:
+                self.manager.check_for_errors()
+        except Exception as error:  # Orbax wraps whatever the file system raised.
+            self._say_failed(None, error)
+            return True
+        return False
+
+    def _say_failed(self, step: int | None, error: Exception) -> None:
+        reason = str(error).strip().splitlines()[0][:200]
+        which = "a checkpoint" if step is None else f"checkpoint {step}"
+        left = ", ".join(map(str, self.steps())) or "none"
+        say(f"warning: {which} could not be saved ({reason}); kept steps: {left}")
+
+    def restore(self, step: int, abstract: State) -> State:
+        """Restores the items of abstract from one checkpoint, and proves them.
+
+        Args:
+          step: of the checkpoint.
+          abstract: shapes, dtypes and shardings; a subset of the saved items may do.
+
+        Raises:
+          DamagedError: naming the array or file that is not what was saved.
+        """
+        try:
+            saved = self._read(step, {"digests": ocp.args.JsonRestore()})["digests"]
+            self._check_shapes(abstract, saved)
+            restored = self._read(
+                step,
+                {name: ocp.args.StandardRestore(a) for name, a in abstract.items()},
+            )
+            state = {name: restored[name] for name in abstract}
+        except (UserError, DamagedError):
+            raise
+        except Exception as error:  # TensorStore, JSON and msgpack each have their own.
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise DamagedError(lines[0][:200]) from None
+        for name, value in digests(state).items():
+            if value != saved[name]:
+                raise DamagedError(f"array {name} differs from its digest")
+        return state
+
+    def _read(self, step: int, items: dict) -> Any:
+        return self.manager.restore(step, args=ocp.args.Composite(**items))
+
+    def _check_shapes(self, abstract: State, saved: dict[str, list]) -> None:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
+            name = _name(path)
+            if name not in saved:
+                raise DamagedError(f"array {name} has no digest")
+            want = [str(leaf.dtype), list(leaf.shape)]
+            if saved[name][1:] != want:
+                raise DamagedError(f"array {name} is {saved[name][1:]}, not {want}")
+
+    def restore_newest(self, abstract: State) -> tuple[int, State] | None:
+        """Restores the newest whole checkpoint; None where there is none at all.
+
+        Raises:
+          UserError: where there are checkpoints and every one is damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return step, self.restore(step, abstract)
+            except DamagedError as error:
+                say(f"warning: checkpoint {step} is damaged ({error}); trying an older one")
+                self._set_aside(step)
+        if steps:
+            raise UserError(
+                f"every checkpoint in '{self.folder}' is damaged: restore them from a "
+                "backup, or start over in another --workdir"
+            )
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        folder = self.folder / str(step)
+        folder.rename(folder.with_name(f"{step}.damaged"))
+        self.manager.reload()
+
+    def pick(self, wanted: str) -> int:
+        """Returns the step that "best", "last" or a number names.
+
+        Raises:
+          UserError: listing the steps there are.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"'{self.folder}' holds no finished checkpoint")
+        if wanted == "best":
+            losses = {step: self._val_loss(step) for step in steps}
+            return min(steps, key=lambda step: (losses[step], -step))
+        if wanted == "last":
+            return steps[-1]
+        if wanted.isdigit() and int(wanted) in steps:
+            return int(wanted)
+        known = ", ".join(map(str, steps))
+        raise UserError(f"no checkpoint '{wanted}': there are best, last, {known}")
+
+    def _val_loss(self, step: int) -> float:
+        try:
+            return self.manager.metrics(step)["val_loss"]
+        except Exception:  # Saved without metrics, or they are damaged: ranks last.
+            return float("inf")
+
+    def close(self) -> None:
+        """Waits for the last save and frees the manager."""
+        self.report_errors(wait=True)
+        self.manager.close()

@@ -1,0 +1,107 @@
+"""What every command shares: options, one-line errors, the process's set-up."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from jaxgpt.config import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors in one line and no abbreviated options."""
+
+    def __init__(self, module: str, description: str, **options: Any):
+        super().__init__(
+            prog=f"python -m {module}",
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError instead of printing the usage."""
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+    def add_run(self) -> None:
+        """Adds the options of commands that read a finished run."""
+        self.add_argument("--workdir", required=True, help="folder of the run")
+        self.add_argument(
+            "--step",
+            default="best",
+            help="checkpoint: its step, 'last', or 'best' by validation loss (default)",
+        )
+        self.add_json()
+
+    def add_json(self) -> None:
+        """Adds --json."""
+        self.add_argument(
+            "--json",
+            choices=["-"],
+            help="print one JSON object as the last line of standard output",
+        )
+
+
+def main(command: Callable[[list[str]], int | None]) -> NoReturn:
+    """Runs a command on the process's arguments and exits as the contract says."""
+    try:
+        status = command(sys.argv[1:]) or 0
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)
+
+
+def say(message: str) -> None:
+    """Prints a line for the person watching: on stderr, so that stdout stays data."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def print_json(value: dict) -> None:
+    """Prints a JSON object as one line."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def set_up_jax() -> None:
+    """Prepares the process before JAX makes its first array.
+
+    Quiet logs, a compilation cache that outlives the process, and on a CPU the heap
+    of `core.cpu.keep_heap`.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import logging
+
+    import jax
+    from absl import logging as absl_logging
+
+    from jaxgpt.core import cpu
+
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = os.environ.get("JAXGPT_CACHE", "~/.cache/jaxgpt")
+        cache = pathlib.Path(home).expanduser() / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if jax.default_backend() == "cpu":
+        cpu.keep_heap()
+
+
+def use_float64(dtype: str) -> None:
+    """Allows 64-bit arrays where a model computes in them."""
+    if dtype == "float64":
+        import jax
+
+        jax.config.update("jax_enable_x64", True)

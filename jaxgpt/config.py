@@ -1,0 +1,263 @@
+"""Every configuration field, once: its default, its meaning, its limits.
+
+A config file in configs/ holds one experiment: a function `get_config(variant)` that
+returns `base()` with its differences. A run freezes the resolved config as
+`config.json`; everything after training reads that file and executes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+class UserError(Exception):
+    """Wrong usage or input: one line naming the thing and the remedy (exit code 2)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One configuration field: its type is the type of its default."""
+
+    default: int | float | str | bool
+    help: str
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+
+
+ORDERS = ("random", "left-to-right", "fractal", "curriculum")
+
+FIELDS: dict[str, Field] = {
+    "system": Field("sigma", "what is trained", ("sigma", "causal")),
+    "seed": Field(1337, "seeds every random stream", minimum=0),
+    "steps": Field(5000, "optimizer steps", minimum=1),
+    "batch_size": Field(64, "sequences per step over all devices", minimum=1),
+    "accumulation": Field(1, "micro-batches a step is split into", minimum=1),
+    "model.n_layer": Field(6, "transformer blocks", minimum=1),
+    "model.n_head": Field(6, "attention heads", minimum=1),
+    "model.n_embd": Field(384, "width of the residual stream", minimum=1),
+    "model.block_size": Field(256, "longest sequence, in tokens", minimum=2),
+    "model.vocab_size": Field(0, "tokens known; 0 takes the tokenizer's", minimum=0),
+    "model.dropout": Field(0.0, "probability of dropping an activation", minimum=0),
+    "model.bias": Field(False, "biases in linear layers and norms"),
+    "model.dtype": Field(
+        "float32",
+        "operands of matrix products; parameters, softmax and loss stay float32",
+        ("float32", "bfloat16", "float64"),
+    ),
+    "optimizer.learning_rate": Field(1e-3, "peak learning rate", minimum=0),
+    "optimizer.min_learning_rate": Field(1e-4, "where the cosine ends", minimum=0),
+    "optimizer.warmup_steps": Field(100, "linear warmup, in steps", minimum=0),
+    "optimizer.decay_steps": Field(
+        0, "step at which the cosine ends; 0 means steps", minimum=0
+    ),
+    "optimizer.beta1": Field(0.9, "AdamW: decay of the first moment", minimum=0),
+    "optimizer.beta2": Field(0.99, "AdamW: decay of the second moment", minimum=0),
+    "optimizer.weight_decay": Field(0.1, "AdamW: decay of matrices", minimum=0),
+    "optimizer.grad_clip": Field(
+        1.0, "largest global gradient norm; 0 never clips", minimum=0
+    ),
+    "data.path": Field(
+        "data/shakespeare.txt",
+        "a text file, a folder of text files, or a folder of nanoGPT .bin files",
+    ),
+    "data.tokenizer": Field("char", "vocabulary of the text", ("char", "gpt2")),
+    "data.val_fraction": Field(0.1, "share of the text, at its end, held out"),
+    "sigma.order": Field("random", "generation orders in training", ORDERS),
+    "sigma.order_start": Field(
+        0.0, "curriculum: share of random orders at step 0", minimum=0
+    ),
+    "eval_interval": Field(250, "steps between evaluations", minimum=1),
+    "eval_sequences": Field(256, "fixed windows per split and evaluation", minimum=1),
+    "checkpoint_interval": Field(250, "steps between checkpoints", minimum=1),
+    "keep": Field(2, "latest checkpoints kept, beside the best one", minimum=1),
+    "log_interval": Field(10, "steps between metrics lines", minimum=1),
+    "tensorboard": Field(False, "also write TensorBoard events (extra: tracking)"),
+    "wandb_project": Field("", "also log to this Weights & Biases project"),
+}
+
+
+def base() -> ConfigDict:
+    """Returns the default config, locked: every field of `FIELDS` and no other."""
+    config = ConfigDict()
+    for key, field in FIELDS.items():
+        *groups, name = key.split(".")
+        node = config
+        for group in groups:
+            if group not in node:
+                node[group] = ConfigDict()
+            node = node[group]
+        node[name] = field.default
+    return config.lock()
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns {"a.b": value} for a nested config."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+    """Sets dotted keys in place; strings are read as the field's type.
+
+    Raises:
+      UserError: for an unknown key (naming the nearest known one) or a value that
+        the field cannot hold.
+    """
+    for key, value in changes.items():
+        if key not in FIELDS:
+            near = difflib.get_close_matches(key, FIELDS, n=1, cutoff=0.0)
+            raise UserError(f"unknown config key '{key}': did you mean '{near[0]}'?")
+        config.update_from_flattened_dict({key: _parse(key, FIELDS[key], value)})
+    return config
+
+
+def with_variant(
+    config: ConfigDict, variant: str, variants: Mapping[str, Mapping[str, Any]]
+) -> ConfigDict:
+    """Applies the named variant of a config file; "" changes nothing."""
+    if variant and variant not in variants:
+        raise UserError(
+            f"unknown variant ':{variant}': this config has "
+            + ", ".join(f":{name}" for name in variants)
+        )
+    return override(config, variants.get(variant, {}))
+
+
+def _parse(key: str, field: Field, value: Any) -> Any:
+    kind = type(field.default)
+    try:
+        if kind is bool and isinstance(value, str):
+            value = {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+        elif kind is int and float(value) != int(float(value)):
+            raise ValueError
+        elif kind is int:
+            value = int(value) if str(value).lstrip("+-").isdigit() else int(float(value))
+        value = kind(value)
+    except (KeyError, ValueError, TypeError, OverflowError):
+        raise UserError(
+            f"config key '{key}' holds {_KINDS[kind]}: '{value}' is none"
+        ) from None
+    if field.choices and value not in field.choices:
+        raise UserError(
+            f"config key '{key}' is one of {', '.join(field.choices)}: not '{value}'"
+        )
+    if field.minimum is not None and not value >= field.minimum:
+        raise UserError(f"config key '{key}' is at least {field.minimum:g}: not {value}")
+    return value
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes --config.a.b=value (or two words) out of a command line.
+
+    Returns:
+      (the other arguments, {"a.b": "value"}).
+    """
+    rest, overrides = [], {}
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("--config."):
+            rest.append(word)
+            continue
+        key, equals, value = word.removeprefix("--config.").partition("=")
+        overrides[key] = value if equals else next(words, "")
+    return rest, overrides
+
+
+def describe_fields() -> str:
+    """Returns the help text of every field, for --help."""
+    lines = ["config fields, set by --config.NAME=VALUE (default):"]
+    for key, field in FIELDS.items():
+        choices = f" [{'|'.join(field.choices)}]" if field.choices else ""
+        lines.append(f"  {key} ({field.default!r})\n      {field.help}{choices}")
+    return "\n".join(lines)
+
+
+def load(spec: str, overrides: Mapping[str, str]) -> ConfigDict:
+    """Executes a config file, "path.py" or "path.py:variant", and applies overrides.
+
+    Raises:
+      UserError: for a missing file, one without get_config, or a bad override.
+    """
+    path, _, variant = spec.partition(":")
+    file = pathlib.Path(path).expanduser()
+    if not file.is_file():
+        known = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
+        hint = f": there are {', '.join(known)}" if known else ""
+        raise UserError(f"no config file '{path}'{hint}")
+    module_spec = importlib.util.spec_from_file_location(file.stem, file)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"config file '{path}' is not Python: its name ends in .py")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        config = module.get_config(variant)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception as error:
+        raise UserError(
+            f"config file '{path}' cannot be read: {type(error).__name__}: {error}"
+        ) from None
+    return validate(override(config, overrides))
+
+
+def validate(config: ConfigDict) -> ConfigDict:
+    """Checks every value and the relations between fields; returns the config.
+
+    Raises:
+      UserError: naming the first field that cannot be.
+    """
+    override(config, flatten(config))
+    if config.batch_size % config.accumulation:
+        raise UserError(
+            f"batch_size {config.batch_size} does not divide into accumulation "
+            f"{config.accumulation} micro-batches"
+        )
+    if not 0 <= config.model.dropout < 1:
+        raise UserError(f"model.dropout is below 1: not {config.model.dropout}")
+    if not 0 < config.data.val_fraction < 1:
+        raise UserError(
+            f"data.val_fraction is between 0 and 1: not {config.data.val_fraction}"
+        )
+    if config.sigma.order_start > 1:
+        raise UserError(f"sigma.order_start is at most 1: not {config.sigma.order_start}")
+    return config
+
+
+def save(config: ConfigDict, path: pathlib.Path) -> None:
+    """Freezes a resolved config as JSON, atomically."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    temporary.replace(path)
+
+
+def load_frozen(workdir: pathlib.Path) -> ConfigDict:
+    """Reads the config.json of a run; raises UserError where it is missing or damaged."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"'{workdir}' holds no run: there is no config.json in it")
+    try:
+        return validate(override(base(), flatten(json.loads(path.read_text()))))
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise UserError(f"'{path}' is damaged: {error}") from None
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Returns {key: (old value, new value)} for the fields that differ."""
+    a, b = flatten(old), flatten(new)
+    return {key: (a[key], b[key]) for key in FIELDS if a[key] != b[key]}

@@ -1,0 +1,1 @@
+"""The transformer and what generates with it; knows nothing of the systems."""

@@ -1,0 +1,100 @@
+"""Cached autoregressive generation in one compiled loop, and its naive oracle.
+
+A sequence is held in reading order: slot t is the t-th token read, wherever it stands
+in the text. Left-to-right generation is the identity order.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from jaxgpt.core import cache as kv
+from jaxgpt.core.positions import Positions
+
+
+def draw(
+    key_B: jax.Array, logits_BV: jax.Array, temperature: jax.Array, top_k: int
+) -> jax.Array:
+    """Draws a token per row; temperature 0 takes the likeliest, top_k 0 allows all."""
+    if top_k:
+        least_B1 = lax.top_k(logits_BV, min(top_k, logits_BV.shape[-1]))[0][:, -1:]
+        logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
+    scaled = logits_BV / jnp.where(temperature > 0, temperature, 1)
+    drawn_B = jax.vmap(jax.random.categorical)(key_B, scaled)
+    return jnp.where(temperature > 0, drawn_B, logits_BV.argmax(-1)).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "top_k", "cached"))
+def complete(
+    graphdef: nnx.GraphDef,
+    params: dict,
+    tokens_BT: jax.Array,
+    known_B: jax.Array,
+    where: Positions,
+    end: jax.Array,
+    key: jax.Array,
+    temperature: jax.Array,
+    *,
+    top_k: int = 0,
+    cached: bool = True,
+) -> jax.Array:
+    """Fills the slots known_B .. end of each row, one after another.
+
+    Nothing is compiled again for another number of known or wanted tokens.
+
+    Args:
+      graphdef, params: a LanguageModel, split.
+      tokens_BT: int32, the known tokens first; T is the model's block size.
+      known_B: how many slots of each row are given, at least 1.
+      where: position indices [B, T] of each slot (see core/positions.py).
+      end: one past the last slot to fill.
+      key: row b at slot t draws with fold_in(fold_in(key, b), t).
+      temperature: scalar; 0 is greedy.
+      top_k: only the k likeliest tokens are drawn; 0 allows all.
+      cached: False recomputes every token from the whole sequence: the oracle.
+
+    Returns:
+      tokens_BT with the missing slots filled.
+    """
+    model = nnx.merge(graphdef, params)
+    B, T = tokens_BT.shape
+    keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(B))
+    first = known_B.min() - 1
+
+    def slot(array, t):
+        return lax.dynamic_slice_in_dim(array, t, 1, axis=1)
+
+    def cached_logits(tokens, layers, t):
+        x_B1D = model.embed(slot(tokens, t), tuple(slot(index, t) for index in where))
+        x_B1D, layers = model.transformer.extend(x_B1D, layers, t)
+        return model.head(x_B1D)[:, 0], layers
+
+    def naive_logits(tokens, layers, t):
+        return slot(model(tokens, where), t)[:, 0], layers
+
+    def prefill(layers):
+        return model.transformer.extend(model.embed(tokens_BT, where), layers, 0)[1]
+
+    def body(carry):
+        t, tokens, layers = carry
+        logits_BV, layers = (cached_logits if cached else naive_logits)(
+            tokens, layers, t
+        )
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, t + 1)
+        drawn_B = draw(keys, logits_BV, temperature, top_k)
+        next_B = jnp.where(t + 1 < known_B, slot(tokens, t + 1)[:, 0], drawn_B)
+        tokens = lax.dynamic_update_slice(tokens, next_B[:, None], (0, t + 1))
+        return t + 1, tokens, layers
+
+    layers = kv.empty(model.config, B, T) if cached else ()
+    if cached:
+        # One pass over the whole block: the slots not yet known hold nonsense, and
+        # each is overwritten before any later token attends to it.
+        layers = lax.cond(first > 0, prefill, lambda layers: layers, layers)
+    start = (first, tokens_BT, layers)
+    return lax.while_loop(lambda carry: carry[0] + 1 < end, body, start)[1]

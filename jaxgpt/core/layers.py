@@ -1,0 +1,111 @@
+"""Linear layers, norms, feed-forwards, dropout, and the loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxgpt.core import cpu, hashing, init
+
+if TYPE_CHECKING:
+    from jaxgpt.core.transformer import ModelConfig
+
+
+class Linear(nnx.Module):
+    """y = x @ kernel + bias, operands in config.dtype, result float32 or wider."""
+
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        config: ModelConfig,
+        *,
+        std: float = init.STD,
+        rngs: nnx.Rngs,
+    ):
+        shape, dtype = (width_in, width_out), config.param_dtype
+        self.kernel = nnx.Param(init.normal(rngs.params(), shape, dtype, std))
+        self.bias = nnx.Param(jnp.zeros(width_out, dtype)) if config.bias else None
+        self.config = config
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., width_in] to [..., width_out]."""
+        y = matmul(x, self.kernel[...], self.config)
+        return y if self.bias is None else y + self.bias[...]
+
+
+def matmul(x: jax.Array, w_DF: jax.Array, config: ModelConfig) -> jax.Array:
+    """Returns x @ w for x [..., D], operands in config.dtype, summed in float32."""
+    x_ND = x.reshape(-1, x.shape[-1])
+    if config.kernels == "cpu":
+        y_NF = cpu.linear(x_ND, w_DF, config.dtype)
+    else:
+        y_NF = jnp.dot(
+            x_ND.astype(config.dtype),
+            w_DF.astype(config.dtype),
+            preferred_element_type=cpu.accumulator(config.dtype),
+        )
+    return y_NF.reshape(*x.shape[:-1], w_DF.shape[1])
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation of the last axis, epsilon 1e-5, bias as config.bias."""
+
+    def __init__(self, config: ModelConfig):
+        self.scale = nnx.Param(jnp.ones(config.n_embd, config.param_dtype))
+        self.bias = (
+            nnx.Param(jnp.zeros(config.n_embd, config.param_dtype))
+            if config.bias
+            else None
+        )
+        self.config = config
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., D] to [..., D]."""
+        if self.config.kernels == "cpu":
+            y = cpu.layer_norm(x, self.scale[...], 1e-5)
+        else:
+            centred = x - x.mean(-1, keepdims=True)
+            variance = (centred * centred).mean(-1, keepdims=True)
+            y = centred * jax.lax.rsqrt(variance + 1e-5) * self.scale[...]
+        return y if self.bias is None else y + self.bias[...]
+
+
+class FeedForward(nnx.Module):
+    """GPT-2's two layers with GELU (exact) between them, four times as wide."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        D, F = config.n_embd, 4 * config.n_embd
+        self.up = Linear(D, F, config, rngs=rngs)
+        self.down = Linear(
+            F, D, config, std=init.residual_std(config.n_layer), rngs=rngs
+        )
+        self.config = config
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D]."""
+        h_BTF = self.up(x_BTD)
+        if self.config.kernels == "cpu":
+            return self.down(cpu.gelu(h_BTF))
+        return self.down(jax.nn.gelu(h_BTF, approximate=False))
+
+
+def dropout(x: jax.Array, rate: float, seed_2: jax.Array | None) -> jax.Array:
+    """Zeroes elements with probability rate and scales the rest; seed None keeps all."""
+    if seed_2 is None or rate == 0:
+        return x
+    return x * hashing.dropout_factor(x.shape, rate, seed_2, x.dtype)
+
+
+def cross_entropy(
+    logits_BTV: jax.Array, targets_BT: jax.Array, config: ModelConfig
+) -> jax.Array:
+    """Returns the negative log-likelihood [B, T] of each target token, in nats."""
+    if config.kernels == "cpu":
+        flat = logits_BTV.reshape(-1, logits_BTV.shape[-1])
+        return cpu.cross_entropy(flat, targets_BT.reshape(-1)).reshape(targets_BT.shape)
+    picked = jnp.take_along_axis(logits_BTV, targets_BT[..., None], -1)[..., 0]
+    return jax.nn.logsumexp(logits_BTV, -1) - picked

@@ -1,0 +1,183 @@
+"""The transformer: vectors in, vectors out; and the language model around it.
+
+Dimension key, used as suffix of array names everywhere:
+
+  B batch     T query time   S key time    D n_embd       H heads    K head width
+  F feed-forward width       V vocabulary  N orders or rows           C fused width
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxgpt.config import UserError
+from jaxgpt.core import attention, cache, cpu, init, layers, positions
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What a model is; the fields of `config.model` plus two that are derived.
+
+    `positions` is "learned" (own position) or "double" (own and target position).
+    `kernels` is "cpu" (core/cpu.py) or "xla" (plain JAX); results agree to rounding.
+    """
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+    vocab_size: int
+    dropout: float = 0.0
+    bias: bool = False
+    dtype: str = "float32"
+    positions: str = "learned"
+    kernels: str = "xla"
+
+    def __post_init__(self) -> None:
+        """Raises UserError where the widths do not divide."""
+        if self.n_embd % self.n_head:
+            raise UserError(
+                f"model.n_embd {self.n_embd} does not divide into "
+                f"model.n_head {self.n_head} heads"
+            )
+        if self.vocab_size < 1:
+            raise UserError("model.vocab_size is 0: the data or a tokenizer sets it")
+
+    @property
+    def param_dtype(self) -> jnp.dtype:
+        """float32, or float64 where that is computed in."""
+        return jnp.dtype(cpu.accumulator(self.dtype))
+
+
+class Block(nnx.Module):
+    """Pre-norm residual block: attention, then feed-forward."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.norm_1 = layers.LayerNorm(config)
+        self.attn = attention.Attention(config, rngs=rngs)
+        self.norm_2 = layers.LayerNorm(config)
+        self.mlp = layers.FeedForward(config, rngs=rngs)
+        self.config = config
+
+    def __call__(
+        self, x_BTD: jax.Array, seeds_32: jax.Array | None = None
+    ) -> jax.Array:
+        """Maps [B, T, D] to [B, T, D]; seeds [3, 2] turn dropout on."""
+        attn, first, second = (None,) * 3 if seeds_32 is None else seeds_32
+        rate = self.config.dropout
+        with jax.named_scope("attention"):
+            h_BTD = self.attn(self.norm_1(x_BTD), attn)
+            x_BTD = x_BTD + layers.dropout(h_BTD, rate, first)
+        with jax.named_scope("feed_forward"):
+            h_BTD = self.mlp(self.norm_2(x_BTD))
+            return x_BTD + layers.dropout(h_BTD, rate, second)
+
+    def extend(
+        self, x_BTD: jax.Array, layer: cache.LayerCache, start: jax.Array
+    ) -> tuple[jax.Array, cache.LayerCache]:
+        """Runs T new tokens against the cache, at slots start .. start + T."""
+        h_BTD, layer = self.attn.extend(self.norm_1(x_BTD), layer, start)
+        x_BTD = x_BTD + h_BTD
+        return x_BTD + self.mlp(self.norm_2(x_BTD)), layer
+
+
+class Transformer(nnx.Module):
+    """A stack of blocks and a last norm: vectors in, vectors out."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.n_layer)])
+        self.norm_f = layers.LayerNorm(config)
+        self.config = config
+
+    def __call__(self, x_BTD: jax.Array, dropout_key: jax.Array | None = None):
+        """Maps [B, T, D] to [B, T, D]; a key turns dropout on."""
+        c = self.config
+        seeds = [None] * c.n_layer
+        if dropout_key is not None and c.dropout:
+            bits = jax.random.bits(dropout_key, (c.n_layer + 1, 3, 2), jnp.uint32)
+            x_BTD = layers.dropout(x_BTD, c.dropout, bits[-1, 0])
+            seeds = list(bits[:-1])
+        for block, seeds_32 in zip(self.blocks, seeds, strict=True):
+            x_BTD = block(x_BTD, seeds_32)
+        return self.norm_f(x_BTD)
+
+    def extend(
+        self, x_BTD: jax.Array, layers_kv: cache.KVCache, start: jax.Array
+    ) -> tuple[jax.Array, cache.KVCache]:
+        """Runs T new tokens against the cache, at slots start .. start + T."""
+        written = []
+        for block, layer in zip(self.blocks, layers_kv, strict=True):
+            x_BTD, layer = block.extend(x_BTD, layer, start)
+            written.append(layer)
+        return self.norm_f(x_BTD), tuple(written)
+
+
+class LanguageModel(nnx.Module):
+    """Tokens in, logits out; the head is the token table, transposed (tied)."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        shape = (config.vocab_size, config.n_embd)
+        self.table = nnx.Param(init.normal(rngs.params(), shape, config.param_dtype))
+        self.positions = positions.LearnedPositions(config, rngs=rngs)
+        self.transformer = Transformer(config, rngs=rngs)
+        self.config = config
+
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        where: positions.Positions | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns logits [B, T, V], float32 or wider.
+
+        Args:
+          tokens_BT: int32 token ids, in the order they are read.
+          where: position indices [B, T] of each token, as `positions.Positions`;
+            None reads left to right.
+          dropout_key: turns dropout on.
+        """
+        x_BTD = self.embed(tokens_BT, where)
+        return self.head(self.transformer(x_BTD, dropout_key))
+
+    def embed(
+        self, tokens_BT: jax.Array, where: positions.Positions | None = None
+    ) -> jax.Array:
+        """Returns token plus position embeddings [B, T, D]."""
+        if where is None:
+            where = positions.in_order(tokens_BT.shape[1], self.config)
+        return self.table[...][tokens_BT] + self.positions(where)
+
+    def head(self, x_BTD: jax.Array) -> jax.Array:
+        """Returns logits [B, T, V] of final hidden states."""
+        return layers.matmul(x_BTD, self.table[...].T, self.config)
+
+    def nll(
+        self,
+        tokens_BT: jax.Array,
+        targets_BT: jax.Array,
+        where: positions.Positions | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns each target's negative log-likelihood [B, T], in nats."""
+        logits_BTV = self(tokens_BT, where, dropout_key)
+        return layers.cross_entropy(logits_BTV, targets_BT, self.config)
+
+
+def count_parameters(params: dict) -> int:
+    """Returns the number of parameters of a tree of arrays (or of their shapes)."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def flops_per_token(config: ModelConfig, parameters: int) -> float:
+    """Returns the FLOPs of training on one token: 6 N + 12 L D T.
+
+    N leaves out position tables, which are not multiplied. As nanoGPT (after the
+    PaLM paper, appendix B), the causal half of the scores is not discounted.
+    """
+    D, T = config.n_embd, config.block_size
+    tables = D * T // (2 if config.positions == "double" else 1)
+    return 6 * (parameters - tables) + 12 * config.n_layer * D * T

@@ -1,0 +1,172 @@
+"""Loss over a split, or the score of given tokens.
+
+    python -m jaxgpt.evaluate --workdir=runs/sigma_char --split=val --json=-
+    python -m jaxgpt.evaluate --workdir=DIR --tokens=F.npy --order=O.npy --json=-
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import pathlib
+from typing import TYPE_CHECKING
+
+from jaxgpt import cli
+from jaxgpt.config import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jaxgpt.run import Run
+    from jaxgpt.systems import System
+
+
+def losses(
+    system: System, params: dict, tokens_NT: np.ndarray, rows: int, seed: int
+) -> dict[str, float]:
+    """Returns {name: mean nats per predicted token} over windows of tokens.
+
+    Orders and the like are drawn once for all windows, so the result depends neither
+    on rows (the windows scored at a time) nor on how often it is asked for.
+    """
+    import jax
+    import numpy as np
+
+    from jaxgpt.core import random
+
+    N = len(tokens_NT)
+    key = random.stream(seed, "eval_order")
+    batches = jax.jit(system.eval_batches)(tokens_NT, key)
+    score = _scorer(system)
+    result = {}
+    for suffix, batch in batches.items():
+        total, count = 0.0, 0
+        for start in range(0, N, rows):
+            # A last short batch is filled up with the first rows, not compiled anew.
+            index = np.arange(start, start + rows) % N
+            part = {name: array[index] for name, array in batch.items()}
+            nll_BT = np.asarray(score(params, part), np.float64)[: N - start]
+            total, count = total + nll_BT.sum(), count + nll_BT.size
+        result[f"loss{suffix}"] = float(total / count)
+    return result
+
+
+@functools.lru_cache(maxsize=8)
+def _scorer(system: System):
+    import jax
+
+    return jax.jit(system.nll)
+
+
+def evaluate_split(run: Run, split: str) -> dict:
+    """Returns the contract's figures for every whole window of a split."""
+    data = run.system.open_data()
+    if data.tokenizer.to_json() != run.tokenizer.to_json():
+        raise UserError(
+            f"data.path '{run.config.data.path}' has another vocabulary than this run"
+        )
+    tokens_NT = data.fixed(split, run.system.window)
+    rows = run.config.batch_size // run.config.accumulation
+    figures = losses(run.system, run.params, tokens_NT, rows, run.config.seed)
+    loss = figures.pop("loss")
+    return {
+        "loss": loss,
+        "perplexity": math.exp(loss),
+        "bits_per_token": loss / math.log(2),
+        "tokens": len(tokens_NT) * (run.system.window - 1),
+        "step": run.step,
+        **figures,
+    }
+
+
+def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -> dict:
+    """Scores an int array [B, T] in a file, in the orders of another if given."""
+    import jax
+    import numpy as np
+
+    c = run.system.model_config
+    tokens_BT = _integers(tokens)
+    B, T = tokens_BT.shape
+    if not 2 <= T <= c.block_size:
+        raise UserError(f"'{tokens}' has rows of {T} tokens: 2 to {c.block_size} fit")
+    if tokens_BT.min() < 0 or tokens_BT.max() >= c.vocab_size:
+        raise UserError(f"'{tokens}' holds ids outside the {c.vocab_size} of this model")
+    order_BT = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
+    if order:
+        if run.system.positions != "double":
+            raise UserError("--order is for σ-GPT: this model reads left to right")
+        order_BT = _integers(order)
+        if order_BT.shape != (B, T) or (np.sort(order_BT, 1) != np.arange(T)).any():
+            raise UserError(
+                f"'{order}' is no order: every one of its {B} rows must hold each of "
+                f"0 .. {T - 1} once"
+            )
+    score = jax.jit(run.system.score)
+    rows = max(1, min(B, (1 << 26) // (T * c.vocab_size)))
+    parts = []
+    for start in range(0, B, rows):
+        index = np.arange(start, start + rows) % B
+        part = score(run.params, tokens_BT[index], order_BT[index])
+        parts.append([np.asarray(array)[: B - start] for array in part])
+    logits_BTV, nll_BT = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    if logits:
+        np.save(_writable(logits), logits_BTV.astype(np.float32))
+    loss = float(nll_BT.mean(dtype=np.float64))
+    return {
+        "loss": loss,
+        "perplexity": math.exp(loss),
+        "bits_per_token": loss / math.log(2),
+        "tokens": nll_BT.size,
+        "step": run.step,
+        "nll": nll_BT.tolist(),
+    }
+
+
+def _integers(name: str) -> np.ndarray:
+    import numpy as np
+
+    try:
+        array = np.load(pathlib.Path(name).expanduser(), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"'{name}' is no .npy file of integers: {error}") from None
+    if getattr(array, "ndim", 0) != 2 or array.dtype.kind not in "iu" or not array.size:
+        raise UserError(f"'{name}' must hold integers [rows, tokens]")
+    return array.astype(np.int32)
+
+
+def _writable(name: str) -> pathlib.Path:
+    path = pathlib.Path(name).expanduser()
+    if not path.parent.is_dir():
+        raise UserError(f"--logits='{name}': there is no folder '{path.parent}'")
+    return path
+
+
+def command(argv: list[str]) -> None:
+    """Parses arguments and prints the figures."""
+    parser = cli.Parser("jaxgpt.evaluate", __doc__)
+    parser.add_run()
+    parser.add_argument("--split", default="val", choices=["train", "val"])
+    parser.add_argument("--tokens", help=".npy of token ids [B, T] to score instead")
+    parser.add_argument("--order", help=".npy [B, T]: the order to read each row in")
+    parser.add_argument("--logits", help="with --tokens: write float32 logits here")
+    args = parser.parse_args(argv)
+    if (args.order or args.logits) and not args.tokens:
+        raise UserError("--order and --logits go with --tokens")
+    cli.set_up_jax()
+    from jaxgpt.run import open_run
+
+    run = open_run(args.workdir, args.step)
+    if args.tokens:
+        figures = score_tokens(run, args.tokens, args.order, args.logits)
+    else:
+        figures = evaluate_split(run, args.split)
+    if args.json:
+        cli.print_json(figures)
+    else:
+        for name, value in figures.items():
+            if name != "nll":
+                print(f"{name:>20}  {value:.6g}" if value else f"{name:>20}  {value}")
+
+
+if __name__ == "__main__":
+    cli.main(command)

@@ -1,0 +1,226 @@
+"""What a run says of itself: files always, trackers where they work."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+from jaxgpt.cli import say
+
+# Peak bfloat16 FLOP/s of one device, by a part of JAX's device_kind (vendors' sheets).
+PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Returns the peak of a device, or None where it is not known."""
+    return next((peak for name, peak in PEAKS.items() if name in device_kind), None)
+
+
+class Recorder:
+    """Writes metrics.jsonl as it goes, metrics.csv and loss.png at evaluations."""
+
+    def __init__(self, workdir: pathlib.Path, start: int, trackers: list):
+        self.workdir = workdir
+        self.trackers = trackers
+        self.rows = [row for row in read_rows(workdir) if row["step"] <= start]
+        text = "".join(json.dumps(row) + "\n" for row in self.rows)
+        temporary = workdir / "metrics.tmp"
+        temporary.write_text(text)
+        temporary.replace(workdir / "metrics.jsonl")
+        self.stream = open(workdir / "metrics.jsonl", "a")  # noqa: SIM115 - kept open
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Appends one row; a tracker that fails is dropped, with a line."""
+        self.rows.append(row)
+        self.stream.write(json.dumps(row) + "\n")
+        self.stream.flush()
+        for tracker in list(self.trackers):
+            try:
+                tracker(row)
+            except Exception as error:
+                self.trackers.remove(tracker)
+                say(f"warning: a tracker failed and is off from here: {error}")
+
+    def summarise(self) -> None:
+        """Rewrites metrics.csv and loss.png from all rows."""
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        with open(self.workdir / "metrics.csv", "w", newline="") as stream:
+            writer = csv.DictWriter(stream, names)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        plot_losses(self.rows, self.workdir / "loss.png")
+
+
+def read_rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the rows of metrics.jsonl; a line cut off by a crash is left out."""
+    path = workdir / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def plot_losses(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """Draws every loss of the rows against the step."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    names = [n for n in dict.fromkeys(k for row in rows for k in row) if "loss" in n]
+    for name in names:
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        batch = name == "loss"
+        axes.plot(
+            *zip(*points, strict=True),
+            label="batch" if batch else name.replace("_", " "),
+            color="0.8" if batch else None,
+            linewidth=0.8 if batch else 1.6,
+            zorder=1 if batch else 2,
+        )
+    axes.set(xlabel="step", ylabel="nats per token")
+    axes.grid(color="0.93")
+    axes.spines[["top", "right"]].set_visible(False)
+    if names:
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def open_trackers(config, workdir: pathlib.Path) -> list:
+    """Returns the trackers asked for, as functions of a row; failures are one line."""
+    trackers = []
+    for wanted, opener in (
+        (config.tensorboard, _tensorboard),
+        (config.wandb_project, _wandb),
+    ):
+        if wanted:
+            try:
+                trackers.append(opener(config, workdir))
+            except Exception as error:
+                say(f"warning: {opener.__name__[1:]} is off: {error}")
+    return trackers
+
+
+def _tensorboard(config, workdir: pathlib.Path):
+    from tensorboardX import SummaryWriter
+
+    writer = SummaryWriter(str(workdir / "tensorboard"))
+
+    def track(row):
+        for name, value in row.items():
+            writer.add_scalar(name, value, row["step"])
+
+    return track
+
+
+def _wandb(config, workdir: pathlib.Path):
+    import wandb
+
+    run = wandb.init(
+        project=config.wandb_project,
+        name=workdir.name,
+        dir=str(workdir),
+        id=workdir.name,
+        resume="allow",
+        config=config.to_dict(),
+    )
+    return lambda row: run.log(row, step=row["step"])
+
+
+class Progress:
+    """A bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, start: int, steps: int):
+        self.start, self.steps, self.began = start, steps, time.monotonic()
+        self.bar, self.shown = None, 0
+        if sys.stderr.isatty():
+            self.bar = _bar()
+            self.bar.start()
+            self.task = self.bar.add_task("", total=steps, completed=start)
+
+    def eta(self, step: int) -> float:
+        """Returns the seconds left at the pace so far, evaluations included."""
+        pace = (time.monotonic() - self.began) / max(step - self.start, 1)
+        return pace * (self.steps - step)
+
+    def update(self, step: int, row: dict[str, Any]) -> None:
+        """Shows where training stands."""
+        self.shown = step - self.start
+        parts = [f"loss {row['loss']:.4f}", f"{row['tokens_per_second']:,.0f} tok/s"]
+        if "mfu" in row:
+            parts.append(f"MFU {row['mfu']:.1%}")
+        if self.bar:
+            self.bar.update(self.task, completed=step, description="  ".join(parts))
+        else:
+            left = clock(self.eta(step))
+            say(f"step {step}/{self.steps}  {'  '.join(parts)}  ETA {left}")
+
+    def evaluated(self, step: int, losses: dict[str, float]) -> None:
+        """Shows an evaluation."""
+        parts = (f"{n.replace('_', ' ')} {value:.4f}" for n, value in losses.items())
+        self.line(f"step {step}: " + ", ".join(parts))
+
+    def suggest(self, limit: float) -> None:
+        """Points to the smaller size where training will take longer than limit."""
+        eta = self.eta(self.start + self.shown)
+        if eta > limit:
+            self.line(
+                f"note: about {clock(eta)} to go on this CPU; a config's :laptop "
+                "variant trains in minutes"
+            )
+
+    def line(self, text: str) -> None:
+        """Prints a line above the bar."""
+        if self.bar:
+            self.bar.console.print(text, highlight=False, markup=False)
+        else:
+            say(text)
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        if self.bar:
+            self.bar.stop()
+
+
+def _bar():
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress as RichProgress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    return RichProgress(
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=None),
+        TextColumn("{task.description}"),
+        TextColumn("ETA"),
+        TimeRemainingColumn(compact=True),
+        console=Console(stderr=True),
+        refresh_per_second=4,
+    )
+
+
+def clock(seconds: float) -> str:
+    """Returns seconds as "1h02m", "4m10s" or "9s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60}h{minutes % 60:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

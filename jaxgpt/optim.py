@@ -1,0 +1,49 @@
+"""AdamW as nanoGPT runs it: cosine schedule, clipping, decay of matrices only."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+# Every parameter's last name stands here: a new kind must say whether it decays.
+DECAYS = {"kernel": True, "table": True, "scale": False, "bias": False}
+
+
+def schedule(config: ConfigDict) -> optax.Schedule:
+    """Returns step -> learning rate: linear warmup, then a cosine to the minimum.
+
+    The first step already learns: its rate is peak / (warmup + 1), as in nanoGPT.
+    """
+    c = config.optimizer
+    end = c.decay_steps or config.steps
+
+    def rate(step: jax.Array) -> jax.Array:
+        warm = c.learning_rate * (step + 1) / (c.warmup_steps + 1)
+        done = (step - c.warmup_steps) / max(end - c.warmup_steps, 1)
+        cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
+        cold = c.min_learning_rate + cosine * (c.learning_rate - c.min_learning_rate)
+        return jnp.where(step < c.warmup_steps, warm, cold)
+
+    return rate
+
+
+def decay_mask(params: dict) -> dict:
+    """Returns a tree of booleans: does weight decay apply to this parameter."""
+    return jax.tree.map_with_path(lambda path, _: DECAYS[path[-1].key], params)
+
+
+def make(config: ConfigDict) -> optax.GradientTransformation:
+    """Returns the optimizer: clip by global norm, then AdamW."""
+    c = config.optimizer
+    adamw = optax.adamw(
+        schedule(config),
+        b1=c.beta1,
+        b2=c.beta2,
+        weight_decay=c.weight_decay,
+        mask=decay_mask,
+    )
+    if not c.grad_clip:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(c.grad_clip), adamw)

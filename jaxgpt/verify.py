@@ -1,0 +1,47 @@
+"""Are the checkpoints of a run what was saved? Exit code 1 where one is not.
+
+    python -m jaxgpt.verify --workdir=runs/sigma_char
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from jaxgpt import cli
+
+
+def command(argv: list[str]) -> int:
+    """Checks every digest of every checkpoint and prints a line for each."""
+    parser = cli.Parser("jaxgpt.verify", __doc__)
+    parser.add_argument("--workdir", required=True, help="folder of the run")
+    parser.add_json()
+    args = parser.parse_args(argv)
+    cli.set_up_jax()
+    import jax
+
+    from jaxgpt import config as configs, optim, systems
+    from jaxgpt.checkpoint import Checkpoints, DamagedError
+
+    workdir = pathlib.Path(args.workdir).expanduser()
+    config = configs.load_frozen(workdir)
+    cli.use_float64(config.model.dtype)
+    system = systems.make(config)
+    abstract = {"params": jax.eval_shape(system.init, jax.random.key(0))}
+    abstract["opt_state"] = jax.eval_shape(optim.make(config).init, abstract["params"])
+    checkpoints = Checkpoints(workdir, read_only=True)
+    checkpoints.pick("last")
+    damaged = {}
+    for step in checkpoints.steps():
+        try:
+            checkpoints.restore(step, abstract)
+        except DamagedError as error:
+            damaged[str(step)] = str(error)
+        if not args.json:
+            print(f"checkpoint {step}: {damaged.get(str(step), 'intact')}")
+    if args.json:
+        cli.print_json({"checkpoints": checkpoints.steps(), "damaged": damaged})
+    return 1 if damaged else 0
+
+
+if __name__ == "__main__":
+    cli.main(command)
