@@ -1,8 +1,8 @@
 """σ-GPT on Shakespeare's characters, generating in any order.
 
-    python -m jaxgpt.train --config=configs/sigma_char.py          # one GPU or TPU
-    python -m jaxgpt.train --config=configs/sigma_char.py:laptop   # 2 CPU cores
-    python -m jaxgpt.train --config=configs/sigma_char.py:tiny     # seconds, for tests
+python -m jaxgpt.train --config=configs/sigma_char.py          # one GPU or TPU
+python -m jaxgpt.train --config=configs/sigma_char.py:laptop   # 2 CPU cores
+python -m jaxgpt.train --config=configs/sigma_char.py:tiny     # seconds, for tests
 """
 
 from jaxgpt.config import base, override, with_variant

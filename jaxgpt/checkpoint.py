@@ -13,6 +13,7 @@ Resume, in this order:
 from __future__ import annotations
 
 import hashlib
+import math
 import pathlib
 from typing import Any
 
@@ -52,7 +53,9 @@ def check_same_config(old: ConfigDict, new: ConfigDict, workdir: pathlib.Path) -
     """Raises UserError with a table where a run belongs to another config."""
     changed = {k: v for k, v in differences(old, new).items() if k not in MAY_CHANGE}
     if changed:
-        rows = "\n".join(f"  {k}: {a!r} there, {b!r} now" for k, (a, b) in changed.items())
+        rows = "\n".join(
+            f"  {k}: {a!r} there, {b!r} now" for k, (a, b) in changed.items()
+        )
         raise UserError(
             f"'{workdir}' belongs to another config: take another --workdir or undo\n"
             + rows
@@ -63,9 +66,9 @@ def digests(state: State) -> dict[str, list]:
     """Returns {path: [sha256, dtype, shape]} of every array."""
     result = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        array = np.ascontiguousarray(leaf)
-        digest = hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()
-        result[_name(path)] = [digest, str(array.dtype), list(array.shape)]
+        raw = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+        digest = hashlib.sha256(raw.data).hexdigest()
+        result[_name(path)] = [digest, str(leaf.dtype), list(leaf.shape)]
     return result
 
 
@@ -77,15 +80,15 @@ class Checkpoints:
     """The checkpoints of one run: items of a state, each a tree of arrays."""
 
     def __init__(self, workdir: pathlib.Path, keep: int = 1, read_only: bool = False):
-        best = BestN(
-            get_metric_fn=lambda metrics: -metrics["val_loss"],
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
+        def rank(metrics: dict[str, float]) -> float:
+            return -metrics["val_loss"] if metrics else -math.inf
+
+        best = BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)
         self.folder = workdir.resolve() / "checkpoints"
         self.manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
+                best_fn=rank,
                 preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
@@ -109,7 +112,10 @@ class Checkpoints:
         items["digests"] = ocp.args.JsonSave(digests(state))
         try:
             self.manager.save(
-                step, args=ocp.args.Composite(**items), metrics=metrics, force=True
+                step,
+                args=ocp.args.Composite(**items),
+                metrics=metrics or {},
+                force=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
             self._say_failed(step, error)
@@ -178,24 +184,31 @@ class Checkpoints:
         Raises:
           UserError: where there are checkpoints and every one is damaged.
         """
-        steps = self.steps()
-        for step in reversed(steps):
+        damaged: dict[int, str] = {}
+        for step in reversed(self.steps()):
             try:
-                return step, self.restore(step, abstract)
+                state = self.restore(step, abstract)
             except DamagedError as error:
-                say(f"warning: checkpoint {step} is damaged ({error}); trying an older one")
-                self._set_aside(step)
-        if steps:
+                damaged[step] = str(error)
+                continue
+            self._set_aside(damaged, step)
+            return step, state
+        if damaged:
+            step, reason = next(iter(damaged.items()))
             raise UserError(
-                f"every checkpoint in '{self.folder}' is damaged: restore them from a "
-                "backup, or start over in another --workdir"
+                f"no checkpoint in '{self.folder}' can be restored (step {step}: "
+                f"{reason}): bring back a copy, or start over in another --workdir"
             )
         return None
 
-    def _set_aside(self, step: int) -> None:
-        folder = self.folder / str(step)
-        folder.rename(folder.with_name(f"{step}.damaged"))
-        self.manager.reload()
+    def _set_aside(self, damaged: dict[int, str], used: int) -> None:
+        """Renames damaged checkpoints, so that their steps can be saved again."""
+        for step, reason in damaged.items():
+            say(f"warning: checkpoint {step} is damaged ({reason}); using step {used}")
+            folder = self.folder / str(step)
+            folder.rename(folder.with_name(f"{step}.damaged"))
+        if damaged:
+            self.manager.reload()
 
     def pick(self, wanted: str) -> int:
         """Returns the step that "best", "last" or a number names.

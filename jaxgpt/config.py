@@ -144,7 +144,9 @@ def _parse(key: str, field: Field, value: Any) -> Any:
         elif kind is int and float(value) != int(float(value)):
             raise ValueError
         elif kind is int:
-            value = int(value) if str(value).lstrip("+-").isdigit() else int(float(value))
+            value = (
+                int(value) if str(value).lstrip("+-").isdigit() else int(float(value))
+            )
         value = kind(value)
     except (KeyError, ValueError, TypeError, OverflowError):
         raise UserError(
@@ -155,7 +157,9 @@ def _parse(key: str, field: Field, value: Any) -> Any:
             f"config key '{key}' is one of {', '.join(field.choices)}: not '{value}'"
         )
     if field.minimum is not None and not value >= field.minimum:
-        raise UserError(f"config key '{key}' is at least {field.minimum:g}: not {value}")
+        raise UserError(
+            f"config key '{key}' is at least {field.minimum:g}: not {value}"
+        )
     return value
 
 
@@ -235,7 +239,9 @@ def validate(config: ConfigDict) -> ConfigDict:
             f"data.val_fraction is between 0 and 1: not {config.data.val_fraction}"
         )
     if config.sigma.order_start > 1:
-        raise UserError(f"sigma.order_start is at most 1: not {config.sigma.order_start}")
+        raise UserError(
+            f"sigma.order_start is at most 1: not {config.sigma.order_start}"
+        )
     return config
 
 
@@ -247,7 +253,7 @@ def save(config: ConfigDict, path: pathlib.Path) -> None:
 
 
 def load_frozen(workdir: pathlib.Path) -> ConfigDict:
-    """Reads the config.json of a run; raises UserError where it is missing or damaged."""
+    """Reads the config.json of a run; UserError where it is missing or damaged."""
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"'{workdir}' holds no run: there is no config.json in it")

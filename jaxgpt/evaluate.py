@@ -1,7 +1,7 @@
 """Loss over a split, or the score of given tokens.
 
-    python -m jaxgpt.evaluate --workdir=runs/sigma_char --split=val --json=-
-    python -m jaxgpt.evaluate --workdir=DIR --tokens=F.npy --order=O.npy --json=-
+python -m jaxgpt.evaluate --workdir=runs/sigma_char --split=val --json=-
+python -m jaxgpt.evaluate --workdir=DIR --tokens=F.npy --order=O.npy --json=-
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _scorer(system: System):
 def evaluate_split(run: Run, split: str) -> dict:
     """Returns the contract's figures for every whole window of a split."""
     data = run.system.open_data()
-    if data.tokenizer.to_json() != run.tokenizer.to_json():
+    if run.tokenizer and data.tokenizer.to_json() != run.tokenizer.to_json():
         raise UserError(
             f"data.path '{run.config.data.path}' has another vocabulary than this run"
         )
@@ -90,7 +90,9 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
     if not 2 <= T <= c.block_size:
         raise UserError(f"'{tokens}' has rows of {T} tokens: 2 to {c.block_size} fit")
     if tokens_BT.min() < 0 or tokens_BT.max() >= c.vocab_size:
-        raise UserError(f"'{tokens}' holds ids outside the {c.vocab_size} of this model")
+        raise UserError(
+            f"'{tokens}' holds ids outside the {c.vocab_size} of this model"
+        )
     order_BT = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
     if order:
         if run.system.positions != "double":

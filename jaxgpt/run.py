@@ -8,7 +8,8 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from jaxgpt import cli, config as configs, systems
+from jaxgpt import cli, systems
+from jaxgpt import config as configs
 from jaxgpt.checkpoint import Checkpoints, DamagedError
 from jaxgpt.config import UserError
 from jaxgpt.data import tokenizer as tok

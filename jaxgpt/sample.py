@@ -1,7 +1,7 @@
 """Generate from a run: continue a prompt, or fill the gaps of a template.
 
-    python -m jaxgpt.sample --workdir=runs/sigma_char-laptop --prompt="ROMEO:"
-    python -m jaxgpt.sample --workdir=DIR --template="<missing:20>my lord.<missing:20>"
+python -m jaxgpt.sample --workdir=runs/sigma_char-laptop --prompt="ROMEO:"
+python -m jaxgpt.sample --workdir=DIR --template="<missing:20>my lord.<missing:20>"
 """
 
 from __future__ import annotations
@@ -36,9 +36,13 @@ def known_text(run: Run, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarr
         what = "the template"
     else:
         prompt = _prompt_ids(run, args)
-        new = block - len(prompt) if args.max_new_tokens is None else args.max_new_tokens
+        new = (
+            block - len(prompt) if args.max_new_tokens is None else args.max_new_tokens
+        )
         if len(prompt) > block:
-            raise UserError(f"the prompt has {len(prompt)} tokens: {block} fit the model")
+            raise UserError(
+                f"the prompt has {len(prompt)} tokens: {block} fit the model"
+            )
         tokens = np.concatenate([prompt, np.zeros(new, np.int32)])
         known = np.arange(len(tokens)) < len(prompt)
         what = f"prompt and --max_new_tokens={new}"
@@ -75,7 +79,9 @@ def _prompt_ids(run: Run, args: argparse.Namespace) -> np.ndarray:
     try:
         ids = np.array([int(i) for i in args.prompt_ids.split(",") if i], np.int32)
     except (ValueError, OverflowError):
-        raise UserError(f"--prompt_ids are like 3,1,4: not '{args.prompt_ids}'") from None
+        raise UserError(
+            f"--prompt_ids are like 3,1,4: not '{args.prompt_ids}'"
+        ) from None
     size = run.system.model_config.vocab_size
     if ((ids < 0) | (ids >= size)).any():
         raise UserError(f"--prompt_ids are 0 .. {size - 1}: not '{args.prompt_ids}'")
@@ -96,7 +102,10 @@ def _start_token(run: Run) -> int:
 
     if isinstance(run.tokenizer, tok.GPT2Tokenizer):
         return tok.END_OF_TEXT
-    if isinstance(run.tokenizer, tok.CharTokenizer) and "\n" in run.tokenizer.characters:
+    if (
+        isinstance(run.tokenizer, tok.CharTokenizer)
+        and "\n" in run.tokenizer.characters
+    ):
         return int(run.tokenizer.encode("\n")[0])
     return 0
 
@@ -167,7 +176,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     if args.template is not None and args.max_new_tokens is not None:
-        raise UserError("--max_new_tokens does not go with --template: gaps have lengths")
+        raise UserError(
+            "--max_new_tokens does not go with --template: gaps have lengths"
+        )
     for name, least in (
         ("max_new_tokens", 0),
         ("num_samples", 1),

@@ -1,6 +1,6 @@
 """Train; the same command resumes.
 
-    python -m jaxgpt.train --config=configs/sigma_char.py:laptop
+python -m jaxgpt.train --config=configs/sigma_char.py:laptop
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
-from jaxgpt import cli, config as configs
+from jaxgpt import cli
+from jaxgpt import config as configs
 from jaxgpt.config import UserError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal = 0
-        self._before = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -123,7 +124,9 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> tuple[System, Any]:
     config.model.vocab_size = wanted or data.vocab_size
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir '{workdir}' is a file: name a folder")
-    known = tok.load(workdir / "tokenizer.json") if _exists(workdir, "tokenizer") else None
+    known = (
+        tok.load(workdir / "tokenizer.json") if _exists(workdir, "tokenizer") else None
+    )
     if _exists(workdir, "config"):
         check_same_config(configs.load_frozen(workdir), config, workdir)
     if known and known.to_json() != data.tokenizer.to_json():
@@ -174,10 +177,9 @@ class Trainer:
         )
         self.checkpoints = Checkpoints(workdir, c.keep)
         restored = self.checkpoints.restore_newest(abstract)
-        self.step, self.state = restored or (
-            0,
-            jax.jit(init, out_shardings=everywhere)(key),
-        )
+        fresh = jax.jit(init, out_shardings=everywhere)
+        self.state: dict[str, Any]
+        self.step, self.state = restored or (0, fresh(key))
         self.advance = make_step(system, optimizer)
         self.recorder = metrics.Recorder(
             workdir, self.step, metrics.open_trackers(c, workdir)
@@ -213,7 +215,7 @@ class Trainer:
         from jaxgpt.evaluate import losses
 
         c = self.config
-        result = {}
+        result: dict[str, float] = {}
         for split in ("train", "val"):
             tokens = self.data.fixed(split, self.system.window, c.eval_sequences)
             rows = c.batch_size // c.accumulation

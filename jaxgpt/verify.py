@@ -1,6 +1,6 @@
 """Are the checkpoints of a run what was saved? Exit code 1 where one is not.
 
-    python -m jaxgpt.verify --workdir=runs/sigma_char
+python -m jaxgpt.verify --workdir=runs/sigma_char
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ def command(argv: list[str]) -> int:
     cli.set_up_jax()
     import jax
 
-    from jaxgpt import config as configs, optim, systems
+    from jaxgpt import config as configs
+    from jaxgpt import optim, systems
     from jaxgpt.checkpoint import Checkpoints, DamagedError
 
     workdir = pathlib.Path(args.workdir).expanduser()

@@ -27,9 +27,7 @@ class Attention(nnx.Module):
         )
         self.config = config
 
-    def __call__(
-        self, x_BTD: jax.Array, seed_2: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, seed_2: jax.Array | None = None) -> jax.Array:
         """Attends each token to itself and the earlier ones."""
         c = self.config
         qkv_BTC = self.qkv(x_BTD)

@@ -37,7 +37,7 @@ def keep_heap() -> None:
     mallopt(top_pad, 64 << 20)
 
 
-def accumulator(dtype: jnp.dtype) -> jnp.dtype:
+def accumulator(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """Returns the dtype that products of this dtype are summed in."""
     return jnp.promote_types(dtype, jnp.float32)
 
@@ -54,7 +54,7 @@ def linear(x_ND: jax.Array, w_DF: jax.Array, dtype: str) -> jax.Array:
 
     The bfloat16 kernel is reached only from row-major operands with the contraction
     in the left one's last axis: the backward pass transposes x by hand, and a
-    dummy batch axis keeps XLA from folding the transpose back.
+    dummy batch axis and barriers keep XLA from folding transposes into the product.
     """
     return _dot(x_ND.astype(dtype), w_DF.astype(dtype), ((1,), (0,)))
 
@@ -70,7 +70,8 @@ def _linear_bwd(dtype, saved, g_NF):
     dx_ND = _dot(g, w, ((1,), (1,)))
     if dtype == "bfloat16":
         x_DN = lax.optimization_barrier(x.T)
-        dw_DF = _dot(x_DN[None], g[None], ((2,), (1,)), (0,))[0]
+        dw_DF = lax.optimization_barrier(_dot(x_DN[None], g[None], ((2,), (1,)), (0,)))
+        dw_DF = dw_DF[0]
     else:
         dw_DF = _dot(x, g, ((0,), (0,)))
     return dx_ND.astype(like_x.dtype), dw_DF.astype(like_w.dtype)
@@ -218,7 +219,8 @@ def _attention_bwd(n_head, dtype, dropout, residuals, dy_BTD):
     q_BHKT = q.transpose(0, 1, 3, 2)
     dy_BHKT = dy_BTHK.transpose(0, 2, 3, 1).astype(dtype)
     q_BHKT, dy_BHKT = lax.optimization_barrier((q_BHKT, dy_BHKT))
-    dq, dk_BHKS, dv_BHKS = [], 0.0, 0.0
+    dq: list[jax.Array] = []
+    dk_BHKS = dv_BHKS = jnp.zeros((B, H, K, T), dy_BTD.dtype)
     blocks = zip(_query_blocks(T), saved, strict=True)
     for (queries, seen), (e, inverse) in blocks:
         keep = _keep(e, T, queries.start, seed_2, dropout)
@@ -229,7 +231,9 @@ def _attention_bwd(n_head, dtype, dropout, residuals, dy_BTD):
         pad = ((0, 0), (0, 0), (0, 0), (0, T - seen))
         dq.append(_dot(ds, k[:, :, :seen], ((3,), (2,)), HEADS))
         dk_BHKS += jnp.pad(_dot(q_BHKT[..., queries], ds, ((3,), (2,)), HEADS), pad)
-        dv_BHKS += jnp.pad(_dot(dy_BHKT[..., queries], dropped, ((3,), (2,)), HEADS), pad)
+        dv_BHKS += jnp.pad(
+            _dot(dy_BHKT[..., queries], dropped, ((3,), (2,)), HEADS), pad
+        )
     dq_BHTK = jnp.concatenate(dq, 2) if len(dq) > 1 else dq[0]
     parts = (
         (dq_BHTK * (1 / math.sqrt(K))).astype(dtype).transpose(0, 2, 1, 3),

@@ -94,7 +94,7 @@ class FeedForward(nnx.Module):
 
 
 def dropout(x: jax.Array, rate: float, seed_2: jax.Array | None) -> jax.Array:
-    """Zeroes elements with probability rate and scales the rest; seed None keeps all."""
+    """Zeroes elements with probability rate, scales the rest; seed None keeps all."""
     if seed_2 is None or rate == 0:
         return x
     return x * hashing.dropout_factor(x.shape, rate, seed_2, x.dtype)

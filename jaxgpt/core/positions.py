@@ -14,7 +14,7 @@ from jaxgpt.core import init
 if TYPE_CHECKING:
     from jaxgpt.core.transformer import ModelConfig
 
-Positions = tuple[jax.Array, ...]
+Positions = tuple[jax.typing.ArrayLike, ...]
 
 
 class LearnedPositions(nnx.Module):
@@ -37,7 +37,7 @@ class LearnedPositions(nnx.Module):
     def __call__(self, positions: Positions) -> jax.Array:
         """Maps index arrays [B, T] (or [T]) to embeddings [B, T, D] (or [T, D])."""
         table = self.table[...]
-        return jnp.concatenate([table[index] for index in positions], -1)
+        return jnp.concatenate([table[jnp.asarray(index)] for index in positions], -1)
 
 
 def in_order(T: int, config: ModelConfig) -> Positions:

@@ -89,7 +89,9 @@ class Transformer(nnx.Module):
     """A stack of blocks and a last norm: vectors in, vectors out."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.blocks = nnx.List([Block(config, rngs=rngs) for _ in range(config.n_layer)])
+        self.blocks = nnx.List(
+            [Block(config, rngs=rngs) for _ in range(config.n_layer)]
+        )
         self.norm_f = layers.LayerNorm(config)
         self.config = config
 

@@ -159,7 +159,10 @@ def _encode(files, tokenizer: tok.Tokenizer, train: int, folder: pathlib.Path) -
     """Writes train.bin (the first train characters) and val.bin (the rest)."""
     dtype = _token_dtype(tokenizer.vocab_size)
     done = 0
-    with open(folder / "train.bin", "wb") as first, open(folder / "val.bin", "wb") as last:
+    with (
+        open(folder / "train.bin", "wb") as first,
+        open(folder / "val.bin", "wb") as last,
+    ):
         for text in _chunks(files):
             cut = min(max(train - done, 0), len(text))
             for part, out in ((text[:cut], first), (text[cut:], last)):
@@ -202,7 +205,7 @@ def _token_dtype(vocab_size: int) -> np.dtype:
 
 def _read_bins(folder: pathlib.Path, tokenizer: tok.Tokenizer) -> TextData:
     dtype = _token_dtype(tokenizer.vocab_size)
-    splits = []
+    splits: list[np.ndarray] = []
     for split in SPLITS:
         file = folder / f"{split}.bin"
         if not file.is_file():
@@ -214,7 +217,7 @@ def _read_bins(folder: pathlib.Path, tokenizer: tok.Tokenizer) -> TextData:
                 f"{dtype.name} tokens: it is truncated or of another kind"
             )
         splits.append(np.memmap(file, dtype, "r") if size else np.zeros(0, dtype))
-    return TextData(*splits, tokenizer)
+    return TextData(splits[0], splits[1], tokenizer)
 
 
 def _open_bins(folder: pathlib.Path, config: ConfigDict) -> TextData:
@@ -224,11 +227,13 @@ def _open_bins(folder: pathlib.Path, config: ConfigDict) -> TextData:
     elif config.data.tokenizer == "gpt2":
         tokenizer = tok.GPT2Tokenizer()
     elif (folder / "input.txt").exists():
-        tokenizer = tok.CharTokenizer("".join(sorted(_survey([folder / "input.txt"])[0])))
+        tokenizer = tok.CharTokenizer(
+            "".join(sorted(_survey([folder / "input.txt"])[0]))
+        )
     else:
         raise UserError(
-            f"'{folder}' has no vocabulary: put tokenizer.json or input.txt into it, or "
-            "set data.tokenizer=gpt2"
+            f"'{folder}' has no vocabulary: put tokenizer.json or input.txt into it, "
+            "or set data.tokenizer=gpt2"
         )
     data = _read_bins(folder, tokenizer)
     for split in SPLITS:

@@ -107,7 +107,7 @@ class System:
         top_k: int = 0,
         cached: bool = True,
     ) -> np.ndarray:
-        """Fills the unknown positions of texts, token by token; returns int32 [B, T]."""
+        """Fills the unknown positions, token by token; returns int32 [B, T]."""
         B, T = tokens_BT.shape
         block = self.model_config.block_size
         order_key, draw_key = jax.random.split(key)

@@ -89,8 +89,6 @@ class SigmaGPT(System):
         return read_BT, (own_BS, np.roll(own_BS, -1, 1))
 
 
-
-
 def _read(tokens_BT: jax.Array, order_BT: jax.Array) -> tuple[jax.Array, Positions]:
     """Returns the tokens in reading order, and the positions of all but the last."""
     read_BT = jnp.take_along_axis(tokens_BT, order_BT, 1)

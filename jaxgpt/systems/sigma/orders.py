@@ -13,9 +13,10 @@ def fractal(T: int) -> np.ndarray:
     Level by level. The first split goes right first; a left half keeps the direction
     of what it is half of, a right half turns it (the order of σ-GPT's text program).
     """
-    level, order = [(0, T, True)], []
+    level: list[tuple[int, int, bool]] = [(0, T, True)]
+    order: list[int] = []
     while level:
-        halves = []
+        halves: list[tuple[int, int, bool]] = []
         for low, high, right_first in level:
             if low == high:
                 continue

@@ -1,0 +1,48 @@
+# Everything runs in .venv; what is installed there is what constraints.txt pins.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+RUFF := $(VENV)/bin/ruff
+
+.PHONY: train test slow lint format bench clean
+
+train: $(VENV)/.base
+	$(RUN) -m jaxgpt.train --config=configs/sigma_char.py:laptop
+	@echo
+	$(RUN) -m jaxgpt.sample --workdir=runs/sigma_char-laptop --prompt="ROMEO:" --num_samples=3
+
+test: $(VENV)/.test
+	$(RUN) -m pytest
+
+slow: $(VENV)/.test
+	$(RUN) -m pytest -m slow
+
+lint: $(VENV)/.test
+	$(RUFF) check .
+	$(RUFF) format --check .
+	$(RUN) -m mypy
+
+format: $(VENV)/.test
+	$(RUFF) check --fix .
+	$(RUFF) format .
+
+bench: $(VENV)/.test
+	$(RUN) -m benchmarks.train_step
+	$(RUN) -m benchmarks.sampling
+	$(RUN) -m benchmarks.overhead
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxgpt needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $@ $(VENV)/.base

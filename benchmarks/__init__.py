@@ -1,0 +1,1 @@
+"""Each prints a table, then one JSON line last."""
