@@ -29,7 +29,15 @@ def get_config(variant=""):
         },
     )
     variants = {
-        "laptop": SMALL | {"steps": 3600, "batch_size": 64, "eval_interval": 400},
+        "laptop": SMALL
+        | {
+            "steps": 5000,
+            "batch_size": 16,
+            "eval_interval": 500,
+            "checkpoint_interval": 500,
+            "log_interval": 50,
+            "optimizer.learning_rate": 2e-3,
+        },
         "tiny": SMALL
         | {
             "model.n_layer": 2,

@@ -133,7 +133,8 @@ class Checkpoints:
         return False
 
     def _say_failed(self, step: int | None, error: Exception) -> None:
-        reason = str(error).strip().splitlines()[0][:200]
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = line.split(" [os_error_code")[0].rsplit(": ", 1)[-1][:200]
         which = "a checkpoint" if step is None else f"checkpoint {step}"
         left = ", ".join(map(str, self.steps())) or "none"
         say(f"warning: {which} could not be saved ({reason}); kept steps: {left}")

@@ -88,8 +88,12 @@ def set_up_jax() -> None:
 
     from jaxgpt.core import cpu
 
-    absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger("jax").setLevel(logging.ERROR)
+    # A failed background save is one line of Checkpoints', not the hundreds of these.
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    for name in ("asyncio", "concurrent.futures"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = _without_closed_loops
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = os.environ.get("JAXGPT_CACHE", "~/.cache/jaxgpt")
         cache = pathlib.Path(home).expanduser() / "xla"
@@ -97,6 +101,12 @@ def set_up_jax() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if jax.default_backend() == "cpu":
         cpu.keep_heap()
+
+
+def _without_closed_loops(unraisable: Any) -> None:
+    """Reports what no one can catch, but for saves that end after they failed."""
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 def use_float64(dtype: str) -> None:

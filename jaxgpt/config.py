@@ -32,6 +32,7 @@ class Field:
     minimum: float | None = None
 
 
+MAX_SEED = 2**32 - 1  # JAX's keys hold no more: larger seeds wrap around or overflow.
 ORDERS = ("random", "left-to-right", "fractal", "curriculum")
 
 FIELDS: dict[str, Field] = {
@@ -129,10 +130,8 @@ def with_variant(
 ) -> ConfigDict:
     """Applies the named variant of a config file; "" changes nothing."""
     if variant and variant not in variants:
-        raise UserError(
-            f"unknown variant ':{variant}': this config has "
-            + ", ".join(f":{name}" for name in variants)
-        )
+        known = ", ".join(f":{name}" for name in variants) or "none"
+        raise UserError(f"unknown variant ':{variant}': this config has {known}")
     return override(config, variants.get(variant, {}))
 
 
@@ -215,9 +214,20 @@ def load(spec: str, overrides: Mapping[str, str]) -> ConfigDict:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:
         raise UserError(
-            f"config file '{path}' cannot be read: {type(error).__name__}: {error}"
+            f"config file '{path}' cannot be read: {_one_line(error)}"
         ) from None
+    if (
+        not isinstance(config, ConfigDict)
+        or not FIELDS.keys() <= flatten(config).keys()
+    ):
+        raise UserError(f"'{path}': get_config must return base() with its differences")
     return validate(override(config, overrides))
+
+
+def _one_line(error: Exception) -> str:
+    """Returns kind and message; of a long one (a locked config's) the two ends."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 300 else f"{text[:150]} ... {text[-100:]}"
 
 
 def validate(config: ConfigDict) -> ConfigDict:
@@ -227,6 +237,8 @@ def validate(config: ConfigDict) -> ConfigDict:
       UserError: naming the first field that cannot be.
     """
     override(config, flatten(config))
+    if config.seed > MAX_SEED:
+        raise UserError(f"seed is at most {MAX_SEED}: not {config.seed}")
     if config.batch_size % config.accumulation:
         raise UserError(
             f"batch_size {config.batch_size} does not divide into accumulation "

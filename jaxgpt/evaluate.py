@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import pathlib
+import zipfile
 from typing import TYPE_CHECKING
 
 from jaxgpt import cli
@@ -103,6 +104,8 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
                 f"'{order}' is no order: every one of its {B} rows must hold each of "
                 f"0 .. {T - 1} once"
             )
+    tokens_BT, order_BT = tokens_BT.astype(np.int32), order_BT.astype(np.int32)
+    output = _writable(logits) if logits else None
     score = jax.jit(run.system.score)
     rows = max(1, min(B, (1 << 26) // (T * c.vocab_size)))
     parts = []
@@ -111,8 +114,11 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
         part = score(run.params, tokens_BT[index], order_BT[index])
         parts.append([np.asarray(array)[: B - start] for array in part])
     logits_BTV, nll_BT = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    if logits:
-        np.save(_writable(logits), logits_BTV.astype(np.float32))
+    if output:
+        try:
+            np.save(output, logits_BTV.astype(np.float32))
+        except OSError as error:
+            raise UserError(f"--logits='{logits}': {error.strerror}") from None
     loss = float(nll_BT.mean(dtype=np.float64))
     return {
         "loss": loss,
@@ -129,11 +135,12 @@ def _integers(name: str) -> np.ndarray:
 
     try:
         array = np.load(pathlib.Path(name).expanduser(), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"'{name}' is no .npy file of integers: {error}") from None
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"'{name}' is no .npy file of integers: {reason}") from None
     if getattr(array, "ndim", 0) != 2 or array.dtype.kind not in "iu" or not array.size:
         raise UserError(f"'{name}' must hold integers [rows, tokens]")
-    return array.astype(np.int32)
+    return array
 
 
 def _writable(name: str) -> pathlib.Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import pathlib
@@ -34,7 +35,10 @@ class Recorder:
     def __init__(self, workdir: pathlib.Path, start: int, trackers: list):
         self.workdir = workdir
         self.trackers = trackers
-        self.rows = [row for row in read_rows(workdir) if row["step"] <= start]
+        self.failed: set[str] = set()
+        # A run that starts over writes its step 0 again.
+        before = read_rows(workdir) if start else []
+        self.rows = [row for row in before if row["step"] <= start]
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
         temporary = workdir / "metrics.tmp"
         temporary.write_text(text)
@@ -44,8 +48,9 @@ class Recorder:
     def write(self, row: dict[str, Any]) -> None:
         """Appends one row; a tracker that fails is dropped, with a line."""
         self.rows.append(row)
-        self.stream.write(json.dumps(row) + "\n")
-        self.stream.flush()
+        with self._tolerating_a_full_disk("metrics.jsonl"):
+            self.stream.write(json.dumps(row) + "\n")
+            self.stream.flush()
         for tracker in list(self.trackers):
             try:
                 tracker(row)
@@ -56,11 +61,25 @@ class Recorder:
     def summarise(self) -> None:
         """Rewrites metrics.csv and loss.png from all rows."""
         names = list(dict.fromkeys(name for row in self.rows for name in row))
-        with open(self.workdir / "metrics.csv", "w", newline="") as stream:
+        with (
+            self._tolerating_a_full_disk("metrics.csv"),
+            open(self.workdir / "metrics.csv", "w", newline="") as stream,
+        ):
             writer = csv.DictWriter(stream, names)
             writer.writeheader()
             writer.writerows(self.rows)
-        plot_losses(self.rows, self.workdir / "loss.png")
+        with self._tolerating_a_full_disk("loss.png"):
+            plot_losses(self.rows, self.workdir / "loss.png")
+
+    @contextlib.contextmanager
+    def _tolerating_a_full_disk(self, name: str):
+        """Says once per file that it cannot be written; training goes on."""
+        try:
+            yield
+        except OSError as error:
+            if name not in self.failed:
+                say(f"warning: '{self.workdir / name}' cannot be written: {error}")
+            self.failed.add(name)
 
 
 def read_rows(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from jaxgpt import cli
-from jaxgpt.config import UserError
+from jaxgpt.config import MAX_SEED, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,8 +32,7 @@ def known_text(run: Run, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarr
 
     block = run.system.model_config.block_size
     if args.template is not None:
-        tokens, known = _read_template(run, args.template)
-        what = "the template"
+        tokens, known = _read_template(run, args.template, block)
     else:
         prompt = _prompt_ids(run, args)
         new = (
@@ -43,31 +42,39 @@ def known_text(run: Run, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarr
             raise UserError(
                 f"the prompt has {len(prompt)} tokens: {block} fit the model"
             )
+        total = len(prompt) + new
+        if total > block:
+            raise UserError(
+                f"prompt and --max_new_tokens={new} make {total} tokens: "
+                f"{block} fit the model"
+            )
         tokens = np.concatenate([prompt, np.zeros(new, np.int32)])
-        known = np.arange(len(tokens)) < len(prompt)
-        what = f"prompt and --max_new_tokens={new}"
-    if len(tokens) > block:
-        raise UserError(f"{what} make {len(tokens)} tokens: {block} fit the model")
-    if not known.any():
-        tokens[0], known[0] = _start_token(run), True
-        cli.say(
-            f"note: this model cannot begin with nothing; its first token is "
-            f"{_show(run, tokens[:1])!r}"
-        )
+        known = np.arange(total) < len(prompt)
+    if not len(tokens):
+        raise UserError("nothing is given and nothing asked for: raise the length")
     return tokens, known
 
 
-def _read_template(run: Run, template: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_template(
+    run: Run, template: str, block: int
+) -> tuple[np.ndarray, np.ndarray]:
     import numpy as np
 
-    tokens, known = [np.zeros(0, np.int32)], [np.zeros(0, bool)]
-    for index, piece in enumerate(GAP.split(template)):
-        gap = index % 2 == 1
-        ids = np.zeros(int(piece), np.int32) if gap else _encode(run, piece)
-        tokens.append(ids)
-        known.append(np.full(len(ids), not gap))
     if not template:
         raise UserError("--template is empty: write gaps as <missing:12>")
+    tokens, known, total = [np.zeros(0, np.int32)], [np.zeros(0, bool)], 0
+    for index, piece in enumerate(GAP.split(template)):
+        gap = index % 2 == 1
+        if gap and len(piece) > 12:
+            raise UserError(f"a gap of {len(piece)} digits: {block} tokens fit")
+        ids = None if gap else _encode(run, piece)
+        length = int(piece) if ids is None else len(ids)
+        total += length
+        if total <= block:
+            tokens.append(np.zeros(length, np.int32) if ids is None else ids)
+            known.append(np.full(length, not gap))
+    if total > block:
+        raise UserError(f"the template makes {total} tokens: {block} fit the model")
     return np.concatenate(tokens), np.concatenate(known)
 
 
@@ -125,6 +132,9 @@ def command(argv: list[str]) -> None:
 
     run = open_run(args.workdir, args.step)
     tokens, known = known_text(run, args)
+    bare = not known.any()
+    if bare:
+        tokens[0], known[0] = _start_token(run), True
     began = time.perf_counter()
     filled_NT = run.system.sample(
         run.params,
@@ -136,6 +146,11 @@ def command(argv: list[str]) -> None:
         top_k=args.top_k,
     )
     seconds = time.perf_counter() - began
+    if bare:
+        cli.say(
+            f"note: this model cannot begin with nothing; its first token is "
+            f"{_show(run, tokens[:1])!r}"
+        )
     missing = int((~known).sum())
     samples = [
         {
@@ -189,6 +204,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and not value >= least:
             raise UserError(f"--{name} is at least {least}: not {value}")
+    if args.seed > MAX_SEED:
+        raise UserError(f"--seed is at most {MAX_SEED}: not {args.seed}")
     return args
 
 

@@ -70,7 +70,7 @@ def make_step(system: System, optimizer: optax.GradientTransformation):
         batch = system.train_batch(tokens_BT, random.at(seed, "order", index), index)
         value, grads = gradients(params, batch, random.at(seed, "dropout", index))
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        metrics = {"loss": value, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
         return optax.apply_updates(params, updates), opt_state, metrics
 
     return jax.jit(step, donate_argnums=(0, 1))
@@ -337,6 +337,9 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> int:
         progress.close()
         trainer.recorder.summarise()
         trainer.checkpoints.close()
+    if trainer.step not in trainer.checkpoints.steps():
+        cli.say(f"error: the state after step {trainer.step} is lost: it was not saved")
+        return 1
     if interruption.signal:
         cli.say(f"stopped after step {trainer.step}; the same command resumes")
         return 128 + interruption.signal

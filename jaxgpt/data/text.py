@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from jaxgpt.data import tokenizer as tok
 
 SPLITS = ("train", "val")
 CHUNK = 1 << 22
+LONGEST_WORD = 1 << 24
+LAST_WORD_END = re.compile(r".*\S(?=[ \n])", re.DOTALL)
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
 
@@ -92,7 +95,7 @@ def open_text(config: ConfigDict, length: int) -> TextData:
 def _resolve(name: str) -> pathlib.Path:
     path = pathlib.Path(name).expanduser()
     for candidate in (path, REPOSITORY / path):
-        if candidate.exists():
+        if name and candidate.exists():
             return candidate
     raise UserError(f"data.path '{name}' does not exist: name a text file or folder")
 
@@ -108,7 +111,7 @@ def _text_files(path: pathlib.Path) -> list[pathlib.Path]:
 
 def _open_files(files: list[pathlib.Path], config: ConfigDict) -> TextData:
     stamps = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    wanted = repr((1, stamps, config.data.tokenizer, config.data.val_fraction))
+    wanted = repr((2, stamps, config.data.tokenizer, config.data.val_fraction))
     name = f"{files[0].stem}-{hashlib.sha256(wanted.encode()).hexdigest()[:16]}"
     home = pathlib.Path(os.environ.get("JAXGPT_CACHE", "~/.cache/jaxgpt")).expanduser()
     cached = home / "text" / name
@@ -139,7 +142,9 @@ def _build(files: list[pathlib.Path], config: ConfigDict, cached: pathlib.Path) 
         if not cached.exists():
             building.replace(cached)
     except OSError as error:
-        raise UserError(f"cannot tokenise into '{cached}': {error.strerror}") from None
+        raise UserError(
+            f"cannot tokenise '{error.filename or cached}': {error.strerror}"
+        ) from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -172,10 +177,12 @@ def _encode(files, tokenizer: tok.Tokenizer, train: int, folder: pathlib.Path) -
 
 
 def _chunks(files: list[pathlib.Path]) -> Iterator[str]:
-    """Yields the text in pieces that end with a line where lines are sane.
+    """Yields the text in pieces that end with a word, before the space or newline.
 
-    A tokenizer sees whole lines, so that pieces change no token, and memory stays
-    bounded whatever the size of the text.
+    No token of either tokenizer spans such a place and none depends on what is
+    beyond it (a piece that ends with a newline would join blank lines into another
+    token), so pieces change no token. Memory stays bounded whatever the size of the
+    text: only a word longer than `LONGEST_WORD` is cut.
     """
     for file in files:
         decoder = codecs.getincrementaldecoder("utf-8")()
@@ -190,9 +197,11 @@ def _chunks(files: list[pathlib.Path]) -> Iterator[str]:
                         "convert it first"
                     ) from None
                 offset += len(raw)
-                cut = rest.rfind("\n") + 1 or len(rest)
-                yield rest[:cut]
-                rest = rest[cut:]
+                word = LAST_WORD_END.match(rest)
+                if word or len(rest) > LONGEST_WORD:
+                    cut = word.end() if word else len(rest)
+                    yield rest[:cut]
+                    rest = rest[cut:]
         if decoder.getstate()[0]:
             raise UserError(f"'{file}' is not UTF-8: it ends within a character")
         if rest:

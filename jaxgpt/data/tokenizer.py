@@ -49,7 +49,7 @@ class CharTokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Returns ids [len(text)]; raises UserError at the first unknown character."""
-        points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         ids = self._ids[np.minimum(points, len(self._ids) - 1)]
         if (ids < 0).any():
             at = int((ids < 0).argmax())
@@ -145,5 +145,6 @@ def load(path: pathlib.Path) -> Tokenizer:
 def save(tokenizer: Tokenizer, path: pathlib.Path) -> None:
     """Writes a tokenizer file, atomically."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(tokenizer.to_json(), ensure_ascii=False) + "\n")
+    text = json.dumps(tokenizer.to_json(), ensure_ascii=False) + "\n"
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

@@ -1,0 +1,261 @@
+import json
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgpt import config as configs
+from jaxgpt import metrics, optim, systems
+from jaxgpt.train import make_step, train
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = "configs/sigma_char.py:tiny"
+
+
+def start(workdir, *overrides, **options):
+    arguments = [f"--config={TINY}", f"--workdir={workdir}", *overrides]
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxgpt.train", *arguments],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def finish(process):
+    _, said = process.communicate(timeout=240)
+    assert "Traceback" not in said, said
+    return process.returncode, said
+
+
+def saved_digests(workdir, step):
+    """The sha256 of every parameter and moment of a checkpoint."""
+    folder = workdir / "checkpoints" / str(step) / "digests"
+    return json.loads((folder / "metadata").read_text())
+
+
+def wait_for_step(workdir, step, process):
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(row["step"] >= step for row in metrics.read_rows(workdir)):
+            return
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "straight"
+    code, _ = finish(start(workdir))
+    assert code == 0
+    return workdir
+
+
+def test_a_run_leaves_what_the_contract_names(uninterrupted):
+    names = {path.name for path in uninterrupted.iterdir()}
+    files = {
+        "config.json",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "metrics.csv",
+        "loss.png",
+    }
+    assert names == files | {"checkpoints"}
+    rows = metrics.read_rows(uninterrupted)
+    assert [row["step"] for row in rows] == [0, 10, 20, 30, 40]
+    assert rows[0]["val_loss"] == pytest.approx(np.log(65), abs=0.1)
+    assert rows[-1]["val_loss"] < rows[0]["val_loss"] - 0.3
+    header = (uninterrupted / "metrics.csv").read_text().splitlines()[0]
+    assert {"step", "loss", "val_loss", "learning_rate"} <= set(header.split(","))
+
+
+def test_resume_after_kill_9_ends_in_the_same_bits(uninterrupted, tmp_path):
+    workdir = tmp_path / "killed"
+    for step in (10, 20, 30):
+        process = start(workdir, "--config.checkpoint_interval=5")
+        wait_for_step(workdir, step, process)
+        process.kill()
+        process.wait()
+    code, said = finish(start(workdir))
+    assert code == 0
+    assert "resuming after step" in said
+    assert saved_digests(workdir, 40) == saved_digests(uninterrupted, 40)
+    steps = [row["step"] for row in metrics.read_rows(workdir)]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_a_signal_saves_and_the_same_command_resumes(
+    uninterrupted, tmp_path, number, code
+):
+    workdir = tmp_path / "run"
+    process = start(
+        workdir, "--config.steps=100000", "--config.optimizer.decay_steps=40"
+    )
+    wait_for_step(workdir, 10, process)
+    process.send_signal(number)
+    assert finish(process)[0] == code
+    left = max(int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*"))
+    more = f"--config.steps={left + 5}"
+    code, said = finish(start(workdir, more, "--config.optimizer.decay_steps=40"))
+    assert code == 0
+    assert f"resuming after step {left}" in said
+
+
+def test_a_second_interrupt_quits_at_once(tmp_path):
+    process = start(tmp_path / "run", "--config.steps=100000")
+    wait_for_step(tmp_path / "run", 10, process)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    assert finish(process)[0] == 130
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path):
+    workdir = tmp_path / "run"
+    overrides = ["--config.optimizer.learning_rate=1e30", "--config.steps=60"]
+    overrides += ["--config.optimizer.warmup_steps=0", "--config.checkpoint_interval=1"]
+    code, said = finish(start(workdir, *overrides))
+    assert code == 1
+    assert "error: step " in said
+    assert "checkpoints kept: " in said
+
+
+def test_a_full_disk_keeps_the_older_steps_and_says_so(tmp_path):
+    workdir = tmp_path / "run"
+    assert finish(start(workdir, "--config.steps=20"))[0] == 0
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    code, said = finish(start(workdir, "--config.steps=40", preexec_fn=limit))
+    assert code == 1
+    assert "could not be saved" in said
+    assert "kept steps: 20" in said
+    assert "is lost" in said
+    code, said = finish(start(workdir, "--config.steps=40"))
+    assert code == 0
+    assert "resuming after step 20" in said
+
+
+def test_a_checkpoint_of_8_devices_restores_on_1(tmp_path):
+    eight = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    workdir = tmp_path / "run"
+    code, said = finish(start(workdir, "--config.steps=20", env=eight))
+    assert code == 0
+    assert "on 8 cpu" in said
+    code, said = finish(start(workdir, "--config.steps=40"))
+    assert code == 0
+    assert "on 1 cpu, resuming after step 20" in said
+
+
+def test_device_count_changes_no_curve(uninterrupted, tmp_path):
+    eight = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    assert finish(start(tmp_path / "run", env=eight))[0] == 0
+    for one, other in zip(
+        metrics.read_rows(uninterrupted),
+        metrics.read_rows(tmp_path / "run"),
+        strict=True,
+    ):
+        for name in ("loss", "val_loss"):
+            if name in one:
+                assert one[name] == pytest.approx(other[name], abs=1e-5)
+
+
+def steps_of(changes, count=3):
+    """Parameters and losses after a few steps on fixed tokens."""
+    changes = {"model.vocab_size": 65, "optimizer.warmup_steps": 0} | changes
+    config = configs.override(configs.load(TINY, {}), changes)
+    system = systems.make(config)
+    optimizer = optim.make(config)
+    params = system.init(jax.random.key(0))
+    state = [params, optimizer.init(params)]
+    advance = make_step(system, optimizer)
+    rng = np.random.default_rng(0)
+    losses = []
+    for index in range(count):
+        tokens = rng.integers(0, 65, (8, system.window)).astype(np.int32)
+        *state[:], found = advance(*state, np.int32(index), tokens)
+        losses.append(float(found["loss"]))
+    return state[0], losses
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("system", ["sigma", "causal"])
+def test_accumulation_changes_nothing(system, parts):
+    whole, losses = steps_of({"system": system})
+    split, same = steps_of({"system": system, "accumulation": parts})
+    np.testing.assert_allclose(losses, same, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(split), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_dropout_is_a_function_of_the_step():
+    _, losses = steps_of({"model.dropout": 0.3})
+    _, again = steps_of({"model.dropout": 0.3})
+    _, without = steps_of({})
+    assert losses == again
+    assert losses != without
+
+
+def test_every_parameter_has_a_decay_rule():
+    config = configs.load(TINY, {"model.bias": "true", "model.vocab_size": "65"})
+    params = jax.eval_shape(systems.make(config).init, jax.random.key(0))
+    mask = optim.decay_mask(params)
+    for leaf, decays in zip(
+        jax.tree.leaves(params), jax.tree.leaves(mask), strict=True
+    ):
+        assert decays == (leaf.ndim > 1)
+
+
+def test_schedule_is_nanogpts():
+    config = configs.base()
+    rate = optim.schedule(config)
+    expected = {
+        0: 9.900990099009901e-06,
+        99: 0.0009900990099009901,
+        100: 0.001,
+        2500: 0.000564423209907245,
+        5000: 0.0001,
+        10000: 0.0001,
+    }
+    for step, value in expected.items():
+        assert float(rate(step)) == pytest.approx(value, rel=1e-5)
+
+
+def test_a_failing_tracker_never_stops_training(tmp_path, capsys):
+    def fail(row):
+        raise ConnectionError("no network")
+
+    recorder = metrics.Recorder(tmp_path, 0, [fail])
+    recorder.write({"step": 1, "loss": 2.0})
+    recorder.write({"step": 2, "loss": 1.0})
+    recorder.summarise()
+    assert capsys.readouterr().err.count("a tracker failed") == 1
+    assert [row["step"] for row in metrics.read_rows(tmp_path)] == [1, 2]
+
+
+def test_a_missing_tracker_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = configs.override(configs.base(), {"wandb_project": "x"})
+    assert metrics.open_trackers(config, tmp_path) == []
+    assert "warning: wandb is off" in capsys.readouterr().err
+
+
+def test_a_long_run_on_a_cpu_is_pointed_to_the_laptop_size(capsys):
+    progress = metrics.Progress(0, 10_000_000)
+    progress.update(1, {"loss": 1.0, "tokens_per_second": 1.0})
+    progress.began -= 1
+    progress.suggest(900)
+    assert ":laptop" in capsys.readouterr().err
+
+
+def test_training_twice_does_nothing_the_second_time(uninterrupted, capsys):
+    before = saved_digests(uninterrupted, 40)
+    assert train(configs.load(TINY, {}), uninterrupted) == 0
+    assert saved_digests(uninterrupted, 40) == before
