@@ -18,14 +18,26 @@ from jaxgpt.core.positions import Positions
 
 
 def draw(
-    key_B: jax.Array, logits_BV: jax.Array, temperature: jax.Array, top_k: int
+    uniform_B: jax.Array, logits_BV: jax.Array, temperature: jax.Array, top_k: int
 ) -> jax.Array:
-    """Draws a token per row; temperature 0 takes the likeliest, top_k 0 allows all."""
+    """Draws a token per row by inverting the cumulative distribution.
+
+    Args:
+      uniform_B: in [0, 1), one per row.
+      logits_BV: unnormalised log-probabilities.
+      temperature: scalar; 0 takes the likeliest token.
+      top_k: only the k likeliest may be drawn; 0 allows all.
+
+    Returns:
+      int32 [B].
+    """
     if top_k:
         least_B1 = lax.top_k(logits_BV, min(top_k, logits_BV.shape[-1]))[0][:, -1:]
         logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
     scaled = logits_BV / jnp.where(temperature > 0, temperature, 1)
-    drawn_B = jax.vmap(jax.random.categorical)(key_B, scaled)
+    cdf_BV = jnp.cumsum(jax.nn.softmax(scaled), -1)
+    reached_BV = cdf_BV <= uniform_B[:, None] * cdf_BV[:, -1:]
+    drawn_B = jnp.minimum(reached_BV.sum(-1), logits_BV.shape[-1] - 1)
     return jnp.where(temperature > 0, drawn_B, logits_BV.argmax(-1)).astype(jnp.int32)
 
 
@@ -53,7 +65,7 @@ def complete(
       known_B: how many slots of each row are given, at least 1.
       where: position indices [B, T] of each slot (see core/positions.py).
       end: one past the last slot to fill.
-      key: row b at slot t draws with fold_in(fold_in(key, b), t).
+      key: row b draws from fold_in(key, b), so that rows do not depend on B.
       temperature: scalar; 0 is greedy.
       top_k: only the k likeliest tokens are drawn; 0 allows all.
       cached: False recomputes every token from the whole sequence: the oracle.
@@ -64,6 +76,8 @@ def complete(
     model = nnx.merge(graphdef, params)
     B, T = tokens_BT.shape
     keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(B))
+    # Threefry inside the loop would cost as much as the model.
+    uniform_BT = jax.vmap(lambda key: jax.random.uniform(key, (T,)))(keys_B)
     first = known_B.min() - 1
 
     def slot(array, t):
@@ -85,8 +99,8 @@ def complete(
         logits_BV, layers = (cached_logits if cached else naive_logits)(
             tokens, layers, t
         )
-        keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, t + 1)
-        drawn_B = draw(keys, logits_BV, temperature, top_k)
+        uniform_B = slot(uniform_BT, t + 1)[:, 0]
+        drawn_B = draw(uniform_B, logits_BV, temperature, top_k)
         next_B = jnp.where(t + 1 < known_B, slot(tokens, t + 1)[:, 0], drawn_B)
         tokens = lax.dynamic_update_slice(tokens, next_B[:, None], (0, t + 1))
         return t + 1, tokens, layers

@@ -1,0 +1,59 @@
+import os
+import pathlib
+import shutil
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = f"{ROOT}/configs/sigma_char.py:tiny"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_cache(tmp_path_factory):
+    """Tokens and compiled programs of a test session: nothing goes to ~/.cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXGPT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield pathlib.Path(os.environ["JAXGPT_CACHE"])
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A cache that only this test writes to: the folder of tokenised texts."""
+    monkeypatch.setenv("JAXGPT_CACHE", str(tmp_path / "own_cache"))
+    return tmp_path / "own_cache" / "text"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The workdir of configs/sigma_char.py:tiny, trained; not to be changed."""
+    from jaxgpt import cli, config
+    from jaxgpt.train import train
+
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    cli.set_up_jax()
+    assert train(config.load(TINY, {}), workdir) == 0
+    return workdir
+
+
+@pytest.fixture
+def run_copy(trained, tmp_path):
+    """A copy of the trained run, for tests that change it."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+class Bomb:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.fixture
+def bomb(tmp_path):
+    """An object whose unpickling makes the folder `bomb.folder`, watched for."""
+    bomb = Bomb(tmp_path / "exploded")
+    yield bomb
+    assert not os.path.exists(bomb.folder), "a pickle was loaded"

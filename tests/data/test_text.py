@@ -1,0 +1,381 @@
+import hashlib
+import os
+import pickle
+import tempfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxgpt.config import UserError, base, override
+from jaxgpt.data import text as texts
+from jaxgpt.data import tokenizer as tok
+
+SHAKESPEARE = texts.REPOSITORY / "data" / "shakespeare.txt"
+# sha256 of train.bin and val.bin of nanoGPT's data/shakespeare_char/prepare.py.
+NANOGPT = {
+    "train": "6ec305602a99ac2802745a134e1f5e33e2231b4855525b00b9aebb730ac2626f",
+    "val": "d37d30cc0c8327c270d493299c3dca54135f6d5f1c9ef60cda78076e311204b1",
+}
+SENTENCES = (
+    "First Citizen:\n\n\n   Speak, 'tis  naïve — she's 12 €5;\r\n\tσ-GPT 😀!\n"
+    "\n\u3000漢字  \u00a0x \n\n"
+) * 5
+TRICKY = " \n\t\r\x1c\x85\u00a0\u3000aé漢😀'st1²!-"
+
+
+def settings_of(path, **changes):
+    changes = {f"data.{name}": value for name, value in changes.items()}
+    return override(base(), {"data.path": str(path)} | changes)
+
+
+def open_text(path, length=8, **changes):
+    return texts.open_text(settings_of(path, **changes), length)
+
+
+@pytest.fixture(scope="module")
+def shakespeare():
+    return open_text(SHAKESPEARE)
+
+
+@pytest.fixture
+def text_file(tmp_path, own_cache):
+    def write(content, name="text.txt"):
+        file = tmp_path / "texts" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+        return file
+
+    return write
+
+
+@pytest.fixture
+def bins(tmp_path, own_cache):
+    """Writes a nanoGPT data folder of the letters a, b, c and d."""
+
+    def write(train=(0, 1, 2, 3) * 10, val=(3, 2, 1, 0) * 5, vocabulary="abcd"):
+        folder = tmp_path / "bins"
+        folder.mkdir()
+        np.array(train, np.uint16).tofile(folder / "train.bin")
+        np.array(val, np.uint16).tofile(folder / "val.bin")
+        if vocabulary:
+            (folder / "input.txt").write_text(vocabulary)
+        return folder
+
+    return write
+
+
+def refusal(path, own_cache=None, **options):
+    """The one line that opening says; it leaves nothing half-written."""
+    with pytest.raises(UserError) as caught:
+        open_text(path, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    if own_cache:
+        assert not own_cache.exists() or not list(own_cache.iterdir())
+    return message
+
+
+def test_shakespeare_is_the_published_file():
+    assert hashlib.sha256(SHAKESPEARE.read_bytes()).hexdigest() == (
+        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+    )
+
+
+def test_shakespeare_tokens_are_those_of_nanogpt(shakespeare):
+    assert (len(shakespeare.train), len(shakespeare.val)) == (1_003_854, 111_540)
+    assert shakespeare.vocab_size == 65
+    for split, expected in NANOGPT.items():
+        tokens = np.asarray(getattr(shakespeare, split))
+        assert tokens.dtype == np.uint16
+        assert hashlib.sha256(tokens.tobytes()).hexdigest() == expected
+
+
+def test_shakespeare_in_gpt2_tokens_has_the_lengths_nanogpt_gives():
+    data = open_text(SHAKESPEARE, tokenizer="gpt2")
+    assert (len(data.train), len(data.val)) == (301_966, 36_059)
+
+
+def test_shipped_text_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(open_text("data/shakespeare.txt").train) == 1_003_854
+
+
+def test_batch_is_a_pure_function_of_seed_split_and_step(shakespeare):
+    draw = lambda *key: shakespeare.batch_at(*key, 4, 16)
+    first = draw(1, "train", 7)
+    assert first.shape == (4, 16)
+    assert first.dtype == np.int32
+    draw(1, "train", 8)
+    np.random.default_rng().random()
+    np.testing.assert_array_equal(draw(1, "train", 7), first)
+    np.testing.assert_array_equal(
+        open_text(SHAKESPEARE).batch_at(1, "train", 7, 4, 16), first
+    )
+    for other in ((2, "train", 7), (1, "val", 7), (1, "train", 6), (7, "train", 1)):
+        assert (draw(*other) != first).any()
+
+
+def test_batch_rows_are_windows_of_their_split(shakespeare):
+    text = SHAKESPEARE.read_text()
+    for split, part in (("train", text[:1_003_854]), ("val", text[1_003_854:])):
+        for row in shakespeare.batch_at(3, split, 0, 8, 100):
+            assert shakespeare.tokenizer.decode(row) in part
+
+
+def test_batch_reaches_both_ends(text_file):
+    data = open_text(text_file("abcdefghij" * 2), length=2, val_fraction=0.5)
+    rows = data.batch_at(0, "train", 0, 200, 9)
+    assert set(rows[:, 0]) == {0, 1}
+    np.testing.assert_array_equal(rows[0], np.arange(9) + rows[0, 0])
+
+
+def test_fixed_windows_are_spread_from_end_to_end(shakespeare):
+    windows = shakespeare.fixed("val", 64, 10)
+    assert windows.shape == (10, 64)
+    assert windows.dtype == np.int32
+    np.testing.assert_array_equal(windows[0], shakespeare.val[:64])
+    np.testing.assert_array_equal(windows[-1], shakespeare.val[-64:])
+    np.testing.assert_array_equal(windows, shakespeare.fixed("val", 64, 10))
+
+
+def test_fixed_windows_without_a_count_share_no_token(shakespeare):
+    windows = shakespeare.fixed("val", 64)
+    assert windows.shape == (111_540 // 64, 64)
+    np.testing.assert_array_equal(
+        windows.ravel(), shakespeare.val[: len(windows) * 64].astype(np.int32)
+    )
+
+
+def test_fixed_windows_of_a_split_of_one_window(text_file):
+    data = open_text(text_file("abcdefgh" * 2), length=8, val_fraction=0.5)
+    assert data.fixed("val", 8).tolist() == [list(range(8))]
+    assert data.fixed("val", 8, 3).tolist() == [list(range(8))] * 3
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "gpt2"])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 16, 61, 1 << 20])
+def test_reading_in_chunks_changes_no_token(text_file, monkeypatch, tokenizer, chunk):
+    monkeypatch.setattr(texts, "CHUNK", chunk)
+    data = open_text(text_file(SENTENCES), tokenizer=tokenizer)
+    cut = int(len(SENTENCES) * 0.9)
+    for tokens, part in ((data.train, SENTENCES[:cut]), (data.val, SENTENCES[cut:])):
+        expected = data.tokenizer.encode(part)
+        np.testing.assert_array_equal(tokens, expected)
+        assert data.tokenizer.decode(tokens) == part
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text(TRICKY, max_size=60), st.integers(1, 9))
+def test_pieces_of_any_text_change_no_gpt2_token(text, chunk):
+    tokenizer = tok.GPT2Tokenizer()
+    with tempfile.NamedTemporaryFile() as file, pytest.MonkeyPatch.context() as patch:
+        file.write(text.encode())
+        file.flush()
+        patch.setattr(texts, "CHUNK", chunk)
+        pieces = list(texts._chunks([file.name]))
+    assert "".join(pieces) == text
+    ids = [i for piece in pieces for i in tokenizer.encode(piece)]
+    assert ids == tokenizer.encode(text).tolist()
+
+
+def test_a_text_of_one_word_is_read_in_bounded_pieces(text_file, monkeypatch):
+    monkeypatch.setattr(texts, "CHUNK", 4)
+    monkeypatch.setattr(texts, "LONGEST_WORD", 10)
+    pieces = list(texts._chunks([text_file("a" * 99)]))
+    assert "".join(pieces) == "a" * 99
+    assert max(map(len, pieces)) < 10 + 4 + 1
+
+
+def test_folder_of_text_files_is_read_in_order_of_names(text_file):
+    text_file("b" * 20, "b.txt")
+    text_file("a" * 20, "a.txt")
+    text_file("c" * 20, "sub/c.txt")
+    folder = text_file("not text", "notes.md").parent
+    data = open_text(folder, val_fraction=0.5)
+    both = np.concatenate([data.train, data.val])
+    assert data.tokenizer.decode(both) == "a" * 20 + "b" * 20 + "c" * 20
+    assert len(data.train) == 30
+
+
+def test_nanogpt_folder_is_read_and_its_pickle_is_not(bins, bomb):
+    folder = bins()
+    (folder / "meta.pkl").write_bytes(pickle.dumps(bomb))
+    data = open_text(folder)
+    assert data.train.tolist() == [0, 1, 2, 3] * 10
+    assert data.val.tolist() == [3, 2, 1, 0] * 5
+    assert data.tokenizer.decode(data.train[:4]) == "abcd"
+
+
+def test_nanogpt_folder_with_only_a_pickled_vocabulary(bins, bomb):
+    folder = bins(vocabulary="")
+    (folder / "meta.pkl").write_bytes(pickle.dumps(bomb))
+    assert "has no vocabulary: put tokenizer.json or input.txt" in refusal(folder)
+
+
+def test_nanogpt_folder_with_a_tokenizer_file(bins):
+    folder = bins(vocabulary="")
+    tok.save(tok.CharTokenizer("wxyz"), folder / "tokenizer.json")
+    data = open_text(folder)
+    assert data.tokenizer.decode(data.train[:4]) == "wxyz"
+
+
+def test_nanogpt_folder_of_gpt2_tokens(bins):
+    data = open_text(bins((50256, 15496) * 9, vocabulary=""), tokenizer="gpt2")
+    assert data.vocab_size == 50257
+    assert data.tokenizer.decode(data.train[:2]) == "<|endoftext|>Hello"
+
+
+def test_tokens_are_cached_once(text_file, own_cache, monkeypatch):
+    file = text_file("abcdefgh" * 30)
+    first = open_text(file)
+    folders = list(own_cache.iterdir())
+    assert len(folders) == 1
+    assert {path.name for path in folders[0].iterdir()} == {
+        "train.bin",
+        "val.bin",
+        "tokenizer.json",
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(texts, "_build", lambda *_: pytest.fail("tokenised twice"))
+        again = open_text(file)
+    np.testing.assert_array_equal(again.train, first.train)
+    assert list(own_cache.iterdir()) == folders
+
+
+def test_a_changed_text_is_tokenised_again(text_file, own_cache):
+    file = text_file("abcdefgh" * 30)
+    open_text(file)
+    stamp = file.stat()
+    text_file("hgfedcba" * 30)
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
+    data = open_text(file)
+    assert data.tokenizer.decode(data.train[:8]) == "hgfedcba"
+    assert len(list(own_cache.iterdir())) == 2
+
+
+def test_tokenizer_and_split_have_caches_of_their_own(text_file, own_cache):
+    file = text_file("abc def " * 30)
+    for changes in ({}, {"tokenizer": "gpt2"}, {"val_fraction": 0.5}):
+        open_text(file, **changes)
+    assert len(list(own_cache.iterdir())) == 3
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, MemoryError])
+def test_an_interrupted_build_leaves_nothing(text_file, own_cache, monkeypatch, error):
+    file = text_file("abcdefgh" * 30)
+
+    def fail(files, tokenizer, train, folder):
+        (folder / "train.bin").write_bytes(b"half")
+        assert list(own_cache.iterdir()) == [folder]
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(texts, "_encode", fail)
+        with pytest.raises(error):
+            open_text(file)
+    assert list(own_cache.iterdir()) == []
+    assert len(open_text(file).train) == 216
+
+
+def test_a_full_disk_is_one_line(text_file, own_cache, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(texts, "_encode", fail)
+    assert "No space left on device" in refusal(text_file("abc" * 30), own_cache)
+
+
+def test_a_cache_that_cannot_be_written_names_the_variable(text_file, monkeypatch):
+    file = text_file("abcdefgh" * 30)
+    monkeypatch.setenv("JAXGPT_CACHE", str(file / "cache"))
+    assert "set JAXGPT_CACHE" in refusal(file)
+
+
+def test_missing_text(tmp_path, own_cache):
+    message = refusal(tmp_path / "none.txt", own_cache)
+    assert f"data.path '{tmp_path}/none.txt' does not exist" in message
+    assert "data.path '' does not exist" in refusal("", own_cache)
+
+
+def test_empty_text(text_file, own_cache):
+    file = text_file("")
+    assert f"'{file}' is empty" in refusal(file, own_cache)
+
+
+@pytest.mark.parametrize(
+    "length, split", [(30, "val split has 10 tokens"), (91, "train split has 90")]
+)
+def test_text_shorter_than_a_window(text_file, length, split):
+    message = refusal(text_file("ab" * 50), length=length)
+    assert split in message
+    assert f"a window needs {length}" in message
+    assert "model.block_size" in message
+
+
+def test_text_as_long_as_its_windows(text_file):
+    data = open_text(text_file("ab" * 50), length=10)
+    assert data.batch_at(0, "val", 0, 2, 10).shape == (2, 10)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 22])
+def test_text_that_is_not_utf8(text_file, own_cache, monkeypatch, chunk):
+    monkeypatch.setattr(texts, "CHUNK", chunk)
+    file = text_file(b"a" * 100 + b"\xff" + b"b" * 100)
+    message = refusal(file, own_cache)
+    assert f"'{file}' is not UTF-8 (near byte 100)" in message
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 22])
+def test_text_cut_off_within_a_character(text_file, own_cache, monkeypatch, chunk):
+    monkeypatch.setattr(texts, "CHUNK", chunk)
+    file = text_file("text 😀".encode()[:-1])
+    assert f"'{file}' is not UTF-8: it ends within" in refusal(file, own_cache)
+
+
+def test_folder_without_text(tmp_path, own_cache):
+    (tmp_path / "empty").mkdir()
+    message = refusal(tmp_path / "empty", own_cache)
+    assert "holds neither .txt files nor train.bin" in message
+
+
+def test_folder_of_empty_texts(text_file, own_cache):
+    assert "is empty" in refusal(text_file("").parent, own_cache)
+
+
+def test_bin_of_odd_length(bins):
+    folder = bins()
+    with open(folder / "val.bin", "ab") as stream:
+        stream.write(b"\0")
+    message = refusal(folder)
+    assert f"'{folder}/val.bin' has 41 bytes" in message
+    assert "uint16" in message
+
+
+def test_bin_with_ids_outside_the_vocabulary(bins):
+    message = refusal(bins(val=(0, 1, 9, 1) * 5))
+    assert "val.bin' holds id 9 at token 2" in message
+    assert "its vocabulary has 4" in message
+
+
+def test_bin_ids_are_checked_to_the_end(bins, monkeypatch):
+    monkeypatch.setattr(texts, "CHUNK", 3)
+    assert "id 4 at token 20" in refusal(bins(val=[*(0, 1, 2, 3) * 5, 4]))
+
+
+def test_bin_missing(bins):
+    folder = bins()
+    (folder / "val.bin").unlink()
+    assert f"'{folder}' has no val.bin" in refusal(folder)
+
+
+def test_bin_empty(bins):
+    assert "its val split has 0 tokens" in refusal(bins(val=()))
+
+
+def test_bin_with_a_damaged_tokenizer_file(bins):
+    folder = bins()
+    (folder / "tokenizer.json").write_text('{"kind": "char"')
+    message = refusal(folder)
+    assert f"tokenizer file '{folder}/tokenizer.json' cannot be used" in message

@@ -1,0 +1,603 @@
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jaxgpt import evaluate, sample, train, verify
+from jaxgpt.config import FIELDS, UserError
+from tests.conftest import ROOT, TINY
+
+COMMANDS = {"train": train, "evaluate": evaluate, "sample": sample, "verify": verify}
+OPTIONS = {
+    "train": ["--config", "--workdir", *FIELDS],
+    "evaluate": [
+        *("--workdir", "--step", "--json", "--split"),
+        *("--tokens", "--order", "--logits"),
+    ],
+    "sample": [
+        *("--workdir", "--step", "--json", "--prompt", "--prompt_ids", "--template"),
+        *("--max_new_tokens", "--sampler", "--order", "--num_samples"),
+        *("--temperature", "--top_k", "--seed"),
+    ],
+    "verify": ["--workdir", "--json"],
+}
+
+
+def run(name, *options, python=()):
+    """A command as a user runs it, from the root of the repository."""
+    return subprocess.run(
+        [sys.executable, *python, "-m", f"jaxgpt.{name}", *map(str, options)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def contents(folder):
+    """{path: bytes} of everything in a folder."""
+    return {
+        str(path.relative_to(folder)): path.is_file() and path.read_bytes()
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.fixture
+def refused(capfd):
+    """Runs a command that must refuse: returns its one line, the only one there is."""
+
+    def refused(command, *options):
+        capfd.readouterr()
+        with pytest.raises(UserError) as caught:
+            command([str(option) for option in options])
+        message = str(caught.value)
+        assert "\n" not in message
+        printed = capfd.readouterr()
+        assert (printed.out, printed.err) == ("", "")
+        return message
+
+    return refused
+
+
+@pytest.fixture
+def train_refused(refused, tmp_path):
+    """Runs a training that must refuse, and leave no workdir."""
+
+    def train_refused(*overrides):
+        workdir = tmp_path / "new" / "run"
+        overrides = [f"--config.{override}" for override in overrides]
+        options = [f"--config={TINY}", f"--workdir={workdir}", *overrides]
+        message = refused(train.command, *options)
+        assert not workdir.parent.exists()
+        return message
+
+    return train_refused
+
+
+@pytest.fixture
+def read_refused(refused, trained):
+    """Runs a command on the trained run that must refuse, and change nothing."""
+
+    def read_refused(command, *options):
+        before = contents(trained)
+        message = refused(command, f"--workdir={trained}", *options)
+        assert contents(trained) == before
+        return message
+
+    return read_refused
+
+
+@pytest.fixture
+def npy(tmp_path):
+    def write(array, name="array.npy"):
+        np.save(tmp_path / name, array, allow_pickle=True)
+        return tmp_path / name
+
+    return write
+
+
+def flip_a_byte(workdir, step):
+    files = (workdir / "checkpoints" / str(step) / "params").rglob("*")
+    largest = max(files, key=lambda path: path.is_file() * path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+
+
+@pytest.fixture
+def damaged(run_copy):
+    """A run with one byte flipped in the parameters of its last checkpoint."""
+    flip_a_byte(run_copy, 40)
+    return run_copy
+
+
+# Processes: the exit code, and all that is printed.
+
+
+def assert_refused(process):
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert process.stderr.startswith("error: ")
+    assert process.stderr.endswith("\n")
+    assert "Traceback" not in process.stderr
+
+
+def test_train_process_without_its_text(tmp_path):
+    workdir = tmp_path / "run"
+    text = tmp_path / "none.txt"
+    options = [f"--config={TINY}", "--workdir", workdir, "--config.data.path", text]
+    process = run("train", *options)
+    assert_refused(process)
+    assert process.stderr.count("\n") == 1
+    assert str(text) in process.stderr
+    assert not workdir.exists()
+
+
+def test_train_process_in_the_workdir_of_another_config(run_copy):
+    before = contents(run_copy)
+    options = ["--config.model.n_layer=3", "--config.seed=5", "--config.steps=50"]
+    process = run("train", f"--config={TINY}", f"--workdir={run_copy}", *options)
+    assert_refused(process)
+    first, *table = process.stderr.splitlines()
+    assert f"'{run_copy}' belongs to another config" in first
+    assert table == ["  seed: 1337 there, 5 now", "  model.n_layer: 2 there, 3 now"]
+    assert contents(run_copy) == before
+
+
+def test_evaluate_process_with_ids_out_of_range(trained, npy):
+    before = contents(trained)
+    file = npy(np.full((2, 8), 65))
+    process = run("evaluate", f"--workdir={trained}", f"--tokens={file}")
+    assert_refused(process)
+    assert process.stderr.count("\n") == 1
+    assert f"'{file}' holds ids outside the 65" in process.stderr
+    assert contents(trained) == before
+
+
+def test_sample_process_with_an_unknown_character(trained):
+    before = contents(trained)
+    process = run("sample", f"--workdir={trained}", "--prompt=ROMEO€")
+    assert_refused(process)
+    assert process.stderr.count("\n") == 1
+    assert "'€' (at 5)" in process.stderr
+    assert contents(trained) == before
+
+
+def test_verify_process_without_a_run(tmp_path):
+    process = run("verify", f"--workdir={tmp_path / 'none'}")
+    assert_refused(process)
+    assert process.stderr.count("\n") == 1
+    assert f"'{tmp_path / 'none'}' holds no run" in process.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_lists_every_option_and_loads_neither_jax_nor_torch(name):
+    process = run(name, "--help", python=["-X", "importtime"])
+    assert process.returncode == 0
+    assert process.stdout.startswith(f"usage: python -m jaxgpt.{name} ")
+    words = set(re.split(r"[\s,]+", process.stdout))
+    assert set(OPTIONS[name]) <= words
+    loaded = {line.split("|")[-1].strip() for line in process.stderr.splitlines()}
+    assert "jaxgpt.config" in loaded
+    tops = {module.split(".")[0] for module in loaded}
+    assert not tops & {"jax", "jaxlib", "flax", "torch"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_option_is_missing_from_these_tests(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        COMMANDS[name].command(["--help"])
+    assert caught.value.code == 0
+    words = re.findall(r"^  (?:-h, )?(--\w+)", capsys.readouterr().out, re.M)
+    assert {"--help", *OPTIONS[name]} - set(FIELDS) == set(words)
+
+
+# Usage.
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_unknown_option(refused, name):
+    required = [f"--config={TINY}"] if name == "train" else ["--workdir=none"]
+    message = refused(COMMANDS[name].command, *required, "--colour=red")
+    assert "--colour=red" in message
+    assert f"python -m jaxgpt.{name} --help" in message
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_required_option_missing(refused, name):
+    required = "--config" if name == "train" else "--workdir"
+    assert required in refused(COMMANDS[name].command)
+
+
+def test_options_are_not_abbreviated(refused):
+    assert "--work" in refused(verify.command, "--work=x", "--workdir=none")
+
+
+# train
+
+
+@pytest.mark.parametrize(
+    "override, expected",
+    [
+        ("stepz=3", "unknown config key 'stepz': did you mean 'steps'"),
+        ("model.n_layers=3", "did you mean 'model.n_layer'"),
+        ("steps=1.5", "'steps' holds a whole number: '1.5'"),
+        ("steps", "'steps' holds a whole number: ''"),
+        ("model.bias=maybe", "'model.bias' holds true or false: 'maybe'"),
+        ("optimizer.learning_rate=-1", "'optimizer.learning_rate' is at least 0"),
+        ("system=rnn", "'system' is one of sigma, causal"),
+        ("accumulation=3", "batch_size 8 does not divide into accumulation 3"),
+        ("seed=99999999999999999999", "seed is at most"),
+        ("model.n_head=5", "model.n_embd 32 does not divide into model.n_head 5"),
+        ("model.vocab_size=3", "model.vocab_size 3 is less than the 65"),
+        ("model.block_size=200000", "its val split has 111540 tokens"),
+    ],
+)
+def test_train_with_a_wrong_field(train_refused, override, expected):
+    assert expected in train_refused(override)
+
+
+def test_train_sigma_with_an_odd_width(train_refused):
+    message = train_refused("model.n_head=1", "model.n_embd=33")
+    assert "model.n_embd 33 is odd" in message
+
+
+def test_train_without_its_config_file(refused, tmp_path):
+    workdir = tmp_path / "run"
+    options = ["--config=configs/none.py:tiny", f"--workdir={workdir}"]
+    assert "no config file 'configs/none.py'" in refused(train.command, *options)
+    assert not workdir.exists()
+
+
+def test_train_with_an_unknown_variant(refused, tmp_path):
+    workdir = tmp_path / "run"
+    message = refused(train.command, f"--config={TINY}x", f"--workdir={workdir}")
+    assert "unknown variant ':tinyx': this config has :" in message
+    assert ":tiny" in message.partition("this config has")[2]
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        (None, "does not exist"),
+        (b"", "is empty"),
+        (b"short", "split has 4 tokens, a window needs 32"),
+        (b"text \xff" * 99, "is not UTF-8 (near byte 5)"),
+    ],
+)
+def test_train_with_a_text_that_cannot_be_used(
+    train_refused, tmp_path, content, expected
+):
+    text = tmp_path / "text.txt"
+    if content is not None:
+        text.write_bytes(content)
+    message = train_refused(f"data.path={text}")
+    assert f"'{text}'" in message
+    assert expected in message
+
+
+@pytest.mark.parametrize("below", ["", "/sub", "/sub/sub"])
+def test_train_where_the_workdir_is_a_file(refused, tmp_path, below):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    options = [f"--config={TINY}", f"--workdir={file}{below}"]
+    message = refused(train.command, *options)
+    assert f"--workdir '{file}{below}' " in message
+    assert file.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_train_where_the_workdir_cannot_be_written(refused, tmp_path):
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o500)
+    options = [f"--config={TINY}", f"--workdir={folder}/run"]
+    assert "cannot be written" in refused(train.command, *options)
+
+
+def test_train_in_the_workdir_of_another_vocabulary(refused, run_copy, tmp_path):
+    text = tmp_path / "text.txt"
+    characters = "".join(map(chr, range(0x4E00, 0x4E00 + 65)))
+    text.write_text(characters * 10, encoding="utf-8")
+    before = contents(run_copy)
+    options = [f"--config={TINY}", f"--workdir={run_copy}"]
+    message = refused(train.command, *options, f"--config.data.path={text}")
+    assert f"'{run_copy}' was trained with another vocabulary" in message
+    assert contents(run_copy) == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_train_in_a_workdir_with_a_damaged_file(refused, run_copy, name):
+    (run_copy / name).write_text("{")
+    before = contents(run_copy)
+    message = refused(train.command, f"--config={TINY}", f"--workdir={run_copy}")
+    assert f"'{run_copy / name}'" in message
+    assert contents(run_copy) == before
+
+
+# sample
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (["--prompt=a€b"], "'€' (at 1)"),
+        (["--prompt=\udcff"], "'\\udcff' (at 0)"),
+        (["--template=a<missing:3>€"], "'€' (at 0)"),
+        (["--template=a<missing:3"], "'<' (at 1)"),
+        (["--template="], "--template is empty"),
+        (["--template=abc<missing:30>"], "the template makes 33 tokens: 32 fit"),
+        (["--template=<missing:999999999999>"], "999999999999 tokens: 32 fit"),
+        (["--template=<missing:" + "9" * 5000 + ">"], "5000 digits"),
+        (["--template=<missing:0>"], "nothing is given"),
+        (["--prompt=" + "a" * 33], "the prompt has 33 tokens: 32 fit"),
+        (["--prompt=abc", "--max_new_tokens=30"], "--max_new_tokens=30 make 33 tokens"),
+        (["--max_new_tokens=1" + "0" * 30], "tokens: 32 fit"),
+        (["--max_new_tokens=0"], "nothing is given"),
+        (["--max_new_tokens=-1"], "--max_new_tokens is at least 0: not -1"),
+        (["--max_new_tokens=many"], "--max_new_tokens: invalid int value: 'many'"),
+        (["--prompt=a", "--template=b"], "not allowed with argument --prompt"),
+        (["--template=a<missing:3>", "--max_new_tokens=3"], "--max_new_tokens"),
+        (["--temperature=-0.5"], "--temperature is at least 0: not -0.5"),
+        (["--temperature=nan"], "--temperature is at least 0: not nan"),
+        (["--num_samples=0"], "--num_samples is at least 1: not 0"),
+        (["--top_k=-1"], "--top_k is at least 0: not -1"),
+        (["--seed=-1"], "--seed is at least 0: not -1"),
+        (["--seed=99999999999999999999"], "--seed is at most 4294967295"),
+        (["--order=sideways"], "random, left-to-right, fractal: not 'sideways'"),
+        (["--prompt=a", "--order=curriculum"], "not 'curriculum'"),
+        (["--prompt_ids=1,x"], "--prompt_ids are like 3,1,4: not '1,x'"),
+        (["--prompt_ids=1,2.5"], "--prompt_ids are like 3,1,4"),
+        (["--prompt_ids=1,65"], "--prompt_ids are 0 .. 64: not '1,65'"),
+        (["--prompt_ids=-1"], "--prompt_ids are 0 .. 64: not '-1'"),
+        (["--prompt_ids=99999999999"], "'99999999999'"),
+        (["--sampler=beam"], "--sampler"),
+        (["--step=7"], "no checkpoint '7': there are best, last, 20, 40"),
+        (["--step=first"], "no checkpoint 'first'"),
+    ],
+    ids=lambda value: value[0][:30] if isinstance(value, list) else "",
+)
+def test_sample_with_wrong_options(read_refused, options, expected):
+    assert expected in read_refused(sample.command, *options)
+
+
+@pytest.mark.parametrize("name", ["sample", "evaluate", "verify"])
+def test_reading_where_there_is_no_run(refused, tmp_path, name):
+    for workdir in (tmp_path / "none", tmp_path):
+        message = refused(COMMANDS[name].command, f"--workdir={workdir}")
+        assert f"'{workdir}' holds no run" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["sample", "evaluate", "verify"])
+def test_reading_a_run_without_checkpoints(refused, run_copy, name):
+    shutil.rmtree(run_copy / "checkpoints")
+    before = contents(run_copy)
+    message = refused(COMMANDS[name].command, f"--workdir={run_copy}")
+    assert "holds no finished checkpoint" in message
+    assert contents(run_copy) == before
+
+
+def test_sample_with_a_damaged_tokenizer(refused, run_copy):
+    (run_copy / "tokenizer.json").write_text("{")
+    message = refused(sample.command, f"--workdir={run_copy}", "--prompt=a")
+    assert f"tokenizer file '{run_copy}/tokenizer.json' cannot be used" in message
+
+
+def test_sample_without_a_tokenizer(refused, run_copy):
+    (run_copy / "tokenizer.json").unlink()
+    message = refused(sample.command, f"--workdir={run_copy}", "--prompt=a")
+    assert "has no tokenizer: give --prompt_ids" in message
+
+
+def test_sample_from_nothing_says_so_beside_the_text(trained, capsys):
+    options = ["--max_new_tokens=8", "--num_samples=2", "--json=-"]
+    sample.command([f"--workdir={trained}", *options])
+    printed = capsys.readouterr()
+    samples = json.loads(printed.out)["samples"]
+    assert [len(s["tokens"]) for s in samples] == [8, 8]
+    assert all(s["text"].startswith("\n") for s in samples)
+    assert printed.err.startswith("note: ")
+
+
+def test_sample_template_keeps_what_is_given(trained, capsys):
+    options = ["--template=<missing:4>lord<missing:3>", "--order=fractal", "--json=-"]
+    sample.command([f"--workdir={trained}", *options])
+    (made,) = json.loads(capsys.readouterr().out)["samples"]
+    assert len(made["text"]) == 11
+    assert made["text"][4:8] == "lord"
+    assert made["model_calls"] == 7
+
+
+# Damaged checkpoints.
+
+
+@pytest.mark.parametrize("name", ["sample", "evaluate"])
+def test_reading_a_damaged_checkpoint_names_the_others(refused, damaged, name):
+    before = contents(damaged)
+    command = COMMANDS[name].command
+    message = refused(command, f"--workdir={damaged}", "--step=last")
+    assert f"checkpoint 40 of '{damaged}' is damaged" in message
+    assert "there are 20" in message
+    assert contents(damaged) == before
+
+
+def test_sample_takes_the_checkpoint_that_is_whole(damaged, capsys):
+    sample.command([f"--workdir={damaged}", "--step=20", "--prompt=a", "--json=-"])
+    assert capsys.readouterr().out.startswith('{"samples"')
+
+
+def test_verify_names_the_damaged_checkpoint(damaged, trained, capsys):
+    before = contents(damaged)
+    assert verify.command([f"--workdir={damaged}"]) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "checkpoint 20: intact"
+    assert second.startswith("checkpoint 40: ")
+    assert "intact" not in second
+    assert verify.command([f"--workdir={damaged}", "--json=-"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["checkpoints"] == [20, 40]
+    assert list(found["damaged"]) == ["40"]
+    assert contents(damaged) == before
+    assert verify.command([f"--workdir={trained}"]) == 0
+
+
+def test_train_resumes_before_the_damaged_checkpoint(damaged, trained, capsys):
+    assert train.command([f"--config={TINY}", f"--workdir={damaged}"]) == 0
+    said = capsys.readouterr().err
+    assert "warning: checkpoint 40 is damaged" in said
+    assert "using step 20" in said
+    assert "resuming after step 20 of 40" in said
+    assert (damaged / "checkpoints" / "40.damaged").is_dir()
+    assert verify.command([f"--workdir={damaged}"]) == 0
+    digests = "checkpoints/40/digests/metadata"
+    assert (damaged / digests).read_text() == (trained / digests).read_text()
+
+
+def test_train_stops_where_every_checkpoint_is_damaged(refused, damaged):
+    flip_a_byte(damaged, 20)
+    before = contents(damaged)
+    message = refused(train.command, f"--config={TINY}", f"--workdir={damaged}")
+    assert "no checkpoint in" in message
+    assert "can be restored (step 40: " in message
+    assert contents(damaged) == before
+
+
+# evaluate
+
+
+@pytest.mark.parametrize(
+    "array, expected",
+    [
+        (np.zeros((2, 8)), "must hold integers [rows, tokens]"),
+        (np.zeros((2, 8), bool), "must hold integers"),
+        (np.zeros(8, int), "must hold integers"),
+        (np.zeros((2, 2, 2), int), "must hold integers"),
+        (np.zeros((0, 8), int), "must hold integers"),
+        (np.full((2, 8), 65), "holds ids outside the 65"),
+        (np.full((2, 8), -1), "holds ids outside the 65"),
+        (np.full((2, 8), 2**32), "holds ids outside the 65"),
+        (np.full((2, 8), 2**63, np.uint64), "holds ids outside the 65"),
+        (np.zeros((2, 33), int), "has rows of 33 tokens: 2 to 32 fit"),
+        (np.zeros((2, 1), int), "has rows of 1 tokens"),
+    ],
+)
+def test_evaluate_tokens_that_cannot_be_scored(read_refused, npy, array, expected):
+    file = npy(array)
+    message = read_refused(evaluate.command, f"--tokens={file}")
+    assert f"'{file}' " in message
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        np.zeros((2, 8), int),
+        np.tile(np.arange(1, 9), (2, 1)),
+        np.tile(np.arange(8), (1, 1)),
+        np.tile(np.arange(7), (2, 1)),
+        np.tile(np.arange(8), (2, 1)) + 2**32,
+    ],
+)
+def test_evaluate_order_that_is_no_permutation(read_refused, npy, order):
+    tokens, file = npy(np.zeros((2, 8), int)), npy(order, "order.npy")
+    options = [f"--tokens={tokens}", f"--order={file}"]
+    message = read_refused(evaluate.command, *options)
+    assert f"'{file}' is no order" in message
+    assert "0 .. 7 once" in message
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"text", b"PK\3\4 no archive", b"\x93NUMPY\1\0v\0{"]
+)
+def test_evaluate_file_that_is_no_npy(read_refused, tmp_path, content):
+    file = tmp_path / "tokens.npy"
+    file.write_bytes(content)
+    message = read_refused(evaluate.command, f"--tokens={file}")
+    assert f"'{file}' is no .npy file of integers" in message
+
+
+@pytest.mark.parametrize("shape, padding", [((10**12, 9), 0), ((2, 8), 20_000)])
+def test_evaluate_npy_with_an_outrageous_header(read_refused, tmp_path, shape, padding):
+    fields = {"descr": "<i8", "fortran_order": False, "shape": shape}
+    header = (repr(fields) + " " * padding + "\n").encode()
+    file = tmp_path / "tokens.npy"
+    file.write_bytes(
+        b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + b"\0" * 128
+    )
+    message = read_refused(evaluate.command, f"--tokens={file}")
+    assert f"'{file}' is no .npy file of integers" in message
+
+
+def test_evaluate_npy_that_is_missing_or_a_folder(read_refused, tmp_path):
+    for file in (tmp_path / "none.npy", tmp_path):
+        assert f"'{file}'" in read_refused(evaluate.command, f"--tokens={file}")
+
+
+def test_evaluate_never_loads_a_pickle(read_refused, npy, tmp_path, bomb):
+    objects = npy(np.array([[bomb, bomb]], object))
+    plain = tmp_path / "plain.npy"
+    plain.write_bytes(pickle.dumps(bomb))
+    tokens = npy(np.zeros((2, 8), int), "tokens.npy")
+    for file in (objects, plain):
+        for options in (
+            [f"--tokens={file}"],
+            [f"--tokens={tokens}", f"--order={file}"],
+        ):
+            assert f"'{file}' is no .npy" in read_refused(evaluate.command, *options)
+
+
+@pytest.mark.parametrize("option", ["--order", "--logits"])
+def test_evaluate_options_that_need_tokens(read_refused, option):
+    assert "go with --tokens" in read_refused(evaluate.command, f"{option}=x.npy")
+
+
+def test_evaluate_logits_that_cannot_be_written(read_refused, npy, tmp_path):
+    tokens = npy(np.zeros((2, 8), int))
+    (tmp_path / "folder.npy").mkdir()
+    for logits in (tmp_path / "none" / "x.npy", tmp_path / "folder.npy"):
+        options = [f"--tokens={tokens}", f"--logits={logits}"]
+        message = read_refused(evaluate.command, *options)
+        assert f"--logits='{logits}'" in message
+
+
+def test_evaluate_unknown_split(read_refused):
+    assert "'test'" in read_refused(evaluate.command, "--split=test")
+
+
+def test_evaluate_where_the_text_is_gone_or_another(refused, run_copy, tmp_path):
+    text = tmp_path / "text.txt"
+    config = json.loads((run_copy / "config.json").read_text())
+    config["data"]["path"] = str(text)
+    (run_copy / "config.json").write_text(json.dumps(config))
+    message = refused(evaluate.command, f"--workdir={run_copy}")
+    assert f"data.path '{text}' does not exist" in message
+    text.write_text("abcd" * 200)
+    message = refused(evaluate.command, f"--workdir={run_copy}")
+    assert f"data.path '{text}' has another vocabulary" in message
+
+
+def test_evaluate_scores_tokens_in_any_order_and_dtype(trained, npy, tmp_path, capsys):
+    tokens = np.arange(16).reshape(2, 8)
+    scores = []
+    for dtype in (np.int64, np.uint16):
+        order = np.tile(np.arange(8)[::-1], (2, 1)).astype(dtype)
+        options = [
+            f"--tokens={npy(tokens.astype(dtype))}",
+            f"--order={npy(order, 'order.npy')}",
+            f"--logits={tmp_path / 'logits.npy'}",
+        ]
+        evaluate.command([f"--workdir={trained}", "--json=-", *options])
+        scores.append(json.loads(capsys.readouterr().out))
+    assert scores[0] == scores[1]
+    assert scores[0]["tokens"] == 14
+    logits = np.load(tmp_path / "logits.npy")
+    assert (logits.shape, logits.dtype) == ((2, 7, 65), np.float32)

@@ -1,0 +1,292 @@
+import json
+
+import pytest
+
+from jaxgpt import config as configs
+from jaxgpt.config import FIELDS, UserError, base, override
+
+HEADER = "from jaxgpt.config import base, override, with_variant\n"
+
+
+def refusal(function, *arguments):
+    """The one line that a UserError says."""
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    def write(text, name="experiment.py"):
+        path = tmp_path / name
+        path.write_text(HEADER + text)
+        return str(path)
+
+    return write
+
+
+def test_base_holds_every_field_with_its_default():
+    assert configs.flatten(base()) == {k: field.default for k, field in FIELDS.items()}
+
+
+def test_base_is_valid_once_the_vocabulary_is_known():
+    assert configs.validate(base()) is not None
+
+
+def test_base_is_locked():
+    config = base()
+    with pytest.raises(AttributeError):
+        config.stepz = 3
+    with pytest.raises(AttributeError):
+        config.model.layers = 3
+
+
+@pytest.mark.parametrize(
+    "key, nearest",
+    [
+        ("stepz", "steps"),
+        ("model.n_layers", "model.n_layer"),
+        ("n_head", "model.n_head"),
+        ("optimizer.lr_rate", "optimizer.learning_rate"),
+        ("", ""),
+    ],
+)
+def test_unknown_key_names_the_nearest(key, nearest):
+    message = refusal(override, base(), {key: "3"})
+    assert f"unknown config key '{key}': did you mean '{nearest}" in message
+
+
+@pytest.mark.parametrize(
+    "key, text, value",
+    [
+        ("steps", "1e3", 1000),
+        ("steps", "12", 12),
+        ("steps", 7.0, 7),
+        ("seed", str(2**32 - 1), 2**32 - 1),
+        ("optimizer.learning_rate", "3e-4", 3e-4),
+        ("optimizer.learning_rate", 1, 1.0),
+        ("model.bias", "true", True),
+        ("model.bias", "TRUE", True),
+        ("model.bias", "1", True),
+        ("tensorboard", "false", False),
+        ("tensorboard", "0", False),
+        ("data.path", "12", "12"),
+        ("model.dtype", "bfloat16", "bfloat16"),
+    ],
+)
+def test_values_are_read_as_the_type_of_the_field(key, text, value):
+    found = configs.flatten(override(base(), {key: text}))[key]
+    assert found == value
+    assert type(found) is type(FIELDS[key].default)
+
+
+@pytest.mark.parametrize(
+    "key, text, expected",
+    [
+        ("steps", "1.5", "'steps' holds a whole number: '1.5'"),
+        ("steps", "many", "a whole number: 'many'"),
+        ("steps", "", "a whole number: ''"),
+        ("steps", "inf", "a whole number: 'inf'"),
+        ("steps", None, "a whole number: 'None'"),
+        ("steps", [1], "a whole number"),
+        ("optimizer.beta1", "fast", "'optimizer.beta1' holds a number: 'fast'"),
+        ("model.bias", "yes", "'model.bias' holds true or false: 'yes'"),
+        ("system", "rnn", "'system' is one of sigma, causal: not 'rnn'"),
+        ("sigma.order", "Random", "'sigma.order' is one of random, left-to-right"),
+        ("model.dtype", "float16", "float32, bfloat16, float64: not 'float16'"),
+        ("steps", "0", "'steps' is at least 1: not 0"),
+        ("model.block_size", "1", "'model.block_size' is at least 2: not 1"),
+        ("seed", "-1", "'seed' is at least 0: not -1"),
+        ("optimizer.learning_rate", "nan", "at least 0: not nan"),
+    ],
+)
+def test_value_that_the_field_cannot_hold(key, text, expected):
+    assert expected in refusal(override, base(), {key: text})
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"batch_size": 8, "accumulation": 3}, "batch_size 8 does not divide into"),
+        ({"model.dropout": 1.0}, "model.dropout is below 1: not 1.0"),
+        ({"data.val_fraction": 0.0}, "data.val_fraction is between 0 and 1: not 0.0"),
+        ({"data.val_fraction": 1.0}, "data.val_fraction is between 0 and 1: not 1.0"),
+        ({"data.val_fraction": "nan"}, "data.val_fraction is between 0 and 1: not nan"),
+        ({"sigma.order_start": 1.5}, "sigma.order_start is at most 1: not 1.5"),
+        ({"seed": 2**32}, "seed is at most 4294967295: not 4294967296"),
+    ],
+)
+def test_fields_that_do_not_go_together(changes, expected):
+    assert expected in refusal(configs.validate, override(base(), changes))
+
+
+def test_validate_checks_values_set_as_attributes():
+    config = base()
+    config.steps = 0
+    assert "'steps' is at least 1" in refusal(configs.validate, config)
+
+
+def test_load_applies_variant_then_overrides(config_file):
+    path = config_file(
+        "def get_config(variant=''):\n"
+        "    config = override(base(), {'steps': 7})\n"
+        "    return with_variant(config, variant, {'big': {'batch_size': 128}})\n"
+    )
+    plain = configs.load(path, {})
+    assert (plain.steps, plain.batch_size) == (7, 64)
+    big = configs.load(f"{path}:big", {"model.n_layer": "2"})
+    assert (big.steps, big.batch_size, big.model.n_layer) == (7, 128, 2)
+    message = refusal(configs.load, f"{path}:huge", {})
+    assert path in message
+    assert "unknown variant ':huge': this config has :big" in message
+
+
+def test_variant_of_a_config_without_any(config_file):
+    path = config_file(
+        "def get_config(variant=''):\n    return with_variant(base(), variant, {})\n"
+    )
+    assert "this config has none" in refusal(configs.load, f"{path}:x", {})
+
+
+def test_missing_config_file_lists_the_known_ones(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    for name in ("two.py", "one.py", "notes.txt"):
+        (tmp_path / "configs" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    message = refusal(configs.load, "configs/three.py:tiny", {})
+    assert message == (
+        "no config file 'configs/three.py': there are configs/one.py, configs/two.py"
+    )
+    assert refusal(configs.load, "configs", {}).startswith("no config file 'configs'")
+
+
+def test_missing_config_file_where_there_are_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refusal(configs.load, "x.py", {}) == "no config file 'x.py'"
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("def get_config(:", "SyntaxError"),
+        ("import no_such_module", "no_such_module"),
+        ("", "no attribute 'get_config'"),
+        ("def get_config(): return base()", "TypeError"),
+    ],
+)
+def test_config_file_that_cannot_run(config_file, text, expected):
+    path = config_file(text + "\n")
+    message = refusal(configs.load, path, {})
+    assert f"config file '{path}' cannot be read" in message
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    "body, expected",
+    [
+        ("raise ValueError('a\\nb')", "ValueError: a b"),
+        ("pass", "must return base()"),
+        ("return {'steps': 3}", "must return base()"),
+        ("return base().model", "must return base()"),
+        ("c = base(); c.stepz = 3; return c", 'Did you mean "steps"'),
+        ("c = base(); c.steps = 'x'; return c", "'steps'"),
+        ("return override(base(), {'stepz': 3})", "did you mean 'steps'"),
+        ("c = base().unlock(); c.stepz = 3; return c", "did you mean 'steps'"),
+    ],
+)
+def test_get_config_that_is_wrong(config_file, body, expected):
+    path = config_file(f"def get_config(variant=''):\n    {body}\n")
+    message = refusal(configs.load, path, {})
+    assert expected in message
+    assert len(message) < 500
+
+
+def test_config_file_of_another_kind(config_file):
+    path = config_file("", name="experiment.txt")
+    assert "is not Python" in refusal(configs.load, path, {})
+
+
+def test_frozen_config_round_trip(tmp_path):
+    changes = {"steps": 12, "model.bias": True, "data.path": "ça/σ.txt", "seed": 5}
+    config = override(base(), changes)
+    configs.save(config, tmp_path / "config.json")
+    loaded = configs.load_frozen(tmp_path)
+    assert configs.flatten(loaded) == configs.flatten(config)
+    assert loaded.is_locked
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("", "is damaged"),
+        ('{"steps": 3', "is damaged"),
+        ("[1]", "is damaged"),
+        (json.dumps({"steps": 1.5}), "'steps' holds a whole number"),
+        (json.dumps({"stepz": 3}), "did you mean 'steps'"),
+        (json.dumps({"model": {"n_layer": None}}), "'model.n_layer'"),
+    ],
+)
+def test_frozen_config_that_is_damaged(tmp_path, text, expected):
+    (tmp_path / "config.json").write_text(text)
+    assert expected in refusal(configs.load_frozen, tmp_path)
+
+
+def test_frozen_config_that_is_not_text(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe{}")
+    assert "is damaged" in refusal(configs.load_frozen, tmp_path)
+
+
+def test_folder_without_a_frozen_config(tmp_path):
+    assert f"'{tmp_path}' holds no run" in refusal(configs.load_frozen, tmp_path)
+
+
+def test_differences():
+    old = base()
+    assert configs.differences(old, base()) == {}
+    new = override(base(), {"model.n_layer": 2, "data.path": "x"})
+    assert configs.differences(old, new) == {
+        "model.n_layer": (6, 2),
+        "data.path": ("data/shakespeare.txt", "x"),
+    }
+
+
+def test_split_overrides():
+    argv = [
+        "--config=a.py",
+        "--config.steps=3",
+        "--config.model.n_layer",
+        "2",
+        "--workdir",
+        "w",
+        "--config.data.path=a=b",
+        "--config.wandb_project=",
+    ]
+    rest, overrides = configs.split_overrides(argv)
+    assert rest == ["--config=a.py", "--workdir", "w"]
+    assert overrides == {
+        "steps": "3",
+        "model.n_layer": "2",
+        "data.path": "a=b",
+        "wandb_project": "",
+    }
+
+
+def test_split_overrides_without_a_last_value():
+    assert configs.split_overrides(["--config.steps"]) == ([], {"steps": ""})
+
+
+def test_every_field_is_described():
+    lines = configs.describe_fields().splitlines()
+    for key, field in FIELDS.items():
+        at = lines.index(f"  {key} ({field.default!r})")
+        assert field.help in lines[at + 1]
+        assert all(choice in lines[at + 1] for choice in field.choices)
+
+
+@pytest.mark.parametrize("key", FIELDS)
+def test_defaults_pass_their_own_check(key):
+    default = FIELDS[key].default
+    assert configs.flatten(override(base(), {key: str(default)}))[key] == default
