@@ -19,7 +19,7 @@ from benchmarks.alternate import machine
 def dispatch_milliseconds() -> float:
     """Returns the median time until a tiny model's step is under way."""
     from jaxgpt import cli, config, optim, systems
-    from jaxgpt.train import make_step
+    from jaxgpt.step import make_step
 
     cli.set_up_jax()
     import jax

@@ -25,7 +25,7 @@ def tokens(size: str) -> np.ndarray:
 
 def jaxgpt_step(size: str, dtype: str):
     from jaxgpt import cli, config, optim, systems
-    from jaxgpt.train import make_step
+    from jaxgpt.step import make_step
 
     cli.set_up_jax()
     import jax

@@ -225,7 +225,7 @@ class Checkpoints:
             return min(steps, key=lambda step: (losses[step], -step))
         if wanted == "last":
             return steps[-1]
-        if wanted.isdigit() and int(wanted) in steps:
+        if wanted.isascii() and wanted.isdigit() and int(wanted) in steps:
             return int(wanted)
         known = ", ".join(map(str, steps))
         raise UserError(f"no checkpoint '{wanted}': there are best, last, {known}")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from jaxgpt.config import UserError
+from jaxgpt.config import UserError, user_path
 
 
 class Parser(argparse.ArgumentParser):
@@ -96,7 +95,7 @@ def set_up_jax() -> None:
     sys.unraisablehook = _without_closed_loops
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = os.environ.get("JAXGPT_CACHE", "~/.cache/jaxgpt")
-        cache = pathlib.Path(home).expanduser() / "xla"
+        cache = user_path(home) / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if jax.default_backend() == "cpu":

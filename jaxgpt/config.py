@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,16 @@ from ml_collections import ConfigDict
 
 class UserError(Exception):
     """Wrong usage or input: one line naming the thing and the remedy (exit code 2)."""
+
+
+def user_path(name: str) -> pathlib.Path:
+    """Returns the path a user named, "~" expanded; UserError where it cannot be one."""
+    try:
+        path = pathlib.Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"'{name[:80]}' is no path: {error}"[:300]) from None
+    return path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +157,11 @@ def _parse(key: str, field: Field, value: Any) -> Any:
             value = (
                 int(value) if str(value).lstrip("+-").isdigit() else int(float(value))
             )
+        elif kind is bool and not isinstance(value, bool):
+            raise ValueError
         value = kind(value)
+        if kind is float and not math.isfinite(value):
+            raise ValueError
     except (KeyError, ValueError, TypeError, OverflowError):
         raise UserError(
             f"config key '{key}' holds {_KINDS[kind]}: '{value}' is none"
@@ -162,7 +177,12 @@ def _parse(key: str, field: Field, value: Any) -> Any:
     return value
 
 
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_KINDS = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "true or false",
+    str: "text",
+}
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -198,7 +218,7 @@ def load(spec: str, overrides: Mapping[str, str]) -> ConfigDict:
       UserError: for a missing file, one without get_config, or a bad override.
     """
     path, _, variant = spec.partition(":")
-    file = pathlib.Path(path).expanduser()
+    file = user_path(path)
     if not file.is_file():
         known = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
         hint = f": there are {', '.join(known)}" if known else ""

@@ -13,7 +13,7 @@ import zipfile
 from typing import TYPE_CHECKING
 
 from jaxgpt import cli
-from jaxgpt.config import UserError
+from jaxgpt.config import UserError, user_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,7 +134,7 @@ def _integers(name: str) -> np.ndarray:
     import numpy as np
 
     try:
-        array = np.load(pathlib.Path(name).expanduser(), allow_pickle=False)
+        array = np.load(user_path(name), allow_pickle=False)
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"'{name}' is no .npy file of integers: {reason}") from None
@@ -144,7 +144,7 @@ def _integers(name: str) -> np.ndarray:
 
 
 def _writable(name: str) -> pathlib.Path:
-    path = pathlib.Path(name).expanduser()
+    path = user_path(name)
     if not path.parent.is_dir():
         raise UserError(f"--logits='{name}': there is no folder '{path.parent}'")
     return path

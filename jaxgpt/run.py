@@ -1,16 +1,17 @@
-"""A run on disk, as sample, evaluate and verify find it."""
+"""A run on disk: how training makes it, and how the other commands find it."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from jaxgpt import cli, systems
+from jaxgpt import cli, sharding, systems
 from jaxgpt import config as configs
-from jaxgpt.checkpoint import Checkpoints, DamagedError
+from jaxgpt.checkpoint import Checkpoints, DamagedError, check_same_config
 from jaxgpt.config import UserError
 from jaxgpt.data import tokenizer as tok
 
@@ -37,7 +38,7 @@ def open_run(workdir: str, step: str = "best") -> Run:
     Raises:
       UserError: where there is no run, no such checkpoint, or it is damaged.
     """
-    folder = pathlib.Path(workdir).expanduser()
+    folder = configs.user_path(workdir)
     config = configs.load_frozen(folder)
     cli.use_float64(config.model.dtype)
     system = systems.make(config)
@@ -55,3 +56,48 @@ def open_run(workdir: str, step: str = "best") -> Run:
     file = folder / "tokenizer.json"
     tokenizer = tok.load(file) if file.exists() else None
     return Run(folder, config, system, params, chosen, tokenizer)
+
+
+def prepare(config: ConfigDict, workdir: pathlib.Path) -> tuple[systems.System, Any]:
+    """Opens the data, resolves the config, and makes or checks the run's folder.
+
+    Returns:
+      (system, data): the config is frozen in the folder.
+
+    Raises:
+      UserError: where data or folder cannot be used, or the folder holds a run of
+        another config; nothing is left behind.
+    """
+    sharding.make_mesh(config.batch_size // config.accumulation)
+    wanted = config.model.vocab_size
+    if not wanted:
+        config.model.vocab_size = 1
+    data = systems.make(config).open_data()
+    if wanted and wanted < data.vocab_size:
+        raise UserError(
+            f"model.vocab_size {wanted} is less than the {data.vocab_size} of the data"
+        )
+    config.model.vocab_size = wanted or data.vocab_size
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir '{workdir}' is a file: name a folder")
+    vocabulary = workdir / "tokenizer.json"
+    if (workdir / "config.json").exists():
+        check_same_config(configs.load_frozen(workdir), config, workdir)
+    if vocabulary.exists() and _differs(tok.load(vocabulary), data.tokenizer):
+        raise UserError(
+            f"'{workdir}' was trained with another vocabulary than that of "
+            f"'{config.data.path}': take another --workdir"
+        )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        configs.save(config, workdir / "config.json")
+        tok.save(data.tokenizer, vocabulary)
+    except OSError as error:
+        raise UserError(
+            f"--workdir '{workdir}' cannot be written: {error.strerror}"
+        ) from None
+    return systems.make(config), data
+
+
+def _differs(one: tok.Tokenizer, other: tok.Tokenizer) -> bool:
+    return one.to_json() != other.to_json()

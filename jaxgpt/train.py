@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.config import UserError
 
 if TYPE_CHECKING:
     import jax
-    import optax
     from ml_collections import ConfigDict
 
     from jaxgpt.metrics import Progress
@@ -29,51 +27,6 @@ SLOW = 15 * 60
 
 class DivergedError(Exception):
     """The loss is no finite number any more."""
-
-
-def make_step(system: System, optimizer: optax.GradientTransformation):
-    """Returns the jitted step: (params, opt_state, index, tokens) -> (..., metrics).
-
-    A pure function; index is the number of steps done before it. Parameters and
-    optimizer state are donated.
-    """
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    from jaxgpt.core import random
-
-    seed, parts = system.config.seed, system.config.accumulation
-
-    def loss(params, batch, dropout_key):
-        return system.nll(params, batch, dropout_key).mean()
-
-    def gradients(params, batch, dropout_key):
-        if parts == 1:
-            return jax.value_and_grad(loss)(params, batch, dropout_key)
-
-        def accumulate(total, part):
-            value_and_grads = jax.value_and_grad(loss)(params, *part)
-            return jax.tree.map(jnp.add, total, value_and_grads), None
-
-        # Every parts-th row, so that each device keeps its own rows.
-        micro = jax.tree.map(
-            lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch
-        )
-        zero = jnp.zeros((), system.model_config.param_dtype)
-        zeros = (zero, jax.tree.map(jnp.zeros_like, params))
-        keys = jax.random.split(dropout_key, parts)
-        total, _ = jax.lax.scan(accumulate, zeros, (micro, keys))
-        return jax.tree.map(lambda a: a / parts, total)
-
-    def step(params, opt_state, index, tokens_BT):
-        batch = system.train_batch(tokens_BT, random.at(seed, "order", index), index)
-        value, grads = gradients(params, batch, random.at(seed, "dropout", index))
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
-        return optax.apply_updates(params, updates), opt_state, metrics
-
-    return jax.jit(step, donate_argnums=(0, 1))
 
 
 class Interruption:
@@ -99,56 +52,6 @@ class Interruption:
         cli.say(f"{signal.Signals(number).name}: saving a checkpoint, then leaving")
 
 
-def prepare(config: ConfigDict, workdir: pathlib.Path) -> tuple[System, Any]:
-    """Opens the data, resolves the config, and makes or checks the run's folder.
-
-    Returns:
-      (system, data): the config is frozen in the folder.
-
-    Raises:
-      UserError: where data or folder cannot be used, or the folder holds a run of
-        another config; nothing is left behind.
-    """
-    from jaxgpt import systems
-    from jaxgpt.checkpoint import check_same_config
-    from jaxgpt.data import tokenizer as tok
-
-    wanted = config.model.vocab_size
-    if not wanted:
-        config.model.vocab_size = 1
-    data = systems.make(config).open_data()
-    if wanted and wanted < data.vocab_size:
-        raise UserError(
-            f"model.vocab_size {wanted} is less than the {data.vocab_size} of the data"
-        )
-    config.model.vocab_size = wanted or data.vocab_size
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir '{workdir}' is a file: name a folder")
-    known = (
-        tok.load(workdir / "tokenizer.json") if _exists(workdir, "tokenizer") else None
-    )
-    if _exists(workdir, "config"):
-        check_same_config(configs.load_frozen(workdir), config, workdir)
-    if known and known.to_json() != data.tokenizer.to_json():
-        raise UserError(
-            f"'{workdir}' was trained with another vocabulary than that of "
-            f"'{config.data.path}': take another --workdir"
-        )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        configs.save(config, workdir / "config.json")
-        tok.save(data.tokenizer, workdir / "tokenizer.json")
-    except OSError as error:
-        raise UserError(
-            f"--workdir '{workdir}' cannot be written: {error.strerror}"
-        ) from None
-    return systems.make(config), data
-
-
-def _exists(workdir: pathlib.Path, name: str) -> bool:
-    return (workdir / f"{name}.json").exists()
-
-
 class Trainer:
     """One run: its state, its files, and how they advance."""
 
@@ -158,6 +61,7 @@ class Trainer:
         from jaxgpt import metrics, optim, sharding
         from jaxgpt.checkpoint import Checkpoints
         from jaxgpt.core import random, transformer
+        from jaxgpt.step import make_step
 
         self.system, self.data, self.config = system, data, system.config
         c = self.config
@@ -304,8 +208,9 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> int:
     import jax
 
     from jaxgpt.metrics import Progress
+    from jaxgpt.run import prepare
 
-    workdir = pathlib.Path(workdir).expanduser()
+    workdir = configs.user_path(str(workdir))
     cli.use_float64(config.model.dtype)
     system, data = prepare(config, workdir)
     trainer = Trainer(system, data, workdir)

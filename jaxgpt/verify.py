@@ -5,8 +5,6 @@ python -m jaxgpt.verify --workdir=runs/sigma_char
 
 from __future__ import annotations
 
-import pathlib
-
 from jaxgpt import cli
 
 
@@ -23,7 +21,7 @@ def command(argv: list[str]) -> int:
     from jaxgpt import optim, systems
     from jaxgpt.checkpoint import Checkpoints, DamagedError
 
-    workdir = pathlib.Path(args.workdir).expanduser()
+    workdir = configs.user_path(args.workdir)
     config = configs.load_frozen(workdir)
     cli.use_float64(config.model.dtype)
     system = systems.make(config)

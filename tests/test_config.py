@@ -99,7 +99,9 @@ def test_values_are_read_as_the_type_of_the_field(key, text, value):
         ("steps", "0", "'steps' is at least 1: not 0"),
         ("model.block_size", "1", "'model.block_size' is at least 2: not 1"),
         ("seed", "-1", "'seed' is at least 0: not -1"),
-        ("optimizer.learning_rate", "nan", "at least 0: not nan"),
+        ("optimizer.learning_rate", "nan", "a finite number"),
+        ("optimizer.learning_rate", "inf", "a finite number"),
+        ("model.bias", 3, "true or false"),
     ],
 )
 def test_value_that_the_field_cannot_hold(key, text, expected):

@@ -13,7 +13,8 @@ import pytest
 
 from jaxgpt import config as configs
 from jaxgpt import metrics, optim, systems
-from jaxgpt.train import make_step, train
+from jaxgpt.step import make_step
+from jaxgpt.train import train
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = "configs/sigma_char.py:tiny"

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.config import UserError
+from jaxgpt.config import UserError, user_path
 from jaxgpt.data import tokenizer as tok
 
 SPLITS = ("train", "val")
@@ -93,7 +93,7 @@ def open_text(config: ConfigDict, length: int) -> TextData:
 
 
 def _resolve(name: str) -> pathlib.Path:
-    path = pathlib.Path(name).expanduser()
+    path = user_path(name)
     for candidate in (path, REPOSITORY / path):
         if name and candidate.exists():
             return candidate
@@ -113,7 +113,7 @@ def _open_files(files: list[pathlib.Path], config: ConfigDict) -> TextData:
     stamps = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     wanted = repr((2, stamps, config.data.tokenizer, config.data.val_fraction))
     name = f"{files[0].stem}-{hashlib.sha256(wanted.encode()).hexdigest()[:16]}"
-    home = pathlib.Path(os.environ.get("JAXGPT_CACHE", "~/.cache/jaxgpt")).expanduser()
+    home = user_path(os.environ.get("JAXGPT_CACHE", "~/.cache/jaxgpt"))
     cached = home / "text" / name
     if not (cached / "tokenizer.json").exists():
         _build(files, config, cached)
@@ -139,8 +139,12 @@ def _build(files: list[pathlib.Path], config: ConfigDict, cached: pathlib.Path) 
         train = int(total * (1 - config.data.val_fraction))
         _encode(files, tokenizer, train, building)
         tok.save(tokenizer, building / "tokenizer.json")
-        if not cached.exists():
+        try:
             building.replace(cached)
+        except OSError:
+            # Another process built the same meanwhile.
+            if not cached.exists():
+                raise
     except OSError as error:
         raise UserError(
             f"cannot tokenise '{error.filename or cached}': {error.strerror}"
