@@ -91,7 +91,7 @@ def test_values_are_read_as_the_type_of_the_field(key, text, value):
         ("steps", "inf", "a whole number: 'inf'"),
         ("steps", None, "a whole number: 'None'"),
         ("steps", [1], "a whole number"),
-        ("optimizer.beta1", "fast", "'optimizer.beta1' holds a number: 'fast'"),
+        ("optimizer.beta1", "fast", "'optimizer.beta1' holds a finite number: 'fast'"),
         ("model.bias", "yes", "'model.bias' holds true or false: 'yes'"),
         ("system", "rnn", "'system' is one of sigma, causal: not 'rnn'"),
         ("sigma.order", "Random", "'sigma.order' is one of random, left-to-right"),
