@@ -1,6 +1,6 @@
 """A training step against the equal PyTorch model under torch.compile.
 
-python -m benchmarks.train_step [--rounds=5] [--repeats=6]
+python -m benchmarks.train_step [--rounds=5] [--repeats=6] [--ablate]
 """
 
 from __future__ import annotations
@@ -23,10 +23,48 @@ def tokens(size: str) -> np.ndarray:
     return np.random.default_rng(0).integers(0, VOCAB, (B, T + 1)).astype(np.int32)
 
 
-def jaxgpt_step(size: str, dtype: str):
+def without_piece(piece: str) -> None:
+    """Puts plain JAX in the place of one piece of core/cpu.py."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxgpt.core import attention, cpu
+    from jaxgpt.core.transformer import ModelConfig
+
+    def linear(x, w, dtype):
+        accum = cpu.accumulator(dtype)
+        return jnp.dot(x.astype(dtype), w.astype(dtype), preferred_element_type=accum)
+
+    def layer_norm(x, scale, epsilon):
+        x = x - x.mean(-1, keepdims=True)
+        return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + epsilon) * scale
+
+    def causal_attention(qkv, seed, n_head, dtype, dropout):
+        T, D = qkv.shape[1], qkv.shape[2] // 3
+        q, k, v = attention.split_heads(qkv, n_head)
+        c = ModelConfig(1, n_head, D, T, 1, dropout, dtype=dtype)
+        mask = jnp.tril(jnp.ones((T, T), bool))
+        return attention.merge_heads(attention.attend(q, [(k, v)], mask, c, seed))
+
+    plain = {
+        "keep_heap": lambda: None,
+        "linear": linear,
+        "layer_norm": layer_norm,
+        "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+        "causal_attention": causal_attention,
+    }
+    setattr(cpu, piece, plain[piece])
+
+
+PIECES = ("keep_heap", "linear", "layer_norm", "gelu", "causal_attention")
+
+
+def jaxgpt_step(size: str, dtype: str, without: str = ""):
     from jaxgpt import cli, config, optim, systems
     from jaxgpt.step import make_step
 
+    if without:
+        without_piece(without)
     cli.set_up_jax()
     import jax
 
@@ -73,13 +111,40 @@ def torch_step(size: str, dtype: str):
     return work
 
 
+def ablate(size: str, dtype: str, rounds: int, repeats: int) -> dict[str, float]:
+    """Prints how much longer a step takes without each piece; returns the ratios."""
+    target, arguments = (
+        "benchmarks.train_step:jaxgpt_step",
+        {"size": size, "dtype": dtype},
+    )
+    contenders = {"": (target, arguments)}
+    contenders |= {p: (target, arguments | {"without": p}) for p in PIECES}
+    timings = alternate(contenders, rounds, repeats)
+    ratios = {p: min(timings[p].cpu) / min(timings[""].cpu) for p in PIECES}
+    for piece, ratio in ratios.items():
+        print(f"{size:8} {dtype:9} without {piece:18} {ratio:5.2f} x the CPU time")
+    return ratios
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES))
+    parser.add_argument(
+        "--ablate", action="store_true", help="time core/cpu.py's pieces"
+    )
     args = parser.parse_args()
     print(machine())
+    if args.ablate:
+        rows = [
+            {"size": size, "dtype": dtype}
+            | {"without": ablate(size, dtype, args.rounds, args.repeats)}
+            for size in args.sizes
+            for dtype in ("float32", "bfloat16")
+        ]
+        print(json.dumps({"machine": machine(), "cpu_time_ratios": rows}))
+        return
     print(f"{'size':8} {'dtype':9} {'torch.compile':>15} {'jaxgpt':>15} {'ratio':>7}")
     rows = []
     for size in args.sizes:

@@ -1,8 +1,15 @@
 """σ-GPT on Shakespeare's characters, generating in any order.
 
-python -m jaxgpt.train --config=configs/sigma_char.py          # one GPU or TPU
-python -m jaxgpt.train --config=configs/sigma_char.py:laptop   # 2 CPU cores
-python -m jaxgpt.train --config=configs/sigma_char.py:tiny     # seconds, for tests
+python -m jaxgpt.train --config=configs/sigma_char.py:laptop
+
+variant   size                      hardware            time   validation loss, nats
+                                                               random / left to right
+(none)    6 layers, 384, block 256  a GPU or TPU        (not run yet)
+:laptop   4 layers, 128, block 64   2 cores, Intel Xeon 4 min  2.249 / 2.383
+:tiny     2 layers, 32, block 32    the same            5 s    3.639 / 3.635
+
+The default is the original's character model. The original reached 2.60 / 2.76 with
+the size of :laptop after 3,600 steps.
 """
 
 from jaxgpt.config import base, override, with_variant

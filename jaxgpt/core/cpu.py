@@ -120,30 +120,6 @@ def _gelu_bwd(x, dy):
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_bwd)
 
 
-@jax.custom_vjp
-def cross_entropy(logits_NV: jax.Array, targets_N: jax.Array) -> jax.Array:
-    """Returns the negative log-likelihood of each target [N], in nats."""
-    return _cross_entropy_fwd(logits_NV, targets_N)[0]
-
-
-def _cross_entropy_fwd(logits_NV, targets_N):
-    top_N1 = logits_NV.max(-1, keepdims=True)
-    e_NV = jnp.exp(logits_NV - top_N1)
-    sum_N1 = e_NV.sum(-1, keepdims=True)
-    hit_NV = targets_N[:, None] == jnp.arange(logits_NV.shape[-1])
-    picked_N = jnp.where(hit_NV, logits_NV, 0).sum(-1)
-    nll_N = jnp.log(sum_N1[:, 0]) + top_N1[:, 0] - picked_N
-    return nll_N, (e_NV, sum_N1, targets_N)
-
-
-def _cross_entropy_bwd(saved, g_N):
-    e_NV, sum_N1, targets_N = saved
-    hit_NV = targets_N[:, None] == jnp.arange(e_NV.shape[-1])
-    return (e_NV / sum_N1 - hit_NV) * g_N[:, None], None
-
-
-cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
-
 HEADS = (0, 1)
 
 

@@ -33,6 +33,7 @@ class ModelConfig:
     vocab_size: int
     dropout: float = 0.0
     bias: bool = False
+    activation: str = "gelu"
     dtype: str = "float32"
     positions: str = "learned"
     kernels: str = "xla"
@@ -166,7 +167,7 @@ class LanguageModel(nnx.Module):
     ) -> jax.Array:
         """Returns each target's negative log-likelihood [B, T], in nats."""
         logits_BTV = self(tokens_BT, where, dropout_key)
-        return layers.cross_entropy(logits_BTV, targets_BT, self.config)
+        return layers.cross_entropy(logits_BTV, targets_BT)
 
 
 def count_parameters(params: dict) -> int:

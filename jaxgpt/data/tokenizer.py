@@ -81,8 +81,11 @@ class GPT2Tokenizer:
         return np.array(self._encoding.encode_ordinary(text), np.int32)
 
     def decode(self, ids: np.ndarray) -> str:
-        """Returns the text of ids; bytes that are no UTF-8 become U+FFFD."""
-        return self._encoding.decode([int(i) for i in ids])
+        """Returns the text of ids; bytes that are no UTF-8 become U+FFFD.
+
+        Ids beyond the vocabulary, of models that pad theirs, have no text.
+        """
+        return self._encoding.decode([int(i) for i in ids if i < self.vocab_size])
 
     def to_json(self) -> dict:
         """Returns the kind: the merges are part of the package."""

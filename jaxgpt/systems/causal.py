@@ -34,10 +34,8 @@ class CausalLM(System):
     ) -> tuple[jax.Array, jax.Array]:
         """Returns logits [B, T, V], where row t predicts token t + 1, and nll."""
         logits_BTV = self.model(params)(tokens_BT)
-        config = self.model_config
-        return logits_BTV, layers.cross_entropy(
-            logits_BTV[:, :-1], tokens_BT[:, 1:], config
-        )
+        nll_BT = layers.cross_entropy(logits_BTV[:, :-1], tokens_BT[:, 1:])
+        return logits_BTV, nll_BT
 
     def reading(
         self, known_BT: np.ndarray, order: str, key: jax.Array

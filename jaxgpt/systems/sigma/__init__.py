@@ -65,7 +65,7 @@ class SigmaGPT(System):
         """Returns logits [B, T - 1, V], row t for position order[t + 1], and nll."""
         read_BT, where = _read(tokens_BT, order_BT)
         logits_BTV = self.model(params)(read_BT[:, :-1], where)
-        nll_BT = layers.cross_entropy(logits_BTV, read_BT[:, 1:], self.model_config)
+        nll_BT = layers.cross_entropy(logits_BTV, read_BT[:, 1:])
         return logits_BTV, nll_BT
 
     def reading(

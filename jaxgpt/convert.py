@@ -1,0 +1,180 @@
+"""PyTorch weights in, as a run that sample, evaluate and train can use; and out.
+
+python -m jaxgpt.convert --format=nanogpt --source=ckpt.pt --workdir=runs/imported
+python -m jaxgpt.convert --format=gpt2 --workdir=runs/imported --output=folder
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from jaxgpt import cli
+from jaxgpt import config as configs
+from jaxgpt.config import UserError
+
+if TYPE_CHECKING:
+    from jaxgpt.run import Run
+
+
+def import_run(
+    name: str,
+    source_path: str,
+    workdir: pathlib.Path,
+    settings_file: str | None = None,
+    tokenizer_file: str | None = None,
+) -> dict[str, Any]:
+    """Imports an original's weights as a run.
+
+    Args:
+      name: a key of `formats.FORMATS`.
+      source_path: .pt, .bin, .npz, .safetensors, or a Hugging Face folder.
+      workdir: of the run; must not hold one.
+      settings_file: JSON with the original's configuration.
+      tokenizer_file: a tokenizer.json to attach.
+
+    Returns:
+      What was imported: parameters, layers, heads, step, whether moments came along.
+
+    Raises:
+      UserError: for a source that does not fit; nothing is written then.
+    """
+    import jax
+    import optax
+
+    from jaxgpt import optim, systems
+    from jaxgpt.checkpoint import Checkpoints
+    from jaxgpt.core.transformer import count_parameters
+    from jaxgpt.data import tokenizer as tok
+    from jaxgpt.interop import formats, rules
+
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise UserError(f"--workdir '{workdir}' is not empty: name a new folder")
+    form = formats.FORMATS[name]
+    source = formats.read(source_path, settings_file)
+    fields = {"system": form.system} | formats.training_fields(source.checkpoint)
+    config = configs.override(
+        configs.base(), fields | formats.model_fields(name, source)
+    )
+    configs.validate(config)
+    tokenizer = _tokenizer(name, tokenizer_file, config)
+    system = systems.make(config)
+    abstract = jax.eval_shape(system.init, jax.random.key(0))
+    table = rules.gpt_rules(config.model.n_layer, config.model.bias, form.conv1d)
+    to_jax = lambda arrays: rules.to_jax(arrays, table, abstract, source_path)
+    params = to_jax(source.state)
+    opt_state = optim.make(config).init(params)
+    step = 0
+    held = formats.moments(source.checkpoint, table, source.state)
+    if held:
+        first, second, count = held
+        step = int(source.checkpoint.get("iter_num", count))
+        moments = {"mu": to_jax(first), "nu": to_jax(second)}
+        opt_state = optax.tree.set(opt_state, **moments, count=jax.numpy.int32(count))
+    configs.make_folder(workdir)
+    configs.save(config, workdir / "config.json")
+    if tokenizer:
+        tok.save(tokenizer, workdir / "tokenizer.json")
+    checkpoints = Checkpoints(workdir)
+    state = jax.device_put({"params": params, "opt_state": opt_state})
+    checkpoints.save(step, state, None)
+    checkpoints.close()
+    if step not in checkpoints.steps():
+        raise UserError(f"'{workdir}' could not hold the checkpoint")
+    return {
+        "workdir": str(workdir),
+        "parameters": count_parameters(params),
+        "n_layer": config.model.n_layer,
+        "n_head": config.model.n_head,
+        "step": step,
+        "optimizer_state": held is not None,
+    }
+
+
+def _tokenizer(name: str, file: str | None, config: Any):
+    """Returns the tokenizer to attach, if any; GPT-2's where the vocabulary is its."""
+    from jaxgpt.data import tokenizer as tok
+
+    size = config.model.vocab_size
+    if file is None:
+        gpt2 = name in ("gpt2", "nanogpt") and size in (50257, 50304)
+        return tok.GPT2Tokenizer() if gpt2 else None
+    tokenizer = tok.load(configs.user_path(file))
+    if tokenizer.vocab_size > size:
+        raise UserError(
+            f"--tokenizer '{file}' has {tokenizer.vocab_size} tokens, the model {size}"
+        )
+    return tokenizer
+
+
+def export_run(name: str, run: Run, output: pathlib.Path) -> None:
+    """Exports a run's parameters as the original's program reads them.
+
+    Args:
+      name: a key of `formats.FORMATS`.
+      run: the restored run.
+      output: a folder for gpt2, else a .pt or .npz file; must not exist.
+
+    Raises:
+      UserError: where the run is of another architecture, or PyTorch is needed and
+        not installed.
+    """
+    from jaxgpt.interop import formats, rules
+
+    form, model = formats.FORMATS[name], run.config.model
+    if run.config.system != form.system:
+        raise UserError(f"'{run.workdir}' is a {run.config.system} run: not a {name}")
+    if name != "gpt2" and model.activation != "gelu":
+        raise UserError(f"{name} has the exact GELU: this run has {model.activation}")
+    if name == "gpt2" and not model.bias:
+        raise UserError("GPT-2 has biases: this run has none (model.bias=false)")
+    if output.exists():
+        raise UserError(f"--output '{output}' exists: name a new path")
+    table = rules.gpt_rules(model.n_layer, model.bias, form.conv1d)
+    state = rules.to_torch(run.params, table)
+    if name == "gpt2":
+        formats.write_gpt2(output, state, model)
+    elif output.suffix == ".npz":
+        formats.write_npz(output, state)
+    else:
+        formats.write_checkpoint(output, state, model, run.step)
+
+
+def command(argv: list[str]) -> None:
+    """Parses arguments, then imports or exports."""
+    from jaxgpt.interop.formats import FORMATS
+
+    parser = cli.Parser("jaxgpt.convert", __doc__)
+    parser.add_argument("--format", required=True, choices=list(FORMATS))
+    parser.add_argument("--workdir", required=True, help="folder of the run")
+    parser.add_argument("--source", help="import from: .pt, .npz, .safetensors, folder")
+    parser.add_argument(
+        "--source_config", help="JSON with the original's configuration"
+    )
+    parser.add_argument("--tokenizer", help="tokenizer.json to attach to the run")
+    parser.add_argument("--output", help="export to: a folder (gpt2), .pt or .npz")
+    parser.add_argument("--step", default="best", help="checkpoint to export")
+    parser.add_json()
+    args = parser.parse_args(argv)
+    if (args.source is None) == (args.output is None):
+        raise UserError("give --source to import or --output to export")
+    cli.set_up_jax()
+    workdir = configs.user_path(args.workdir)
+    if args.source is not None:
+        done = import_run(
+            args.format, args.source, workdir, args.source_config, args.tokenizer
+        )
+    else:
+        from jaxgpt.run import open_run
+
+        output = configs.user_path(args.output)
+        export_run(args.format, open_run(args.workdir, args.step), output)
+        done = {"output": str(output)}
+    if args.json:
+        cli.print_json(done)
+    else:
+        print(", ".join(f"{name} {value}" for name, value in done.items()))
+
+
+if __name__ == "__main__":
+    cli.main(command)

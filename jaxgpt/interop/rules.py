@@ -1,0 +1,114 @@
+"""Strict tables from an original's parameter names to ours, used both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxgpt.config import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One parameter: its name there, its path here, and whether it lies transposed."""
+
+    name: str
+    path: str
+    transposed: bool = False
+
+
+def gpt_rules(n_layer: int, bias: bool, conv1d: bool) -> list[Rule]:
+    """Returns the table of GPT-2's family.
+
+    Args:
+      n_layer: blocks.
+      bias: whether linear layers and norms have biases.
+      conv1d: weights lie [in, out], as OpenAI's (and ours), not [out, in].
+    """
+    rules = [
+        Rule("transformer.wte.weight", "table"),
+        Rule("transformer.wpe.weight", "positions/table"),
+    ]
+
+    def add(name: str, path: str, kernel: bool) -> None:
+        weight = "kernel" if kernel else "scale"
+        rules.append(Rule(f"{name}.weight", f"{path}/{weight}", kernel and not conv1d))
+        if bias:
+            rules.append(Rule(f"{name}.bias", f"{path}/bias"))
+
+    for i in range(n_layer):
+        there, here = f"transformer.h.{i}", f"transformer/blocks/{i}"
+        add(f"{there}.ln_1", f"{here}/norm_1", False)
+        add(f"{there}.attn.c_attn", f"{here}/attn/qkv", True)
+        add(f"{there}.attn.c_proj", f"{here}/attn/out", True)
+        add(f"{there}.ln_2", f"{here}/norm_2", False)
+        add(f"{there}.mlp.c_fc", f"{here}/mlp/up", True)
+        add(f"{there}.mlp.c_proj", f"{here}/mlp/down", True)
+    add("transformer.ln_f", "transformer/norm_f", False)
+    return rules
+
+
+def _paths(tree: Any) -> list[str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in leaves]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(sorted(names)[:3]) + more
+
+
+def to_jax(
+    state: Mapping[str, np.ndarray], rules: Sequence[Rule], abstract: dict, source: str
+) -> dict:
+    """Returns our parameters from an original's state dict.
+
+    Args:
+      state: arrays by the original's names.
+      rules: the table; every name and every parameter stands in it once.
+      abstract: the shapes and dtypes of our parameters.
+      source: named in errors.
+
+    Raises:
+      UserError: naming keys that are missing or left over, a shape that does not
+        fit, or a weight that is not finite.
+    """
+    names = {rule.name for rule in rules}
+    missing, extra = names - set(state), set(state) - names
+    if missing or extra:
+        parts = [f"lacks {_listed(list(missing))}"] if missing else []
+        parts += [f"has unknown {_listed(list(extra))}"] if extra else []
+        raise UserError(f"'{source}' is of another architecture: it {', '.join(parts)}")
+    found = {}
+    for rule in rules:
+        array = np.asarray(state[rule.name])
+        found[rule.path] = array.T if rule.transposed else array
+    leaves, tree = jax.tree.flatten(abstract)
+    result = []
+    by_path = {rule.path: rule.name for rule in rules}
+    for path, leaf in zip(_paths(abstract), leaves, strict=True):
+        array = found[path]
+        if array.shape != leaf.shape:
+            raise UserError(
+                f"'{source}': {by_path[path]} is {list(array.shape)} where the "
+                f"configuration makes it {list(leaf.shape)}"
+            )
+        array = np.ascontiguousarray(array).astype(leaf.dtype)
+        if not np.isfinite(array).all():
+            raise UserError(f"'{source}': {by_path[path]} is not finite everywhere")
+        result.append(array)
+    return jax.tree.unflatten(tree, result)
+
+
+def to_torch(params: dict, rules: Sequence[Rule]) -> dict[str, np.ndarray]:
+    """Returns an original's state dict, in the order of the table."""
+    arrays = dict(zip(_paths(params), jax.tree.leaves(params), strict=True))
+    result = {}
+    for rule in rules:
+        array = np.asarray(arrays[rule.path])
+        result[rule.name] = np.ascontiguousarray(array.T if rule.transposed else array)
+    return result
