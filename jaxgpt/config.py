@@ -52,6 +52,9 @@ FIELDS: dict[str, Field] = {
     "steps": Field(5000, "optimizer steps", minimum=1),
     "batch_size": Field(64, "sequences per step over all devices", minimum=1),
     "accumulation": Field(1, "micro-batches a step is split into", minimum=1),
+    "init_from": Field(
+        "", "start from the parameters of this run, or of a GPT-2 folder or name"
+    ),
     "model.n_layer": Field(6, "transformer blocks", minimum=1),
     "model.n_head": Field(6, "attention heads", minimum=1),
     "model.n_embd": Field(384, "width of the residual stream", minimum=1),

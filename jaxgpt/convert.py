@@ -6,6 +6,7 @@ python -m jaxgpt.convert --format=gpt2 --workdir=runs/imported --output=folder
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,56 @@ from jaxgpt import config as configs
 from jaxgpt.config import UserError
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from jaxgpt.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Original:
+    """An original's weights in our layout, and where its training stood."""
+
+    config: ConfigDict
+    params: dict
+    moments: dict[str, dict] | None
+    count: int
+    step: int
+
+
+def read_original(
+    name: str, source_path: str, settings_file: str | None = None
+) -> Original:
+    """Reads an original's weights into our layout; writes nothing.
+
+    Args:
+      name: a key of `formats.FORMATS`.
+      source_path: .pt, .bin, .npz, .safetensors, a Hugging Face folder or GPT-2 name.
+      settings_file: JSON with the original's configuration.
+
+    Raises:
+      UserError: for a source that is missing, damaged or does not fit.
+    """
+    import jax
+
+    from jaxgpt import systems
+    from jaxgpt.interop import formats, rules
+
+    form = formats.FORMATS[name]
+    source = formats.read(source_path, settings_file)
+    fields = {"system": form.system} | formats.training_fields(source.checkpoint)
+    fields |= formats.model_fields(name, source)
+    config = configs.validate(configs.override(configs.base(), fields))
+    abstract = jax.eval_shape(systems.make(config).init, jax.random.key(0))
+    table = rules.gpt_rules(config.model.n_layer, config.model.bias, form.conv1d)
+    to_jax = lambda arrays: rules.to_jax(arrays, table, abstract, source_path)
+    params = to_jax(source.state)
+    held = formats.moments(source.checkpoint, table, source.state)
+    if held is None:
+        return Original(config, params, None, 0, 0)
+    first, second, count = held
+    moments = {"mu": to_jax(first), "nu": to_jax(second)}
+    step = int(source.checkpoint.get("iter_num", count))
+    return Original(config, params, moments, count, step)
 
 
 def import_run(
@@ -24,13 +74,11 @@ def import_run(
     settings_file: str | None = None,
     tokenizer_file: str | None = None,
 ) -> dict[str, Any]:
-    """Imports an original's weights as a run.
+    """Imports an original's weights, and its optimizer state if it has one, as a run.
 
     Args:
-      name: a key of `formats.FORMATS`.
-      source_path: .pt, .bin, .npz, .safetensors, or a Hugging Face folder.
+      name, source_path, settings_file: as in `read_original`.
       workdir: of the run; must not hold one.
-      settings_file: JSON with the original's configuration.
       tokenizer_file: a tokenizer.json to attach.
 
     Returns:
@@ -42,52 +90,37 @@ def import_run(
     import jax
     import optax
 
-    from jaxgpt import optim, systems
+    from jaxgpt import optim
     from jaxgpt.checkpoint import Checkpoints
     from jaxgpt.core.transformer import count_parameters
     from jaxgpt.data import tokenizer as tok
-    from jaxgpt.interop import formats, rules
 
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"--workdir '{workdir}' is not empty: name a new folder")
-    form = formats.FORMATS[name]
-    source = formats.read(source_path, settings_file)
-    fields = {"system": form.system} | formats.training_fields(source.checkpoint)
-    config = configs.override(
-        configs.base(), fields | formats.model_fields(name, source)
-    )
-    configs.validate(config)
+    original = read_original(name, source_path, settings_file)
+    config, params = original.config, original.params
     tokenizer = _tokenizer(name, tokenizer_file, config)
-    system = systems.make(config)
-    abstract = jax.eval_shape(system.init, jax.random.key(0))
-    table = rules.gpt_rules(config.model.n_layer, config.model.bias, form.conv1d)
-    to_jax = lambda arrays: rules.to_jax(arrays, table, abstract, source_path)
-    params = to_jax(source.state)
     opt_state = optim.make(config).init(params)
-    step = 0
-    held = formats.moments(source.checkpoint, table, source.state)
-    if held:
-        first, second, count = held
-        step = int(source.checkpoint.get("iter_num", count))
-        moments = {"mu": to_jax(first), "nu": to_jax(second)}
-        opt_state = optax.tree.set(opt_state, **moments, count=jax.numpy.int32(count))
+    if original.moments:
+        count = jax.numpy.int32(original.count)
+        opt_state = optax.tree.set(opt_state, **original.moments, count=count)
     configs.make_folder(workdir)
     configs.save(config, workdir / "config.json")
     if tokenizer:
         tok.save(tokenizer, workdir / "tokenizer.json")
     checkpoints = Checkpoints(workdir)
     state = jax.device_put({"params": params, "opt_state": opt_state})
-    checkpoints.save(step, state, None)
+    checkpoints.save(original.step, state, None)
     checkpoints.close()
-    if step not in checkpoints.steps():
-        raise UserError(f"'{workdir}' could not hold the checkpoint")
+    if original.step not in checkpoints.steps():
+        raise UserError(f"'{workdir}' could not hold the checkpoint: free some space")
     return {
         "workdir": str(workdir),
         "parameters": count_parameters(params),
         "n_layer": config.model.n_layer,
         "n_head": config.model.n_head,
-        "step": step,
-        "optimizer_state": held is not None,
+        "step": original.step,
+        "optimizer_state": original.moments is not None,
     }
 
 

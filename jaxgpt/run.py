@@ -101,3 +101,41 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> tuple[systems.System, 
 
 def _differs(one: tok.Tokenizer, other: tok.Tokenizer) -> bool:
     return one.to_json() != other.to_json()
+
+
+def read_start(config: ConfigDict) -> tuple[ConfigDict, dict]:
+    """Returns the config and parameters that `config.init_from` names.
+
+    Raises:
+      UserError: where it is neither a run nor GPT-2 weights.
+    """
+    folder = configs.user_path(config.init_from)
+    try:
+        configs.load_frozen(folder)
+    except UserError:
+        from jaxgpt.convert import read_original
+
+        original = read_original("gpt2", config.init_from)
+        return original.config, original.params
+    run = open_run(config.init_from)
+    return run.config, run.params
+
+
+def adopt_start(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Takes over the shape of the model that `config.init_from` names.
+
+    A run that was begun needs that source no more: its own config has the shape.
+
+    Raises:
+      UserError: where that model is of another system.
+    """
+    begun = (workdir / "config.json").exists()
+    start = configs.load_frozen(workdir) if begun else read_start(config)[0]
+    if start.system != config.system:
+        raise UserError(
+            f"init_from '{config.init_from}' is a {start.system} model: this config "
+            f"trains {config.system}"
+        )
+    for key, value in start.model.to_dict().items():
+        if key not in ("dropout", "dtype"):
+            config.model[key] = value

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxgpt import cli
 from jaxgpt import config as configs
+from jaxgpt.config import UserError
 
 if TYPE_CHECKING:
     import jax
@@ -61,6 +62,7 @@ class Trainer:
         from jaxgpt import metrics, optim, sharding
         from jaxgpt.checkpoint import Checkpoints
         from jaxgpt.core import random, transformer
+        from jaxgpt.run import read_start
         from jaxgpt.step import make_step
 
         self.system, self.data, self.config = system, data, system.config
@@ -81,9 +83,14 @@ class Trainer:
         )
         self.checkpoints = Checkpoints(workdir, c.keep)
         restored = self.checkpoints.restore_newest(abstract)
-        fresh = jax.jit(init, out_shardings=everywhere)
         self.state: dict[str, Any]
-        self.step, self.state = restored or (0, fresh(key))
+        if restored:
+            self.step, self.state = restored
+        else:
+            self.step, self.state = 0, jax.jit(init, out_shardings=everywhere)(key)
+            if c.init_from:
+                given = read_start(c)[1]
+                self.state["params"] = jax.device_put(given, everywhere)
         self.advance = make_step(system, optimizer)
         self.recorder = metrics.Recorder(
             workdir, self.step, metrics.open_trackers(c, workdir)
@@ -208,10 +215,12 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> int:
     import jax
 
     from jaxgpt.metrics import Progress
-    from jaxgpt.run import prepare
+    from jaxgpt.run import adopt_start, prepare
 
     workdir = configs.user_path(str(workdir))
     cli.use_float64(config.model.dtype)
+    if config.init_from:
+        adopt_start(config, workdir)
     system, data = prepare(config, workdir)
     trainer = Trainer(system, data, workdir)
     start, steps = trainer.step, system.config.steps
@@ -263,13 +272,23 @@ def command(argv: list[str]) -> int:
     options, overrides = configs.split_overrides(argv)
     parser = cli.Parser("jaxgpt.train", __doc__, epilog=configs.describe_fields())
     parser.add_argument(
-        "--config", required=True, help="configs/NAME.py or configs/NAME.py:variant"
+        "--config",
+        help="configs/NAME.py or configs/NAME.py:variant; without it, the run in "
+        "--workdir goes on with the config it has",
     )
     parser.add_argument("--workdir", help="default: runs/NAME or runs/NAME-variant")
     args = parser.parse_args(options)
-    config = configs.load(args.config, overrides)
+    if args.config:
+        config = configs.load(args.config, overrides)
+        workdir = args.workdir or default_workdir(args.config)
+    elif args.workdir:
+        workdir = args.workdir
+        frozen = configs.load_frozen(configs.user_path(workdir))
+        config = configs.validate(configs.override(frozen, overrides))
+    else:
+        raise UserError("give --config=configs/NAME.py, or --workdir of a run to go on")
     cli.set_up_jax()
-    return train(config, args.workdir or default_workdir(args.config))
+    return train(config, workdir)
 
 
 if __name__ == "__main__":

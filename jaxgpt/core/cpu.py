@@ -25,7 +25,8 @@ def keep_heap() -> None:
     """Keeps freed memory in the process, so that it is not faulted in every step.
 
     XLA frees its temporary buffer (hundreds of MB) after every step and glibc gives
-    it back to the system. Does nothing where the C library has no mallopt.
+    it back to the system. A step takes 1.2 to 1.5 times as long without. Does nothing
+    where the C library has no mallopt.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
@@ -54,7 +55,8 @@ def linear(x_ND: jax.Array, w_DF: jax.Array, dtype: str) -> jax.Array:
 
     The bfloat16 kernel is reached only from row-major operands with the contraction
     in the left one's last axis: the backward pass transposes x by hand, and a
-    dummy batch axis and barriers keep XLA from folding transposes into the product.
+    dummy batch axis and barriers keep XLA from folding transposes into the product
+    (1.4 times the step in bfloat16 without, at width 128).
     """
     return _dot(x_ND.astype(dtype), w_DF.astype(dtype), ((1,), (0,)))
 
@@ -82,7 +84,7 @@ linear.defvjp(_linear_fwd, _linear_bwd)
 
 @jax.custom_vjp
 def layer_norm(x: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:
-    """Returns the normalised last axis times scale; saves only mean and deviation."""
+    """Returns the normalised last axis times scale (1.0-1.1 times the step without)."""
     return _layer_norm_fwd(x, scale_D, epsilon)[0]
 
 
@@ -108,7 +110,7 @@ layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """Returns the exact GELU through erf: XLA:CPU's erfc costs three times as much."""
+    """Returns the exact GELU through erf: XLA:CPU's erfc is slow (up to 1.2)."""
     return 0.5 * x * (1 + lax.erf(x * ROOT_HALF))
 
 
@@ -135,7 +137,7 @@ def causal_attention(
 
     Keeps unnormalised probabilities and divides the output instead, adds the mask as
     a bias, skips the blocks above the diagonal, and writes every backward product
-    with the contraction in its fast place.
+    with the contraction in its fast place (1.0-1.3 times the step without).
     """
     return _attention_fwd(qkv_BTC, seed_2, n_head, dtype, dropout)[0]
 

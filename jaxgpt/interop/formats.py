@@ -15,6 +15,7 @@ from jaxgpt.interop import rules, torch_file
 
 # Buffers that older programs saved beside the parameters.
 BUFFERS = (".attn.bias", ".attn.masked_bias")
+HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 LARGEST_HEADER = 100 << 20
 Arrays = dict[str, np.ndarray]
 
@@ -57,7 +58,7 @@ def read(name: str, settings_file: str | None) -> Source:
     """
     from jaxgpt.config import user_path
 
-    path = user_path(name)
+    path = hub_folder(name) if name in HUB_NAMES else user_path(name)
     if not path.exists():
         raise UserError(f"--source '{name}' does not exist")
     settings = _read_json(user_path(settings_file)) if settings_file else {}
@@ -75,6 +76,34 @@ def read(name: str, settings_file: str | None) -> Source:
     if bad or not state:
         raise UserError(f"'{name}' holds no state dict: {bad[:1] or 'it is empty'}")
     return Source(name, _plain_names(state, name), settings, checkpoint)
+
+
+def hub_folder(name: str) -> pathlib.Path:
+    """Returns the folder of a GPT-2 by name: from the local cache, or downloaded."""
+    if pathlib.Path(name).exists():
+        return pathlib.Path(name)
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(
+            f"'{name}' by name needs huggingface_hub (pip install huggingface_hub): or "
+            "give a folder"
+        ) from None
+    repository = name if "/" in name else f"openai-community/{name}"
+    files = ["config.json", "model.safetensors"]
+    for local in (True, False):
+        try:
+            return pathlib.Path(
+                snapshot_download(
+                    repository, allow_patterns=files, local_files_only=local
+                )
+            )
+        except Exception:  # Offline, proxied, unknown: each raises its own kind.
+            continue
+    raise UserError(
+        f"'{name}' is not in the local Hugging Face cache and cannot be downloaded: "
+        "download its folder where there is a network and give that"
+    )
 
 
 def _read_json(path: pathlib.Path) -> dict:
