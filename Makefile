@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 RUFF := $(VENV)/bin/ruff
 
-.PHONY: train test slow lint format bench clean
+.PHONY: train test parity certificate slow lint format bench clean
 
 train: $(VENV)/.base
 	$(RUN) -m jaxgpt.train --config=configs/sigma_char.py:laptop
@@ -13,6 +13,12 @@ train: $(VENV)/.base
 
 test: $(VENV)/.test
 	$(RUN) -m pytest
+
+parity: $(VENV)/.test
+	$(RUN) -m pytest parity_tests
+
+certificate: $(VENV)/.test
+	$(RUN) -m parity_tests.certificate
 
 slow: $(VENV)/.test
 	$(RUN) -m pytest -m slow

@@ -1,7 +1,6 @@
 import json
 import os
 import pathlib
-import resource
 import signal
 import subprocess
 import sys
@@ -20,10 +19,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 TINY = "configs/sigma_char.py:tiny"
 
 
-def start(workdir, *overrides, **options):
+def start(workdir, *overrides, largest_file="unlimited", **options):
     arguments = [f"--config={TINY}", f"--workdir={workdir}", *overrides]
+    limited = ["bash", "-c", f'ulimit -f {largest_file}; exec "$@"', "bash"]
     return subprocess.Popen(
-        [sys.executable, "-m", "jaxgpt.train", *arguments],
+        [*limited, sys.executable, "-m", "jaxgpt.train", *arguments],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
@@ -133,8 +133,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path)
 def test_a_full_disk_keeps_the_older_steps_and_says_so(tmp_path):
     workdir = tmp_path / "run"
     assert finish(start(workdir, "--config.steps=20"))[0] == 0
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-    code, said = finish(start(workdir, "--config.steps=40", preexec_fn=limit))
+    kilobytes = 20
+    code, said = finish(start(workdir, "--config.steps=40", largest_file=kilobytes))
     assert code == 1
     assert "could not be saved" in said
     assert "kept steps: 20" in said
