@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 import jaxgpt
+from jaxgpt.data.tokenizer import CharTokenizer
 from jaxgpt.interop import rules
 from parity_tests import pairs
 
@@ -74,7 +75,7 @@ def compare(name: str, dtype: str) -> dict[str, dict[str, float]]:
 def trajectories(count: int = 200) -> dict[str, list[tuple[float, float]]]:
     """Returns (our loss, PyTorch's) over steps on Shakespeare, float32."""
     text = (DOCS.parent / "data" / "shakespeare.txt").read_text()
-    ids = np.array([sorted(set(text)).index(c) for c in text[:200_000]], np.int32)
+    ids = CharTokenizer("".join(sorted(set(text)))).encode(text)
     result = {}
     for name in ("nanogpt", "sigma-gpt"):
         pair = pairs.make(name, "float32", (2, 4, 64, 32, 65), noise=0.0)

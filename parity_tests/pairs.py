@@ -106,6 +106,8 @@ def _huggingface(size):
         attn_pdrop=0,
         embd_pdrop=0,
         resid_pdrop=0,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     module = GPT2LMHeadModel(config).eval()
 
