@@ -51,19 +51,22 @@ def read_original(
 
     form = formats.FORMATS[name]
     source = formats.read(source_path, settings_file)
-    fields = {"system": form.system} | formats.training_fields(source.checkpoint)
+    fields = {"system": form.system} | formats.training_fields(source)
     fields |= formats.model_fields(name, source)
-    config = configs.validate(configs.override(configs.base(), fields))
-    abstract = jax.eval_shape(systems.make(config).init, jax.random.key(0))
+    try:
+        config = configs.validate(configs.override(configs.base(), fields))
+        system = systems.make(config)
+    except UserError as error:
+        raise UserError(f"'{source_path}': {error}") from None
+    abstract = jax.eval_shape(system.init, jax.random.key(0))
     table = rules.gpt_rules(config.model.n_layer, config.model.bias, form.conv1d)
     to_jax = lambda arrays: rules.to_jax(arrays, table, abstract, source_path)
     params = to_jax(source.state)
-    held = formats.moments(source.checkpoint, table, source.state)
+    held = formats.moments(source, table)
     if held is None:
         return Original(config, params, None, 0, 0)
-    first, second, count = held
+    first, second, count, step = held
     moments = {"mu": to_jax(first), "nu": to_jax(second)}
-    step = int(source.checkpoint.get("iter_num", count))
     return Original(config, params, moments, count, step)
 
 
@@ -163,14 +166,23 @@ def export_run(name: str, run: Run, output: pathlib.Path) -> None:
         raise UserError("GPT-2 has biases: this run has none (model.bias=false)")
     if output.exists():
         raise UserError(f"--output '{output}' exists: name a new path")
+    if name != "gpt2" and output.suffix not in (".pt", ".npz"):
+        raise UserError(f"--output '{output}' is no name of a .pt or .npz file")
+    if name != "gpt2" and not output.parent.is_dir():
+        raise UserError(f"--output '{output}' is in no folder: make it first")
     table = rules.gpt_rules(model.n_layer, model.bias, form.conv1d)
     state = rules.to_torch(run.params, table)
-    if name == "gpt2":
-        formats.write_gpt2(output, state, model)
-    elif output.suffix == ".npz":
-        formats.write_npz(output, state)
-    else:
-        formats.write_checkpoint(output, state, model, run.step)
+    try:
+        if name == "gpt2":
+            formats.write_gpt2(output, state, model)
+        elif output.suffix == ".npz":
+            formats.write_npz(output, state)
+        else:
+            formats.write_checkpoint(output, state, model, run.step)
+    except OSError as error:
+        raise UserError(
+            f"--output '{output}' cannot be written: {error.strerror or error}"
+        ) from None
 
 
 def command(argv: list[str]) -> None:

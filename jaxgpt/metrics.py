@@ -189,9 +189,13 @@ class Progress:
             say(f"step {step}/{self.steps}  {'  '.join(parts)}  ETA {left}")
 
     def evaluated(self, step: int, losses: dict[str, float]) -> None:
-        """Shows an evaluation."""
-        parts = (f"{n.replace('_', ' ')} {value:.4f}" for n, value in losses.items())
-        self.line(f"step {step}: " + ", ".join(parts))
+        """Shows an evaluation: the main training loss and all on held-out text."""
+        parts = [
+            f"{name.replace('_loss', '').replace('_', ' ')} {value:.4f}"
+            for name, value in losses.items()
+            if name == "train_loss" or name.startswith("val")
+        ]
+        self.line(f"step {step}: loss " + ", ".join(parts))
 
     def suggest(self, limit: float) -> None:
         """Points to the smaller size where training will take longer than limit."""

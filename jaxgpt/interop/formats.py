@@ -5,16 +5,32 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from jaxgpt.config import UserError
 from jaxgpt.interop import rules, torch_file
+from jaxgpt.interop.rules import shown
+from jaxgpt.interop.torch_file import one_line
 
 # Buffers that older programs saved beside the parameters.
 BUFFERS = (".attn.bias", ".attn.masked_bias")
+# What torch.compile and DistributedDataParallel put before each name.
+WRAPPERS = re.compile(r"(_orig_mod\.|module\.)*")
+SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+PLAIN_GPT2 = {
+    "model_type": "gpt2",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+LARGEST_NUMBER = 2**31 - 1
 HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 LARGEST_HEADER = 100 << 20
 Arrays = dict[str, np.ndarray]
@@ -71,10 +87,17 @@ def read(name: str, settings_file: str | None) -> Source:
         state = held
         if isinstance(held.get("model"), Mapping):
             checkpoint, state = held, held["model"]
-            settings = dict(held.get("model_args") or {}) | settings
-    bad = [k for k, v in state.items() if not isinstance(v, np.ndarray)]
-    if bad or not state:
-        raise UserError(f"'{name}' holds no state dict: {bad[:1] or 'it is empty'}")
+            arguments = held.get("model_args", {})
+            if not isinstance(arguments, Mapping):
+                raise UserError(f"'{name}' has model_args {shown(arguments)}: no dict")
+            settings = dict(arguments) | settings
+    for key, value in state.items():
+        if not isinstance(key, str) or not _is_numbers(value):
+            raise UserError(
+                f"'{name}' holds no state dict: {shown(key)} is no array of numbers"
+            )
+    if not state:
+        raise UserError(f"'{name}' holds no state dict: it is empty")
     return Source(name, _plain_names(state, name), settings, checkpoint)
 
 
@@ -106,12 +129,19 @@ def hub_folder(name: str) -> pathlib.Path:
     )
 
 
+def _is_numbers(value: Any) -> bool:
+    """Whether a value is an array of real numbers (or the truths of a buffer)."""
+    return isinstance(value, np.ndarray) and (
+        value.dtype.kind in "fiub" or value.dtype == ml_dtypes.bfloat16
+    )
+
+
 def _read_json(path: pathlib.Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is no JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"'{path}' is no JSON object")
@@ -124,11 +154,14 @@ def _read_folder(folder: pathlib.Path) -> Arrays:
         if (folder / single).exists():
             return _read_file(folder / single)
         if index.exists():
-            shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
+            weight_map = _read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise UserError(f"'{index}' has no weight_map: fetch it again")
+            shards = dict.fromkeys(map(str, weight_map.values()))
             state: Arrays = {}
             for shard in shards:
-                if not isinstance(shard, str) or pathlib.PurePath(shard).name != shard:
-                    raise UserError(f"'{index}' names a shard outside its folder")
+                if pathlib.PurePath(shard).name != shard:
+                    raise UserError(f"'{index}' names '{shown(shard)}': not beside it")
                 state |= _read_file(folder / shard)
             return state
     raise UserError(f"'{folder}' has neither model.safetensors nor pytorch_model.bin")
@@ -152,15 +185,15 @@ def _read_file(path: pathlib.Path) -> dict[str, Any]:
 def _read_safetensors(path: pathlib.Path) -> Arrays:
     from safetensors import SafetensorError, safe_open
 
-    with open(path, "rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-    if size > min(LARGEST_HEADER, path.stat().st_size):
-        raise UserError(f"'{path}' is refused: its header claims {size} bytes")
     try:
+        with open(path, "rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+        if size > min(LARGEST_HEADER, path.stat().st_size):
+            raise UserError(f"'{path}' is damaged: its header claims {size} bytes")
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, TypeError, KeyError, OSError) as error:
-        raise UserError(f"'{path}' is damaged: {error}"[:300]) from None
+        raise UserError(f"'{path}' is damaged: {one_line(error)}") from None
 
 
 def _read_npz(path: pathlib.Path) -> Arrays:
@@ -169,22 +202,25 @@ def _read_npz(path: pathlib.Path) -> Arrays:
             names = [n for n in file.files if n.startswith("param/")] or file.files
             return {name.removeprefix("param/"): file[name] for name in names}
     except Exception as error:  # A damaged archive can fail in many ways.
-        raise UserError(f"'{path}' is no readable .npz: {error}"[:300]) from None
+        raise UserError(f"'{path}' is no readable .npz: {one_line(error)}") from None
 
 
 def _plain_names(state: Mapping[str, np.ndarray], source: str) -> Arrays:
     """Strips wrappers' prefixes, drops buffers, and resolves the tied head."""
     result: Arrays = {}
     for name, array in state.items():
-        plain = name.removeprefix("_orig_mod.").removeprefix("module.")
+        plain = WRAPPERS.sub("", name, count=1)
         if plain.endswith(BUFFERS):
             continue
         if not plain.startswith(("transformer.", "lm_head.")):
             plain = f"transformer.{plain}"
+        if plain in result:
+            raise UserError(f"'{source}' holds {shown(plain)} under two names")
         result[plain] = array
     head = result.pop("lm_head.weight", None)
     table = result.get("transformer.wte.weight")
-    if head is not None and table is not None and not np.array_equal(head, table):
+    tied = head is None or table is None or np.array_equal(head, table, equal_nan=True)
+    if not tied:
         raise UserError(
             f"'{source}' has a head of its own: lm_head.weight is not wte.weight"
         )
@@ -199,98 +235,175 @@ def model_fields(name: str, source: Source) -> dict[str, Any]:
     """
     found = source.settings
     if name == "gpt2":
-        _check_gpt2(found, source.path)
-        keys = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
-        extra = {"bias": True, "activation": _activation(found, source.path)}
+        keys: tuple[str, ...] = (
+            "n_layer",
+            "n_head",
+            "n_embd",
+            "n_positions",
+            "vocab_size",
+        )
+        extra: dict[str, Any] = {"bias": True}
+        _check(found, PLAIN_GPT2, source.path)
     else:
-        keys = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+        keys = SIZES
         bias = "transformer.ln_f.bias" in source.state
-        extra = {"bias": bool(found.get("bias", bias)), "activation": "gelu"}
-        extra["dropout"] = float(found.get("dropout", 0.0))
-    missing = [key for key in keys if not isinstance(found.get(key), int)]
+        extra = {"bias": found.get("bias", bias), "activation": "gelu"}
+        extra["dropout"] = _number(found, "dropout", 0.0, source.path)
+        if not isinstance(extra["bias"], bool):
+            raise UserError(
+                f"'{source.path}' has bias {shown(extra['bias'])}: true or false it is"
+            )
+    missing = [key for key in keys if found.get(key) is None]
     if missing:
         raise UserError(
             f"'{source.path}' does not say its {', '.join(missing)}: give the "
-            "original's configuration with --source_config=FILE.json"
+            "original's configuration with --source_config=FILE.json, or its --format"
         )
-    fields = {key: found[key] for key in keys}
+    fields = {key: _size(found, key, source.path) for key in keys}
+    _check_sizes(fields, source)
+    if name == "gpt2":
+        _check(found, {"n_inner": 4 * fields["n_embd"]}, source.path)
+        extra["activation"] = _activation(found, source.path)
     if "n_positions" in fields:
         fields["block_size"] = fields.pop("n_positions")
     return {f"model.{key}": value for key, value in (fields | extra).items()}
 
 
+def _size(settings: Mapping[str, Any], key: str, path: str) -> int:
+    value = settings[key]
+    if type(value) is not int or not 1 <= value <= LARGEST_NUMBER:
+        raise UserError(
+            f"'{path}' has {key} {shown(value)}: it is a whole number of at least 1"
+        )
+    return value
+
+
+def _number(settings: Mapping[str, Any], key: str, default: float, path: str) -> float:
+    value = settings.get(key, default)
+    if type(value) not in (int, float) or not abs(value) <= LARGEST_NUMBER:
+        raise UserError(f"'{path}' has {key} {shown(value)}: it is a number")
+    return value
+
+
+def _check_sizes(fields: Mapping[str, int], source: Source) -> None:
+    """Refuses sizes that the weights have not, before a model is made of them."""
+    parts = [name.split(".") for name in source.state]
+    held = {"n_layer": len({p[2] for p in parts if p[1:2] == ["h"] and len(p) > 2})}
+    table = source.state.get("transformer.wte.weight")
+    positions = source.state.get("transformer.wpe.weight")
+    if table is None or positions is None or table.ndim != 2 or positions.ndim != 2:
+        lacking = "wte" if table is None or table.ndim != 2 else "wpe"
+        raise UserError(
+            f"'{source.path}' is of another architecture: it lacks a matrix "
+            f"transformer.{lacking}.weight"
+        )
+    held |= {"vocab_size": table.shape[0], "n_embd": table.shape[1]}
+    held["n_positions" if "n_positions" in fields else "block_size"] = len(positions)
+    for key, size in held.items():
+        if fields[key] != size:
+            raise UserError(
+                f"'{source.path}' has {key} {fields[key]} in its configuration and "
+                f"{size} in its weights"
+            )
+
+
 def _activation(settings: Mapping[str, Any], path: str) -> str:
     kind = settings.get("activation_function", "gelu_new")
     known = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
-    if kind not in known:
-        raise UserError(f"'{path}' has activation_function '{kind}': GELU is known")
+    if not isinstance(kind, str) or kind not in known:
+        raise UserError(
+            f"'{path}' has activation_function {shown(kind)}: only "
+            f"{', '.join(known)} are known"
+        )
     return known[kind]
 
 
-def _check_gpt2(settings: Mapping[str, Any], path: str) -> None:
+def _check(settings: Mapping[str, Any], known: Mapping[str, Any], path: str) -> None:
     """Refuses what would silently change numbers."""
-    width = 4 * settings.get("n_embd", 0)
-    for key, plain in {
-        "model_type": "gpt2",
-        "layer_norm_epsilon": 1e-5,
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
-        "tie_word_embeddings": True,
-        "n_inner": width,
-    }.items():
+    for key, plain in known.items():
         value = settings.get(key)
         if value is not None and value != plain:
-            raise UserError(f"'{path}' has {key} {value!r}: only {plain!r} is known")
+            raise UserError(
+                f"'{path}' has {key} {shown(value)}: only {plain!r} is known"
+            )
 
 
-def training_fields(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the training fields of a nanoGPT (or σ-GPT) train.py checkpoint."""
-    config = checkpoint.get("config")
+def training_fields(source: Source) -> dict[str, Any]:
+    """Returns the training fields of a nanoGPT (or σ-GPT) train.py checkpoint.
+
+    Raises:
+      UserError: naming a setting that is no number.
+    """
+    config = source.checkpoint.get("config")
     if not isinstance(config, Mapping):
         return {}
-    parts = config.get("gradient_accumulation_steps", 1)
+
+    def get(key: str, default: float) -> float:
+        return _number(config, key, default, source.path)
+
+    parts = get("gradient_accumulation_steps", 1)
     decays = config.get("decay_lr", True)
-    rate = config.get("learning_rate", 6e-4)
+    rate = get("learning_rate", 6e-4)
     return {
-        "batch_size": config.get("batch_size", 12) * parts,
+        "batch_size": get("batch_size", 12) * parts,
         "accumulation": parts,
-        "steps": config.get("max_iters", 600000),
+        "steps": get("max_iters", 600000),
         "optimizer.learning_rate": rate,
-        "optimizer.min_learning_rate": config.get("min_lr", 6e-5) if decays else rate,
-        "optimizer.warmup_steps": config.get("warmup_iters", 2000) if decays else 0,
-        "optimizer.decay_steps": config.get("lr_decay_iters", 600000),
-        "optimizer.beta1": config.get("beta1", 0.9),
-        "optimizer.beta2": config.get("beta2", 0.95),
-        "optimizer.weight_decay": config.get("weight_decay", 0.1),
-        "optimizer.grad_clip": config.get("grad_clip", 1.0),
-        "eval_interval": config.get("eval_interval", 2000),
-        "checkpoint_interval": config.get("eval_interval", 2000),
+        "optimizer.min_learning_rate": get("min_lr", 6e-5) if decays else rate,
+        "optimizer.warmup_steps": get("warmup_iters", 2000) if decays else 0,
+        "optimizer.decay_steps": get("lr_decay_iters", 600000),
+        "optimizer.beta1": get("beta1", 0.9),
+        "optimizer.beta2": get("beta2", 0.95),
+        "optimizer.weight_decay": get("weight_decay", 0.1),
+        "optimizer.grad_clip": get("grad_clip", 1.0),
+        "eval_interval": get("eval_interval", 2000),
+        "checkpoint_interval": get("eval_interval", 2000),
     }
 
 
 def moments(
-    checkpoint: Mapping[str, Any], table: list[rules.Rule], state: Arrays
-) -> tuple[Arrays, Arrays, int] | None:
-    """Returns AdamW's two moments by the original's names, and the step count.
+    source: Source, table: list[rules.Rule]
+) -> tuple[Arrays, Arrays, int, int] | None:
+    """Returns AdamW's two moments by the original's names, its count, and the step.
 
     nanoGPT numbers parameters as PyTorch lists them: matrices first, then the rest,
     each in the order of the model.
+
+    Raises:
+      UserError: where the optimizer is another one.
     """
-    optimizer = checkpoint.get("optimizer")
+    state, optimizer = source.state, source.checkpoint.get("optimizer")
     if not isinstance(optimizer, Mapping) or not optimizer.get("state"):
         return None
     names = [rule.name for rule in table]
     order = [n for n in names if state[n].ndim >= 2]
     order += [n for n in names if state[n].ndim < 2]
     held = optimizer["state"]
-    if sorted(held) != list(range(len(order))):
+    if not isinstance(held, Mapping) or set(held) != set(range(len(order))):
         raise UserError(
-            f"the optimizer state has {len(held)} entries for {len(order)} parameters"
+            f"'{source.path}' is of another optimizer: its state is not of the "
+            f"{len(order)} parameters"
         )
+    for i, name in enumerate(order):
+        for key in ("exp_avg", "exp_avg_sq"):
+            if not isinstance(held[i], Mapping) or not _is_numbers(held[i].get(key)):
+                raise UserError(
+                    f"'{source.path}' is of another optimizer: {name} has no {key}"
+                )
     first = {name: held[i]["exp_avg"] for i, name in enumerate(order)}
     second = {name: held[i]["exp_avg_sq"] for i, name in enumerate(order)}
-    return first, second, int(np.asarray(held[0]["step"]))
+    count = _steps("step", held[0].get("step"), source.path)
+    step = _steps("iter_num", source.checkpoint.get("iter_num", count), source.path)
+    return first, second, count, step
+
+
+def _steps(key: str, value: Any, path: str) -> int:
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()  # PyTorch counts in a float32 tensor.
+    plain = type(value) in (int, float) and 0 <= value <= LARGEST_NUMBER
+    if not plain or value != int(value):
+        raise UserError(f"'{path}' has {key} {shown(value)}: it counts steps")
+    return int(value)
 
 
 def write_gpt2(folder: pathlib.Path, state: Arrays, config: Mapping[str, Any]) -> None:
@@ -341,18 +454,9 @@ def write_checkpoint(
         ) from None
     tensors = {name: torch.tensor(array) for name, array in state.items()}
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
-    keys = (
-        "n_layer",
-        "n_head",
-        "n_embd",
-        "block_size",
-        "bias",
-        "vocab_size",
-        "dropout",
-    )
     checkpoint = {
         "model": tensors,
-        "model_args": {key: config[key] for key in keys},
+        "model_args": {key: config[key] for key in (*SIZES, "bias", "dropout")},
         "iter_num": step,
         "best_val_loss": float("inf"),
         "config": {"dataset": "shakespeare_char"},

@@ -57,9 +57,21 @@ def _paths(tree: Any) -> list[str]:
     return [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in leaves]
 
 
+def shown(value: Any) -> str:
+    """Returns a value that a file holds as it fits into the one line of an error."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Thousands of digits, or of brackets.
+        return f"of type {type(value).__name__}"
+    if isinstance(value, str) and value.isprintable():
+        text = value
+    text = " ".join(text.split())
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(sorted(names)[:3]) + more
+    return ", ".join(map(shown, sorted(names)[:3])) + more
 
 
 def to_jax(
@@ -89,17 +101,20 @@ def to_jax(
         found[rule.path] = array.T if rule.transposed else array
     leaves, tree = jax.tree.flatten(abstract)
     result = []
-    by_path = {rule.path: rule.name for rule in rules}
+    by_path = {rule.path: rule for rule in rules}
     for path, leaf in zip(_paths(abstract), leaves, strict=True):
-        array = found[path]
+        array, rule = found[path], by_path[path]
         if array.shape != leaf.shape:
+            order = -1 if rule.transposed else 1
             raise UserError(
-                f"'{source}': {by_path[path]} is {list(array.shape)} where the "
-                f"configuration makes it {list(leaf.shape)}"
+                f"'{source}': {rule.name} is {list(array.shape[::order])} where the "
+                f"configuration makes it {list(leaf.shape[::order])}: is this its "
+                "--format?"
             )
-        array = np.ascontiguousarray(array).astype(leaf.dtype)
+        with np.errstate(over="ignore"):  # What float32 cannot hold is named below.
+            array = np.ascontiguousarray(array).astype(leaf.dtype)
         if not np.isfinite(array).all():
-            raise UserError(f"'{source}': {by_path[path]} is not finite everywhere")
+            raise UserError(f"'{source}': {rule.name} is not finite everywhere")
         result.append(array)
     return jax.tree.unflatten(tree, result)
 

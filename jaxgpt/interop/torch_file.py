@@ -7,12 +7,14 @@ other name it asks for ends the reading.
 
 from __future__ import annotations
 
-import collections
-import dataclasses
+import io
+import math
 import pathlib
 import pickle
+import pickletools
 import zipfile
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -32,25 +34,45 @@ DTYPES = {
     "BoolStorage": np.dtype(np.bool_),
 }
 LARGEST_PICKLE = 64 << 20
+LARGEST_REPEATED = 1 << 20
+MEMO_OPCODES = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Storage:
+# A pickle can set attributes of whatever it is given: tuples have none to set.
+class _StorageKind(NamedTuple):
     dtype: np.dtype
 
 
+class _Storage(NamedTuple):
+    array: np.ndarray
+
+
+class _OrderedDict(dict):
+    """Stands for collections.OrderedDict, without the attributes put on it."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        """Drops the `_metadata` of a state dict."""
+
+
 def _rebuild_tensor(
-    storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_: Any
+    storage: _Storage, offset: int, size: tuple, stride: tuple, *_: Any
 ) -> np.ndarray:
     """Stands for torch._utils._rebuild_tensor_v2: a view of a storage."""
-    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+    if not isinstance(storage, _Storage):
+        raise ValueError("a tensor is not over a storage")
+    array = storage.array
     plain = all(isinstance(n, int) and n >= 0 for n in (offset, *size, *stride))
-    if not plain or (0 not in size and last >= len(storage)):
+    if not plain:
+        raise ValueError("a tensor has no plain sizes")
+    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+    if 0 not in size and last >= len(array):
         raise ValueError("a tensor reaches beyond its storage")
-    steps = [s * storage.itemsize for s in stride]
-    return np.lib.stride_tricks.as_strided(
-        storage[offset:], size, steps, writeable=False
-    )
+    if math.prod(size) > max(len(array), LARGEST_REPEATED):
+        raise ValueError("a tensor repeats its storage too often")
+    steps = [s * array.itemsize for s in stride]
+    return np.lib.stride_tricks.as_strided(array[offset:], size, steps, writeable=False)
 
 
 def _rebuild_parameter(data: np.ndarray, *_: Any) -> np.ndarray:
@@ -58,8 +80,8 @@ def _rebuild_parameter(data: np.ndarray, *_: Any) -> np.ndarray:
     return data
 
 
-ADMITTED = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
+ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): _OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
 }
@@ -69,24 +91,31 @@ class _Reader(pickle.Unpickler):
     """The only unpickler here: it finds `ADMITTED` and storages, and no other name."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str):
-        super().__init__(archive.open(f"{root}/data.pkl"), encoding="utf-8")
+        index = archive.read(f"{root}/data.pkl")
+        for opcode, argument, _ in pickletools.genops(index):
+            # The memo is as long as the largest number in it: 9 bytes could ask for
+            # 16 GB.
+            if opcode.name in MEMO_OPCODES and int(argument or 0) > len(index):
+                raise pickle.UnpicklingError("its memo is implausibly large")
+        super().__init__(io.BytesIO(index), encoding="utf-8")
         self.archive, self.root = archive, root
-        self.storages: dict[str, np.ndarray] = {}
+        self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in DTYPES:
-            return _Storage(DTYPES[name])
+            return _StorageKind(DTYPES[name])
         if (module, name) in ADMITTED:
-            return ADMITTED[module, name]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            made = ADMITTED[module, name]
+            return lambda *values: made(*values)  # Its own: see `_StorageKind`.
+        raise pickle.UnpicklingError(f"it asks for {f'{module}.{name}'[:100]!r}")
 
-    def persistent_load(self, reference: Any) -> np.ndarray:
+    def persistent_load(self, reference: Any) -> _Storage:
         kind, storage, key, _, count = reference
-        if kind != "storage" or not isinstance(storage, _Storage):
+        if kind != "storage" or not isinstance(storage, _StorageKind):
             raise pickle.UnpicklingError("it refers to something that is no storage")
         if key not in self.storages:
             raw = self.archive.read(f"{self.root}/data/{key}")
-            self.storages[key] = np.frombuffer(raw, storage.dtype, count)
+            self.storages[key] = _Storage(np.frombuffer(raw, storage.dtype, count))
         return self.storages[key]
 
 
@@ -104,7 +133,15 @@ def read(path: pathlib.Path) -> Any:
                 n for n in names if n.count("/") == 1 and n.endswith("/data.pkl")
             ]
             if len(pickles) != 1:
-                raise UserError(f"'{path}' is no PyTorch file: it has no data.pkl")
+                raise UserError(
+                    f"'{path}' is no PyTorch file: it has {len(pickles)} data.pkl"
+                )
+            claimed = sum(entry.file_size for entry in archive.infolist())
+            if claimed > path.stat().st_size:
+                raise UserError(
+                    f"'{path}' is refused: it is compressed, to be {claimed} bytes: "
+                    "save it again with torch.save"
+                )
             if archive.getinfo(pickles[0]).file_size > LARGEST_PICKLE:
                 raise UserError(f"'{path}' is refused: its index is implausibly large")
             root = pickles[0].split("/")[0]
@@ -117,7 +154,8 @@ def read(path: pathlib.Path) -> Any:
         raise
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"'{path}' is refused: {error}; only tensors and plain containers are read"
+            f"'{path}' is refused: {one_line(error)}; only tensors and plain "
+            "containers are read"
         ) from None
     except zipfile.BadZipFile:
         raise UserError(
@@ -126,5 +164,10 @@ def read(path: pathlib.Path) -> Any:
         ) from None
     except Exception as error:  # Hostile bytes can raise anything at all.
         raise UserError(
-            f"'{path}' is damaged: {type(error).__name__}: {error}"[:300]
+            f"'{path}' is damaged: {type(error).__name__}: {one_line(error)}"
         ) from None
+
+
+def one_line(error: Exception) -> str:
+    """Returns the message of an error without line breaks, cut where it is long."""
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,906 @@
+import json
+import pathlib
+import pickle
+import shutil
+import struct
+
+import jax
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch
+
+from jaxgpt import convert
+from jaxgpt.config import UserError
+from jaxgpt.run import open_run
+from tests.conftest import ROOT
+
+GOLDEN = ROOT / "parity_tests" / "golden"
+NANO = GOLDEN / "nanogpt" / "tiny_bias_perturbed_ckpt_step5.pt"
+GPT2 = GOLDEN / "gpt2" / "tiny_perturbed_pretrained"
+SIGMA = GOLDEN / "sigma" / "tiny_bias_perturbed.npz"
+SIGMA_SIZES = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 24}
+SIGMA_SIZES |= {"vocab_size": 65, "bias": True}
+WTE = "transformer.wte.weight"
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return torch.load(NANO, weights_only=True)
+
+
+@pytest.fixture
+def refused(tmp_path, capfd):
+    """Runs an import that must refuse: returns its one line; nothing is written."""
+
+    def refused(*options):
+        workdir = tmp_path / "new" / "run"
+        argv = [str(option) for option in options]
+        if not any(option.startswith("--workdir") for option in argv):
+            argv.append(f"--workdir={workdir}")
+        capfd.readouterr()
+        with pytest.raises(UserError) as caught:
+            convert.command(argv)
+        message = str(caught.value)
+        assert "\n" not in message
+        assert len(message) < 700
+        printed = capfd.readouterr()
+        assert (printed.out, printed.err) == ("", "")
+        assert not workdir.parent.exists()
+        return message
+
+    return refused
+
+
+@pytest.fixture
+def nano_refused(refused, tmp_path, nano):
+    """Imports a nanoGPT checkpoint with some of its parts changed."""
+
+    def nano_refused(*options, name="nanogpt", **changes):
+        path = tmp_path / "changed.pt"
+        torch.save(nano | changes, path)
+        message = refused(f"--format={name}", f"--source={path}", *options)
+        assert str(path) in message
+        return message
+
+    return nano_refused
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Writes a GPT-2 folder with some of its settings and arrays changed."""
+
+    def folder(settings=(), arrays=()):
+        path = tmp_path / "folder"
+        path.mkdir(exist_ok=True)
+        held = json.loads((GPT2 / "config.json").read_text()) | dict(settings)
+        (path / "config.json").write_text(json.dumps(held))
+        state = load_file(GPT2 / "model.safetensors") | dict(arrays)
+        state = {name: array for name, array in state.items() if array is not None}
+        save_file(state, path / "model.safetensors")
+        return path
+
+    return folder
+
+
+@pytest.fixture
+def gpt2_refused(refused, folder):
+    def gpt2_refused(settings=(), arrays=()):
+        path = folder(settings, arrays)
+        message = refused("--format=gpt2", f"--source={path}")
+        assert str(path) in message
+        return message
+
+    return gpt2_refused
+
+
+def replaced(nano, name, tensor):
+    return {"model": dict(nano["model"]) | {name: tensor}}
+
+
+def arguments(nano, **changes):
+    return {"model_args": nano["model_args"] | changes}
+
+
+# Options.
+
+
+def test_an_unknown_format(refused):
+    message = refused("--format=llama", f"--source={NANO}")
+    assert "invalid choice: 'llama'" in message
+
+
+def test_no_format_and_no_workdir(refused):
+    assert "--format" in refused(f"--source={NANO}")
+    with pytest.raises(UserError, match="--workdir"):
+        convert.command(["--format=gpt2", f"--source={GPT2}"])
+
+
+def test_neither_or_both_of_source_and_output(refused, tmp_path):
+    expected = "give --source to import or --output to export"
+    assert expected in refused("--format=gpt2")
+    output = tmp_path / "output"
+    message = refused("--format=gpt2", f"--source={GPT2}", f"--output={output}")
+    assert expected in message
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("name", ["none", "none.pt", "none.npz", "none.safetensors"])
+def test_a_source_that_is_missing(refused, tmp_path, name):
+    message = refused("--format=nanogpt", f"--source={tmp_path / name}")
+    assert f"--source '{tmp_path / name}' does not exist" in message
+
+
+def test_a_source_of_an_unknown_kind(refused, tmp_path):
+    path = tmp_path / "weights.h5"
+    path.write_bytes(b"x")
+    message = refused("--format=gpt2", f"--source={path}")
+    assert "is no .pt, .bin, .safetensors, .npz file or folder" in message
+
+
+def test_a_folder_without_weights_or_configuration(refused, tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    message = refused("--format=gpt2", f"--source={path}")
+    assert f"'{path / 'config.json'}' cannot be read: No such file" in message
+    (path / "config.json").write_text("{}")
+    message = refused("--format=gpt2", f"--source={path}")
+    assert "has neither model.safetensors nor pytorch_model.bin" in message
+
+
+def test_workdirs_that_are_taken(refused, tmp_path):
+    for path in (tmp_path / "taken", tmp_path / "file"):
+        if path.name == "file":
+            path.write_text("mine")
+        else:
+            path.mkdir()
+            (path / "mine").write_text("mine")
+        options = ["--format=nanogpt", f"--source={NANO}", f"--workdir={path}"]
+        assert f"--workdir '{path}' is not empty" in refused(*options)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert [p.name for p in (tmp_path / "taken").iterdir()] == ["mine"]
+
+
+def test_a_workdir_inside_a_file(refused, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    workdir = tmp_path / "file" / "run"
+    options = ["--format=nanogpt", f"--source={NANO}", f"--workdir={workdir}"]
+    assert f"--workdir '{workdir}' cannot be written" in refused(*options)
+
+
+# The wrong --format.
+
+
+def test_a_nanogpt_checkpoint_as_gpt2(refused):
+    message = refused("--format=gpt2", f"--source={NANO}")
+    assert "does not say its n_positions" in message
+    assert "--format" in message
+
+
+def test_a_nanogpt_checkpoint_as_gpt2_with_its_configuration(refused, tmp_path):
+    settings = tmp_path / "config.json"
+    settings.write_text(json.dumps({"n_positions": 32}))
+    options = [f"--source={NANO}", f"--source_config={settings}"]
+    message = refused("--format=gpt2", *options)
+    assert "is [96, 32] where the configuration makes it [32, 96]" in message
+    assert "is this its --format?" in message
+
+
+def test_a_nanogpt_checkpoint_as_sigma_gpt(refused):
+    message = refused("--format=sigma-gpt", f"--source={NANO}")
+    assert "transformer.wpe.weight is [32, 32]" in message
+    assert "is this its --format?" in message
+
+
+def test_a_gpt2_folder_as_nanogpt(refused, tmp_path):
+    message = refused("--format=nanogpt", f"--source={GPT2}")
+    assert "does not say its block_size" in message
+    settings = tmp_path / "config.json"
+    settings.write_text(json.dumps({"block_size": 32}))
+    options = [f"--source={GPT2}", f"--source_config={settings}"]
+    assert "is this its --format?" in refused("--format=nanogpt", *options)
+
+
+def test_a_sigma_gpt_state_dict_as_nanogpt(refused, tmp_path):
+    settings = tmp_path / "config.json"
+    settings.write_text(json.dumps(SIGMA_SIZES))
+    options = [f"--source={SIGMA}", f"--source_config={settings}"]
+    message = refused("--format=nanogpt", *options)
+    assert "transformer.wpe.weight is [24, 16]" in message
+
+
+# State dicts.
+
+
+def test_another_architecture(nano_refused, nano):
+    other = {"model": {"model.layers.0.q_proj.weight": torch.zeros(3, 3)}}
+    assert "is of another architecture" in nano_refused(**other)
+    changed = replaced(nano, "transformer.h.0.attn.rotary.weight", torch.zeros(3))
+    message = nano_refused(**changed)
+    assert "has unknown transformer.h.0.attn.rotary.weight" in message
+
+
+def test_a_parameter_that_is_missing(nano_refused, nano):
+    state = dict(nano["model"])
+    del state["transformer.h.1.mlp.c_fc.weight"]
+    message = nano_refused(model=state)
+    assert "lacks transformer.h.1.mlp.c_fc.weight" in message
+    del state[WTE]
+    assert f"lacks a matrix {WTE}" in nano_refused(model=state)
+
+
+@pytest.mark.parametrize(
+    "key, expected",
+    [
+        ("two\nlines", r"has unknown 'transformer.two\nlines'"),
+        ("\x1b[2J", r"'transformer.\x1b[2J'"),
+        ("k" * 9999, "transformer.kkk"),
+        (3, "3 is no array of numbers"),
+        ((1, 2), "(1, 2) is no array of numbers"),
+        (None, "None is no array of numbers"),
+        (f"_orig_mod.{WTE}", f"holds {WTE} under two names"),
+        ("wte.weight", f"holds {WTE} under two names"),
+        (f"module.{WTE}", f"holds {WTE} under two names"),
+    ],
+    ids=range(9),
+)
+def test_keys_that_no_state_dict_has(nano_refused, nano, key, expected):
+    assert expected in nano_refused(**replaced(nano, key, torch.zeros(3)))
+
+
+@pytest.mark.parametrize("value", [None, 3, "text", [1.0], {"a": torch.zeros(3)}, 1.5])
+def test_values_that_no_state_dict_has(nano_refused, nano, value):
+    message = nano_refused(**replaced(nano, WTE, value))
+    assert f"{WTE} is no array of numbers" in message
+
+
+def test_no_state_dict_at_all(refused, nano_refused, tmp_path):
+    assert "it is empty" in nano_refused(model={})
+    assert "model is no array of numbers" in nano_refused(model=[1, 2])
+    path = tmp_path / "list.pt"
+    torch.save([torch.zeros(3)], path)
+    message = refused("--format=nanogpt", f"--source={path}")
+    assert "holds no state dict" in message
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", [WTE, "transformer.h.1.ln_2.bias"])
+def test_weights_that_are_not_finite(nano_refused, nano, name, value):
+    bad = nano["model"][name].clone()
+    bad.view(-1)[5] = value
+    state = dict(nano["model"]) | {name: bad}
+    if name == WTE:
+        state["lm_head.weight"] = bad
+    assert f"{name} is not finite everywhere" in nano_refused(model=state)
+
+
+def test_a_head_of_its_own(nano_refused, gpt2_refused, nano):
+    head = nano["model"]["lm_head.weight"] + 1e-6
+    message = nano_refused(**replaced(nano, "lm_head.weight", head))
+    assert "has a head of its own: lm_head.weight is not wte.weight" in message
+    head = nano["model"]["lm_head.weight"][:-1]
+    assert "head of its own" in nano_refused(**replaced(nano, "lm_head.weight", head))
+    array = np.zeros((61, 32), np.float32)
+    assert "has a head of its own" in gpt2_refused((), {"lm_head.weight": array})
+
+
+def test_a_shape_that_does_not_fit(nano_refused, nano):
+    name = "transformer.h.0.mlp.c_fc.weight"
+    message = nano_refused(**replaced(nano, name, torch.zeros(64, 32)))
+    assert f"{name} is [64, 32] where the configuration makes it [128, 32]" in message
+    message = nano_refused(**replaced(nano, WTE, torch.zeros(())))
+    assert "head of its own" in message
+    state = {k: v for k, v in nano["model"].items() if k != "lm_head.weight"}
+    message = nano_refused(model=state | {WTE: torch.zeros(())})
+    assert f"lacks a matrix {WTE}" in message
+
+
+# Configurations.
+
+
+@pytest.mark.parametrize("key", ["n_layer", "n_head", "n_embd", "block_size"])
+@pytest.mark.parametrize(
+    "value",
+    [0, -1, -(10**30), 10**9, 10**30, 10**5000, True, 2.0, 2.5, "2", [2], {}, np.nan],
+    ids=range(13),
+)
+def test_sizes_of_nanogpt_that_cannot_be(nano_refused, nano, key, value):
+    message = nano_refused(**arguments(nano, **{key: value}))
+    assert key in message
+
+
+@pytest.mark.parametrize("key", ["n_layer", "n_head", "n_embd", "n_positions"])
+@pytest.mark.parametrize(
+    "value", [0, -1, 10**9, 10**30, True, 2.0, 2.5, "2", [2], {}, None], ids=str
+)
+def test_sizes_of_gpt2_that_cannot_be(gpt2_refused, key, value):
+    assert key in gpt2_refused({key: value})
+
+
+@pytest.mark.parametrize("key, value", [("n_layer", 3), ("n_layer", 1)])
+def test_layers_that_are_not_the_weights(nano_refused, nano, key, value):
+    message = nano_refused(**arguments(nano, **{key: value}))
+    assert f"has {key} {value} in its configuration and 2 in its weights" in message
+
+
+@pytest.mark.parametrize("value", [64, 66])
+def test_a_vocabulary_that_is_not_the_weights(nano_refused, nano, value):
+    message = nano_refused(**arguments(nano, vocab_size=value))
+    assert f"vocab_size {value} in its configuration and 65" in message
+
+
+@pytest.mark.parametrize("heads", [3, 64, 31])
+def test_heads_that_do_not_divide(refused, tmp_path, heads):
+    settings = tmp_path / "config.json"
+    settings.write_text(json.dumps({"n_head": heads}))
+    options = [f"--source={NANO}", f"--source_config={settings}"]
+    message = refused("--format=nanogpt", *options)
+    assert f"does not divide into model.n_head {heads}" in message
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"bias": False}, "has unknown transformer.h.0.attn.c_attn.bias"),
+        ({"bias": "yes"}, "has bias yes: true or false it is"),
+        ({"bias": 1}, "has bias 1: true or false it is"),
+        ({"dropout": "much"}, "has dropout much: it is a number"),
+        ({"dropout": None}, "has dropout None: it is a number"),
+        ({"dropout": True}, "has dropout True: it is a number"),
+        ({"dropout": float("nan")}, "has dropout nan"),
+        ({"dropout": 1.0}, "model.dropout is below 1"),
+        ({"dropout": -0.1}, "model.dropout"),
+        ({"dropout": 10**400}, "has dropout"),
+    ],
+    ids=range(10),
+)
+def test_other_settings_that_cannot_be(nano_refused, nano, changes, expected):
+    assert expected in nano_refused(**arguments(nano, **changes))
+
+
+@pytest.mark.parametrize("value", [None, [1], "text", 3])
+def test_arguments_that_are_no_dict(nano_refused, value):
+    assert "has model_args " in nano_refused(model_args=value)
+
+
+@pytest.mark.parametrize("name", ["sigma-gpt", "nanogpt", "gpt2"])
+def test_a_state_dict_without_its_configuration(refused, name):
+    message = refused(f"--format={name}", f"--source={SIGMA}")
+    assert "does not say its n_layer, n_head, n_embd" in message
+    assert "--source_config=FILE.json" in message
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        (b"", "is no JSON: Expecting value"),
+        (b"n_layer: 2", "is no JSON"),
+        (b"[1, 2]", "is no JSON object"),
+        (b"\xff\xfe", "is no JSON"),
+        (b"[" * 10**6, "is no JSON"),
+        (b'{"n_layer": ' + b"9" * 5000 + b"}", "is no JSON"),
+        (b'{"n_layer": NaN}', "has n_layer nan"),
+        (b'{"n_layer": null}', "does not say its n_layer"),
+        (None, "cannot be read: No such file"),
+    ],
+    ids=range(9),
+)
+def test_a_configuration_that_is_damaged(refused, tmp_path, content, expected):
+    settings = tmp_path / "config.json"
+    if content is not None:
+        settings.write_bytes(content)
+    options = [f"--source={NANO}", f"--source_config={settings}"]
+    assert expected in refused("--format=nanogpt", *options)
+
+
+def test_a_configuration_that_is_a_folder(refused, tmp_path):
+    options = [f"--source={NANO}", f"--source_config={tmp_path}"]
+    assert f"'{tmp_path}' cannot be read" in refused("--format=nanogpt", *options)
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        (
+            {"activation_function": "relu"},
+            "has activation_function relu: only gelu_new",
+        ),
+        ({"activation_function": None}, "has activation_function None"),
+        ({"activation_function": ["gelu"]}, "has activation_function ['gelu']"),
+        ({"activation_function": "a\nb"}, r"has activation_function 'a\nb'"),
+        ({"n_inner": 64}, "has n_inner 64: only 128 is known"),
+        ({"n_inner": "128"}, "has n_inner 128"),
+        ({"model_type": "llama", "n_layer": None}, "model_type llama: only 'gpt2' is"),
+        ({"model_type": "llama"}, "has model_type llama: only 'gpt2' is known"),
+        ({"layer_norm_epsilon": 1e-6}, "has layer_norm_epsilon 1e-06"),
+        ({"scale_attn_weights": False}, "has scale_attn_weights False"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ({"add_cross_attention": True}, "has add_cross_attention True"),
+        ({"tie_word_embeddings": False}, "has tie_word_embeddings False"),
+        ({"vocab_size": 60}, "vocab_size 60 in its configuration and 61"),
+    ],
+    ids=range(14),
+)
+def test_gpt2_settings_that_would_change_numbers(gpt2_refused, settings, expected):
+    assert expected in gpt2_refused(settings)
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"batch_size": "12"}, "has batch_size 12: it is a number"),
+        ({"batch_size": 0}, "config key 'batch_size' is at least 1"),
+        ({"batch_size": 1.5}, "config key 'batch_size' holds a whole number"),
+        ({"gradient_accumulation_steps": 0}, "config key"),
+        ({"gradient_accumulation_steps": None}, "gradient_accumulation_steps None"),
+        ({"learning_rate": float("nan")}, "has learning_rate nan"),
+        ({"learning_rate": -1.0}, "config key 'optimizer.learning_rate'"),
+        ({"learning_rate": torch.zeros(3, 3)}, "has learning_rate array"),
+        ({"max_iters": 10**5000}, "has max_iters of type int"),
+        ({"max_iters": [1]}, "has max_iters [1]"),
+        ({"beta2": "a\nb"}, r"has beta2 'a\nb'"),
+        ({"weight_decay": True}, "has weight_decay True"),
+        ({"eval_interval": {}}, "has eval_interval {}"),
+    ],
+    ids=range(13),
+)
+def test_training_settings_that_cannot_be(nano_refused, nano, changes, expected):
+    assert expected in nano_refused(config=nano["config"] | changes)
+
+
+@pytest.mark.parametrize("value", ["5", None, -1, 1.5, 10**30, float("nan"), [5], True])
+def test_a_step_that_cannot_be(nano_refused, value):
+    assert "has iter_num " in nano_refused(iter_num=value)
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        (lambda s: s | {0: {"momentum_buffer": torch.zeros(65, 32)}}, "no exp_avg"),
+        (lambda s: s | {0: {"exp_avg": s[0]["exp_avg"]}}, "has no exp_avg_sq"),
+        (lambda s: s | {0: None}, "is of another optimizer"),
+        (lambda s: s | {0: s[0] | {"exp_avg": torch.zeros(3)}}, "is [3] where"),
+        (lambda s: s | {0: s[0] | {"exp_avg": s[0]["exp_avg"] / 0}}, "not finite"),
+        (lambda s: s | {0: s[0] | {"step": torch.zeros(3)}}, "has step array"),
+        (lambda s: s | {0: s[0] | {"step": torch.tensor(-1.0)}}, "has step -1.0"),
+        (lambda s: s | {0: {k: s[0][k] for k in ("exp_avg", "exp_avg_sq")}}, "None"),
+        (lambda s: s | {99: s[0]}, "its state is not of the 28 parameters"),
+        (lambda s: s | {"x": s[0]}, "not of the 28 parameters"),
+        (lambda s: {0: s[0]}, "not of the 28 parameters"),
+        (lambda s: [s[0]], "not of the 28 parameters"),
+        (lambda s: "state", "not of the 28 parameters"),
+        (lambda s: 3, "not of the 28 parameters"),
+    ],
+    ids=range(14),
+)
+def test_an_optimizer_state_that_does_not_fit(nano_refused, nano, change, expected):
+    optimizer = nano["optimizer"] | {"state": change(nano["optimizer"]["state"])}
+    assert expected in nano_refused(optimizer=optimizer)
+
+
+# Damaged files.
+
+
+def test_a_safetensors_file_cut_anywhere(refused, folder):
+    path = folder()
+    file = path / "model.safetensors"
+    content = file.read_bytes()
+    for cut in (0, 3, 8, 100, 2000, len(content) // 2, len(content) - 1):
+        file.write_bytes(content[:cut])
+        message = refused("--format=gpt2", f"--source={path}")
+        assert f"'{file}' is damaged" in message
+
+
+def safetensors(header, data=b"", size=None):
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(raw) if size is None else size) + raw + data
+
+
+def entry(begin, end, shape=(2,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        safetensors(b"{}", size=4 << 30),
+        safetensors(b"{}", size=2**64 - 1),
+        safetensors(b"{}" + b" " * 200, size=99),
+        safetensors({"a": entry(0, 8), "b": entry(4, 12)}, bytes(12)),
+        safetensors({"a": entry(0, 8), "b": entry(0, 8)}, bytes(8)),
+        safetensors({"a": entry(0, 8)}, bytes(4)),
+        safetensors({"a": entry(0, 8)}, bytes(80)),
+        safetensors({"a": entry(8, 0)}, bytes(8)),
+        safetensors({"a": entry(0, 8, (3,))}, bytes(8)),
+        safetensors({"a": entry(0, 8, (2**62, 2**62))}, bytes(8)),
+        safetensors({"a": entry(0, 8, dtype="X9")}, bytes(8)),
+        safetensors({"a": entry(0, 8, (-2,))}, bytes(8)),
+        safetensors({"a": 3}),
+        safetensors([]),
+        safetensors(b"{"),
+        safetensors(b"\xff\xff"),
+        safetensors(b"[" * 10**5),
+        pickle.dumps({"a": 1}),
+    ],
+    ids=range(18),
+)
+def test_a_safetensors_file_that_lies(refused, folder, content):
+    path = folder()
+    (path / "model.safetensors").write_bytes(content)
+    message = refused("--format=gpt2", f"--source={path}")
+    assert f"'{path / 'model.safetensors'}' is damaged" in message
+
+
+def test_a_bin_file_with_code(refused, folder, bomb):
+    path = folder()
+    (path / "model.safetensors").unlink()
+    torch.save({WTE: torch.zeros(3), "x": bomb}, path / "pytorch_model.bin")
+    message = refused("--format=gpt2", f"--source={path}")
+    assert "is refused: it asks for 'posix.mkdir'" in message
+    (path / "pytorch_model.bin").write_bytes(pickle.dumps(bomb))
+    assert "is no PyTorch file" in refused("--format=gpt2", f"--source={path}")
+
+
+@pytest.mark.parametrize("name", ["nanogpt", "sigma-gpt"])
+def test_a_checkpoint_with_code(nano_refused, name, bomb):
+    assert "it asks for 'posix.mkdir'" in nano_refused(name=name, config={"x": bomb})
+
+
+def test_an_npz_with_code_or_damage(refused, tmp_path, bomb):
+    path = tmp_path / "state.npz"
+    np.savez(path, **{f"param/{WTE}": np.array([bomb], object)})
+    message = refused("--format=nanogpt", f"--source={path}")
+    assert f"'{path}' is no readable .npz" in message
+    content = SIGMA.read_bytes()
+    for damaged in (b"", b"text", content[:999], content[:-30], pickle.dumps(bomb)):
+        path.write_bytes(damaged)
+        message = refused("--format=nanogpt", f"--source={path}")
+        assert f"'{path}' is no readable .npz" in message
+
+
+@pytest.mark.parametrize("array", [np.array(["a"]), np.array([1j]), np.array([b"a"])])
+def test_an_npz_of_what_is_no_number(refused, tmp_path, array):
+    path = tmp_path / "state.npz"
+    np.savez(path, **{WTE: array})
+    message = refused("--format=nanogpt", f"--source={path}")
+    assert f"{WTE} is no array of numbers" in message
+
+
+# Shards.
+
+
+def sharded(path, weight_map=None):
+    """Splits a folder's weights into two shards with their index."""
+    state = load_file(path / "model.safetensors")
+    (path / "model.safetensors").unlink()
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for i, name in enumerate(names):
+        save_file({key: state[key] for key in sorted(state)[i::2]}, path / name)
+    found = {key: names[i % 2] for i, key in enumerate(sorted(state))}
+    index = {"metadata": {}, "weight_map": found if weight_map is None else weight_map}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    return names
+
+
+@pytest.mark.parametrize(
+    "weight_map, expected",
+    [
+        ({WTE: "../x"}, "names '../x': not beside it"),
+        ({WTE: "/etc/passwd"}, "names '/etc/passwd': not beside it"),
+        ({WTE: "sub/x.safetensors"}, "not beside it"),
+        ({WTE: "two\nlines/x"}, r"names ''two\nlines/x''"),
+        ({WTE: ".."}, "does not exist"),
+        ({WTE: ""}, "does not exist"),
+        ({WTE: "none.safetensors"}, "none.safetensors' does not exist"),
+        ({WTE: "config.json"}, "is no .pt, .bin, .safetensors"),
+        ({WTE: 3}, "does not exist"),
+        ({WTE: ["x"]}, "does not exist"),
+        ({WTE: None}, "does not exist"),
+        ([WTE], "has no weight_map"),
+        ("x", "has no weight_map"),
+        ({}, "it is empty"),
+    ],
+    ids=range(14),
+)
+def test_an_index_that_lies(refused, folder, tmp_path, weight_map, expected):
+    path = folder()
+    shutil.copy(path / "model.safetensors", tmp_path / "x")
+    sharded(path, weight_map)
+    message = refused("--format=gpt2", f"--source={path}")
+    assert expected in message
+    assert str(path) in message
+
+
+def test_an_index_that_is_damaged_or_a_shard_that_is_missing(refused, folder):
+    path = folder()
+    _, second = sharded(path)
+    (path / second).unlink()
+    message = refused("--format=gpt2", f"--source={path}")
+    assert f"'{path / second}' does not exist" in message
+    (path / "model.safetensors.index.json").write_text("{")
+    assert "is no JSON" in refused("--format=gpt2", f"--source={path}")
+
+
+# Tokenizers.
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        (json.dumps({"kind": "char", "characters": "x" * 66}), "has 66 tokens, the"),
+        (json.dumps({"kind": "gpt2"}), "has 50257 tokens, the model 65"),
+        (json.dumps({"kind": "bpe"}), "cannot be used"),
+        (json.dumps({"kind": "char", "characters": ""}), "cannot be used"),
+        (json.dumps({"kind": "char", "characters": 3}), "cannot be used"),
+        (json.dumps({"kind": "char", "characters": "\ud800"}), "cannot be used"),
+        ("[]", "cannot be used"),
+        ("{", "cannot be used"),
+        ("", "cannot be used"),
+        (None, "cannot be used"),
+    ],
+    ids=range(10),
+)
+def test_a_tokenizer_that_does_not_fit(refused, tmp_path, content, expected):
+    path = tmp_path / "tokenizer.json"
+    if content is not None:
+        path.write_text(content)
+    options = [f"--source={NANO}", f"--tokenizer={path}"]
+    message = refused("--format=nanogpt", *options)
+    assert expected in message
+    assert str(path) in message
+
+
+# Exports.
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Imported runs by name: not to be changed."""
+    root = tmp_path_factory.mktemp("runs")
+    settings = root / "config.json"
+    settings.write_text(json.dumps(SIGMA_SIZES))
+    state = torch.load(NANO, weights_only=True)["model"]
+    plain = {k: v.numpy() for k, v in state.items() if not k.endswith(".bias")}
+    np.savez(root / "plain.npz", **plain)
+    (root / "plain.json").write_text(
+        json.dumps(SIGMA_SIZES | {"block_size": 32, "bias": False})
+    )
+    sources = {
+        "sigma": ("sigma-gpt", SIGMA, settings),
+        "nano": ("nanogpt", NANO, None),
+        "gpt2": ("gpt2", GPT2, None),
+        "plain": ("nanogpt", root / "plain.npz", root / "plain.json"),
+    }
+    for name, (form, source, config) in sources.items():
+        argv = [f"--format={form}", f"--source={source}", f"--workdir={root / name}"]
+        convert.command(argv + ([f"--source_config={config}"] if config else []))
+    return root
+
+
+@pytest.fixture
+def export_refused(refused, runs, tmp_path):
+    def export_refused(name, run, output, *options):
+        before = sorted(tmp_path.rglob("*"))
+        argv = [f"--format={name}", f"--workdir={runs / run}"]
+        message = refused(*argv, f"--output={tmp_path / output}", *options)
+        assert sorted(tmp_path.rglob("*")) == before
+        return message
+
+    return export_refused
+
+
+@pytest.mark.parametrize(
+    "name, run, expected",
+    [
+        ("sigma-gpt", "nano", "is a causal run: not a sigma-gpt"),
+        ("nanogpt", "sigma", "is a sigma run: not a nanogpt"),
+        ("gpt2", "sigma", "is a sigma run: not a gpt2"),
+        ("nanogpt", "gpt2", "has the exact GELU: this run has gelu_tanh"),
+        ("gpt2", "plain", "GPT-2 has biases: this run has none (model.bias=false)"),
+        ("gpt2", "none", "holds no run"),
+    ],
+)
+def test_runs_that_are_not_of_the_format(export_refused, name, run, expected):
+    assert expected in export_refused(name, run, "output.npz")
+
+
+def test_outputs_that_exist(export_refused, tmp_path):
+    (tmp_path / "file.pt").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    for name, run, output in (
+        ("nanogpt", "nano", "file.pt"),
+        ("sigma-gpt", "sigma", "folder"),
+        ("gpt2", "gpt2", "folder"),
+        ("gpt2", "gpt2", "file.pt"),
+    ):
+        message = export_refused(name, run, output)
+        assert f"--output '{tmp_path / output}' exists: name a new path" in message
+    assert (tmp_path / "file.pt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["out.pt", "out.npz"])
+def test_outputs_that_cannot_be_written(export_refused, tmp_path, name):
+    message = export_refused("nanogpt", "nano", f"none/{name}")
+    assert "is in no folder: make it first" in message
+    (tmp_path / "file").write_text("mine")
+    assert "is in no folder" in export_refused("nanogpt", "nano", f"file/{name}")
+    message = export_refused("gpt2", "gpt2", f"file/{name}")
+    assert f"--output '{tmp_path / 'file' / name}' cannot be written" in message
+
+
+@pytest.mark.parametrize("name", ["out", "out.bin", "out.safetensors", "out.pth"])
+def test_outputs_of_another_kind(export_refused, name):
+    message = export_refused("nanogpt", "nano", name)
+    assert "is no name of a .pt or .npz file" in message
+
+
+def test_a_checkpoint_that_is_not_there(export_refused):
+    assert "no checkpoint '7'" in export_refused("nanogpt", "nano", "o.pt", "--step=7")
+
+
+@pytest.mark.parametrize("run, name", [("sigma", "sigma-gpt"), ("plain", "nanogpt")])
+def test_npz_out_and_in_is_the_identity(runs, tmp_path, run, name):
+    output = tmp_path / "out.npz"
+    workdir = f"--workdir={runs / run}"
+    convert.command([f"--format={name}", workdir, f"--output={output}"])
+    assert [path.name for path in tmp_path.iterdir()] == ["out.npz"]
+    config = runs / ("config.json" if run == "sigma" else "plain.json")
+    found = convert.read_original(name, str(output), str(config)).params
+    assert_equal(found, open_run(str(runs / run)).params)
+
+
+# Layouts that hold the same weights.
+
+
+def assert_equal(found, there, tolerance=0.0):
+    compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=1e-7)
+    if not tolerance:
+        compare = np.testing.assert_array_equal
+    assert jax.tree.structure(found) == jax.tree.structure(there)
+    jax.tree.map(compare, found, there)
+
+
+def params(name, source, tmp_path):
+    workdir = tmp_path / "run"
+    convert.command([f"--format={name}", f"--source={source}", f"--workdir={workdir}"])
+    return open_run(str(workdir)).params
+
+
+@pytest.fixture(scope="module")
+def gpt2_params():
+    return convert.read_original("gpt2", str(GPT2)).params
+
+
+@pytest.fixture(scope="module")
+def nano_params():
+    return convert.read_original("nanogpt", str(NANO)).params
+
+
+@pytest.mark.parametrize(
+    "dtype, tolerance",
+    [
+        (torch.float16, 2**-10),
+        (torch.bfloat16, 2**-7),
+        (torch.float32, 0),
+        (torch.float64, 0),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_other_dtypes(folder, tmp_path, gpt2_params, dtype, tolerance, kind):
+    path = folder()
+    state = load_file(path / "model.safetensors")
+    cast = {name: torch.tensor(array).to(dtype) for name, array in state.items()}
+    if kind == "bin":
+        (path / "model.safetensors").unlink()
+        torch.save(cast, path / "pytorch_model.bin")
+    else:
+        save_torch(cast, path / "model.safetensors")
+    found = params("gpt2", path, tmp_path)
+    assert_equal(found, gpt2_params, tolerance)
+    table = cast[WTE].to(torch.float32).numpy()
+    np.testing.assert_array_equal(found["table"], table)
+
+
+def test_shards(folder, gpt2_params, tmp_path):
+    path = folder()
+    sharded(path)
+    assert_equal(params("gpt2", path, tmp_path), gpt2_params)
+
+
+def test_shards_of_pytorch(folder, gpt2_params):
+    path = folder()
+    weight_map = {}
+    for old in sharded(path):
+        state = {k: torch.tensor(v) for k, v in load_file(path / old).items()}
+        new = old.replace("model", "pytorch_model").replace(".safetensors", ".bin")
+        torch.save(state, path / new)
+        weight_map |= dict.fromkeys(state, new)
+        (path / old).unlink()
+    (path / "model.safetensors.index.json").unlink()
+    index = path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    assert_equal(convert.read_original("gpt2", str(path)).params, gpt2_params)
+
+
+def test_the_folder_that_transformers_saves(gpt2_params, tmp_path):
+    from transformers import GPT2LMHeadModel
+
+    model = GPT2LMHeadModel.from_pretrained(GPT2)
+    model.save_pretrained(tmp_path / "saved")
+    found = convert.read_original("gpt2", str(tmp_path / "saved")).params
+    assert_equal(found, gpt2_params)
+    model.transformer.save_pretrained(tmp_path / "body")
+    found = convert.read_original("gpt2", str(tmp_path / "body")).params
+    assert_equal(found, gpt2_params)
+
+
+def buffers(state):
+    mask = torch.ones(32, 32).tril().view(1, 1, 32, 32)
+    more = {f"transformer.h.{i}.attn.bias": mask for i in range(2)}
+    more |= {f"transformer.h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in (0, 1)}
+    truths = {key: value.bool() for key, value in more.items()}
+    return state | (more if "as float" in state else truths)
+
+
+RENAMED = {
+    "compiled": lambda state: {f"_orig_mod.{k}": v for k, v in state.items()},
+    "parallel": lambda state: {f"module.{k}": v for k, v in state.items()},
+    "both": lambda state: {f"module._orig_mod.{k}": v for k, v in state.items()},
+    "buffers": buffers,
+    "headless": lambda state: {k: v for k, v in state.items() if k != "lm_head.weight"},
+    "bodiless": lambda state: {
+        k.removeprefix("transformer."): v for k, v in state.items()
+    },
+    "compiled with buffers": lambda state: {
+        f"_orig_mod.{k}": v for k, v in buffers(state).items()
+    },
+    "bodiless with buffers": lambda state: {
+        k.removeprefix("transformer."): v for k, v in buffers(state).items()
+    },
+    "backwards": lambda state: dict(reversed(state.items())),
+    "parameters": lambda state: {k: torch.nn.Parameter(v) for k, v in state.items()},
+}
+
+
+@pytest.mark.parametrize("kind", RENAMED)
+def test_other_names(nano, nano_params, tmp_path, kind):
+    path = tmp_path / "renamed.pt"
+    state = RENAMED[kind](dict(nano["model"]))
+    torch.save(nano | {"model": state}, path)
+    found = convert.read_original("nanogpt", str(path))
+    assert_equal(found.params, nano_params)
+    assert found.moments is not None
+    assert found.step == 5
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".npz", ".safetensors"])
+def test_other_files(nano, nano_params, tmp_path, suffix):
+    path = tmp_path / f"state{suffix}"
+    state = dict(nano["model"])
+    arrays = {name: tensor.numpy() for name, tensor in state.items()}
+    if suffix == ".npz":
+        np.savez(path, **arrays)
+    elif suffix == ".safetensors":
+        save_file(arrays, path)
+    else:
+        torch.save(state, path)
+    settings = tmp_path / "config.json"
+    settings.write_text(json.dumps(nano["model_args"]))
+    found = convert.read_original("nanogpt", str(path), str(settings))
+    assert_equal(found.params, nano_params)
+
+
+def test_an_import_says_what_it_did(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    tokenizer = tmp_path / "tokenizer.json"
+    characters = "".join(map(chr, range(40, 105)))
+    tokenizer.write_text(json.dumps({"kind": "char", "characters": characters}))
+    options = [f"--source={NANO}", f"--workdir={workdir}", "--json=-"]
+    convert.command(["--format=nanogpt", *options, f"--tokenizer={tokenizer}"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["n_layer"], found["n_head"], found["step"]) == (2, 4, 5)
+    assert found["optimizer_state"] is True
+    assert pathlib.Path(found["workdir"]) == workdir
+    assert open_run(str(workdir)).tokenizer.vocab_size == 65
