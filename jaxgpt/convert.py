@@ -6,7 +6,6 @@ python -m jaxgpt.convert --format=gpt2 --workdir=runs/imported --output=folder
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -15,59 +14,7 @@ from jaxgpt import config as configs
 from jaxgpt.config import UserError
 
 if TYPE_CHECKING:
-    from ml_collections import ConfigDict
-
     from jaxgpt.run import Run
-
-
-@dataclasses.dataclass(frozen=True)
-class Original:
-    """An original's weights in our layout, and where its training stood."""
-
-    config: ConfigDict
-    params: dict
-    moments: dict[str, dict] | None
-    count: int
-    step: int
-
-
-def read_original(
-    name: str, source_path: str, settings_file: str | None = None
-) -> Original:
-    """Reads an original's weights into our layout; writes nothing.
-
-    Args:
-      name: a key of `formats.FORMATS`.
-      source_path: .pt, .bin, .npz, .safetensors, a Hugging Face folder or GPT-2 name.
-      settings_file: JSON with the original's configuration.
-
-    Raises:
-      UserError: for a source that is missing, damaged or does not fit.
-    """
-    import jax
-
-    from jaxgpt import systems
-    from jaxgpt.interop import formats, rules
-
-    form = formats.FORMATS[name]
-    source = formats.read(source_path, settings_file)
-    fields = {"system": form.system} | formats.training_fields(source)
-    fields |= formats.model_fields(name, source)
-    try:
-        config = configs.validate(configs.override(configs.base(), fields))
-        system = systems.make(config)
-    except UserError as error:
-        raise UserError(f"'{source_path}': {error}") from None
-    abstract = jax.eval_shape(system.init, jax.random.key(0))
-    table = rules.gpt_rules(config.model.n_layer, config.model.bias, form.conv1d)
-    to_jax = lambda arrays: rules.to_jax(arrays, table, abstract, source_path)
-    params = to_jax(source.state)
-    held = formats.moments(source, table)
-    if held is None:
-        return Original(config, params, None, 0, 0)
-    first, second, count, step = held
-    moments = {"mu": to_jax(first), "nu": to_jax(second)}
-    return Original(config, params, moments, count, step)
 
 
 def import_run(
@@ -80,7 +27,7 @@ def import_run(
     """Imports an original's weights, and its optimizer state if it has one, as a run.
 
     Args:
-      name, source_path, settings_file: as in `read_original`.
+      name, source_path, settings_file: as in `formats.read_original`.
       workdir: of the run; must not hold one.
       tokenizer_file: a tokenizer.json to attach.
 
@@ -97,10 +44,11 @@ def import_run(
     from jaxgpt.checkpoint import Checkpoints
     from jaxgpt.core.transformer import count_parameters
     from jaxgpt.data import tokenizer as tok
+    from jaxgpt.interop import formats
 
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"--workdir '{workdir}' is not empty: name a new folder")
-    original = read_original(name, source_path, settings_file)
+    original = formats.read_original(name, source_path, settings_file)
     config, params = original.config, original.params
     tokenizer = _tokenizer(name, tokenizer_file, config)
     opt_state = optim.make(config).init(params)
@@ -155,7 +103,7 @@ def export_run(name: str, run: Run, output: pathlib.Path) -> None:
       UserError: where the run is of another architecture, or PyTorch is needed and
         not installed.
     """
-    from jaxgpt.interop import formats, rules
+    from jaxgpt.interop import files, formats, rules
 
     form, model = formats.FORMATS[name], run.config.model
     if run.config.system != form.system:
@@ -174,11 +122,11 @@ def export_run(name: str, run: Run, output: pathlib.Path) -> None:
     state = rules.to_torch(run.params, table)
     try:
         if name == "gpt2":
-            formats.write_gpt2(output, state, model)
+            files.write_gpt2(output, state, model)
         elif output.suffix == ".npz":
-            formats.write_npz(output, state)
+            files.write_npz(output, state)
         else:
-            formats.write_checkpoint(output, state, model, run.step)
+            files.write_checkpoint(output, state, model, run.step)
     except OSError as error:
         raise UserError(
             f"--output '{output}' cannot be written: {error.strerror or error}"

@@ -14,6 +14,7 @@ from jaxgpt import config as configs
 from jaxgpt.checkpoint import Checkpoints, DamagedError, check_same_config
 from jaxgpt.config import UserError
 from jaxgpt.data import tokenizer as tok
+from jaxgpt.interop import formats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +104,8 @@ def _differs(one: tok.Tokenizer, other: tok.Tokenizer) -> bool:
     return one.to_json() != other.to_json()
 
 
-def read_start(config: ConfigDict) -> tuple[ConfigDict, dict]:
-    """Returns the config and parameters that `config.init_from` names.
+def read_start(config: ConfigDict) -> tuple[ConfigDict, dict, tok.Tokenizer | None]:
+    """Returns the config, parameters and tokenizer that `config.init_from` names.
 
     Raises:
       UserError: where it is neither a run nor GPT-2 weights.
@@ -113,12 +114,10 @@ def read_start(config: ConfigDict) -> tuple[ConfigDict, dict]:
     try:
         configs.load_frozen(folder)
     except UserError:
-        from jaxgpt.convert import read_original
-
-        original = read_original("gpt2", config.init_from)
-        return original.config, original.params
+        original = formats.read_original("gpt2", config.init_from)
+        return original.config, original.params, tok.GPT2Tokenizer()
     run = open_run(config.init_from)
-    return run.config, run.params
+    return run.config, run.params, run.tokenizer
 
 
 def adopt_start(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -129,8 +128,17 @@ def adopt_start(config: ConfigDict, workdir: pathlib.Path) -> None:
     Raises:
       UserError: where that model is of another system.
     """
-    begun = (workdir / "config.json").exists()
-    start = configs.load_frozen(workdir) if begun else read_start(config)[0]
+    if (workdir / "config.json").exists():
+        start = configs.load_frozen(workdir)
+    else:
+        start, _, tokenizer = read_start(config)
+        if isinstance(tokenizer, tok.GPT2Tokenizer) != (
+            config.data.tokenizer == "gpt2"
+        ):
+            raise UserError(
+                f"init_from '{config.init_from}' has another vocabulary than "
+                f"data.tokenizer={config.data.tokenizer}"
+            )
     if start.system != config.system:
         raise UserError(
             f"init_from '{config.init_from}' is a {start.system} model: this config "

@@ -260,3 +260,21 @@ def test_training_twice_does_nothing_the_second_time(uninterrupted, capsys):
     before = saved_digests(uninterrupted, 40)
     assert train(configs.load(TINY, {}), uninterrupted) == 0
     assert saved_digests(uninterrupted, 40) == before
+
+
+def test_training_starts_from_another_run_with_its_shape(uninterrupted, tmp_path):
+    changes = {"init_from": str(uninterrupted), "steps": "1", "model.n_layer": "5"}
+    workdir = tmp_path / "run"
+    assert train(configs.load(TINY, changes), workdir) == 0
+    start, then = metrics.read_rows(uninterrupted)[-1], metrics.read_rows(workdir)[0]
+    assert then["val_loss"] == pytest.approx(start["val_loss"], rel=1e-6)
+    assert configs.load_frozen(workdir).model.n_layer == 2
+    with pytest.raises(configs.UserError, match="is a sigma model"):
+        train(configs.load(TINY, changes | {"system": "causal"}), tmp_path / "other")
+
+
+def test_a_start_of_another_vocabulary_is_refused(uninterrupted, tmp_path):
+    changes = {"init_from": str(uninterrupted), "data.tokenizer": "gpt2"}
+    with pytest.raises(configs.UserError, match="another vocabulary"):
+        train(configs.load(TINY, changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -13,6 +13,7 @@ from safetensors.torch import save_file as save_torch
 
 from jaxgpt import convert
 from jaxgpt.config import UserError
+from jaxgpt.interop import formats
 from jaxgpt.run import open_run
 from tests.conftest import ROOT
 
@@ -746,7 +747,7 @@ def test_npz_out_and_in_is_the_identity(runs, tmp_path, run, name):
     convert.command([f"--format={name}", workdir, f"--output={output}"])
     assert [path.name for path in tmp_path.iterdir()] == ["out.npz"]
     config = runs / ("config.json" if run == "sigma" else "plain.json")
-    found = convert.read_original(name, str(output), str(config)).params
+    found = formats.read_original(name, str(output), str(config)).params
     assert_equal(found, open_run(str(runs / run)).params)
 
 
@@ -769,12 +770,12 @@ def params(name, source, tmp_path):
 
 @pytest.fixture(scope="module")
 def gpt2_params():
-    return convert.read_original("gpt2", str(GPT2)).params
+    return formats.read_original("gpt2", str(GPT2)).params
 
 
 @pytest.fixture(scope="module")
 def nano_params():
-    return convert.read_original("nanogpt", str(NANO)).params
+    return formats.read_original("nanogpt", str(NANO)).params
 
 
 @pytest.mark.parametrize(
@@ -821,7 +822,7 @@ def test_shards_of_pytorch(folder, gpt2_params):
     (path / "model.safetensors.index.json").unlink()
     index = path / "pytorch_model.bin.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
-    assert_equal(convert.read_original("gpt2", str(path)).params, gpt2_params)
+    assert_equal(formats.read_original("gpt2", str(path)).params, gpt2_params)
 
 
 def test_the_folder_that_transformers_saves(gpt2_params, tmp_path):
@@ -829,10 +830,10 @@ def test_the_folder_that_transformers_saves(gpt2_params, tmp_path):
 
     model = GPT2LMHeadModel.from_pretrained(GPT2)
     model.save_pretrained(tmp_path / "saved")
-    found = convert.read_original("gpt2", str(tmp_path / "saved")).params
+    found = formats.read_original("gpt2", str(tmp_path / "saved")).params
     assert_equal(found, gpt2_params)
     model.transformer.save_pretrained(tmp_path / "body")
-    found = convert.read_original("gpt2", str(tmp_path / "body")).params
+    found = formats.read_original("gpt2", str(tmp_path / "body")).params
     assert_equal(found, gpt2_params)
 
 
@@ -869,7 +870,7 @@ def test_other_names(nano, nano_params, tmp_path, kind):
     path = tmp_path / "renamed.pt"
     state = RENAMED[kind](dict(nano["model"]))
     torch.save(nano | {"model": state}, path)
-    found = convert.read_original("nanogpt", str(path))
+    found = formats.read_original("nanogpt", str(path))
     assert_equal(found.params, nano_params)
     assert found.moments is not None
     assert found.step == 5
@@ -888,7 +889,7 @@ def test_other_files(nano, nano_params, tmp_path, suffix):
         torch.save(state, path)
     settings = tmp_path / "config.json"
     settings.write_text(json.dumps(nano["model_args"]))
-    found = convert.read_original("nanogpt", str(path), str(settings))
+    found = formats.read_original("nanogpt", str(path), str(settings))
     assert_equal(found.params, nano_params)
 
 
