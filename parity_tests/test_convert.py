@@ -63,6 +63,43 @@ def test_nanogpt_greedy_text_token_for_token(imported, capsys):
     assert tokens == golden["gen_greedy"][0, :64].tolist()
 
 
+def test_nanogpt_greedy_text_goes_on_past_the_block(imported, capsys):
+    workdir = imported("nanogpt", "nanogpt/char_d128.pt")
+    golden = np.load(GOLDEN / "nanogpt/char_d128_eval.npz")
+    capsys.readouterr()
+    options = ["--prompt_ids=0", "--temperature=0", "--max_new_tokens=200", "--json=-"]
+    sample.command([f"--workdir={workdir}", *options])
+    tokens = last_json(capsys)["samples"][0]["tokens"]
+    # Up to the first step whose two likeliest tokens are closer than rounding.
+    close = np.flatnonzero(golden["gen_gap"] < 1e-4)
+    sure = 1 + (int(close[0]) if len(close) else 200)
+    assert sure > 100
+    assert tokens[:sure] == golden["gen_greedy"][0, :sure].tolist()
+
+
+def test_gpt2_greedy_tokens_are_transformers(imported, capsys):
+    from transformers import GPT2LMHeadModel
+
+    folder = "gpt2/tiny_perturbed_pretrained"
+    workdir = imported("gpt2", folder)
+    model = GPT2LMHeadModel.from_pretrained(GOLDEN / folder).eval()
+    golden = np.load(GOLDEN / "gpt2/tiny_perturbed.npz")
+    for row, prompt in enumerate(golden["gen_prompt"]):
+        there = prompt.tolist()
+        while len(there) < 24:
+            with torch.no_grad():
+                there.append(int(model(torch.tensor([there])).logits[0, -1].argmax()))
+        # Row 0 begins with id 0, and the recorded generate() differs from its own
+        # model's likeliest tokens there, as if it had masked that id as padding.
+        if row:
+            assert there == golden["gen_greedy"][row].tolist()
+        capsys.readouterr()
+        ids = ",".join(map(str, prompt))
+        options = ["--temperature=0", "--max_new_tokens=20", "--json=-"]
+        sample.command([f"--workdir={workdir}", f"--prompt_ids={ids}", *options])
+        assert last_json(capsys)["samples"][0]["tokens"] == there
+
+
 def test_sigma_character_model_scores_its_200_windows(imported, tmp_path, capsys):
     workdir = imported("sigma-gpt", "sigma/char_sigma_d128.pt")
     golden = np.load(GOLDEN / "sigma/char_sigma_d128_eval.npz")

@@ -112,3 +112,44 @@ def complete(
         layers = lax.cond(first > 0, prefill, lambda layers: layers, layers)
     start = (first, tokens_BT, layers)
     return lax.while_loop(lambda carry: carry[0] + 1 < end, body, start)[1]
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "top_k"))
+def slide(
+    graphdef: nnx.GraphDef,
+    params: dict,
+    tokens_BN: jax.Array,
+    start: jax.Array,
+    key: jax.Array,
+    temperature: jax.Array,
+    *,
+    top_k: int = 0,
+) -> jax.Array:
+    """Goes on past the block: each token from the last block_size, read left to right.
+
+    The window's positions shift with every token, so nothing can be cached: a token
+    costs a whole block (nanoGPT's generate).
+
+    Args:
+      graphdef, params: a LanguageModel, split.
+      tokens_BN: int32, N above block_size; the first start are given.
+      start: at least block_size.
+      key, temperature, top_k: as in `complete`.
+
+    Returns:
+      tokens_BN filled to its end.
+    """
+    model = nnx.merge(graphdef, params)
+    B, N = tokens_BN.shape
+    block = model.config.block_size
+    keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(B))
+    uniform_BN = jax.vmap(lambda key: jax.random.uniform(key, (N,)))(keys_B)
+
+    def body(t, tokens):
+        window = lax.dynamic_slice(tokens, (0, t - block), (B, block))
+        x_BTD = model.transformer(model.embed(window))
+        logits_BV = model.head(x_BTD[:, -1:])[:, 0]
+        next_B = draw(uniform_BN[:, t], logits_BV, temperature, top_k)
+        return lax.dynamic_update_slice(tokens, next_B[:, None], (0, t))
+
+    return lax.fori_loop(start, N, body, tokens_BN)

@@ -28,6 +28,7 @@ class System:
 
     positions = "learned"
     extra_tokens = 0
+    goes_past_block = False
 
     def __init__(self, config: ConfigDict):
         kernels = "cpu" if jax.default_backend() == "cpu" else "xla"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.config import UserError
-from jaxgpt.core import layers
+from jaxgpt.core import generate, layers
 from jaxgpt.core.positions import Positions, in_order
 from jaxgpt.data.text import TextData, open_text
 from jaxgpt.systems import Batch, System, check_order
@@ -16,6 +19,7 @@ class CausalLM(System):
     """Predicts token t + 1 from tokens 0 .. t."""
 
     extra_tokens = 1
+    goes_past_block = True
 
     def open_data(self) -> TextData:
         """Opens the text of `config.data`."""
@@ -36,6 +40,42 @@ class CausalLM(System):
         logits_BTV = self.model(params)(tokens_BT)
         nll_BT = layers.cross_entropy(logits_BTV[:, :-1], tokens_BT[:, 1:])
         return logits_BTV, nll_BT
+
+    def sample(
+        self,
+        params: dict,
+        tokens_BT: np.ndarray,
+        known_BT: np.ndarray,
+        key: jax.Array,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        **options: Any,
+    ) -> np.ndarray:
+        """Fills what is missing; past the block, from the last block of tokens."""
+        block = self.model_config.block_size
+        head_BT = super().sample(
+            params,
+            tokens_BT[:, :block],
+            known_BT[:, :block],
+            key,
+            temperature=temperature,
+            top_k=top_k,
+            **options,
+        )
+        if tokens_BT.shape[1] <= block:
+            return head_BT
+        missing = np.zeros((len(tokens_BT), tokens_BT.shape[1] - block), np.int32)
+        whole_BN = generate.slide(
+            self.graphdef,
+            params,
+            jnp.asarray(np.concatenate([head_BT, missing], 1)),
+            jnp.int32(block),
+            jax.random.fold_in(key, 1),
+            jnp.float32(temperature),
+            top_k=top_k,
+        )
+        return np.asarray(whole_BN)
 
     def reading(
         self, known_BT: np.ndarray, order: str, key: jax.Array
