@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxgpt import optim
-from parity_tests.conftest import load, relative, worst
+from parity_tests.conftest import load, relative, without_key_bias, worst
 from parity_tests.tolerances import BFLOAT16_KL, FLOAT32
 
 
@@ -88,21 +88,9 @@ def test_parameters_after_1_and_5_adamw_steps(original):
         if count in names:
             there = case.params(names[count])
             assert (
-                worst(*_without_key_bias(params, there))
+                worst(*without_key_bias(params, there))
                 < FLOAT32["parameters after a step"]
             )
-
-
-def _without_key_bias(*trees):
-    """Leaves out the key third of attention biases: its exact gradient is zero."""
-    result = []
-    for tree in trees:
-        tree = jax.tree.map(np.array, tree)
-        for block in tree["transformer"]["blocks"].values():
-            bias = block["attn"]["qkv"]["bias"]
-            bias[len(bias) // 3 : 2 * len(bias) // 3] = 0
-        result.append(tree)
-    return result
 
 
 @pytest.mark.parametrize("original", ["nanogpt", "sigma-gpt"])
