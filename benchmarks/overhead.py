@@ -19,7 +19,7 @@ from benchmarks.alternate import machine
 def dispatch_milliseconds() -> float:
     """Returns the median time until a tiny model's step is under way."""
     from jaxgpt import cli, config, optim, systems
-    from jaxgpt.step import make_step
+    from jaxgpt.step import init_state, make_step
 
     cli.set_up_jax()
     import jax
@@ -29,15 +29,14 @@ def dispatch_milliseconds() -> float:
     c = config.override(config.base(), changes | {"batch_size": 2})
     system = systems.make(c)
     optimizer = optim.make(c)
-    params = jax.jit(system.init)(jax.random.key(0))
-    state = [params, jax.jit(optimizer.init)(params)]
+    state = init_state(jax.jit(system.init)(jax.random.key(0)), optimizer, ema=False)
     advance = make_step(system, optimizer)
     tokens = np.zeros((2, system.window), np.int32)
     times = []
     for index in range(300):
         jax.block_until_ready(state)
         began = time.perf_counter()
-        *state[:], _ = advance(*state, np.int32(index), tokens)
+        state, _ = advance(state, np.int32(index), tokens)
         times.append(time.perf_counter() - began)
     return 1e3 * statistics.median(times[50:])
 

@@ -61,7 +61,7 @@ PIECES = ("keep_heap", "linear", "layer_norm", "gelu", "causal_attention")
 
 def jaxgpt_step(size: str, dtype: str, without: str = ""):
     from jaxgpt import cli, config, optim, systems
-    from jaxgpt.step import make_step
+    from jaxgpt.step import init_state, make_step
 
     if without:
         without_piece(without)
@@ -74,13 +74,13 @@ def jaxgpt_step(size: str, dtype: str, without: str = ""):
     c = config.override(config.base(), changes | {"system": "causal", "batch_size": B})
     system = systems.make(c)
     optimizer = optim.make(c)
-    params = jax.jit(system.init)(jax.random.key(0))
-    state = [params, jax.jit(optimizer.init)(params)]
+    state = init_state(jax.jit(system.init)(jax.random.key(0)), optimizer, ema=False)
     advance = make_step(system, optimizer)
     batch = tokens(size)
 
     def work():
-        *state[:], metrics = advance(*state, np.int32(1000), batch)
+        nonlocal state
+        state, metrics = advance(state, np.int32(1000), batch)
         return float(metrics["loss"])
 
     return work

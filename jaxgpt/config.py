@@ -65,6 +65,7 @@ FIELDS: dict[str, Field] = {
     "model.activation": Field(
         "gelu", "of the feed-forward; gelu_tanh is OpenAI's", ("gelu", "gelu_tanh")
     ),
+    "model.qk_norm": Field(False, "normalise queries and keys, with a learned gain"),
     "model.dtype": Field(
         "float32",
         "operands of matrix products; parameters, softmax and loss stay float32",
@@ -82,6 +83,12 @@ FIELDS: dict[str, Field] = {
     "optimizer.grad_clip": Field(
         1.0, "largest global gradient norm; 0 never clips", minimum=0
     ),
+    "optimizer.ema_decay": Field(
+        0.0,
+        "average parameters with this decay a step, evaluate and sample with the "
+        "average; 0 keeps none",
+        minimum=0,
+    ),
     "data.path": Field(
         "data/shakespeare.txt",
         "a text file, a folder of text files, or a folder of nanoGPT .bin files",
@@ -91,6 +98,15 @@ FIELDS: dict[str, Field] = {
     "sigma.order": Field("random", "generation orders in training", ORDERS),
     "sigma.order_start": Field(
         0.0, "curriculum: share of random orders at step 0", minimum=0
+    ),
+    "sigma.left_to_right_share": Field(
+        0.0, "share of sequences read left to right whatever the order", minimum=0
+    ),
+    "sigma.begin_token": Field(
+        False, "read a beginning token first, so that the first token is modelled too"
+    ),
+    "sigma.adaptive_norm": Field(
+        False, "scale and shift each block's norms by the target position (AdaLN)"
     ),
     "eval_interval": Field(250, "steps between evaluations", minimum=1),
     "eval_sequences": Field(256, "fixed windows per split and evaluation", minimum=1),
@@ -276,9 +292,12 @@ def validate(config: ConfigDict) -> ConfigDict:
         raise UserError(
             f"data.val_fraction is between 0 and 1: not {config.data.val_fraction}"
         )
-    if config.sigma.order_start > 1:
+    for name in ("order_start", "left_to_right_share"):
+        if config.sigma[name] > 1:
+            raise UserError(f"sigma.{name} is at most 1: not {config.sigma[name]}")
+    if config.optimizer.ema_decay >= 1:
         raise UserError(
-            f"sigma.order_start is at most 1: not {config.sigma.order_start}"
+            f"optimizer.ema_decay is below 1: not {config.optimizer.ema_decay}"
         )
     return config
 

@@ -96,7 +96,7 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
         )
     order_BT = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
     if order:
-        if run.system.positions != "double":
+        if c.positions != "double":
             raise UserError("--order is for σ-GPT: this model reads left to right")
         order_BT = _integers(order)
         if order_BT.shape != (B, T) or (np.sort(order_BT, 1) != np.arange(T)).any():

@@ -45,9 +45,10 @@ def open_run(workdir: str, step: str = "best") -> Run:
     system = systems.make(config)
     checkpoints = Checkpoints(folder, read_only=True)
     chosen = checkpoints.pick(step)
-    abstract = {"params": jax.eval_shape(system.init, jax.random.key(0))}
+    item = "ema" if config.optimizer.ema_decay else "params"
+    abstract = {item: jax.eval_shape(system.init, jax.random.key(0))}
     try:
-        params = checkpoints.restore(chosen, abstract)["params"]
+        params = checkpoints.restore(chosen, abstract)[item]
     except DamagedError as error:
         others = ", ".join(str(s) for s in checkpoints.steps() if s != chosen) or "none"
         raise UserError(

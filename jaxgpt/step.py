@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +12,30 @@ import optax
 from jaxgpt.core import random
 from jaxgpt.systems import System
 
+State = dict[str, Any]
+
+
+def init_state(
+    params: dict, optimizer: optax.GradientTransformation, ema: bool
+) -> State:
+    """Returns {"params", "opt_state"}, and "ema", a copy of params, where asked."""
+    state = {"params": params, "opt_state": optimizer.init(params)}
+    return state | {"ema": jax.tree.map(jnp.copy, params)} if ema else state
+
+
+def averaged(state: State) -> dict:
+    """Returns the parameters to evaluate and sample with: the average, if kept."""
+    return state.get("ema", state["params"])
+
 
 def make_step(system: System, optimizer: optax.GradientTransformation) -> Callable:
-    """Returns the jitted step: (params, opt_state, index, tokens) -> (..., metrics).
+    """Returns the jitted step: (state, index, tokens) -> (state, metrics).
 
-    A pure function; index is the number of steps done before it. Parameters and
-    optimizer state are donated.
+    A pure function; index is the number of steps done before it. The state, as of
+    `init_state`, is donated.
     """
     seed, parts = system.config.seed, system.config.accumulation
+    ema_decay = system.config.optimizer.ema_decay
 
     def loss(params, batch, dropout_key):
         return system.nll(params, batch, dropout_key).mean()
@@ -41,11 +58,19 @@ def make_step(system: System, optimizer: optax.GradientTransformation) -> Callab
         total, _ = jax.lax.scan(accumulate, zeros, (micro, keys))
         return jax.tree.map(lambda a: a / parts, total)
 
-    def step(params, opt_state, index, tokens_BT):
+    def step(state, index, tokens_BT):
         batch = system.train_batch(tokens_BT, random.at(seed, "order", index), index)
-        value, grads = gradients(params, batch, random.at(seed, "dropout", index))
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
-        return optax.apply_updates(params, updates), opt_state, metrics
+        dropout_key = random.at(seed, "dropout", index)
+        value, grads = gradients(state["params"], batch, dropout_key)
+        updates, opt_state = optimizer.update(
+            grads, state["opt_state"], state["params"]
+        )
+        params = optax.apply_updates(state["params"], updates)
+        new = {"params": params, "opt_state": opt_state}
+        if "ema" in state:
+            # Early on the average is over the steps there were (TensorFlow's rule).
+            decay = jnp.minimum(ema_decay, (1 + index) / (10 + index))
+            new["ema"] = optax.incremental_update(params, state["ema"], 1 - decay)
+        return new, {"loss": value, "grad_norm": optax.tree.norm(grads)}
 
-    return jax.jit(step, donate_argnums=(0, 1))
+    return jax.jit(step, donate_argnums=0)

@@ -63,7 +63,7 @@ class Trainer:
         from jaxgpt.checkpoint import Checkpoints
         from jaxgpt.core import random, transformer
         from jaxgpt.run import read_start
-        from jaxgpt.step import make_step
+        from jaxgpt.step import init_state, make_step
 
         self.system, self.data, self.config = system, data, system.config
         c = self.config
@@ -73,8 +73,7 @@ class Trainer:
         self.rate = optim.schedule(c)
 
         def init(key):
-            params = system.init(key)
-            return {"params": params, "opt_state": optimizer.init(params)}
+            return init_state(system.init(key), optimizer, c.optimizer.ema_decay > 0)
 
         key = random.stream(c.seed, "params")
         abstract = jax.tree.map(
@@ -90,7 +89,8 @@ class Trainer:
             self.step, self.state = 0, jax.jit(init, out_shardings=everywhere)(key)
             if c.init_from:
                 given = read_start(c)[1]
-                self.state["params"] = jax.device_put(given, everywhere)
+                for name in {"params", "ema"} & self.state.keys():
+                    self.state[name] = jax.device_put(given, everywhere)
         self.advance = make_step(system, optimizer)
         self.recorder = metrics.Recorder(
             workdir, self.step, metrics.open_trackers(c, workdir)
@@ -111,26 +111,23 @@ class Trainer:
         tokens = self.data.batch_at(
             c.seed, "train", self.step, c.batch_size, self.system.window
         )
-        params, opt_state, metrics = self.advance(
-            self.state["params"],
-            self.state["opt_state"],
-            np.int32(self.step),
-            jax.device_put(tokens, self.rows),
+        self.state, metrics = self.advance(
+            self.state, np.int32(self.step), jax.device_put(tokens, self.rows)
         )
-        self.state = {"params": params, "opt_state": opt_state}
         self.step += 1
         return metrics
 
     def evaluate(self) -> dict[str, float]:
         """Returns train and validation losses over the same windows every time."""
         from jaxgpt.evaluate import losses
+        from jaxgpt.step import averaged
 
-        c = self.config
+        c, params = self.config, averaged(self.state)
         result: dict[str, float] = {}
         for split in ("train", "val"):
             tokens = self.data.fixed(split, self.system.window, c.eval_sequences)
             rows = c.batch_size // c.accumulation
-            found = losses(self.system, self.state["params"], tokens, rows, c.seed)
+            found = losses(self.system, params, tokens, rows, c.seed)
             result |= {f"{split}_{name}": value for name, value in found.items()}
         return result
 

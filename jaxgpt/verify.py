@@ -20,13 +20,16 @@ def command(argv: list[str]) -> int:
     from jaxgpt import config as configs
     from jaxgpt import optim, systems
     from jaxgpt.checkpoint import Checkpoints, DamagedError
+    from jaxgpt.step import init_state
 
     workdir = configs.user_path(args.workdir)
     config = configs.load_frozen(workdir)
     cli.use_float64(config.model.dtype)
     system = systems.make(config)
-    abstract = {"params": jax.eval_shape(system.init, jax.random.key(0))}
-    abstract["opt_state"] = jax.eval_shape(optim.make(config).init, abstract["params"])
+    optimizer, ema = optim.make(config), config.optimizer.ema_decay > 0
+    abstract = jax.eval_shape(
+        lambda key: init_state(system.init(key), optimizer, ema), jax.random.key(0)
+    )
     checkpoints = Checkpoints(workdir, read_only=True)
     checkpoints.pick("last")
     damaged = {}

@@ -12,7 +12,7 @@ import pytest
 
 from jaxgpt import config as configs
 from jaxgpt import metrics, optim, systems
-from jaxgpt.step import make_step
+from jaxgpt.step import init_state, make_step
 from jaxgpt.train import train
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -174,16 +174,15 @@ def steps_of(changes, count=3):
     config = configs.override(configs.load(TINY, {}), changes)
     system = systems.make(config)
     optimizer = optim.make(config)
-    params = system.init(jax.random.key(0))
-    state = [params, optimizer.init(params)]
+    state = init_state(system.init(jax.random.key(0)), optimizer, ema=False)
     advance = make_step(system, optimizer)
     rng = np.random.default_rng(0)
     losses = []
     for index in range(count):
         tokens = rng.integers(0, 65, (8, system.window)).astype(np.int32)
-        *state[:], found = advance(*state, np.int32(index), tokens)
+        state, found = advance(state, np.int32(index), tokens)
         losses.append(float(found["loss"]))
-    return state[0], losses
+    return state["params"], losses
 
 
 @pytest.mark.parametrize("parts", [2, 4])

@@ -28,12 +28,25 @@ class Attention(nnx.Module):
         self.out = layers.Linear(
             D, D, config, std=init.residual_std(config.n_layer), rngs=rngs
         )
+        if config.qk_norm:
+            self.norm_q = layers.HeadNorm(config)
+            self.norm_k = layers.HeadNorm(config)
         self.config = config
+
+    def project(self, x_BTD: jax.Array) -> jax.Array:
+        """Returns fused queries, keys and values [B, T, 3 D]."""
+        qkv_BTC = self.qkv(x_BTD)
+        if not self.config.qk_norm:
+            return qkv_BTC
+        B, T, C = qkv_BTC.shape
+        heads = qkv_BTC.reshape(B, T, 3, self.config.n_head, -1)
+        q, k, v = heads[:, :, 0], heads[:, :, 1], heads[:, :, 2]
+        return jnp.stack([self.norm_q(q), self.norm_k(k), v], 2).reshape(B, T, C)
 
     def __call__(self, x_BTD: jax.Array, seed_2: jax.Array | None = None) -> jax.Array:
         """Attends each token to itself and the earlier ones."""
         c = self.config
-        qkv_BTC = self.qkv(x_BTD)
+        qkv_BTC = self.project(x_BTD)
         if c.kernels == "cpu":
             y_BTD = cpu.causal_attention(qkv_BTC, seed_2, c.n_head, c.dtype, c.dropout)
             return self.out(y_BTD)
@@ -43,19 +56,35 @@ class Attention(nnx.Module):
         return self.out(merge_heads(attend(q, [(k, v)], mask_TS, c, seed_2)))
 
     def extend(
-        self, x_BTD: jax.Array, layer: kv.LayerCache, start: jax.Array
+        self,
+        x_BTD: jax.Array,
+        layer: kv.LayerCache,
+        start: jax.Array,
+        among_TT: jax.Array | None = None,
     ) -> tuple[jax.Array, kv.LayerCache]:
         """Attends T tokens, new at cache slots start .. start + T, to all so far.
 
         Adding 0 y makes the write wait for the read, so that XLA updates the cache in
         place; otherwise it copies all of it twice per token, half of the time spent.
+
+        Args:
+          x_BTD: the new tokens.
+          layer: keys and values so far.
+          start: the first new slot, a scalar or one for each row [B].
+          among_TT: which new tokens a new token sees; None is causal.
         """
         c = self.config
-        q, k, v = split_heads(self.qkv(x_BTD), c.n_head)
+        q, k, v = split_heads(self.project(x_BTD), c.n_head)
         T, S = x_BTD.shape[1], layer[0].shape[2]
-        mask_TS = jnp.broadcast_to(jnp.arange(S) < start, (T, S))
-        mask_TS = jnp.concatenate([mask_TS, jnp.tril(jnp.ones((T, T), bool))], 1)
-        y_BHTK = attend(q, ((layer[0], layer[1]), (k, v)), mask_TS, c)
+        if among_TT is None:
+            among_TT = jnp.tril(jnp.ones((T, T), bool))
+        start_B111 = jnp.reshape(start, (-1, 1, 1, 1))
+        seen_B1TS = jnp.broadcast_to(
+            jnp.arange(S) < start_B111, (start_B111.shape[0], 1, T, S)
+        )
+        among_B1TT = jnp.broadcast_to(among_TT, (*seen_B1TS.shape[:3], T))
+        mask_B1TS = jnp.concatenate([seen_B1TS, among_B1TT], -1)
+        y_BHTK = attend(q, ((layer[0], layer[1]), (k, v)), mask_B1TS, c)
         layer = kv.write(layer, k + 0 * y_BHTK, v + 0 * y_BHTK, start)
         return self.out(merge_heads(y_BHTK)), layer
 
@@ -79,7 +108,7 @@ def merge_heads(y_BHTK: jax.Array) -> jax.Array:
 def attend(
     q_BHTK: jax.Array,
     parts: Sequence[tuple[jax.Array, jax.Array]],
-    mask_TS: jax.Array,
+    mask: jax.Array,
     config: ModelConfig,
     seed_2: jax.Array | None = None,
 ) -> jax.Array:
@@ -89,7 +118,7 @@ def attend(
       q_BHTK: queries.
       parts: keys and values [B, H, S', K] whose slots follow one another; S is the
         sum of the S'.
-      mask_TS: which slots a query sees.
+      mask: which slots a query sees, [T, S] or [B, 1, T, S].
       config: scores and softmax are float32 or wider whatever its dtype says.
       seed_2: turns dropout of the weights on.
     """
@@ -98,7 +127,7 @@ def attend(
     q = (q_BHTK / math.sqrt(q_BHTK.shape[-1])).astype(dtype)
     product = functools.partial(jnp.einsum, preferred_element_type=accum)
     scores = [product("bhtk,bhsk->bhts", q, k.astype(dtype)) for k, _ in parts]
-    scores_BHTS = jnp.where(mask_TS, jnp.concatenate(scores, -1), -jnp.inf)
+    scores_BHTS = jnp.where(mask, jnp.concatenate(scores, -1), -jnp.inf)
     weights = jax.nn.softmax(scores_BHTS, -1)
     weights = layers.dropout(weights, config.dropout, seed_2).astype(dtype)
     ends = list(itertools.accumulate(k.shape[2] for k, _ in parts))

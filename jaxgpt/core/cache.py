@@ -27,9 +27,13 @@ def empty(config: ModelConfig, batch: int, length: int) -> KVCache:
 def write(
     layer: LayerCache, k_BHTK: jax.Array, v_BHTK: jax.Array, start: jax.Array
 ) -> LayerCache:
-    """Writes T keys and values at slots start .. start + T of every row."""
-    at = (0, 0, start, 0)
-    return (
-        lax.dynamic_update_slice(layer[0], k_BHTK, at),
-        lax.dynamic_update_slice(layer[1], v_BHTK, at),
-    )
+    """Writes T keys and values at slots start .. start + T of every row.
+
+    A scalar start is common to all rows; start [B] gives each its own. Where a row's
+    slots would run past the end, all of them move back (as dynamic_update_slice).
+    """
+    update = lambda old, new, at: lax.dynamic_update_slice(old, new, (0, 0, at, 0))
+    if jnp.ndim(start):
+        row = lambda old, new, at: lax.dynamic_update_slice(old, new, (0, at, 0))
+        update = jax.vmap(row)
+    return update(layer[0], k_BHTK, start), update(layer[1], v_BHTK, start)

@@ -14,7 +14,7 @@ from flax import nnx
 from jax import lax
 
 from jaxgpt.core import cache as kv
-from jaxgpt.core.positions import Positions
+from jaxgpt.core.positions import Positions, in_order
 
 
 def draw(
@@ -84,15 +84,15 @@ def complete(
         return lax.dynamic_slice_in_dim(array, t, 1, axis=1)
 
     def cached_logits(tokens, layers, t):
-        x_B1D = model.embed(slot(tokens, t), tuple(slot(index, t) for index in where))
-        x_B1D, layers = model.transformer.extend(x_B1D, layers, t)
+        here = tuple(slot(index, t) for index in where)
+        x_B1D, layers = model.extend(slot(tokens, t), here, layers, t)
         return model.head(x_B1D)[:, 0], layers
 
     def naive_logits(tokens, layers, t):
         return slot(model(tokens, where), t)[:, 0], layers
 
     def prefill(layers):
-        return model.transformer.extend(model.embed(tokens_BT, where), layers, 0)[1]
+        return model.extend(tokens_BT, where, layers, 0)[1]
 
     def body(carry):
         t, tokens, layers = carry
@@ -147,7 +147,7 @@ def slide(
 
     def body(t, tokens):
         window = lax.dynamic_slice(tokens, (0, t - block), (B, block))
-        x_BTD = model.transformer(model.embed(window))
+        x_BTD = model.transformer(model.embed(window, in_order(block, model.config)))
         logits_BV = model.head(x_BTD[:, -1:])[:, 0]
         next_B = draw(uniform_BN[:, t], logits_BV, temperature, top_k)
         return lax.dynamic_update_slice(tokens, next_B[:, None], (0, t))

@@ -74,6 +74,19 @@ class LayerNorm(nnx.Module):
         return y if self.bias is None else y + self.bias[...]
 
 
+class HeadNorm(nnx.Module):
+    """Root-mean-square normalisation of each head's vector, with a learned gain."""
+
+    def __init__(self, config: ModelConfig):
+        width = config.n_embd // config.n_head
+        self.scale = nnx.Param(jnp.ones(width, config.param_dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., K] to [..., K]."""
+        mean_square = (x * x).mean(-1, keepdims=True)
+        return x * jax.lax.rsqrt(mean_square + 1e-6) * self.scale[...]
+
+
 class FeedForward(nnx.Module):
     """GPT-2's two layers with GELU between them, four times as wide."""
 

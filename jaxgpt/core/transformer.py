@@ -4,11 +4,13 @@ Dimension key, used as suffix of array names everywhere:
 
   B batch     T query time   S key time    D n_embd       H heads    K head width
   F feed-forward width       V vocabulary  N orders or rows           C fused width
+  P positions of a table
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +19,17 @@ from flax import nnx
 from jaxgpt.config import UserError
 from jaxgpt.core import attention, cache, cpu, init, layers, positions
 
+Norm = Callable[[jax.Array], jax.Array]
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """What a model is; the fields of `config.model` plus two that are derived.
+    """What a model is; the fields of `config.model` plus those a system adds.
 
     `positions` is "learned" (own position) or "double" (own and target position).
+    `begin_token` adds the token `vocab_size`, which stands at position `block_size`,
+    is read first and never predicted. `adaptive_norm` makes the norms of each block
+    depend on the target position.
     `kernels` is "cpu" (core/cpu.py) or "xla" (plain JAX); results agree to rounding.
     """
 
@@ -35,7 +42,10 @@ class ModelConfig:
     bias: bool = False
     activation: str = "gelu"
     dtype: str = "float32"
+    qk_norm: bool = False
     positions: str = "learned"
+    begin_token: bool = False
+    adaptive_norm: bool = False
     kernels: str = "xla"
 
     def __post_init__(self) -> None:
@@ -62,28 +72,50 @@ class Block(nnx.Module):
         self.attn = attention.Attention(config, rngs=rngs)
         self.norm_2 = layers.LayerNorm(config)
         self.mlp = layers.FeedForward(config, rngs=rngs)
+        if config.adaptive_norm:
+            self.modulation = positions.Modulation(config, rngs=rngs)
         self.config = config
 
+    def norms(self, target: positions.Target | None) -> tuple[Norm, Norm]:
+        """Returns the two norms, adapted to each token's target where configured."""
+        if target is None or not self.config.adaptive_norm:
+            return self.norm_1, self.norm_2
+        scale_1, shift_1, scale_2, shift_2 = self.modulation(target)
+        return (
+            lambda x_BTD: self.norm_1(x_BTD) * (1 + scale_1) + shift_1,
+            lambda x_BTD: self.norm_2(x_BTD) * (1 + scale_2) + shift_2,
+        )
+
     def __call__(
-        self, x_BTD: jax.Array, seeds_32: jax.Array | None = None
+        self,
+        x_BTD: jax.Array,
+        target: positions.Target | None = None,
+        seeds_32: jax.Array | None = None,
     ) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]; seeds [3, 2] turn dropout on."""
         attn, first, second = (None,) * 3 if seeds_32 is None else seeds_32
+        norm_1, norm_2 = self.norms(target)
         rate = self.config.dropout
         with jax.named_scope("attention"):
-            h_BTD = self.attn(self.norm_1(x_BTD), attn)
+            h_BTD = self.attn(norm_1(x_BTD), attn)
             x_BTD = x_BTD + layers.dropout(h_BTD, rate, first)
         with jax.named_scope("feed_forward"):
-            h_BTD = self.mlp(self.norm_2(x_BTD))
+            h_BTD = self.mlp(norm_2(x_BTD))
             return x_BTD + layers.dropout(h_BTD, rate, second)
 
     def extend(
-        self, x_BTD: jax.Array, layer: cache.LayerCache, start: jax.Array
+        self,
+        x_BTD: jax.Array,
+        layer: cache.LayerCache,
+        start: jax.Array,
+        target: positions.Target | None = None,
+        among_TT: jax.Array | None = None,
     ) -> tuple[jax.Array, cache.LayerCache]:
-        """Runs T new tokens against the cache, at slots start .. start + T."""
-        h_BTD, layer = self.attn.extend(self.norm_1(x_BTD), layer, start)
+        """Runs T new tokens against the cache (see `Attention.extend`)."""
+        norm_1, norm_2 = self.norms(target)
+        h_BTD, layer = self.attn.extend(norm_1(x_BTD), layer, start, among_TT)
         x_BTD = x_BTD + h_BTD
-        return x_BTD + self.mlp(self.norm_2(x_BTD)), layer
+        return x_BTD + self.mlp(norm_2(x_BTD)), layer
 
 
 class Transformer(nnx.Module):
@@ -96,7 +128,12 @@ class Transformer(nnx.Module):
         self.norm_f = layers.LayerNorm(config)
         self.config = config
 
-    def __call__(self, x_BTD: jax.Array, dropout_key: jax.Array | None = None):
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        target: positions.Target | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]; a key turns dropout on."""
         c = self.config
         seeds = [None] * c.n_layer
@@ -105,16 +142,21 @@ class Transformer(nnx.Module):
             x_BTD = layers.dropout(x_BTD, c.dropout, bits[-1, 0])
             seeds = list(bits[:-1])
         for block, seeds_32 in zip(self.blocks, seeds, strict=True):
-            x_BTD = block(x_BTD, seeds_32)
+            x_BTD = block(x_BTD, target, seeds_32)
         return self.norm_f(x_BTD)
 
     def extend(
-        self, x_BTD: jax.Array, layers_kv: cache.KVCache, start: jax.Array
+        self,
+        x_BTD: jax.Array,
+        layers_kv: cache.KVCache,
+        start: jax.Array,
+        target: positions.Target | None = None,
+        among_TT: jax.Array | None = None,
     ) -> tuple[jax.Array, cache.KVCache]:
-        """Runs T new tokens against the cache, at slots start .. start + T."""
+        """Runs T new tokens against the cache (see `Attention.extend`)."""
         written = []
         for block, layer in zip(self.blocks, layers_kv, strict=True):
-            x_BTD, layer = block.extend(x_BTD, layer, start)
+            x_BTD, layer = block.extend(x_BTD, layer, start, target, among_TT)
             written.append(layer)
         return self.norm_f(x_BTD), tuple(written)
 
@@ -123,7 +165,7 @@ class LanguageModel(nnx.Module):
     """Tokens in, logits out; the head is the token table, transposed (tied)."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        shape = (config.vocab_size, config.n_embd)
+        shape = (config.vocab_size + config.begin_token, config.n_embd)
         self.table = nnx.Param(init.normal(rngs.params(), shape, config.param_dtype))
         self.positions = positions.LearnedPositions(config, rngs=rngs)
         self.transformer = Transformer(config, rngs=rngs)
@@ -143,20 +185,36 @@ class LanguageModel(nnx.Module):
             None reads left to right.
           dropout_key: turns dropout on.
         """
-        x_BTD = self.embed(tokens_BT, where)
-        return self.head(self.transformer(x_BTD, dropout_key))
-
-    def embed(
-        self, tokens_BT: jax.Array, where: positions.Positions | None = None
-    ) -> jax.Array:
-        """Returns token plus position embeddings [B, T, D]."""
         if where is None:
             where = positions.in_order(tokens_BT.shape[1], self.config)
+        x_BTD = self.embed(tokens_BT, where)
+        target = self.positions.target(where)
+        return self.head(self.transformer(x_BTD, target, dropout_key))
+
+    def extend(
+        self,
+        tokens_BT: jax.Array,
+        where: positions.Positions,
+        layers_kv: cache.KVCache,
+        start: jax.Array,
+        among_TT: jax.Array | None = None,
+    ) -> tuple[jax.Array, cache.KVCache]:
+        """Returns the hidden states [B, T, D] of new tokens, and the cache with them.
+
+        `head` makes logits of them; the rest is as `Attention.extend`.
+        """
+        x_BTD = self.embed(tokens_BT, where)
+        target = self.positions.target(where)
+        return self.transformer.extend(x_BTD, layers_kv, start, target, among_TT)
+
+    def embed(self, tokens_BT: jax.Array, where: positions.Positions) -> jax.Array:
+        """Returns token plus position embeddings [B, T, D]."""
         return self.table[...][tokens_BT] + self.positions(where)
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         """Returns logits [B, T, V] of final hidden states."""
-        return layers.matmul(x_BTD, self.table[...].T, self.config)
+        table_VD = self.table[...][: self.config.vocab_size]
+        return layers.matmul(x_BTD, table_VD.T, self.config)
 
     def nll(
         self,

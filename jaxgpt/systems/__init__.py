@@ -26,7 +26,6 @@ class System:
     sampled where its training data no longer is.
     """
 
-    positions = "learned"
     extra_tokens = 0
     goes_past_block = False
 
@@ -34,10 +33,14 @@ class System:
         kernels = "cpu" if jax.default_backend() == "cpu" else "xla"
         self.config = config
         self.model_config = ModelConfig(
-            **config.model.to_dict(), positions=self.positions, kernels=kernels
+            **config.model.to_dict(), **self.architecture(), kernels=kernels
         )
         abstract = nnx.eval_shape(self._build, jax.random.key(0))
         self.graphdef = nnx.split(abstract)[0]
+
+    def architecture(self) -> dict[str, Any]:
+        """Returns the fields of `ModelConfig` that this system sets itself."""
+        return {}
 
     @property
     def window(self) -> int:

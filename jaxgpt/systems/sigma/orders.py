@@ -39,7 +39,13 @@ def random(key: jax.Array, B: int, T: int) -> jax.Array:
 
 
 def training(
-    key: jax.Array, B: int, T: int, kind: str, start: float, progress: jax.Array
+    key: jax.Array,
+    B: int,
+    T: int,
+    kind: str,
+    start: float,
+    progress: jax.Array,
+    straight: float = 0.0,
 ) -> jax.Array:
     """Returns the orders [B, T] of a training batch.
 
@@ -51,14 +57,14 @@ def training(
         right (the original's two curricula: start 0, and start given).
       start: that probability at step 0.
       progress: share of training done, in [0, 1].
+      straight: share of rows read left to right in any case.
     """
     if kind == "left-to-right":
         return left_to_right(B, T)
     if kind == "fractal":
-        return jnp.broadcast_to(jnp.asarray(fractal(T)), (B, T))
-    order_BT = random(key, B, T)
-    if kind == "random":
-        return order_BT
+        order_BT = jnp.broadcast_to(jnp.asarray(fractal(T)), (B, T))
+    else:
+        order_BT = random(key, B, T)
+    share = start + (1 - start) * progress if kind == "curriculum" else 1.0
     coin_B1 = jax.random.uniform(jax.random.fold_in(key, 1), (B, 1))
-    shuffled_B1 = coin_B1 < start + (1 - start) * progress
-    return jnp.where(shuffled_B1, order_BT, left_to_right(B, T))
+    return jnp.where(coin_B1 < share * (1 - straight), order_BT, left_to_right(B, T))
