@@ -65,7 +65,7 @@ FIELDS: dict[str, Field] = {
     "model.activation": Field(
         "gelu", "of the feed-forward; gelu_tanh is OpenAI's", ("gelu", "gelu_tanh")
     ),
-    "model.qk_norm": Field(False, "normalise queries and keys, with a learned gain"),
+    "model.qk_norm": Field(False, "bring queries and keys to root mean square 1"),
     "model.dtype": Field(
         "float32",
         "operands of matrix products; parameters, softmax and loss stay float32",

@@ -28,20 +28,12 @@ class Attention(nnx.Module):
         self.out = layers.Linear(
             D, D, config, std=init.residual_std(config.n_layer), rngs=rngs
         )
-        if config.qk_norm:
-            self.norm_q = layers.HeadNorm(config)
-            self.norm_k = layers.HeadNorm(config)
         self.config = config
 
     def project(self, x_BTD: jax.Array) -> jax.Array:
         """Returns fused queries, keys and values [B, T, 3 D]."""
-        qkv_BTC = self.qkv(x_BTD)
-        if not self.config.qk_norm:
-            return qkv_BTC
-        B, T, C = qkv_BTC.shape
-        heads = qkv_BTC.reshape(B, T, 3, self.config.n_head, -1)
-        q, k, v = heads[:, :, 0], heads[:, :, 1], heads[:, :, 2]
-        return jnp.stack([self.norm_q(q), self.norm_k(k), v], 2).reshape(B, T, C)
+        c, qkv_BTC = self.config, self.qkv(x_BTD)
+        return layers.normalise_heads(qkv_BTC, c.n_head) if c.qk_norm else qkv_BTC
 
     def __call__(self, x_BTD: jax.Array, seed_2: jax.Array | None = None) -> jax.Array:
         """Attends each token to itself and the earlier ones."""

@@ -1,0 +1,26 @@
+"""σ-GPT on Shakespeare's characters, with what was learned since the paper.
+
+python -m jaxgpt.train --config=configs/sigma_plus_char.py:laptop
+
+configs/sigma_char.py and its variants, with norms that adapt to the target position
+(arXiv 2506.19935), averaged parameters, a tenth of the texts read left to right, and a
+beginning token, so that it models whole texts and can start from nothing.
+"""
+
+import pathlib
+
+from jaxgpt.config import load, override
+
+PLAIN = pathlib.Path(__file__).with_name("sigma_char.py")
+
+
+def get_config(variant=""):
+    return override(
+        load(f"{PLAIN}:{variant}", {}),
+        {
+            "sigma.adaptive_norm": True,
+            "sigma.left_to_right_share": 0.1,
+            "sigma.begin_token": True,
+            "optimizer.ema_decay": 0.999,
+        },
+    )
