@@ -29,11 +29,13 @@ def write(
 ) -> LayerCache:
     """Writes T keys and values at slots start .. start + T of every row.
 
-    A scalar start is common to all rows; start [B] gives each its own. Where a row's
-    slots would run past the end, all of them move back (as dynamic_update_slice).
+    A scalar start is common to all rows; start [B] gives each its own, and what would
+    run past the end is dropped.
     """
-    update = lambda old, new, at: lax.dynamic_update_slice(old, new, (0, 0, at, 0))
     if jnp.ndim(start):
-        row = lambda old, new, at: lax.dynamic_update_slice(old, new, (0, at, 0))
-        update = jax.vmap(row)
-    return update(layer[0], k_BHTK, start), update(layer[1], v_BHTK, start)
+        B, _, T, _ = k_BHTK.shape
+        at = (jnp.arange(B)[:, None], slice(None), start[:, None] + jnp.arange(T))
+        put = lambda old, new: old.at[at].set(new.transpose(0, 2, 1, 3), mode="drop")
+    else:
+        put = lambda old, new: lax.dynamic_update_slice(old, new, (0, 0, start, 0))
+    return put(layer[0], k_BHTK), put(layer[1], v_BHTK)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,10 +16,84 @@ from ml_collections import ConfigDict
 
 from jaxgpt.config import UserError
 from jaxgpt.core import generate
-from jaxgpt.core.positions import Positions
 from jaxgpt.core.transformer import LanguageModel, ModelConfig
 
 Batch = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How to sample; the fields are options of `jaxgpt.sample`, "" and 0 unset."""
+
+    sampler: str = ""
+    order: str = ""
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    num_orders: int = 0
+    block_length: int = 0
+    cached: bool = True
+
+    def task(self, end: int, key: jax.Array) -> generate.Task:
+        """Returns what the compiled samplers are told, for slots up to end."""
+        return generate.Task(
+            end=jnp.int32(end),
+            key=key,
+            temperature=jnp.float32(self.temperature),
+            top_p=jnp.float32(self.top_p),
+            top_k=self.top_k,
+            nucleus=self.top_p < 1,
+        )
+
+
+PLAIN = Sampling()
+FOREVER = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Filled:
+    """Generated texts, and what they took.
+
+    Attributes:
+      tokens_BT: int32.
+      settled_BT: where a token is given or generated; all, once sampling is done.
+      log_p_BT: float32, the model's log-probability of each generated token given what
+        was settled before it, at temperature 1; 0 where the token was given.
+      call_BT: number of the call that settled each token; 0 where it was given.
+      calls_B: model calls, but for the one that reads what is given.
+      evaluations_B: tokens those calls had to look at.
+    """
+
+    tokens_BT: np.ndarray
+    settled_BT: np.ndarray
+    log_p_BT: np.ndarray
+    call_BT: np.ndarray
+    calls_B: np.ndarray
+    evaluations_B: np.ndarray
+
+
+Watch = Callable[[Filled], bool]
+
+
+def in_text_order(state: generate.State, first: int, T: int) -> Filled:
+    """Returns what a state holds from slot first on, put back where it stands."""
+    own_BT = np.asarray(state.own_BS)[:, first : first + T]
+    settled_BS = np.arange(state.own_BS.shape[1]) < np.asarray(state.filled_B)[:, None]
+
+    def back(array_BS) -> np.ndarray:
+        array_BT = np.asarray(array_BS)[:, first : first + T]
+        result_BT = np.zeros_like(array_BT)
+        np.put_along_axis(result_BT, own_BT, array_BT, 1)
+        return result_BT
+
+    return Filled(
+        tokens_BT=back(state.tokens_BS),
+        settled_BT=back(settled_BS),
+        log_p_BT=back(state.log_p_BS),
+        call_BT=back(state.call_BS),
+        calls_B=np.asarray(state.calls_B),
+        evaluations_B=np.asarray(state.evaluations_B),
+    )
 
 
 class System:
@@ -85,19 +162,26 @@ class System:
         raise NotImplementedError
 
     def reading(
-        self, known_BT: np.ndarray, order: str, key: jax.Array
-    ) -> tuple[np.ndarray, Positions]:
-        """Returns the order [B, S] in which slots are read, and their positions.
-
-        Args:
-          known_BT: true where the text is given.
-          order: how the missing positions follow, as `sample --order`.
-          key: for random orders.
+        self, known_BT: np.ndarray, how: Sampling, key: jax.Array
+    ) -> np.ndarray:
+        """Returns the order [B, T] in which positions are read: the given ones first.
 
         Raises:
-          UserError: where this system cannot generate in that order.
+          UserError: where this system cannot generate in the order asked for.
         """
         raise NotImplementedError
+
+    def sampler(self, how: Sampling) -> Callable[..., generate.State]:
+        """Returns advance(reader, params, state, task, limit) of `how.sampler`.
+
+        Raises:
+          UserError: where this system has no such sampler, or options contradict.
+        """
+        if how.sampler not in ("", "ar"):
+            raise UserError(
+                f"--sampler={how.sampler} is for σ-GPT: this model has only ar"
+            )
+        return functools.partial(generate.autoregress, cached=how.cached)
 
     def sample(
         self,
@@ -105,34 +189,49 @@ class System:
         tokens_BT: np.ndarray,
         known_BT: np.ndarray,
         key: jax.Array,
-        *,
-        order: str = "",
-        temperature: float = 1.0,
-        top_k: int = 0,
-        cached: bool = True,
-    ) -> np.ndarray:
-        """Fills the unknown positions, token by token; returns int32 [B, T]."""
+        how: Sampling = PLAIN,
+        watch: Watch | None = None,
+        every: int = 1,
+    ) -> Filled:
+        """Fills the unknown positions of each row; what is known is never changed.
+
+        Args:
+          params: of the model.
+          tokens_BT: int32, T at most the block.
+          known_BT: true where the token is given; rows may differ.
+          key: of the random numbers; rows do not depend on the batch.
+          how: sampler, order, temperature and the like.
+          watch: is shown the texts after every few calls, and returns false to stop.
+          every: how many calls lie between.
+        """
         B, T = tokens_BT.shape
-        block = self.model_config.block_size
+        c = self.model_config
         order_key, draw_key = jax.random.split(key)
-        read_BT, where = self.reading(known_BT, order, order_key)
-        tokens_BS = np.zeros((B, block), np.int32)
-        tokens_BS[:, :T] = np.take_along_axis(tokens_BT, read_BT, 1)
-        filled_BS = generate.complete(
-            self.graphdef,
+        read_BT = self.reading(known_BT, how, order_key)
+        first = int(c.begin_token)
+        tokens_BS = np.zeros((B, c.block_size + first), np.int32)
+        own_BS = np.zeros_like(tokens_BS)
+        tokens_BS[:, first : first + T] = np.take_along_axis(tokens_BT, read_BT, 1)
+        own_BS[:, first : first + T] = read_BT
+        if first:
+            tokens_BS[:, 0], own_BS[:, 0] = c.vocab_size, c.block_size
+        task = how.task(first + T, draw_key)
+        advance, reader = self.sampler(how), generate.Network(self.graphdef)
+        state = generate.start(
+            reader,
             params,
             jnp.asarray(tokens_BS),
-            jnp.asarray(known_BT.sum(1)),
-            where,
-            jnp.int32(T),
-            draw_key,
-            jnp.float32(temperature),
-            top_k=top_k,
-            cached=cached,
+            jnp.asarray(own_BS),
+            jnp.asarray(np.roll(own_BS, -1, 1)),
+            jnp.asarray(first + known_BT.sum(1), jnp.int32),
         )
-        result_BT = np.zeros_like(tokens_BT)
-        np.put_along_axis(result_BT, read_BT, np.asarray(filled_BS)[:, :T], 1)
-        return result_BT
+        while True:
+            state = advance(
+                reader, params, state, task, jnp.int32(every if watch else FOREVER)
+            )
+            filled = in_text_order(state, first, T)
+            if not watch or not watch(filled) or filled.settled_BT.all():
+                return filled
 
 
 SYSTEMS = {

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.config import UserError
 from jaxgpt.core import generate, layers
-from jaxgpt.core.positions import Positions, in_order
 from jaxgpt.data.text import TextData, open_text
-from jaxgpt.systems import Batch, System, check_order
+from jaxgpt.systems import PLAIN, Batch, Filled, Sampling, System, Watch, check_order
 
 
 class CausalLM(System):
@@ -47,46 +44,43 @@ class CausalLM(System):
         tokens_BT: np.ndarray,
         known_BT: np.ndarray,
         key: jax.Array,
-        *,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        **options: Any,
-    ) -> np.ndarray:
+        how: Sampling = PLAIN,
+        watch: Watch | None = None,
+        every: int = 1,
+    ) -> Filled:
         """Fills what is missing; past the block, from the last block of tokens."""
-        block = self.model_config.block_size
-        head_BT = super().sample(
-            params,
-            tokens_BT[:, :block],
-            known_BT[:, :block],
-            key,
-            temperature=temperature,
-            top_k=top_k,
-            **options,
+        T, block = tokens_BT.shape[1], self.model_config.block_size
+        within = slice(0, min(T, block))
+        head = super().sample(
+            params, tokens_BT[:, within], known_BT[:, within], key, how, watch, every
         )
-        if tokens_BT.shape[1] <= block:
-            return head_BT
-        missing = np.zeros((len(tokens_BT), tokens_BT.shape[1] - block), np.int32)
-        whole_BN = generate.slide(
+        if block >= T:
+            return head
+        missing = ((0, 0), (0, T - block))
+        tokens, log_p = generate.slide(
             self.graphdef,
             params,
-            jnp.asarray(np.concatenate([head_BT, missing], 1)),
+            jnp.asarray(np.pad(head.tokens_BT, missing)),
             jnp.int32(block),
-            jax.random.fold_in(key, 1),
-            jnp.float32(temperature),
-            top_k=top_k,
+            how.task(T, jax.random.fold_in(key, 1)),
         )
-        return np.asarray(whole_BN)
+        calls_BN = head.calls_B[:, None] + np.arange(1, T - block + 1)
+        return Filled(
+            tokens_BT=np.asarray(tokens),
+            settled_BT=np.pad(head.settled_BT, missing, constant_values=True),
+            log_p_BT=np.asarray(log_p) + np.pad(head.log_p_BT, missing),
+            call_BT=np.concatenate([head.call_BT, calls_BN], 1),
+            calls_B=head.calls_B + T - block,
+            evaluations_B=head.evaluations_B + (T - block) * block,
+        )
 
     def reading(
-        self, known_BT: np.ndarray, order: str, key: jax.Array
-    ) -> tuple[np.ndarray, Positions]:
+        self, known_BT: np.ndarray, how: Sampling, key: jax.Array
+    ) -> np.ndarray:
         """Reads left to right; what is given must come first."""
-        check_order(order or "left-to-right", ("left-to-right",))
+        check_order(how.order or "left-to-right", ("left-to-right",))
         if (np.diff(known_BT.astype(np.int8), axis=1) > 0).any():
             raise UserError(
                 "this model reads left to right: a template's gap must be at its end"
             )
-        B, T = known_BT.shape
-        block = self.model_config.block_size
-        own = np.broadcast_to(np.arange(block), (B, block))
-        return own[:, :T], tuple(own for _ in in_order(1, self.model_config))
+        return np.broadcast_to(np.arange(known_BT.shape[1]), known_BT.shape)

@@ -6,19 +6,25 @@ so the order of reading is free. Training draws an order for every sequence.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt.core import layers
+from jaxgpt.config import UserError
+from jaxgpt.core import generate, layers
 from jaxgpt.core.positions import Positions
 from jaxgpt.data.text import TextData, open_text
-from jaxgpt.systems import Batch, System, check_order
+from jaxgpt.systems import Batch, Sampling, System, check_order
 from jaxgpt.systems.sigma import orders
+from jaxgpt.systems.sigma.samplers import best_of, exact, unmask
 
-SAMPLING_ORDERS = ("random", "left-to-right", "fractal")
+SAMPLING_ORDERS = (*orders.GENERATION, "low-entropy-first")
+BURST_ORDERS = 5  # The original's default.
+BLOCK_LENGTH = 16
 
 
 class SigmaGPT(System):
@@ -98,22 +104,56 @@ class SigmaGPT(System):
         first = int(self.model_config.begin_token)
         return logits_BTV[:, first:], nll_BT[:, first:]
 
+    def sampler(self, how: Sampling) -> Callable[..., generate.State]:
+        """Exact bursts by default; see `jaxgpt.systems.sigma.samplers`."""
+        name = how.sampler or "exact-burst"
+        if how.num_orders and name != "burst":
+            raise UserError(f"--num_orders is for --sampler=burst: not {name}")
+        if how.order and name == "burst":
+            raise UserError(
+                "--order does not go with --sampler=burst, which tries many"
+            )
+        if name == "burst":
+            N = how.num_orders or BURST_ORDERS
+            return functools.partial(best_of.advance, num_orders=N)
+        if how.order == "low-entropy-first":
+            if name != "ar":
+                raise UserError(
+                    "--order=low-entropy-first chooses anew after every token: it goes "
+                    "with --sampler=ar"
+                )
+            return functools.partial(
+                unmask.advance, rank="entropy", most=1, bound=jnp.float32(jnp.inf)
+            )
+        if name == "exact-burst":
+            return exact.advance
+        return super().sampler(how)
+
     def reading(
-        self, known_BT: np.ndarray, order: str, key: jax.Array
-    ) -> tuple[np.ndarray, Positions]:
+        self, known_BT: np.ndarray, how: Sampling, key: jax.Array
+    ) -> np.ndarray:
         """Reads what is given first, left to right, then the rest in order."""
-        order = order or "random"
-        check_order(order, SAMPLING_ORDERS)
-        B, T = known_BT.shape
-        read_BT = np.zeros((B, T), np.int32)
-        noise_BT = np.asarray(jax.random.uniform(key, (B, T)))
-        for row, known in enumerate(known_BT):
-            missing = np.flatnonzero(~known)
-            if order == "random":
-                missing = missing[np.argsort(noise_BT[row, missing])]
-            elif order == "fractal":
-                missing = missing[orders.fractal(len(missing))]
-            read_BT[row] = np.concatenate([np.flatnonzero(known), missing])
-        own_BS = np.zeros((B, self.model_config.block_size), np.int32)
-        own_BS[:, :T] = read_BT
-        return read_BT, (own_BS, np.roll(own_BS, -1, 1))
+        noise_BT = np.asarray(jax.random.uniform(key, known_BT.shape))
+        kind = how.order or "random"
+        given = None
+        if kind.replace(",", "").isdigit():
+            given, kind = np.array(kind.split(","), np.int64), "left-to-right"
+        if kind == "low-entropy-first":
+            kind = "left-to-right"
+        check_order(kind, SAMPLING_ORDERS)
+        if how.block_length and kind != "block":
+            raise UserError("--block_length is for --order=block")
+        rows = []
+        for known_T, noise_T in zip(known_BT, noise_BT, strict=True):
+            missing = orders.generation(
+                known_T, kind, noise_T, block_length=how.block_length or BLOCK_LENGTH
+            )
+            if given is not None:
+                if not np.array_equal(np.sort(given), missing):
+                    raise UserError(
+                        f"--order={how.order[:60]} must name each of the "
+                        f"{len(missing)} missing positions once, counted from 0"
+                    )
+                missing = given
+            rows.append(np.concatenate([np.flatnonzero(known_T), missing]))
+        return np.array(rows, np.int32)

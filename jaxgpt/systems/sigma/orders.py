@@ -28,6 +28,81 @@ def fractal(T: int) -> np.ndarray:
     return np.array(order, np.int32)
 
 
+def far_apart(settled_T: np.ndarray) -> np.ndarray:
+    """Returns the unsettled positions, each as far as can be from all before it.
+
+    What lies far apart is nearly independent, so that many of these positions can be
+    settled at once. Farthest-first traversal (Gonzalez 1985): every next position has
+    the largest distance to the settled ones, the leftmost of equals.
+
+    Args:
+      settled_T: true where the token is known.
+
+    Returns:
+      int32 positions, as many as settled_T has false.
+    """
+    T = len(settled_T)
+    index = np.arange(T)
+    distance = np.full(T, T)
+    for position in np.flatnonzero(settled_T):
+        distance = np.minimum(distance, abs(index - position))
+    order = np.empty(T - settled_T.sum(), np.int32)
+    for step in range(len(order)):
+        order[step] = distance.argmax()
+        distance = np.minimum(distance, abs(index - order[step]))
+    return order
+
+
+def blocks(settled_T: np.ndarray, length: int) -> np.ndarray:
+    """Returns the unsettled positions block by block, far apart inside each.
+
+    Args:
+      settled_T: true where the token is known.
+      length: of a block; the blocks follow one another left to right.
+    """
+    settled_T = settled_T.copy()
+    order = []
+    for start in range(0, len(settled_T), length):
+        # What lies behind this block neither attracts nor repels.
+        reach = slice(0, start + length)
+        order.append(far_apart(settled_T[reach]))
+        settled_T[reach] = True
+    return np.concatenate(order) if order else np.zeros(0, np.int32)
+
+
+def generation(
+    known_T: np.ndarray,
+    kind: str,
+    noise_T: np.ndarray,
+    *,
+    block_length: int = 16,
+) -> np.ndarray:
+    """Returns the missing positions of one text in the order they are generated in.
+
+    Args:
+      known_T: true where the token is given.
+      kind: one of `GENERATION`.
+      noise_T: distinct random numbers, which random orders sort.
+      block_length: for blocks.
+
+    Returns:
+      int32 positions, as many as known_T has false.
+    """
+    missing = np.flatnonzero(~known_T).astype(np.int32)
+    if kind == "random":
+        return missing[np.argsort(noise_T[missing])]
+    if kind == "fractal":
+        return missing[fractal(len(missing))]
+    if kind == "far-apart":
+        return far_apart(known_T)
+    if kind == "block":
+        return blocks(known_T, block_length)
+    return missing
+
+
+GENERATION = ("random", "left-to-right", "fractal", "far-apart", "block")
+
+
 def left_to_right(B: int, T: int) -> jax.Array:
     """Returns the identity order [B, T]."""
     return jnp.broadcast_to(jnp.arange(T), (B, T))

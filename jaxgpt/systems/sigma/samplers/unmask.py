@@ -1,0 +1,135 @@
+"""Parallel unmasking, as masked diffusion models generate: several tokens a call.
+
+Every call looks at all missing tokens, ranks them, and settles the first few, each
+drawn on its own. Tokens of one call do not see each other, so the law is bent unless
+they are independent; one token a call is exact for the order it chooses.
+
+The ranks: by probability of the likeliest token (MaskGIT, arXiv 2202.04200), or by
+entropy, where a call settles tokens until their summed entropy but for the last one's
+passes a bound (the EB-sampler, arXiv 2505.24857).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxgpt.core.generate import (
+    Reader,
+    State,
+    Task,
+    distribution,
+    draw,
+    log_probability,
+    uniforms,
+)
+from jaxgpt.systems.sigma.samplers import window
+
+
+@functools.partial(
+    jax.jit, static_argnames=("reader", "rank", "most"), donate_argnums=2
+)
+def advance(
+    reader: Reader,
+    params: Any,
+    state: State,
+    task: Task,
+    limit: jax.Array,
+    *,
+    rank: str,
+    most: int,
+    bound: jax.Array,
+) -> State:
+    """Fills the slots of each row to the end.
+
+    Args:
+      reader, params: a model that can be read.
+      state: from generate.start; donated.
+      task: what to sample.
+      limit: calls to make, at most.
+      rank: "probability" or "entropy".
+      most: tokens settled a call, at most.
+      bound: nats of entropy a call may take on; infinite settles `most` every time.
+    """
+    # Drawn for positions, not slots: slots change places until they are settled.
+    uniform_BS = uniforms(task.key, state.tokens_BS.shape)
+    last = state.calls_B + limit
+
+    def going(state):
+        return ((state.filled_B < task.end) & (state.calls_B < last)).any()
+
+    def body(state):
+        return _call(reader, params, state, task, uniform_BS, rank, most, bound)
+
+    return lax.while_loop(going, body, state)
+
+
+def _call(reader, params, state, task, uniform_BS, rank, most, bound):
+    B, S = state.tokens_BS.shape
+    n_B = state.filled_B
+    left_B = jnp.maximum(task.end - n_B, 0)
+    # The cache lacks what the call before settled, and the token it asked by.
+    fresh_BS = (state.call_BS == state.calls_B[:, None]) & (state.call_BS > 0)
+    unread_B = fresh_BS.sum(1)
+    read_B = n_B - 1 - unread_B
+    query_BS = window.take(state.own_BS, n_B, S)
+    wide = lambda array_B1: jnp.broadcast_to(array_B1, (B, S))
+    asks = lambda array_BS: wide(window.take(array_BS, n_B - 1, 1))
+    join = lambda first, second: jnp.concatenate([first, second], 1)
+    news = lambda array_BS: window.take(array_BS, read_B, most)
+    logits, cache = reader.read(
+        params,
+        join(news(state.tokens_BS), asks(state.tokens_BS)),
+        (
+            join(news(state.own_BS), asks(state.own_BS)),
+            join(news(state.target_BS), query_BS),
+        ),
+        state.cache,
+        read_B,
+        _among(unread_B, most, S),
+    )
+    logits_BSV = logits[:, most:]
+    p_BSV = distribution(logits_BSV, task)
+    tokens_BS = draw(jnp.take_along_axis(uniform_BS, query_BS, 1), p_BSV)
+    cost_BS = -jnp.log(p_BSV.max(-1))
+    if rank == "entropy":
+        cost_BS = -jax.scipy.special.xlogy(p_BSV, p_BSV).sum(-1)
+    cost_BS = jnp.where(jnp.arange(S) < left_B[:, None], cost_BS, jnp.inf)
+    perm_BS = jnp.argsort(cost_BS, -1)
+    ordered = lambda array_BS: jnp.take_along_axis(array_BS, perm_BS, 1)
+    cost_BS = ordered(cost_BS)
+    before_BS = jnp.cumsum(cost_BS, 1) - cost_BS
+    within_B = jnp.where(jnp.isinf(cost_BS), False, before_BS <= bound).sum(1)
+    gain_B = jnp.minimum(jnp.minimum(within_B, most), left_B)
+    calls_B = state.calls_B + (left_B > 0)
+    log_p_BS = log_probability(logits_BSV, tokens_BS)
+    own_BS = window.put(state.own_BS, n_B, ordered(query_BS), left_B)
+    number_BS = wide(calls_B[:, None])
+    return state.replace(
+        tokens_BS=window.put(state.tokens_BS, n_B, ordered(tokens_BS), gain_B),
+        own_BS=own_BS,
+        target_BS=jnp.roll(own_BS, -1, 1),
+        filled_B=n_B + gain_B,
+        cache=cache,
+        calls_B=calls_B,
+        evaluations_B=state.evaluations_B + jnp.where(left_B > 0, unread_B + left_B, 0),
+        log_p_BS=window.put(state.log_p_BS, n_B, ordered(log_p_BS), gain_B),
+        call_BS=window.put(state.call_BS, n_B, number_BS, gain_B),
+    )
+
+
+def _among(unread_B: jax.Array, most: int, S: int) -> jax.Array:
+    """Returns what `most` new tokens and S queries see of each other: [B, 1, T, T].
+
+    New tokens see the new ones before them; a query sees the unread ones and itself.
+    """
+    T = most + S
+    row, column = jnp.arange(T)[:, None], jnp.arange(T)
+    causal = (row < most) & (column <= row)
+    unread_B11 = unread_B[:, None, None]
+    query = (row >= most) & ((column < unread_B11) | (column == row))
+    return (causal | query)[:, None]

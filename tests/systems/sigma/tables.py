@@ -1,0 +1,117 @@
+"""Readers whose conditionals come from one joint distribution, whatever the order."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+TINY = 1e-30
+
+
+@dataclasses.dataclass(frozen=True)
+class Joint:
+    """n tokens of V values with a probability for each of the V^n texts.
+
+    Params are those probabilities, [V^n]. A beginning token is any at position n.
+    """
+
+    n: int
+    V: int
+
+    @property
+    def texts(self):
+        return np.array(list(itertools.product(range(self.V), repeat=self.n)))
+
+    def empty(self, params, batch, slots):
+        del params
+        return jnp.zeros((batch, 2, slots), jnp.int32)
+
+    def read(self, params, tokens_BT, where, cache, start, among_TT=None):
+        own_BT, target_BT = where
+        B, T = tokens_BT.shape
+        S = cache.shape[2]
+        start_B = jnp.broadcast_to(start, (B,))
+        texts = jnp.pad(jnp.asarray(self.texts), ((0, 0), (0, 1)), constant_values=-1)
+        among = jnp.tril(jnp.ones((T, T), bool)) if among_TT is None else among_TT
+        among_BTT = jnp.broadcast_to(among, (B, 1, T, T))[:, 0]
+
+        def agrees(tokens, own):
+            return (texts.T[own] == tokens[..., None]) | (own == self.n)[..., None]
+
+        before_BSO = (
+            agrees(cache[:, 0], cache[:, 1])
+            | (jnp.arange(S) >= start_B[:, None])[..., None]
+        )
+        new_BTO = agrees(tokens_BT, own_BT)
+        clash_BTO = jnp.einsum("btu,buo->bto", among_BTT * 1.0, 1.0 - new_BTO)
+        weight_BTO = before_BSO.all(1)[:, None] * (clash_BTO < 0.5) * params
+        value_BTO = texts.T[target_BT]
+        one_hot = jax.nn.one_hot(value_BTO, self.V)
+        p_BTV = jnp.einsum("bto,btov->btv", weight_BTO, one_hot)
+        slot = start_B[:, None] + jnp.arange(T)
+        new = jnp.stack([tokens_BT, own_BT], -1)
+        cache = cache.at[jnp.arange(B)[:, None], :, slot].set(new, mode="drop")
+        return jnp.log(p_BTV + TINY), cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Markov:
+    """A stationary chain of n tokens; params are powers [n + 1, V, V] of its kernel.
+
+    The uniform law must be stationary. The cache holds each position's token, -1 where
+    it is not known.
+    """
+
+    n: int
+    V: int
+
+    def empty(self, params, batch, slots):
+        del params, slots
+        return jnp.full((batch, self.n + 1), -1, jnp.int32)
+
+    def read(self, params, tokens_BT, where, cache, start, among_TT=None):
+        del start  # What is read again is written again: nothing else is there.
+        own_BT, target_BT = where
+        B, T = tokens_BT.shape
+        among = jnp.tril(jnp.ones((T, T), bool)) if among_TT is None else among_TT
+        among_BTT = jnp.broadcast_to(among, (B, 1, T, T))[:, 0]
+        here_BTP = jax.nn.one_hot(own_BT, self.n + 1, dtype=jnp.int32)
+        value_BTP = here_BTP * (tokens_BT[..., None] + 1)
+        new_BTP = jnp.einsum("btu,bup->btp", among_BTT.astype(jnp.int32), value_BTP) - 1
+        known_BTP = jnp.where(new_BTP >= 0, new_BTP, cache[:, None])[..., :-1]
+        place = jnp.arange(self.n)
+        is_known = known_BTP >= 0
+        target = target_BT[..., None]
+        left = jnp.where(is_known & (place < target), place, -1).max(-1)
+        right = jnp.where(is_known & (place > target), place, self.n).min(-1)
+        at = lambda index: jnp.take_along_axis(
+            known_BTP, jnp.clip(index, 0, self.n - 1)[..., None], -1
+        )[..., 0]
+        from_left = params[jnp.clip(target_BT - left, 0, self.n), at(left)]
+        to_right = params.swapaxes(1, 2)[
+            jnp.clip(right - target_BT, 0, self.n), at(right)
+        ]
+        log_p = jnp.where(left[..., None] >= 0, jnp.log(from_left + TINY), 0)
+        log_p += jnp.where(right[..., None] < self.n, jnp.log(to_right + TINY), 0)
+        last_wins = (among_BTT.any(1)[..., None] * value_BTP).max(1) - 1
+        cache = jnp.where(last_wins >= 0, last_wins, cache)
+        return log_p, cache
+
+
+def markov(n, V, stay):
+    """Returns a chain that stays with this probability, else moves anywhere else."""
+    kernel = np.full((V, V), (1 - stay) / (V - 1))
+    np.fill_diagonal(kernel, stay)
+    powers = [np.eye(V)]
+    for _ in range(n):
+        powers.append(powers[-1] @ kernel)
+    return Markov(n, V), jnp.asarray(np.array(powers), jnp.float32)
+
+
+def joint(array):
+    """Returns the table of a joint distribution given as an array [V, ..., V]."""
+    array = np.asarray(array, float)
+    p = array.reshape(-1) / array.sum()
+    return Joint(array.ndim, array.shape[0]), jnp.asarray(p, jnp.float32)
