@@ -44,6 +44,8 @@ class Field:
 
 
 MAX_SEED = 2**32 - 1  # JAX's keys hold no more: larger seeds wrap around or overflow.
+POSITIONS = ("learned", "sinusoidal", "learned-sinusoidal", "alibi", "rope", "none")
+NORMS = ("layer", "rms", "none")
 ORDERS = ("random", "left-to-right", "fractal", "curriculum")
 
 FIELDS: dict[str, Field] = {
@@ -61,10 +63,36 @@ FIELDS: dict[str, Field] = {
     "model.block_size": Field(256, "longest sequence, in tokens", minimum=2),
     "model.vocab_size": Field(0, "tokens known; 0 takes the tokenizer's", minimum=0),
     "model.dropout": Field(0.0, "probability of dropping an activation", minimum=0),
-    "model.bias": Field(False, "biases in linear layers and norms"),
-    "model.activation": Field(
-        "gelu", "of the feed-forward; gelu_tanh is OpenAI's", ("gelu", "gelu_tanh")
+    "model.positions": Field(
+        "learned", "how a token knows where it stands; σ-GPT has its own", POSITIONS
     ),
+    "model.rope_theta": Field(
+        1e4, "RoPE: ratio of the fastest frequency to the slowest", minimum=1
+    ),
+    "model.rope_frequency": Field(
+        1.0, "RoPE: the fastest frequency, in radians per token"
+    ),
+    "model.rope_pairs": Field(
+        "halves",
+        "RoPE: channel k of a head turns with k + half of its width, or 2k with 2k + 1",
+        ("halves", "neighbours"),
+    ),
+    "model.norm": Field("layer", "before attention and feed-forward", NORMS),
+    "model.norm_epsilon": Field(1e-5, "added to a norm's variance", minimum=0),
+    "model.final_norm": Field(True, "a norm before the logits too"),
+    "model.bias": Field(
+        False, "biases in layer norms, linear layers (not SwiGLU's) and an untied head"
+    ),
+    "model.attention_bias": Field(True, "with model.bias: in attention too"),
+    "model.activation": Field(
+        "gelu",
+        "of the feed-forward; gelu_tanh is OpenAI's, swiglu has a gate",
+        ("gelu", "gelu_tanh", "relu", "swiglu"),
+    ),
+    "model.feed_forward_width": Field(
+        0, "0 is 4 n_embd, or for swiglu two thirds of it: as many weights", minimum=0
+    ),
+    "model.tied_head": Field(True, "logits from the token table, not from their own"),
     "model.qk_norm": Field(False, "bring queries and keys to root mean square 1"),
     "model.dtype": Field(
         "float32",
@@ -291,6 +319,11 @@ def validate(config: ConfigDict) -> ConfigDict:
     if not 0 < config.data.val_fraction < 1:
         raise UserError(
             f"data.val_fraction is between 0 and 1: not {config.data.val_fraction}"
+        )
+    if config.system == "sigma" and config.model.positions != "learned":
+        raise UserError(
+            f"model.positions={config.model.positions} is for causal models: σ-GPT has "
+            "double positions, leave it out"
         )
     for name in ("order_start", "left_to_right_share"):
         if config.sigma[name] > 1:

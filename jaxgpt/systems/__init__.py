@@ -110,7 +110,7 @@ class System:
         kernels = "cpu" if jax.default_backend() == "cpu" else "xla"
         self.config = config
         self.model_config = ModelConfig(
-            **config.model.to_dict(), **self.architecture(), kernels=kernels
+            **(config.model.to_dict() | self.architecture()), kernels=kernels
         )
         abstract = nnx.eval_shape(self._build, jax.random.key(0))
         self.graphdef = nnx.split(abstract)[0]
