@@ -45,6 +45,7 @@ class Field:
 
 MAX_SEED = 2**32 - 1  # JAX's keys hold no more: larger seeds wrap around or overflow.
 POSITIONS = ("learned", "sinusoidal", "learned-sinusoidal", "alibi", "rope", "none")
+TOKENIZERS = ("char", "gpt2", "sentencepiece")
 NORMS = ("layer", "rms", "none")
 ORDERS = ("random", "left-to-right", "fractal", "curriculum")
 
@@ -121,8 +122,25 @@ FIELDS: dict[str, Field] = {
         "data/shakespeare.txt",
         "a text file, a folder of text files, or a folder of nanoGPT .bin files",
     ),
-    "data.tokenizer": Field("char", "vocabulary of the text", ("char", "gpt2")),
-    "data.val_fraction": Field(0.1, "share of the text, at its end, held out"),
+    "data.tokenizer": Field("char", "vocabulary of the text", TOKENIZERS),
+    "data.vocab_size": Field(
+        0, "sentencepiece: tokens to train for; 0 takes those of its model", minimum=0
+    ),
+    "data.sentencepiece_model": Field(
+        "", "sentencepiece: a .model file to use; without it one is trained"
+    ),
+    "data.split": Field(
+        "end",
+        "which part is held out: the end of the text (nanoGPT's), or chunks of it that "
+        "split_seed draws (teenyGPT's)",
+        ("end", "chunks"),
+    ),
+    "data.val_fraction": Field(0.1, "share of the text held out to choose by"),
+    "data.test_fraction": Field(
+        0.0, "share held out and never looked at; 0 has no test split", minimum=0
+    ),
+    "data.chunk_tokens": Field(10000, "split=chunks: tokens of each", minimum=2),
+    "data.split_seed": Field(0, "split=chunks: seeds their order", minimum=0),
     "sigma.order": Field("random", "generation orders in training", ORDERS),
     "sigma.order_start": Field(
         0.0, "curriculum: share of random orders at step 0", minimum=0
@@ -319,6 +337,11 @@ def validate(config: ConfigDict) -> ConfigDict:
     if not 0 < config.data.val_fraction < 1:
         raise UserError(
             f"data.val_fraction is between 0 and 1: not {config.data.val_fraction}"
+        )
+    if config.data.val_fraction + config.data.test_fraction >= 1:
+        raise UserError(
+            f"data.val_fraction {config.data.val_fraction} and data.test_fraction "
+            f"{config.data.test_fraction} leave nothing to train on: lower one"
         )
     if config.system == "sigma" and config.model.positions != "learned":
         raise UserError(
