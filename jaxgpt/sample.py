@@ -112,12 +112,10 @@ def _start_token(run: Run) -> int:
 
     if isinstance(run.tokenizer, tok.GPT2Tokenizer):
         return tok.END_OF_TEXT
-    if (
-        isinstance(run.tokenizer, tok.CharTokenizer)
-        and "\n" in run.tokenizer.characters
-    ):
-        return int(run.tokenizer.encode("\n")[0])
-    return 0
+    try:
+        return int(_encode(run, "\n")[0])
+    except UserError:  # There is no tokenizer, or it knows no newline.
+        return 0
 
 
 def _show(run: Run, tokens: np.ndarray) -> str:
