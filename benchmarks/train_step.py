@@ -39,7 +39,7 @@ def without_piece(piece: str) -> None:
         x = x - x.mean(-1, keepdims=True)
         return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + epsilon) * scale
 
-    def causal_attention(qkv, seed, n_head, dtype, dropout):
+    def causal_attention(qkv, seed, n_head, dtype, dropout, slopes):
         T, D = qkv.shape[1], qkv.shape[2] // 3
         q, k, v = attention.split_heads(qkv, n_head)
         c = ModelConfig(1, n_head, D, T, 1, dropout, dtype=dtype)

@@ -44,6 +44,9 @@ class Field:
 
 
 MAX_SEED = 2**32 - 1  # JAX's keys hold no more: larger seeds wrap around or overflow.
+POSITIONS = ("learned", "sinusoidal", "learned-sinusoidal", "alibi", "rope", "none")
+TOKENIZERS = ("char", "gpt2", "sentencepiece")
+NORMS = ("layer", "rms", "none")
 ORDERS = ("random", "left-to-right", "fractal", "curriculum")
 
 FIELDS: dict[str, Field] = {
@@ -61,10 +64,36 @@ FIELDS: dict[str, Field] = {
     "model.block_size": Field(256, "longest sequence, in tokens", minimum=2),
     "model.vocab_size": Field(0, "tokens known; 0 takes the tokenizer's", minimum=0),
     "model.dropout": Field(0.0, "probability of dropping an activation", minimum=0),
-    "model.bias": Field(False, "biases in linear layers and norms"),
-    "model.activation": Field(
-        "gelu", "of the feed-forward; gelu_tanh is OpenAI's", ("gelu", "gelu_tanh")
+    "model.positions": Field(
+        "learned", "how a token knows where it stands; σ-GPT has its own", POSITIONS
     ),
+    "model.rope_theta": Field(
+        1e4, "RoPE: ratio of the fastest frequency to the slowest", minimum=1
+    ),
+    "model.rope_frequency": Field(
+        1.0, "RoPE: the fastest frequency, in radians per token"
+    ),
+    "model.rope_pairs": Field(
+        "halves",
+        "RoPE: channel k of a head turns with k + half of its width, or 2k with 2k + 1",
+        ("halves", "neighbours"),
+    ),
+    "model.norm": Field("layer", "before attention and feed-forward", NORMS),
+    "model.norm_epsilon": Field(1e-5, "added to a norm's variance", minimum=0),
+    "model.final_norm": Field(True, "a norm before the logits too"),
+    "model.bias": Field(
+        False, "biases in layer norms, linear layers (not SwiGLU's) and an untied head"
+    ),
+    "model.attention_bias": Field(True, "with model.bias: in attention too"),
+    "model.activation": Field(
+        "gelu",
+        "of the feed-forward; gelu_tanh is OpenAI's, swiglu has a gate",
+        ("gelu", "gelu_tanh", "relu", "swiglu"),
+    ),
+    "model.feed_forward_width": Field(
+        0, "0 is 4 n_embd, or for swiglu two thirds of it: as many weights", minimum=0
+    ),
+    "model.tied_head": Field(True, "logits from the token table, not from their own"),
     "model.qk_norm": Field(False, "bring queries and keys to root mean square 1"),
     "model.dtype": Field(
         "float32",
@@ -93,8 +122,25 @@ FIELDS: dict[str, Field] = {
         "data/shakespeare.txt",
         "a text file, a folder of text files, or a folder of nanoGPT .bin files",
     ),
-    "data.tokenizer": Field("char", "vocabulary of the text", ("char", "gpt2")),
-    "data.val_fraction": Field(0.1, "share of the text, at its end, held out"),
+    "data.tokenizer": Field("char", "vocabulary of the text", TOKENIZERS),
+    "data.vocab_size": Field(
+        0, "sentencepiece: tokens to train for; 0 takes those of its model", minimum=0
+    ),
+    "data.sentencepiece_model": Field(
+        "", "sentencepiece: a .model file to use; without it one is trained"
+    ),
+    "data.split": Field(
+        "end",
+        "which part is held out: the end of the text (nanoGPT's), or chunks of it that "
+        "split_seed draws (teenyGPT's)",
+        ("end", "chunks"),
+    ),
+    "data.val_fraction": Field(0.1, "share of the text held out to choose by"),
+    "data.test_fraction": Field(
+        0.0, "share held out and never looked at; 0 has no test split", minimum=0
+    ),
+    "data.chunk_tokens": Field(10000, "split=chunks: tokens of each", minimum=2),
+    "data.split_seed": Field(0, "split=chunks: seeds their order", minimum=0),
     "sigma.order": Field("random", "generation orders in training", ORDERS),
     "sigma.order_start": Field(
         0.0, "curriculum: share of random orders at step 0", minimum=0
@@ -291,6 +337,16 @@ def validate(config: ConfigDict) -> ConfigDict:
     if not 0 < config.data.val_fraction < 1:
         raise UserError(
             f"data.val_fraction is between 0 and 1: not {config.data.val_fraction}"
+        )
+    if config.data.val_fraction + config.data.test_fraction >= 1:
+        raise UserError(
+            f"data.val_fraction {config.data.val_fraction} and data.test_fraction "
+            f"{config.data.test_fraction} leave nothing to train on: lower one"
+        )
+    if config.system == "sigma" and config.model.positions != "learned":
+        raise UserError(
+            f"model.positions={config.model.positions} is for causal models: σ-GPT has "
+            "double positions, leave it out"
         )
     for name in ("order_start", "left_to_right_share"):
         if config.sigma[name] > 1:

@@ -106,9 +106,16 @@ def export_run(name: str, run: Run, output: pathlib.Path) -> None:
     from jaxgpt.interop import files, formats, rules
 
     form, model = formats.FORMATS[name], run.config.model
-    if run.config.system != form.system:
-        raise UserError(f"'{run.workdir}' is a {run.config.system} run: not a {name}")
-    if name != "gpt2" and model.activation != "gelu":
+    try:
+        form.check(run.config)
+    except UserError as error:
+        raise UserError(f"'{run.workdir}' {error}: not a {name}") from None
+    activations = ("relu", "swiglu") if form.teeny else ("gelu", "gelu_tanh")
+    if model.activation not in activations:
+        raise UserError(
+            f"{name} has {' or '.join(activations)}: this run has {model.activation}"
+        )
+    if name in ("nanogpt", "sigma-gpt") and model.activation != "gelu":
         raise UserError(f"{name} has the exact GELU: this run has {model.activation}")
     if name == "gpt2" and not model.bias:
         raise UserError("GPT-2 has biases: this run has none (model.bias=false)")
@@ -118,13 +125,14 @@ def export_run(name: str, run: Run, output: pathlib.Path) -> None:
         raise UserError(f"--output '{output}' is no name of a .pt or .npz file")
     if name != "gpt2" and not output.parent.is_dir():
         raise UserError(f"--output '{output}' is in no folder: make it first")
-    table = rules.gpt_rules(model.n_layer, model.bias, form.conv1d)
-    state = rules.to_torch(run.params, table)
+    state = rules.to_torch(run.params, form.rules(model))
     try:
         if name == "gpt2":
             files.write_gpt2(output, state, model)
         elif output.suffix == ".npz":
             files.write_npz(output, state)
+        elif form.teeny:
+            files.write_state_dict(output, state)
         else:
             files.write_checkpoint(output, state, model, run.step)
     except OSError as error:

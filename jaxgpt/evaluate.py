@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from jaxgpt.systems import System
 
 
+DEFAULT_LENGTHS = "1x,2x,4x,8x"
+
+
 def losses(
     system: System, params: dict, tokens_NT: np.ndarray, rows: int, seed: int
 ) -> dict[str, float]:
@@ -62,12 +65,7 @@ def _scorer(system: System):
 
 def evaluate_split(run: Run, split: str) -> dict:
     """Returns the contract's figures for every whole window of a split."""
-    data = run.system.open_data()
-    if run.tokenizer and data.tokenizer.to_json() != run.tokenizer.to_json():
-        raise UserError(
-            f"data.path '{run.config.data.path}' has another vocabulary than this run"
-        )
-    tokens_NT = data.fixed(split, run.system.window)
+    tokens_NT = run.open_data().fixed(split, run.system.window)
     rows = run.config.batch_size // run.config.accumulation
     figures = losses(run.system, run.params, tokens_NT, rows, run.config.seed)
     loss = figures.pop("loss")
@@ -93,7 +91,7 @@ def evaluate_orders(run: Run, split: str, num_orders: int) -> dict[str, float]:
     if run.system.model_config.positions != "double":
         raise UserError("--num_orders is for σ-GPT: this model reads left to right")
     c, T = run.config, run.system.window
-    tokens_BT = run.system.open_data().fixed(split, T, c.eval_sequences)
+    tokens_BT = run.open_data().fixed(split, T, c.eval_sequences)
     key = random.stream(c.seed, "eval_order")
     log_p_BN = likelihood.log_likelihoods(
         run.system, run.params, tokens_BT, key, num_orders
@@ -106,12 +104,21 @@ def evaluate_infilling(run: Run, split: str, ratios: list[float]) -> dict[str, d
     from jaxgpt.systems import infill
 
     c, T = run.config, run.config.model.block_size
-    tokens_NT = run.system.open_data().fixed(split, T, c.eval_sequences)
+    tokens_NT = run.open_data().fixed(split, T, c.eval_sequences)
     measured = {
         f"{ratio:g}": infill.measure(run.system, run.params, tokens_NT, ratio, c.seed)
         for ratio in ratios
     }
     return {"infill": measured}
+
+
+def evaluate_lengths(run: Run, split: str, text: str) -> dict:
+    """Returns {"loss_at_length": {length: loss}} for the lengths a user wrote."""
+    from jaxgpt.systems import lengths
+
+    wanted = lengths.parse(text, run.system.model_config.block_size)
+    found = lengths.losses(run.system, run.params, run.open_data(), split, wanted)
+    return {"loss_at_length": found}
 
 
 def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -> dict:
@@ -122,7 +129,7 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
     c = run.system.model_config
     tokens_BT = _integers(tokens)
     B, T = tokens_BT.shape
-    if not 2 <= T <= c.block_size:
+    if T < 2 or (c.ends_with_block and c.block_size < T):
         raise UserError(f"'{tokens}' has rows of {T} tokens: 2 to {c.block_size} fit")
     if tokens_BT.min() < 0 or tokens_BT.max() >= c.vocab_size:
         raise UserError(
@@ -200,9 +207,16 @@ def command(argv: list[str]) -> None:
     """Parses arguments and prints the figures."""
     parser = cli.Parser("jaxgpt.evaluate", __doc__)
     parser.add_run()
-    parser.add_argument("--split", default="val", choices=["train", "val"])
+    parser.add_argument("--split", default="val", choices=["train", "val", "test"])
     parser.add_argument("--tokens", help=".npy of token ids [B, T] to score instead")
     parser.add_argument("--order", help=".npy [B, T]: the order to read each row in")
+    parser.add_argument(
+        "--eval_lengths",
+        nargs="?",
+        const=DEFAULT_LENGTHS,
+        help="also the loss over longer texts than trained on: lengths in tokens, or "
+        f"in blocks as 2x; without a value {DEFAULT_LENGTHS}",
+    )
     parser.add_argument("--logits", help="with --tokens: write float32 logits here")
     parser.add_argument(
         "--num_orders",
@@ -233,12 +247,16 @@ def command(argv: list[str]) -> None:
             figures |= evaluate_orders(run, args.split, args.num_orders)
         if ratios:
             figures |= evaluate_infilling(run, args.split, ratios)
+        if args.eval_lengths:
+            figures |= evaluate_lengths(run, args.split, args.eval_lengths)
     if args.json:
         cli.print_json(figures)
     else:
         for name, value in figures.items():
             if isinstance(value, float | int):
                 print(f"{name:>20}  {value:.6g}" if value else f"{name:>20}  {value}")
+        for length, value in figures.get("loss_at_length", {}).items():
+            print(f"{'loss at ' + length:>20}  {value:.6g}")
         for ratio, found in figures.get("infill", {}).items():
             print(f"{'infill ' + ratio:>20}", end="")
             print("".join(f"  {name} {value:.4g}" for name, value in found.items()))

@@ -28,6 +28,20 @@ class Run:
     step: int
     tokenizer: tok.Tokenizer | None
 
+    def open_data(self) -> Any:
+        """Opens the data of `config.data`.
+
+        Raises:
+          UserError: where it is gone, or has another vocabulary than this run.
+        """
+        data = self.system.open_data()
+        if self.tokenizer and _differs(data.tokenizer, self.tokenizer):
+            raise UserError(
+                f"data.path '{self.config.data.path}' has another vocabulary than "
+                "this run"
+            )
+        return data
+
 
 def open_run(workdir: str, step: str = "best") -> Run:
     """Restores the parameters of a run, proved by their digests.

@@ -44,7 +44,7 @@ def known_text(run: Run, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarr
         new = (
             block - len(prompt) if args.max_new_tokens is None else args.max_new_tokens
         )
-        if len(prompt) > block:
+        if len(prompt) > run.system.capacity(len(prompt)):
             raise UserError(
                 f"the prompt has {len(prompt)} tokens: {block} fit the model"
             )
@@ -116,12 +116,10 @@ def _start_token(run: Run) -> int:
 
     if isinstance(run.tokenizer, tok.GPT2Tokenizer):
         return tok.END_OF_TEXT
-    if (
-        isinstance(run.tokenizer, tok.CharTokenizer)
-        and "\n" in run.tokenizer.characters
-    ):
-        return int(run.tokenizer.encode("\n")[0])
-    return 0
+    try:
+        return int(_encode(run, "\n")[0])
+    except UserError:  # There is no tokenizer, or it knows no newline.
+        return 0
 
 
 def _show(run: Run, tokens: np.ndarray) -> str:
@@ -222,6 +220,12 @@ def command(argv: list[str]) -> None:
     from jaxgpt.run import open_run
 
     run = open_run(args.workdir, args.step)
+    if args.split:
+        from jaxgpt import continuations
+
+        block = run.system.model_config.block_size
+        longest = LONGEST if run.system.goes_past_block else block
+        return continuations.command(run, args, longest)
     tokens, known = known_text(run, args)
     bare = not known.any() and not run.system.model_config.begin_token
     if bare:
@@ -261,6 +265,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     start.add_argument("--prompt", help="text to continue")
     start.add_argument("--prompt_ids", help="token ids to continue, like 3,1,4")
     start.add_argument("--template", help="text with gaps written <missing:12>")
+    start.add_argument(
+        "--split",
+        choices=["train", "val", "test"],
+        help="continue texts of this split, half a block long",
+    )
     parser.add_argument("--max_new_tokens", type=int, help="default: fill the block")
     parser.add_argument(
         "--sampler",

@@ -25,7 +25,7 @@ def init_state(
 
 def averaged(state: State) -> dict:
     """Returns the parameters to evaluate and sample with: the average, if kept."""
-    return state.get("ema", state["params"])
+    return state["ema"] if "ema" in state else state["params"]
 
 
 def make_step(system: System, optimizer: optax.GradientTransformation) -> Callable:

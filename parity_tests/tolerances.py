@@ -11,6 +11,8 @@ FLOAT32 = {
     "logits": 2e-5,
     "loss": 1e-6,
     "gradient": 2e-5,
+    "logits of teenyGPT": 1e-5,
+    "gradient of teenyGPT": 1e-5,
     # Adam divides by the gradient's size, so a gradient that is zero but for rounding
     # (the key's bias: softmax does not see it) moves by up to the learning rate.
     "parameters after a step": 2e-5,

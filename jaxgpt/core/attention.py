@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxgpt.core import cache as kv
-from jaxgpt.core import cpu, init, layers
+from jaxgpt.core import cpu, init, layers, positions
 
 if TYPE_CHECKING:
     from jaxgpt.core.transformer import ModelConfig
@@ -24,28 +24,44 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         D = config.n_embd
-        self.qkv = layers.Linear(D, 3 * D, config, rngs=rngs)
-        self.out = layers.Linear(
-            D, D, config, std=init.residual_std(config.n_layer), rngs=rngs
-        )
+        bias = config.bias and config.attention_bias
+        std = init.residual_std(config.n_layer)
+        self.qkv = layers.Linear(D, 3 * D, config, bias=bias, rngs=rngs)
+        self.out = layers.Linear(D, D, config, std=std, bias=bias, rngs=rngs)
         self.config = config
 
-    def project(self, x_BTD: jax.Array) -> jax.Array:
-        """Returns fused queries, keys and values [B, T, 3 D]."""
+    def project(
+        self, x_BTD: jax.Array, length: int, start: jax.typing.ArrayLike = 0
+    ) -> jax.Array:
+        """Returns fused queries, keys and values [B, T, 3 D].
+
+        Args:
+          x_BTD: tokens at positions start .. start + T.
+          length: above any of these positions.
+          start: a scalar or one for each row [B].
+        """
         c, qkv_BTC = self.config, self.qkv(x_BTD)
-        return layers.normalise_heads(qkv_BTC, c.n_head) if c.qk_norm else qkv_BTC
+        if c.qk_norm:
+            qkv_BTC = layers.normalise_heads(qkv_BTC, c.n_head)
+        if c.positions == "rope":
+            qkv_BTC = positions.rotate(qkv_BTC, start, length, c)
+        return qkv_BTC
 
     def __call__(self, x_BTD: jax.Array, seed_2: jax.Array | None = None) -> jax.Array:
         """Attends each token to itself and the earlier ones."""
-        c = self.config
-        qkv_BTC = self.project(x_BTD)
+        c, T = self.config, x_BTD.shape[1]
+        qkv_BTC = self.project(x_BTD, T)
         if c.kernels == "cpu":
-            y_BTD = cpu.causal_attention(qkv_BTC, seed_2, c.n_head, c.dtype, c.dropout)
+            slopes = positions.alibi_slopes(c.n_head) if c.positions == "alibi" else ()
+            y_BTD = cpu.causal_attention(
+                qkv_BTC, seed_2, c.n_head, c.dtype, c.dropout, slopes
+            )
             return self.out(y_BTD)
-        T = x_BTD.shape[1]
+        own_T = jnp.arange(T)
         mask_TS = jnp.tril(jnp.ones((T, T), bool))
         q, k, v = split_heads(qkv_BTC, c.n_head)
-        return self.out(merge_heads(attend(q, [(k, v)], mask_TS, c, seed_2)))
+        bias = positions.attention_bias(own_T, own_T, c)
+        return self.out(merge_heads(attend(q, [(k, v)], mask_TS, c, seed_2, bias)))
 
     def extend(
         self,
@@ -55,6 +71,8 @@ class Attention(nnx.Module):
         among_TT: jax.Array | None = None,
     ) -> tuple[jax.Array, kv.LayerCache]:
         """Attends T tokens, new at cache slots start .. start + T, to all so far.
+
+        For RoPE and ALiBi a token's slot is its position.
 
         Adding 0 y makes the write wait for the read, so that XLA updates the cache in
         place; otherwise it copies all of it twice per token, half of the time spent.
@@ -66,8 +84,8 @@ class Attention(nnx.Module):
           among_TT: which new tokens a new token sees; None is causal.
         """
         c = self.config
-        q, k, v = split_heads(self.project(x_BTD), c.n_head)
         T, S = x_BTD.shape[1], layer[0].shape[2]
+        q, k, v = split_heads(self.project(x_BTD, S, start), c.n_head)
         if among_TT is None:
             among_TT = jnp.tril(jnp.ones((T, T), bool))
         start_B111 = jnp.reshape(start, (-1, 1, 1, 1))
@@ -76,7 +94,12 @@ class Attention(nnx.Module):
         )
         among_B1TT = jnp.broadcast_to(among_TT, (*seen_B1TS.shape[:3], T))
         mask_B1TS = jnp.concatenate([seen_B1TS, among_B1TT], -1)
-        y_BHTK = attend(q, ((layer[0], layer[1]), (k, v)), mask_B1TS, c)
+        own_BT = jnp.reshape(start, (-1, 1)) + jnp.arange(T)
+        slots_BS = jnp.broadcast_to(jnp.arange(S), (len(own_BT), S))
+        bias = positions.attention_bias(
+            own_BT, jnp.concatenate([slots_BS, own_BT], -1), c
+        )
+        y_BHTK = attend(q, ((layer[0], layer[1]), (k, v)), mask_B1TS, c, bias=bias)
         layer = kv.write(layer, k + 0 * y_BHTK, v + 0 * y_BHTK, start)
         return self.out(merge_heads(y_BHTK)), layer
 
@@ -103,8 +126,9 @@ def attend(
     mask: jax.Array,
     config: ModelConfig,
     seed_2: jax.Array | None = None,
+    bias: jax.typing.ArrayLike = 0,
 ) -> jax.Array:
-    """Returns softmax(q k / sqrt(K)) v [B, H, T, K] over the slots where mask is true.
+    """Returns softmax(q k / sqrt(K) + bias) v [B, H, T, K] over where mask is true.
 
     Args:
       q_BHTK: queries.
@@ -113,13 +137,14 @@ def attend(
       mask: which slots a query sees, [T, S] or [B, 1, T, S].
       config: scores and softmax are float32 or wider whatever its dtype says.
       seed_2: turns dropout of the weights on.
+      bias: added to the scores, of a shape that broadcasts to [B, H, T, S].
     """
     accum = cpu.accumulator(config.dtype)
     dtype = config.dtype
     q = (q_BHTK / math.sqrt(q_BHTK.shape[-1])).astype(dtype)
     product = functools.partial(jnp.einsum, preferred_element_type=accum)
     scores = [product("bhtk,bhsk->bhts", q, k.astype(dtype)) for k, _ in parts]
-    scores_BHTS = jnp.where(mask, jnp.concatenate(scores, -1), -jnp.inf)
+    scores_BHTS = jnp.where(mask, jnp.concatenate(scores, -1) + bias, -jnp.inf)
     weights = jax.nn.softmax(scores_BHTS, -1)
     weights = layers.dropout(weights, config.dropout, seed_2).astype(dtype)
     ends = list(itertools.accumulate(k.shape[2] for k, _ in parts))

@@ -125,21 +125,24 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_bwd)
 HEADS = (0, 1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def causal_attention(
     qkv_BTC: jax.Array,
     seed_2: jax.Array | None,
     n_head: int,
     dtype: str,
     dropout: float,
+    slopes: tuple[float, ...] = (),
 ) -> jax.Array:
     """Returns causal self-attention [B, T, D] of fused projections [B, T, 3 D].
+
+    A key's score is lowered by its distance times its head's slope (ALiBi), if given.
 
     Keeps unnormalised probabilities and divides the output instead, adds the mask as
     a bias, skips the blocks above the diagonal, and writes every backward product
     with the contraction in its fast place (1.0-1.3 times the step without).
     """
-    return _attention_fwd(qkv_BTC, seed_2, n_head, dtype, dropout)[0]
+    return _attention_fwd(qkv_BTC, seed_2, n_head, dtype, dropout, slopes)[0]
 
 
 def _query_blocks(T: int) -> list[tuple[slice, int]]:
@@ -167,15 +170,20 @@ def _keep(e_BHTS, T, first, seed_2, dropout):
     return hashing.dropout_factor(shape, dropout, seed_2, dtype, **block)
 
 
-def _attention_fwd(qkv_BTC, seed_2, n_head, dtype, dropout):
+def _attention_fwd(qkv_BTC, seed_2, n_head, dtype, dropout, slopes):
     B, T, C = qkv_BTC.shape
     accum = accumulator(dtype)
     q, k, v = _split(qkv_BTC, n_head, dtype)
     outputs, saved = [], []
     for queries, seen in _query_blocks(T):
         rows = queries.start + jnp.arange(queries.stop - queries.start)[:, None]
-        bias_TS = jnp.where(jnp.arange(seen) <= rows, 0, -1e9).astype(accum)
-        scores = _dot(q[:, :, queries], k[:, :, :seen], ((3,), (3,)), HEADS) + bias_TS
+        keys = jnp.arange(seen)
+        # Multiplied by a slope, the mask still leaves nothing of a probability.
+        bias = jnp.where(keys <= rows, (keys - rows) if slopes else 0, -1e9)
+        bias = bias.astype(accum)
+        if slopes:
+            bias *= jnp.asarray(slopes, accum)[:, None, None]
+        scores = _dot(q[:, :, queries], k[:, :, :seen], ((3,), (3,)), HEADS) + bias
         e = jnp.exp(scores - scores.max(-1, keepdims=True))
         inverse = 1 / e.sum(-1, keepdims=True)
         kept = (e * _keep(e, T, queries.start, seed_2, dropout)).astype(dtype)
@@ -187,7 +195,8 @@ def _attention_fwd(qkv_BTC, seed_2, n_head, dtype, dropout):
     return y_BTD, (q, k, v, y_BHTK, saved, seed_2)
 
 
-def _attention_bwd(n_head, dtype, dropout, residuals, dy_BTD):
+def _attention_bwd(n_head, dtype, dropout, slopes, residuals, dy_BTD):
+    del slopes  # The probabilities kept have them.
     q, k, v, y_BHTK, saved, seed_2 = residuals
     B, H, T, K = q.shape
     dy_BTHK = dy_BTD.reshape(B, T, H, K)

@@ -24,11 +24,14 @@ class Linear(nnx.Module):
         config: ModelConfig,
         *,
         std: float = init.STD,
+        bias: bool | None = None,
         rngs: nnx.Rngs,
     ):
+        """Has a bias as config.bias says, unless bias says otherwise."""
+        bias = config.bias if bias is None else bias
         shape, dtype = (width_in, width_out), config.param_dtype
         self.kernel = nnx.Param(init.normal(rngs.params(), shape, dtype, std))
-        self.bias = nnx.Param(jnp.zeros(width_out, dtype)) if config.bias else None
+        self.bias = nnx.Param(jnp.zeros(width_out, dtype)) if bias else None
         self.config = config
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -51,48 +54,63 @@ def matmul(x: jax.Array, w_DF: jax.Array, config: ModelConfig) -> jax.Array:
     return y_NF.reshape(*x.shape[:-1], w_DF.shape[1])
 
 
-class LayerNorm(nnx.Module):
-    """Layer normalisation of the last axis, epsilon 1e-5, bias as config.bias."""
+class Norm(nnx.Module):
+    """Normalises the last axis: LayerNorm, RMSNorm (arXiv 1910.07467), or not at all.
 
-    def __init__(self, config: ModelConfig):
-        self.scale = nnx.Param(jnp.ones(config.n_embd, config.param_dtype))
-        self.bias = (
-            nnx.Param(jnp.zeros(config.n_embd, config.param_dtype))
-            if config.bias
-            else None
-        )
-        self.config = config
+    LayerNorm has a bias as config.bias says; RMSNorm has none and takes no mean away.
+    """
+
+    def __init__(self, config: ModelConfig, kind: str):
+        ones = jnp.ones(config.n_embd, config.param_dtype)
+        biased = kind == "layer" and config.bias
+        self.scale = None if kind == "none" else nnx.Param(ones)
+        self.bias = nnx.Param(jnp.zeros_like(ones)) if biased else None
+        self.kind, self.config = kind, config
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., D] to [..., D]."""
-        if self.config.kernels == "cpu":
-            y = cpu.layer_norm(x, self.scale[...], 1e-5)
+        if self.scale is None:
+            return x
+        epsilon = self.config.norm_epsilon
+        if self.kind == "layer" and self.config.kernels == "cpu":
+            y = cpu.layer_norm(x, self.scale[...], epsilon)
         else:
-            centred = x - x.mean(-1, keepdims=True)
-            variance = (centred * centred).mean(-1, keepdims=True)
-            y = centred * jax.lax.rsqrt(variance + 1e-5) * self.scale[...]
+            centred = x - x.mean(-1, keepdims=True) if self.kind == "layer" else x
+            square = (centred * centred).mean(-1, keepdims=True)
+            y = centred * jax.lax.rsqrt(square + epsilon) * self.scale[...]
         return y if self.bias is None else y + self.bias[...]
 
 
 class FeedForward(nnx.Module):
-    """GPT-2's two layers with GELU between them, four times as wide."""
+    """Two layers with an activation between them, or SwiGLU (arXiv 2002.05202).
+
+    SwiGLU's first layer holds gate and value side by side; it has no biases.
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        D, F = config.n_embd, 4 * config.n_embd
-        self.up = Linear(D, F, config, rngs=rngs)
-        self.down = Linear(
-            F, D, config, std=init.residual_std(config.n_layer), rngs=rngs
-        )
+        D, F = config.n_embd, config.hidden_width
+        gated = config.activation == "swiglu"
+        bias = config.bias and not gated
+        std = init.residual_std(config.n_layer)
+        self.up = Linear(D, 2 * F if gated else F, config, bias=bias, rngs=rngs)
+        self.down = Linear(F, D, config, std=std, bias=bias, rngs=rngs)
         self.config = config
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]."""
-        h_BTF = self.up(x_BTD)
-        if self.config.activation == "gelu_tanh":
-            return self.down(jax.nn.gelu(h_BTF, approximate=True))
-        if self.config.kernels == "cpu":
-            return self.down(cpu.gelu(h_BTF))
-        return self.down(jax.nn.gelu(h_BTF, approximate=False))
+        return self.down(self.activate(self.up(x_BTD)))
+
+    def activate(self, h_BTF: jax.Array) -> jax.Array:
+        """Applies config.activation; SwiGLU's halves the last axis."""
+        kind = self.config.activation
+        if kind == "swiglu":
+            gate_BTF, value_BTF = jnp.split(h_BTF, 2, -1)
+            return jax.nn.silu(gate_BTF) * value_BTF
+        if kind == "relu":
+            return jax.nn.relu(h_BTF)
+        if kind == "gelu" and self.config.kernels == "cpu":
+            return cpu.gelu(h_BTF)
+        return jax.nn.gelu(h_BTF, approximate=kind == "gelu_tanh")
 
 
 def normalise_heads(qkv_BTC: jax.Array, n_head: int) -> jax.Array:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxgpt.config import UserError
@@ -14,6 +15,8 @@ from jaxgpt.core import init, layers
 if TYPE_CHECKING:
     from jaxgpt.core.transformer import ModelConfig
 
+# How many "learned-sinusoidal" makes, as teenyGPT.
+SINUSOIDS = 16
 Positions = tuple[jax.typing.ArrayLike, ...]
 Target = tuple[jax.Array, jax.Array]
 
@@ -42,11 +45,107 @@ class LearnedPositions(nnx.Module):
         table = self.table[...]
         return jnp.concatenate([table[jnp.asarray(index)] for index in positions], -1)
 
-    def target(self, positions: Positions) -> Target | None:
-        """Returns what `Modulation` reads, where the model has it."""
-        if not self.config.adaptive_norm:
-            return None
+    def target(self, positions: Positions) -> Target:
+        """Returns what `Modulation` reads."""
         return self.table[...], jnp.asarray(positions[-1])
+
+
+class SinusoidalPositions(nnx.Module):
+    """Sines and cosines of the position (arXiv 1706.03762, section 3.5).
+
+    "learned-sinusoidal" makes few of them and maps them by a learned linear layer.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.linear = (
+            layers.Linear(SINUSOIDS, config.n_embd, config, bias=True, rngs=rngs)
+            if config.positions == "learned-sinusoidal"
+            else None
+        )
+
+    def __call__(self, positions: Positions) -> jax.Array:
+        """Maps an index array [B, T] (or [T]) to embeddings [B, T, D] (or [T, D])."""
+        width = SINUSOIDS if self.linear else self.config.n_embd
+        dtype = self.config.param_dtype
+        angles = jnp.asarray(positions[0])[..., None] * frequencies(width, 1e4)
+        angles = angles.astype(dtype)
+        pairs = jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1)
+        x = pairs.reshape(*angles.shape[:-1], width)
+        return self.linear(x) if self.linear else x
+
+
+def embedding(
+    config: ModelConfig, *, rngs: nnx.Rngs
+) -> LearnedPositions | SinusoidalPositions | None:
+    """Returns what is added to the token embeddings, if anything is."""
+    if config.positions in ("learned", "double"):
+        return LearnedPositions(config, rngs=rngs)
+    if config.positions.endswith("sinusoidal"):
+        return SinusoidalPositions(config, rngs=rngs)
+    return None
+
+
+def frequencies(width: int, theta: float) -> np.ndarray:
+    """Returns theta ^ (-2 k / width) for each pair k of channels, float64."""
+    return theta ** (-np.arange(0, width, 2) / width)
+
+
+def rotate(
+    qkv_BTC: jax.Array,
+    start: jax.typing.ArrayLike,
+    length: int,
+    config: ModelConfig,
+) -> jax.Array:
+    """Turns queries and keys by their position: RoPE (arXiv 2104.09864).
+
+    Args:
+      qkv_BTC: fused projections [B, T, 3 H K] at positions start .. start + T.
+      start: a scalar or one for each row [B].
+      length: above any of these positions. Angles are tabulated in float64: those of
+        far positions are too large for float32.
+      config: rope_theta, rope_frequency, rope_pairs.
+    """
+    B, T, C = qkv_BTC.shape
+    H = config.n_head
+    K = C // 3 // H
+    fast = config.rope_frequency * frequencies(K, config.rope_theta)
+    angles = np.arange(length)[:, None] * fast
+    index = jnp.reshape(jnp.asarray(start), (-1, 1)) + jnp.arange(T)
+    table = lambda values: jnp.asarray(values, qkv_BTC.dtype)[index]
+    cos, sin = table(np.cos(angles)), table(np.sin(angles))
+    halves = config.rope_pairs == "halves"
+    pair = -2 if halves else -1
+    shape = (B, T, 3, H, 2, K // 2) if halves else (B, T, 3, H, K // 2, 2)
+    x = qkv_BTC.reshape(shape)
+    expand = lambda a: jnp.expand_dims(a[:, :, None, None], pair)
+    a, b = jnp.split(x[:, :, :2], 2, pair)
+    cos, sin = expand(cos), expand(sin)
+    turned = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], pair)
+    return jnp.concatenate([turned, x[:, :, 2:]], 2).reshape(B, T, C)
+
+
+def alibi_slopes(n_head: int) -> tuple[float, ...]:
+    """Returns what a head subtracts from a score per token of distance.
+
+    ALiBi (arXiv 2108.12409): 2 ^ (-8 h / H) for h = 1 .. H.
+    """
+    return tuple(2.0 ** (-8 * (h + 1) / n_head) for h in range(n_head))
+
+
+def attention_bias(
+    query_T: jax.Array, key_S: jax.Array, config: ModelConfig
+) -> jax.typing.ArrayLike:
+    """Returns what positions add to the scores: [H, T, S] for ALiBi, else 0.
+
+    Positions [B, T] and [B, S] make [B, H, T, S]. It is arithmetic on indices, which
+    XLA computes where it is added and stores nowhere.
+    """
+    if config.positions != "alibi":
+        return 0
+    slopes = jnp.asarray(alibi_slopes(config.n_head), config.param_dtype)
+    distance = key_S[..., None, None, :] - query_T[..., None, :, None]
+    return slopes[:, None, None] * distance
 
 
 class Modulation(nnx.Module):
@@ -94,7 +193,16 @@ def in_order(T: int, config: ModelConfig) -> Positions:
     """Returns the positions [T] of a text read left to right.
 
     The last token of a full block has nowhere to point: it points at itself.
+
+    Raises:
+      UserError: where the text is longer than the table of positions.
     """
+    if config.ends_with_block and config.block_size < T:
+        raise UserError(
+            f"a text of {T} tokens is longer than the table of {config.block_size} "
+            f"positions that this model learned: only models without one "
+            "(model.positions=alibi, rope, ...) read further"
+        )
     own_T = jnp.arange(T)
     if config.positions == "double":
         return own_T, jnp.minimum(own_T + 1, config.block_size - 1)

@@ -10,6 +10,7 @@ Dimension key, used as suffix of array names everywhere:
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -26,7 +27,7 @@ Norm = Callable[[jax.Array], jax.Array]
 class ModelConfig:
     """What a model is; the fields of `config.model` plus those a system adds.
 
-    `positions` is "learned" (own position) or "double" (own and target position).
+    `positions` is one of `config.model`'s, or "double" (own and target position).
     `begin_token` adds the token `vocab_size`, which stands at position `block_size`,
     is read first and never predicted. `adaptive_norm` makes the norms of each block
     depend on the target position.
@@ -44,16 +45,36 @@ class ModelConfig:
     dtype: str = "float32"
     qk_norm: bool = False
     positions: str = "learned"
+    rope_theta: float = 1e4
+    rope_frequency: float = 1.0
+    rope_pairs: str = "halves"
+    norm: str = "layer"
+    norm_epsilon: float = 1e-5
+    final_norm: bool = True
+    attention_bias: bool = True
+    feed_forward_width: int = 0
+    tied_head: bool = True
     begin_token: bool = False
     adaptive_norm: bool = False
     kernels: str = "xla"
 
     def __post_init__(self) -> None:
-        """Raises UserError where the widths do not divide."""
+        """Raises UserError where the widths do not divide or are odd."""
         if self.n_embd % self.n_head:
             raise UserError(
                 f"model.n_embd {self.n_embd} does not divide into "
                 f"model.n_head {self.n_head} heads"
+            )
+        if self.positions.endswith("sinusoidal") and self.n_embd % 2:
+            raise UserError(
+                f"model.n_embd {self.n_embd} is odd: sinusoids come in pairs of sine "
+                "and cosine, take an even width"
+            )
+        width = self.n_embd // self.n_head
+        if self.positions == "rope" and width % 2:
+            raise UserError(
+                f"model.n_embd {self.n_embd} over model.n_head {self.n_head} makes "
+                f"heads {width} wide: RoPE turns pairs of channels, take an even width"
             )
         if self.vocab_size < 1:
             raise UserError("model.vocab_size is 0: the data or a tokenizer sets it")
@@ -63,14 +84,31 @@ class ModelConfig:
         """float32, or float64 where that is computed in."""
         return jnp.dtype(cpu.accumulator(self.dtype))
 
+    @property
+    def hidden_width(self) -> int:
+        """Width of the feed-forward; SwiGLU has three matrices to GELU's two."""
+        if self.feed_forward_width:
+            return self.feed_forward_width
+        return 8 * math.ceil(self.n_embd / 3) if self.gated else 4 * self.n_embd
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward is SwiGLU."""
+        return self.activation == "swiglu"
+
+    @property
+    def ends_with_block(self) -> bool:
+        """Whether positions stand in a learned table, which has no more rows."""
+        return self.positions in ("learned", "double")
+
 
 class Block(nnx.Module):
     """Pre-norm residual block: attention, then feed-forward."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.norm_1 = layers.LayerNorm(config)
+        self.norm_1 = layers.Norm(config, config.norm)
         self.attn = attention.Attention(config, rngs=rngs)
-        self.norm_2 = layers.LayerNorm(config)
+        self.norm_2 = layers.Norm(config, config.norm)
         self.mlp = layers.FeedForward(config, rngs=rngs)
         if config.adaptive_norm:
             self.modulation = positions.Modulation(config, rngs=rngs)
@@ -125,7 +163,7 @@ class Transformer(nnx.Module):
         self.blocks = nnx.List(
             [Block(config, rngs=rngs) for _ in range(config.n_layer)]
         )
-        self.norm_f = layers.LayerNorm(config)
+        self.norm_f = layers.Norm(config, config.norm if config.final_norm else "none")
         self.config = config
 
     def __call__(
@@ -162,14 +200,17 @@ class Transformer(nnx.Module):
 
 
 class LanguageModel(nnx.Module):
-    """Tokens in, logits out; the head is the token table, transposed (tied)."""
+    """Tokens in, logits out; a tied head is the token table, transposed."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         shape = (config.vocab_size + config.begin_token, config.n_embd)
         self.table = nnx.Param(init.normal(rngs.params(), shape, config.param_dtype))
-        self.positions = positions.LearnedPositions(config, rngs=rngs)
+        self.positions = positions.embedding(config, rngs=rngs)
         self.transformer = Transformer(config, rngs=rngs)
         self.config = config
+        if not config.tied_head:
+            D, V = config.n_embd, config.vocab_size
+            self.unembed = layers.Linear(D, V, config, rngs=rngs)
 
     def __call__(
         self,
@@ -188,7 +229,7 @@ class LanguageModel(nnx.Module):
         if where is None:
             where = positions.in_order(tokens_BT.shape[1], self.config)
         x_BTD = self.embed(tokens_BT, where)
-        target = self.positions.target(where)
+        target = self.target(where)
         return self.head(self.transformer(x_BTD, target, dropout_key))
 
     def extend(
@@ -204,15 +245,25 @@ class LanguageModel(nnx.Module):
         `head` makes logits of them; the rest is as `Attention.extend`.
         """
         x_BTD = self.embed(tokens_BT, where)
-        target = self.positions.target(where)
+        target = self.target(where)
         return self.transformer.extend(x_BTD, layers_kv, start, target, among_TT)
 
     def embed(self, tokens_BT: jax.Array, where: positions.Positions) -> jax.Array:
         """Returns token plus position embeddings [B, T, D]."""
-        return self.table[...][tokens_BT] + self.positions(where)
+        x_BTD = self.table[...][tokens_BT]
+        return x_BTD if self.positions is None else x_BTD + self.positions(where)
+
+    def target(self, where: positions.Positions) -> positions.Target | None:
+        """Returns what `Modulation` reads, where the model has it."""
+        table = self.positions
+        if isinstance(table, positions.LearnedPositions) and self.config.adaptive_norm:
+            return table.target(where)
+        return None
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         """Returns logits [B, T, V] of final hidden states."""
+        if not self.config.tied_head:
+            return self.unembed(x_BTD)
         table_VD = self.table[...][: self.config.vocab_size]
         return layers.matmul(x_BTD, table_VD.T, self.config)
 
@@ -236,9 +287,12 @@ def count_parameters(params: dict) -> int:
 def flops_per_token(config: ModelConfig, parameters: int) -> float:
     """Returns the FLOPs of training on one token: 6 N + 12 L D T.
 
-    N leaves out position tables, which are not multiplied. As nanoGPT (after the
+    N leaves out tables that are looked up, not multiplied. As nanoGPT (after the
     PaLM paper, appendix B), the causal half of the scores is not discounted.
     """
     D, T = config.n_embd, config.block_size
-    tables = D * T // (2 if config.positions == "double" else 1)
+    widths = {"learned": D, "double": D // 2}
+    tables = T * widths.get(config.positions, 0)
+    if not config.tied_head:
+        tables += config.vocab_size * D
     return 6 * (parameters - tables) + 12 * config.n_layer * D * T

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import dataclasses
 import hashlib
 import os
 import pathlib
+import random
 import re
 import shutil
 import tempfile
@@ -16,9 +18,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxgpt.config import UserError, user_path
+from jaxgpt.data import sentencepiece
 from jaxgpt.data import tokenizer as tok
 
-SPLITS = ("train", "val")
+SPLITS = ("train", "val", "test")
 CHUNK = 1 << 22
 LONGEST_WORD = 1 << 24
 LAST_WORD_END = re.compile(r".*\S(?=[ \n])", re.DOTALL)
@@ -27,11 +30,17 @@ REPOSITORY = pathlib.Path(__file__).parents[2]
 
 @dataclasses.dataclass(frozen=True)
 class TextData:
-    """The two splits of a text and its tokenizer."""
+    """The splits of a text and its tokenizer; the test split may be empty.
+
+    With `chunk`, each split is a row of chunks of so many tokens from different places
+    of the text, and no window reaches from one into the next.
+    """
 
     train: np.ndarray
     val: np.ndarray
+    test: np.ndarray
     tokenizer: tok.Tokenizer
+    chunk: int = 0
 
     @property
     def vocab_size(self) -> int:
@@ -42,28 +51,49 @@ class TextData:
         self, seed: int, split: str, step: int, size: int, length: int
     ) -> np.ndarray:
         """Returns int32 [size, length]: windows at places that (seed, step) draw."""
-        tokens = getattr(self, split)
         generator = np.random.default_rng((seed, SPLITS.index(split), step))
-        starts = generator.integers(0, len(tokens) - length + 1, size)
-        return _windows(tokens, starts, length)
+        drawn = generator.integers(0, self.places(split, length), size)
+        return self._windows(split, drawn, length)
 
     def fixed(self, split: str, length: int, count: int | None = None) -> np.ndarray:
         """Returns int32 [count, length]: the same windows every time.
 
         They are spread evenly over the split; without a count they follow one
-        another, sharing no token, to its end.
+        another, sharing no token, to its end (or that of each chunk).
         """
-        tokens = getattr(self, split)
-        last = len(tokens) - length
+        places = self.places(split, length)
         if count is None:
-            starts = np.arange(0, last + 1, length)
+            each = self._each(split, length)
+            of_chunk = np.arange(0, each, length)
+            chosen = (np.arange(0, places, each)[:, None] + of_chunk).ravel()
         else:
-            starts = np.linspace(0, last, count).astype(np.int64)
-        return _windows(tokens, starts, length)
+            chosen = np.linspace(0, places - 1, count).astype(np.int64)
+        return self._windows(split, chosen, length)
 
+    def places(self, split: str, length: int) -> int:
+        """Returns how many windows of this length there are in a split.
 
-def _windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    return tokens[starts[:, None] + np.arange(length)].astype(np.int32)
+        Raises:
+          UserError: where there is none.
+        """
+        have = len(getattr(self, split))
+        found = (have // self.chunk if self.chunk else 1) * self._each(split, length)
+        if not found:
+            raise UserError(
+                f"the {split} split has no window of {length} tokens: "
+                + (f"it has {have}" if have else "set data.test_fraction to have one")
+            )
+        return found
+
+    def _each(self, split: str, length: int) -> int:
+        """Returns how many windows there are in a chunk, or in a split without."""
+        return max((self.chunk or len(getattr(self, split))) - length + 1, 0)
+
+    def _windows(self, split: str, places: np.ndarray, length: int) -> np.ndarray:
+        chunk, within = np.divmod(places, self._each(split, length))
+        starts = chunk * self.chunk + within
+        tokens = getattr(self, split)
+        return tokens[starts[:, None] + np.arange(length)].astype(np.int32)
 
 
 def open_text(config: ConfigDict, length: int) -> TextData:
@@ -71,7 +101,7 @@ def open_text(config: ConfigDict, length: int) -> TextData:
 
     Args:
       config: of the run.
-      length: of the windows that will be asked for; both splits must hold one.
+      length: of the windows that will be asked for; every split must hold one.
 
     Raises:
       UserError: where a file is missing, empty, too short, not UTF-8, or holds ids
@@ -84,12 +114,26 @@ def open_text(config: ConfigDict, length: int) -> TextData:
         data = _open_files(_text_files(path), config)
     for split in SPLITS:
         have = len(getattr(data, split))
+        if split == "test" and not (have or config.data.test_fraction):
+            continue
+        if not have and data.chunk:
+            raise UserError(
+                f"'{path}': its {split} split is empty, of {_count(data)} chunks of "
+                f"data.chunk_tokens={data.chunk}: take smaller ones, or other fractions"
+            )
+        have = min(have, data.chunk or have)
         if have < length:
             raise UserError(
-                f"'{path}': its {split} split has {have} tokens, a window needs "
-                f"{length}: take a longer text or a smaller model.block_size"
+                f"'{path}': its {split} split has {have} tokens"
+                f"{' a chunk' if data.chunk else ''}, a window needs {length}: take "
+                f"{'larger chunks' if data.chunk else 'a longer text'} or a smaller "
+                "model.block_size"
             )
     return data
+
+
+def _count(data: TextData) -> int:
+    return sum(len(getattr(data, split)) for split in SPLITS) // data.chunk
 
 
 def _resolve(name: str) -> pathlib.Path:
@@ -110,14 +154,32 @@ def _text_files(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _open_files(files: list[pathlib.Path], config: ConfigDict) -> TextData:
-    stamps = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    wanted = repr((2, stamps, config.data.tokenizer, config.data.val_fraction))
+    stamps = [_stamp(file) for file in files]
+    c = config.data
+    wanted = repr((3, stamps, {k: v for k, v in c.items() if k != "path"}))
+    wanted += repr(_stamp(_model_file(c))) if c.sentencepiece_model else ""
     name = f"{files[0].stem}-{hashlib.sha256(wanted.encode()).hexdigest()[:16]}"
     home = user_path(os.environ.get("JAXGPT_CACHE", "~/.cache/jaxgpt"))
     cached = home / "text" / name
     if not (cached / "tokenizer.json").exists():
         _build(files, config, cached)
-    return _read_bins(cached, tok.load(cached / "tokenizer.json"))
+    chunk = c.chunk_tokens if c.split == "chunks" else 0
+    return _read_bins(cached, tok.load(cached / "tokenizer.json"), chunk)
+
+
+def _stamp(file: pathlib.Path) -> tuple[str, int, int]:
+    about = file.stat()
+    return str(file.resolve()), about.st_size, about.st_mtime_ns
+
+
+def _model_file(data: ConfigDict) -> pathlib.Path:
+    path = user_path(data.sentencepiece_model)
+    if not path.is_file():
+        raise UserError(
+            f"data.sentencepiece_model '{path}' does not exist: leave it out to train "
+            "one"
+        )
+    return path
 
 
 def _build(files: list[pathlib.Path], config: ConfigDict, cached: pathlib.Path) -> None:
@@ -132,12 +194,13 @@ def _build(files: list[pathlib.Path], config: ConfigDict, cached: pathlib.Path) 
         ) from None
     try:
         characters, total = _survey(files)
-        if config.data.tokenizer == "char":
-            tokenizer: tok.Tokenizer = tok.CharTokenizer("".join(sorted(characters)))
+        tokenizer = _make_tokenizer(files, characters, config.data)
+        if config.data.split == "chunks":
+            _encode(files, tokenizer, [total], building)
+            _shuffle_chunks(building, tokenizer, config.data)
         else:
-            tokenizer = tok.GPT2Tokenizer()
-        train = int(total * (1 - config.data.val_fraction))
-        _encode(files, tokenizer, train, building)
+            train, held = shares(total, config.data)
+            _encode(files, tokenizer, [train, train + held, total], building)
         tok.save(tokenizer, building / "tokenizer.json")
         try:
             building.replace(cached)
@@ -164,26 +227,81 @@ def _survey(files: list[pathlib.Path]) -> tuple[set[str], int]:
     return characters, total
 
 
-def _encode(files, tokenizer: tok.Tokenizer, train: int, folder: pathlib.Path) -> None:
-    """Writes train.bin (the first train characters) and val.bin (the rest)."""
+def _make_tokenizer(
+    files: list[pathlib.Path], characters: set[str], data: ConfigDict
+) -> tok.Tokenizer:
+    if data.tokenizer == "char":
+        return tok.CharTokenizer("".join(sorted(characters)))
+    if data.tokenizer == "gpt2":
+        return tok.GPT2Tokenizer()
+    if not data.sentencepiece_model:
+        return sentencepiece.train(_lines(files), characters, data.vocab_size)
+    return sentencepiece.read(_model_file(data), data.vocab_size)
+
+
+def shares(count: int, data: ConfigDict) -> tuple[int, int]:
+    """Returns how many of count are trained on and how many validated on.
+
+    The rest is the test split; without one nothing is left over.
+    """
+    # Rounded, so that 10 * (1 - 0.1 - 0.1) is 8 and not 7.
+    share = lambda fraction: int(round(count * fraction, 6))
+    train = share(1 - data.val_fraction - data.test_fraction)
+    return train, share(data.val_fraction) if data.test_fraction else count - train
+
+
+def _encode(
+    files: list[pathlib.Path],
+    tokenizer: tok.Tokenizer,
+    ends: list[int],
+    folder: pathlib.Path,
+) -> None:
+    """Writes train.bin, val.bin and test.bin, which end at these characters."""
     dtype = _token_dtype(tokenizer.vocab_size)
-    done = 0
-    with (
-        open(folder / "train.bin", "wb") as first,
-        open(folder / "val.bin", "wb") as last,
-    ):
+    with contextlib.ExitStack() as stack:
+        outs = [
+            stack.enter_context(open(folder / f"{split}.bin", "wb")) for split in SPLITS
+        ]
+        done = 0
         for text in _chunks(files):
-            cut = min(max(train - done, 0), len(text))
-            for part, out in ((text[:cut], first), (text[cut:], last)):
+            at = 0
+            for end, out in zip(ends, outs[: len(ends)], strict=True):
+                part = text[at : max(end - done, at)]
+                at += len(part)
                 if part:
                     tokenizer.encode(part).astype(dtype).tofile(out)
             done += len(text)
 
 
+def _shuffle_chunks(
+    folder: pathlib.Path, tokenizer: tok.Tokenizer, data: ConfigDict
+) -> None:
+    """Deals the chunks of train.bin out to the three splits; drops a short last one.
+
+    Python's random shuffles them, as teenyGPT's: the same seed, the same split.
+    """
+    dtype = _token_dtype(tokenizer.vocab_size)
+    whole = folder / "whole.bin"
+    (folder / "train.bin").replace(whole)
+    # It is not empty: _survey has seen to that.
+    tokens = np.memmap(whole, dtype, "r")
+    order = list(range(len(tokens) // data.chunk_tokens))
+    random.Random(data.split_seed).shuffle(order)
+    train, held = shares(len(order), data)
+    parts = order[:train], order[train : train + held], order[train + held :]
+    for split, part in zip(SPLITS, parts, strict=True):
+        with open(folder / f"{split}.bin", "wb") as out:
+            for index in part:
+                start = index * data.chunk_tokens
+                tokens[start : start + data.chunk_tokens].tofile(out)
+    del tokens
+    whole.unlink()
+
+
 def _chunks(files: list[pathlib.Path]) -> Iterator[str]:
     """Yields the text in pieces that end with a word, before the space or newline.
 
-    No token of either tokenizer spans such a place and none depends on what is
+    No token of any tokenizer spans such a place and none depends on what is
     beyond it (a piece that ends with a newline would join blank lines into another
     token), so pieces change no token. Memory stays bounded whatever the size of the
     text: only a word longer than `LONGEST_WORD` is cut.
@@ -212,15 +330,29 @@ def _chunks(files: list[pathlib.Path]) -> Iterator[str]:
             yield rest
 
 
+def _lines(files: list[pathlib.Path]) -> Iterator[str]:
+    """Yields the lines of the text, wherever `_chunks` cuts it."""
+    rest = ""
+    for text in _chunks(files):
+        *whole, rest = (rest + text).split("\n")
+        yield from whole
+    yield rest
+
+
 def _token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
-def _read_bins(folder: pathlib.Path, tokenizer: tok.Tokenizer) -> TextData:
+def _read_bins(
+    folder: pathlib.Path, tokenizer: tok.Tokenizer, chunk: int = 0
+) -> TextData:
     dtype = _token_dtype(tokenizer.vocab_size)
     splits: list[np.ndarray] = []
     for split in SPLITS:
         file = folder / f"{split}.bin"
+        if split == "test" and not file.exists():
+            splits.append(np.zeros(0, dtype))
+            continue
         if not file.is_file():
             raise UserError(f"'{folder}' has no {split}.bin")
         size = file.stat().st_size
@@ -230,7 +362,7 @@ def _read_bins(folder: pathlib.Path, tokenizer: tok.Tokenizer) -> TextData:
                 f"{dtype.name} tokens: it is truncated or of another kind"
             )
         splits.append(np.memmap(file, dtype, "r") if size else np.zeros(0, dtype))
-    return TextData(splits[0], splits[1], tokenizer)
+    return TextData(*splits, tokenizer, chunk)
 
 
 def _open_bins(folder: pathlib.Path, config: ConfigDict) -> TextData:

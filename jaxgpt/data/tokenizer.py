@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from jaxgpt.config import UserError
+from jaxgpt.config import TOKENIZERS, UserError
 
 MERGES = pathlib.Path(__file__).parents[2] / "data" / "gpt2_merges.bpe"
 MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
@@ -134,7 +134,11 @@ def from_json(saved: dict) -> Tokenizer:
             return CharTokenizer(characters)
         case {"kind": "gpt2"}:
             return GPT2Tokenizer()
-    raise UserError("a tokenizer is {'kind': 'char', 'characters': ...} or 'gpt2'")
+        case {"kind": "sentencepiece", "model": str(model)}:
+            from jaxgpt.data import sentencepiece
+
+            return sentencepiece.SentencePieceTokenizer.from_base64(model)
+    raise UserError(f"a tokenizer is of kind {', '.join(TOKENIZERS)}, with its data")
 
 
 def load(path: pathlib.Path) -> Tokenizer:

@@ -22,6 +22,8 @@ BUFFERS = (".attn.bias", ".attn.masked_bias")
 # What torch.compile and DistributedDataParallel put before each name.
 WRAPPERS = re.compile(r"(_orig_mod\.|module\.)*")
 HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+# How the names of a GPT-2 begin where they are saved without "transformer.".
+BARE = ("wte.", "wpe.", "h.", "ln_f.")
 LARGEST_HEADER = 100 << 20
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 Arrays = dict[str, np.ndarray]
@@ -188,7 +190,7 @@ def _plain_names(state: Mapping[str, np.ndarray], source: str) -> Arrays:
         plain = WRAPPERS.sub("", name, count=1)
         if plain.endswith(BUFFERS):
             continue
-        if not plain.startswith(("transformer.", "lm_head.")):
+        if plain.startswith(BARE):
             plain = f"transformer.{plain}"
         if plain in result:
             raise UserError(f"'{source}' holds {shown(plain)} under two names")
@@ -230,6 +232,29 @@ def write_gpt2(folder: pathlib.Path, state: Arrays, config: Mapping[str, Any]) -
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
+def write_state_dict(path: pathlib.Path, state: Arrays) -> None:
+    """Writes a .pt file that load_state_dict(torch.load(path)) reads."""
+    _save(_tensors(state), path)
+
+
+def _tensors(state: Arrays) -> dict[str, Any]:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            "writing .pt files needs PyTorch (pip install torch): or name an .npz file"
+        ) from None
+    return {name: torch.tensor(array) for name, array in state.items()}
+
+
+def _save(value: dict[str, Any], path: pathlib.Path) -> None:
+    import torch
+
+    temporary = path.with_name(path.name + ".tmp")
+    torch.save(value, temporary)
+    temporary.replace(path)
+
+
 def write_npz(path: pathlib.Path, state: Arrays) -> None:
     """Writes the state dict under param/, atomically."""
     temporary = path.with_name(path.name + ".tmp")
@@ -243,13 +268,7 @@ def write_checkpoint(
     path: pathlib.Path, state: Arrays, config: Mapping[str, Any], step: int
 ) -> None:
     """Writes a ckpt.pt as nanoGPT's train.py does, for its sample.py to read."""
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            "writing .pt files needs PyTorch (pip install torch): or name an .npz file"
-        ) from None
-    tensors = {name: torch.tensor(array) for name, array in state.items()}
+    tensors = _tensors(state)
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
     checkpoint = {
         "model": tensors,
@@ -258,6 +277,4 @@ def write_checkpoint(
         "best_val_loss": float("inf"),
         "config": {"dataset": "shakespeare_char"},
     }
-    temporary = path.with_name(path.name + ".tmp")
-    torch.save(checkpoint, temporary)
-    temporary.replace(path)
+    _save(checkpoint, path)

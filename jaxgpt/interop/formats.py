@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from jaxgpt import config as configs
 from jaxgpt import systems
 from jaxgpt.config import UserError
-from jaxgpt.interop import files, rules
+from jaxgpt.interop import files, rules, teenygpt
 from jaxgpt.interop.files import SIZES, Arrays, Source
 from jaxgpt.interop.rules import shown
 
@@ -25,6 +25,17 @@ PLAIN_GPT2 = {
     "add_cross_attention": False,
     "tie_word_embeddings": True,
 }
+# The fields of `config.model` that GPT-2's family leaves no choice in.
+PLAIN_BLOCKS = {
+    "positions": "learned",
+    "norm": "layer",
+    "norm_epsilon": 1e-5,
+    "final_norm": True,
+    "attention_bias": True,
+    "feed_forward_width": 0,
+    "tied_head": True,
+    "qk_norm": False,
+}
 LARGEST_NUMBER = 2**31 - 1
 
 
@@ -34,12 +45,33 @@ class Format:
 
     system: str
     conv1d: bool = False
+    teeny: bool = False
+
+    def rules(self, model: ConfigDict) -> list[rules.Rule]:
+        """Returns the table of names for a model of this format."""
+        if self.teeny:
+            return teenygpt.rules(model)
+        return rules.gpt_rules(model.n_layer, model.bias, self.conv1d)
+
+    def check(self, config: ConfigDict) -> None:
+        """Raises UserError where a run is another model than the original can be."""
+        if config.system != self.system:
+            raise UserError(f"is a {config.system} run")
+        if config.system == "sigma" and config.sigma.begin_token:
+            raise UserError("has a beginning token (sigma.begin_token)")
+        fields = teenygpt.quirks(config.model) if self.teeny else PLAIN_BLOCKS
+        for key, value in fields.items():
+            if config.model[key] != value:
+                raise UserError(
+                    f"has model.{key}={config.model[key]}: the original has {value}"
+                )
 
 
 FORMATS = {
     "gpt2": Format("causal", conv1d=True),
     "nanogpt": Format("causal"),
     "sigma-gpt": Format("sigma"),
+    "teenygpt": Format("causal", teeny=True),
 }
 
 
@@ -50,6 +82,8 @@ def model_fields(name: str, source: Source) -> dict[str, Any]:
       UserError: naming a setting that is missing, or one that this core has not.
     """
     found = source.settings
+    if name == "teenygpt":
+        return _teeny_fields(source)
     if name == "gpt2":
         keys: tuple[str, ...] = (
             "n_layer",
@@ -69,12 +103,7 @@ def model_fields(name: str, source: Source) -> dict[str, Any]:
             raise UserError(
                 f"'{source.path}' has bias {shown(extra['bias'])}: true or false it is"
             )
-    missing = [key for key in keys if found.get(key) is None]
-    if missing:
-        raise UserError(
-            f"'{source.path}' does not say its {', '.join(missing)}: give the "
-            "original's configuration with --source_config=FILE.json, or its --format"
-        )
+    _check_present(keys, source)
     fields = {key: _size(found, key, source.path) for key in keys}
     _check_sizes(fields, source)
     if name == "gpt2":
@@ -83,6 +112,27 @@ def model_fields(name: str, source: Source) -> dict[str, Any]:
     if "n_positions" in fields:
         fields["block_size"] = fields.pop("n_positions")
     return {f"model.{key}": value for key, value in (fields | extra).items()}
+
+
+def _check_present(keys: Iterable[str], source: Source) -> None:
+    missing = [key for key in keys if source.settings.get(key) is None]
+    if missing:
+        raise UserError(
+            f"'{source.path}' does not say its {', '.join(missing)}: give the "
+            "original's configuration with --source_config=FILE.json, or its --format"
+        )
+
+
+def _teeny_fields(source: Source) -> dict[str, Any]:
+    settings = source.settings
+    _check_present((*teenygpt.SIZES, *teenygpt.KINDS), source)
+    sizes = {key: _size(settings, key, source.path) for key in teenygpt.SIZES}
+    _check_held(sizes, teenygpt.sizes_held(source.state), source)
+    fields: dict[str, Any] = {teenygpt.SIZES[key]: n for key, n in sizes.items()}
+    fields |= teenygpt.choices(settings, source.path)
+    fields |= teenygpt.quirks(fields)
+    fields["dropout"] = _number(settings, "p_dropout", 0.0, source.path)
+    return {f"model.{key}": value for key, value in fields.items()}
 
 
 def _size(settings: Mapping[str, Any], key: str, path: str) -> int:
@@ -115,6 +165,12 @@ def _check_sizes(fields: Mapping[str, int], source: Source) -> None:
         )
     held |= {"vocab_size": table.shape[0], "n_embd": table.shape[1]}
     held["n_positions" if "n_positions" in fields else "block_size"] = len(positions)
+    _check_held(fields, held, source)
+
+
+def _check_held(
+    fields: Mapping[str, int], held: Mapping[str, int], source: Source
+) -> None:
     for key, size in held.items():
         if fields[key] != size:
             raise UserError(
@@ -257,7 +313,7 @@ def read_original(
     except UserError as error:
         raise UserError(f"'{source_path}': {error}") from None
     abstract = jax.eval_shape(system.init, jax.random.key(0))
-    table = rules.gpt_rules(config.model.n_layer, config.model.bias, form.conv1d)
+    table = form.rules(config.model)
     to_jax = lambda arrays: rules.to_jax(arrays, table, abstract, source_path)
     params = to_jax(source.state)
     held = moments(source, table)

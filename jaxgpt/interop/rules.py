@@ -14,7 +14,10 @@ from jaxgpt.config import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One parameter: its name there, its path here, and whether it lies transposed."""
+    """One parameter: its name there, its path here, and whether it lies transposed.
+
+    Rules with the same path are equal parts of it, side by side along its last axis.
+    """
 
     name: str
     path: str
@@ -95,35 +98,55 @@ def to_jax(
         parts = [f"lacks {_listed(list(missing))}"] if missing else []
         parts += [f"has unknown {_listed(list(extra))}"] if extra else []
         raise UserError(f"'{source}' is of another architecture: it {', '.join(parts)}")
-    found = {}
-    for rule in rules:
-        array = np.asarray(state[rule.name])
-        found[rule.path] = array.T if rule.transposed else array
     leaves, tree = jax.tree.flatten(abstract)
+    by_path = _by_path(rules)
     result = []
-    by_path = {rule.path: rule for rule in rules}
     for path, leaf in zip(_paths(abstract), leaves, strict=True):
-        array, rule = found[path], by_path[path]
-        if array.shape != leaf.shape:
-            order = -1 if rule.transposed else 1
-            raise UserError(
-                f"'{source}': {rule.name} is {list(array.shape[::order])} where the "
-                f"configuration makes it {list(leaf.shape[::order])}: is this its "
-                "--format?"
-            )
-        with np.errstate(over="ignore"):  # What float32 cannot hold is named below.
-            array = np.ascontiguousarray(array).astype(leaf.dtype)
-        if not np.isfinite(array).all():
-            raise UserError(f"'{source}': {rule.name} is not finite everywhere")
-        result.append(array)
+        held = by_path[path]
+        shape = (*leaf.shape[:-1], leaf.shape[-1] // len(held))
+        arrays = [_part(state, rule, shape, leaf.dtype, source) for rule in held]
+        result.append(np.concatenate(arrays, -1) if arrays[1:] else arrays[0])
     return jax.tree.unflatten(tree, result)
 
 
-def to_torch(params: dict, rules: Sequence[Rule]) -> dict[str, np.ndarray]:
-    """Returns an original's state dict, in the order of the table."""
-    arrays = dict(zip(_paths(params), jax.tree.leaves(params), strict=True))
-    result = {}
+def _by_path(rules: Sequence[Rule]) -> dict[str, list[Rule]]:
+    parts: dict[str, list[Rule]] = {}
     for rule in rules:
-        array = np.asarray(arrays[rule.path])
-        result[rule.name] = np.ascontiguousarray(array.T if rule.transposed else array)
-    return result
+        parts.setdefault(rule.path, []).append(rule)
+    return parts
+
+
+def _part(state, rule: Rule, shape, dtype, source: str) -> np.ndarray:
+    """Returns the array of one rule as it lies here."""
+    array = np.asarray(state[rule.name])
+    array = array.T if rule.transposed else array
+    if array.shape != shape:
+        order = -1 if rule.transposed else 1
+        raise UserError(
+            f"'{source}': {rule.name} is {list(array.shape[::order])} where the "
+            f"configuration makes it {list(shape[::order])}: is this its --format?"
+        )
+    with np.errstate(over="ignore"):  # What float32 cannot hold is named below.
+        array = np.ascontiguousarray(array).astype(dtype)
+    if not np.isfinite(array).all():
+        raise UserError(f"'{source}': {rule.name} is not finite everywhere")
+    return array
+
+
+def to_torch(params: dict, rules: Sequence[Rule]) -> dict[str, np.ndarray]:
+    """Returns an original's state dict, in the order of the table.
+
+    Raises:
+      UserError: naming a parameter that the original has not.
+    """
+    arrays = dict(zip(_paths(params), jax.tree.leaves(params), strict=True))
+    by_path = _by_path(rules)
+    more = set(arrays) - set(by_path)
+    if more:
+        raise UserError(f"the original has no {_listed(list(more))}: this run has")
+    found = {}
+    for path, parts in by_path.items():
+        split = np.split(np.asarray(arrays[path]), len(parts), -1)
+        for rule, array in zip(parts, split, strict=True):
+            found[rule.name] = array.T if rule.transposed else array
+    return {rule.name: np.ascontiguousarray(found[rule.name]) for rule in rules}

@@ -110,7 +110,7 @@ class System:
         kernels = "cpu" if jax.default_backend() == "cpu" else "xla"
         self.config = config
         self.model_config = ModelConfig(
-            **config.model.to_dict(), **self.architecture(), kernels=kernels
+            **(config.model.to_dict() | self.architecture()), kernels=kernels
         )
         abstract = nnx.eval_shape(self._build, jax.random.key(0))
         self.graphdef = nnx.split(abstract)[0]
@@ -188,6 +188,14 @@ class System:
             )
         return functools.partial(generate.autoregress, cached=how.cached)
 
+    def capacity(self, T: int) -> int:
+        """Returns the cache slots that a text of T tokens gets: the block.
+
+        Each value is compiled for, so there are few.
+        """
+        del T
+        return self.model_config.block_size
+
     def sample(
         self,
         params: dict,
@@ -202,7 +210,7 @@ class System:
 
         Args:
           params: of the model.
-          tokens_BT: int32, T at most the block.
+          tokens_BT: int32, T at most its `capacity`.
           known_BT: true where the token is given; rows may differ.
           key: of the random numbers; rows do not depend on the batch.
           how: sampler, order, temperature and the like.
@@ -214,7 +222,7 @@ class System:
         order_key, draw_key = jax.random.split(key)
         read_BT = self.reading(known_BT, how, order_key)
         first = int(c.begin_token)
-        tokens_BS = np.zeros((B, c.block_size + first), np.int32)
+        tokens_BS = np.zeros((B, self.capacity(T) + first), np.int32)
         own_BS = np.zeros_like(tokens_BS)
         tokens_BS[:, first : first + T] = np.take_along_axis(tokens_BT, read_BT, 1)
         own_BS[:, first : first + T] = read_BT

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +40,19 @@ class CausalLM(System):
         nll_BT = layers.cross_entropy(logits_BTV[:, :-1], tokens_BT[:, 1:])
         return logits_BTV, nll_BT
 
+    def capacity(self, T: int) -> int:
+        """Returns whole blocks for T tokens with ALiBi, which reads on past its block.
+
+        Other encodings are lost there: the text moves through one block instead.
+        """
+        block = self.model_config.block_size
+        return block * max(1, math.ceil(T / block)) if self.extrapolates else block
+
+    @property
+    def extrapolates(self) -> bool:
+        """Whether texts longer than the block are read from their beginning."""
+        return self.model_config.positions == "alibi"
+
     def sample(
         self,
         params: dict,
@@ -48,8 +63,9 @@ class CausalLM(System):
         watch: Watch | None = None,
         every: int = 1,
     ) -> Filled:
-        """Fills what is missing; past the block, from the last block of tokens."""
-        T, block = tokens_BT.shape[1], self.model_config.block_size
+        """Fills what is missing; past the cache, from the last block of tokens."""
+        T = tokens_BT.shape[1]
+        block = self.capacity(T)
         within = slice(0, min(T, block))
         head = super().sample(
             params, tokens_BT[:, within], known_BT[:, within], key, how, watch, every

@@ -235,6 +235,7 @@ def test_tokens_are_cached_once(text_file, own_cache, monkeypatch):
     assert {path.name for path in folders[0].iterdir()} == {
         "train.bin",
         "val.bin",
+        "test.bin",
         "tokenizer.json",
     }
     with monkeypatch.context() as patch:

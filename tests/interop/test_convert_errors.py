@@ -234,9 +234,9 @@ def test_a_parameter_that_is_missing(nano_refused, nano):
 @pytest.mark.parametrize(
     "key, expected",
     [
-        ("two\nlines", r"has unknown 'transformer.two\nlines'"),
-        ("\x1b[2J", r"'transformer.\x1b[2J'"),
-        ("k" * 9999, "transformer.kkk"),
+        ("two\nlines", r"has unknown 'two\nlines'"),
+        ("\x1b[2J", r"unknown '\x1b[2J'"),
+        ("k" * 9999, "unknown kkk"),
         (3, "3 is no array of numbers"),
         ((1, 2), "(1, 2) is no array of numbers"),
         (None, "None is no array of numbers"),

@@ -1,0 +1,214 @@
+"""teenyGPT: every position encoding, feed-forward and norm against golden numbers."""
+
+import dataclasses
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import nnx
+
+from jaxgpt import config as configs
+from jaxgpt import convert, evaluate, systems
+from jaxgpt.config import UserError
+from jaxgpt.core import generate
+from jaxgpt.core.transformer import LanguageModel
+from jaxgpt.data import text as texts
+from jaxgpt.interop import formats, rules, teenygpt
+from parity_tests.conftest import GOLDEN, relative, worst
+from parity_tests.tolerances import FLOAT32
+
+FOLDER = GOLDEN / "teenygpt"
+COMBINATIONS = [
+    "-".join(kinds)
+    for kinds in itertools.product(
+        teenygpt.POSITIONS, teenygpt.ACTIVATIONS, teenygpt.NORMS
+    )
+]
+SIZES = {
+    "n_dim": 16,
+    "n_vocab": 23,
+    "n_attn_heads": 4,
+    "n_attn_layers": 2,
+    "n_context_max": 12,
+}
+TRAINED = SIZES | {"n_dim": 32, "n_vocab": 65, "n_context_max": 24}
+
+
+def settings_of(name: str, sizes=SIZES) -> dict:
+    """The original's own configuration of a golden file."""
+    values = name.removeprefix("train_").split("-")
+    return sizes | dict(zip(teenygpt.KINDS, values, strict=True))
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Reads a golden file: its arrays, our system and parameters, the table."""
+
+    def load(name, sizes=SIZES):
+        settings = tmp_path / "settings.json"
+        settings.write_text(json.dumps(settings_of(name, sizes)))
+        source = FOLDER / f"{name}.npz"
+        original = formats.read_original("teenygpt", str(source), str(settings))
+        system = systems.make(original.config)
+        with np.load(source) as archive:
+            golden = dict(archive)
+        table = formats.FORMATS["teenygpt"].rules(original.config.model)
+        return golden, system, original.params, table
+
+    return load
+
+
+def tree_of(golden, prefix, system, table):
+    """Golden arrays under a prefix, as our tree of parameters."""
+    abstract = jax.eval_shape(system.init, jax.random.key(0))
+    names = {rule.name: golden[f"{prefix}/{rule.name}"] for rule in table}
+    return rules.to_jax(names, table, abstract, prefix)
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_logits_loss_gradients_and_round_trip(load, name):
+    golden, system, params, table = load(name)
+
+    def loss(params):
+        model = system.model(params)
+        logits_BTV = model(golden["ids"])
+        nll = jnp.mean(model.nll(golden["ids"], golden["targets"]))
+        return nll, logits_BTV
+
+    (value, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    assert relative(logits, golden["logits"]) < FLOAT32["logits of teenyGPT"]
+    assert relative(value, golden["loss"]) < FLOAT32["loss"]
+    there = tree_of(golden, "grad__f64", system, table)
+    assert worst(grads, there) < FLOAT32["gradient of teenyGPT"]
+    if "logits_short" in golden:
+        short = system.model(params)(golden["ids_short"])
+        assert relative(short, golden["logits_short"]) < FLOAT32["logits of teenyGPT"]
+    back = rules.to_torch(params, table)
+    names = {n.removeprefix("param/") for n in golden if n.startswith("param/")}
+    assert names == set(back)
+    for key, array in back.items():
+        np.testing.assert_array_equal(array, golden[f"param/{key}"])
+
+
+@pytest.mark.parametrize("name", ["ALIBI-CLASSIC-NONE", "ROPE-SWISH_GLU-RMS"])
+def test_loss_and_parameters_of_60_training_steps(load, name):
+    golden, system, params, table = load(f"train_{name}", TRAINED)
+    # The original decays every parameter and clips nothing; its rates are recorded.
+    chain = optax.chain(optax.scale_by_adam(0.9, 0.95), optax.add_decayed_weights(0.1))
+    state = chain.init(params)
+
+    @jax.jit
+    def step(params, state, x, y, rate):
+        loss = lambda p: system.model(p).nll(x, y).mean()
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = chain.update(grads, state, params)
+        return jax.tree.map(lambda p, u: p - rate * u, params, updates), state, value
+
+    for index in range(60):
+        x, y = (golden[f"traj_{n}"][index].astype(np.int32) for n in "xy")
+        rate = jnp.float32(golden["traj_lr"][index])
+        params, state, value = step(params, state, x, y, rate)
+        there = golden["traj_loss__f64"][index]
+        assert abs(float(value) - there) < FLOAT32["loss of a trajectory"]
+    there = tree_of(golden, "final__f64", system, table)
+    assert worst(params, there) < FLOAT32["parameters after a step"]
+
+
+@pytest.mark.parametrize("name", [n for n in COMBINATIONS if "ROPE" not in n])
+def test_greedy_text_token_for_token(load, name):
+    # The original generates from a window as long as the prompt.
+    golden, system, params, _ = load(name)
+    prompt = golden["gen_prompt"]
+    short = dataclasses.replace(system.model_config, block_size=prompt.shape[1])
+    graphdef = nnx.split(nnx.eval_shape(lambda: LanguageModel(short, rngs=nnx.Rngs(0))))
+    if short.positions == "learned":
+        rows = params["positions"]["table"][: prompt.shape[1]]
+        params = params | {"positions": {"table": rows}}
+    missing = np.zeros((len(prompt), 12), np.int32)
+    whole = generate.slide(
+        graphdef[0],
+        params,
+        jnp.asarray(np.concatenate([prompt, missing], 1)),
+        jnp.int32(prompt.shape[1]),
+        systems.Sampling(temperature=0.0).task(0, jax.random.key(0)),
+    )[0]
+    sure = golden["gen_gap"] > 1e-5
+    found = np.asarray(whole)[:, prompt.shape[1] :]
+    np.testing.assert_array_equal(found[sure], golden["gen_greedy"][sure])
+
+
+@pytest.mark.parametrize("name", ["ALIBI-CLASSIC-CLASSIC", "ROPE-SWISH_GLU-RMS"])
+def test_commands_import_score_and_export(tmp_path, capsys, name):
+    golden = dict(np.load(FOLDER / f"{name}.npz"))
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps(settings_of(name)))
+    workdir = f"--workdir={tmp_path / 'run'}"
+    convert.command(
+        [
+            "--format=teenygpt",
+            f"--source={FOLDER / name}.npz",
+            f"--source_config={settings}",
+            workdir,
+        ]
+    )
+    np.save(tmp_path / "tokens.npy", golden["ids"])
+    logits = tmp_path / "logits.npy"
+    options = [f"--tokens={tmp_path / 'tokens.npy'}", f"--logits={logits}", "--json=-"]
+    evaluate.command([workdir, *options])
+    assert relative(np.load(logits), golden["logits"]) < FLOAT32["logits of teenyGPT"]
+    for suffix in ("npz", "pt"):
+        output = tmp_path / f"out.{suffix}"
+        convert.command(["--format=teenygpt", workdir, f"--output={output}"])
+        if suffix == "npz":
+            held = {n.removeprefix("param/"): a for n, a in np.load(output).items()}
+        else:
+            held = {n: t.numpy() for n, t in torch.load(output).items()}
+        names = {n for n in golden if n.startswith("param/")}
+        assert {f"param/{n}" for n in held} == names
+        for key, array in held.items():
+            np.testing.assert_array_equal(array, golden[f"param/{key}"])
+    with pytest.raises(UserError, match=r"has model.*: not a nanogpt"):
+        convert.command(["--format=nanogpt", workdir, f"--output={tmp_path / 'no.pt'}"])
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"ffn_type": "GELU"}, "has ffn_type GELU: it is one of CLASSIC, SWISH_GLU"),
+        ({"n_dim": 32}, "has n_dim 32 in its configuration and 16 in its weights"),
+        ({"n_attn_heads": 3}, "does not divide"),
+        ({"n_vocab": None}, "does not say its n_vocab"),
+        (
+            {"layer_norm_type": "NONE"},
+            "has unknown attention_blocks.attention_0.norm_1",
+        ),
+        ({"ffn_type": "SWISH_GLU"}, "lacks attention_blocks.attention_0.ffn.w1.weight"),
+    ],
+)
+def test_configurations_that_are_not_the_weights(tmp_path, changes, expected):
+    settings = tmp_path / "settings.json"
+    name = "ALIBI-CLASSIC-RMS"
+    settings.write_text(json.dumps(settings_of(name) | changes))
+    with pytest.raises(UserError) as caught:
+        formats.read_original("teenygpt", str(FOLDER / f"{name}.npz"), str(settings))
+    assert expected in str(caught.value)
+
+
+def test_chunks_are_split_as_the_original_does():
+    expected = json.loads((FOLDER / "dataset_split.json").read_text())[0]
+    open_text = lambda changes: texts.open_text(
+        configs.override(configs.base(), changes), 257
+    )
+    plain = open_text({})
+    whole = np.concatenate([plain.train, plain.val])
+    data = open_text({"data.split": "chunks", "data.test_fraction": 0.1})
+    for split in ("train", "val", "test"):
+        chunks = np.asarray(getattr(data, split)).reshape(-1, 10_000)
+        order = expected[f"{split}_chunks"]
+        there = whole[: 111 * 10_000].reshape(-1, 10_000)[order]
+        np.testing.assert_array_equal(chunks, there)
