@@ -23,12 +23,13 @@ def prompts(run: Run, split: str, count: int, seed: int) -> np.ndarray:
     return run.open_data().batch_at(seed, split, 0, count, length)
 
 
-def command(run: Run, args: argparse.Namespace, longest: int) -> None:
+def command(run: Run, args: argparse.Namespace, how: Sampling, longest: int) -> None:
     """Prints what follows on prompts from `args.split`, or one JSON object.
 
     Args:
       run: a restored run, whose data is still where it was.
       args: of jaxgpt.sample.
+      how: to sample.
       longest: tokens that prompt and continuation may make.
 
     Raises:
@@ -44,9 +45,6 @@ def command(run: Run, args: argparse.Namespace, longest: int) -> None:
             f"tokens: {longest} fit the model"
         )
     known_NT = np.tile(np.arange(given + new) < given, (N, 1))
-    how = Sampling(
-        order=args.order, temperature=args.temperature, top_k=args.top_k or 0
-    )
     began = time.perf_counter()
     filled = run.system.sample(
         run.params,
@@ -63,10 +61,10 @@ def command(run: Run, args: argparse.Namespace, longest: int) -> None:
             "prompt": show(row[:given]),
             "continuation": show(row[given:]),
             "tokens": row.tolist(),
-            "model_calls": new,
-            "accepted_per_call": 1.0 if new else 0.0,
+            "model_calls": int(calls),
+            "accepted_per_call": new / int(calls) if calls else 0.0,
         }
-        for row in filled.tokens_BT
+        for row, calls in zip(filled.tokens_BT, filled.calls_B, strict=True)
     ]
     if args.json:
         cli.print_json({"samples": samples, "seconds": seconds})
