@@ -23,7 +23,7 @@ OPTIONS = {
     "sample": [
         *("--workdir", "--step", "--json", "--prompt", "--prompt_ids", "--template"),
         *("--max_new_tokens", "--sampler", "--order", "--num_samples"),
-        *("--temperature", "--top_k", "--seed"),
+        *("--temperature", "--top_k", "--seed", "--split"),
     ],
     "verify": ["--workdir", "--json"],
 }

@@ -146,7 +146,7 @@ HOW = {
     "plain": systems.PLAIN,
     "temperature 0.7": Sampling(temperature=0.7),
     "top-k 2": Sampling(top_k=2),
-    "top-p 0.8": Sampling(top_p=0.8),
+    "top-p 0.95": Sampling(top_p=0.95),
 }
 
 
