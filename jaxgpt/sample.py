@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from jaxgpt.live import Screen
     from jaxgpt.run import Run
-    from jaxgpt.systems import Filled, Watch
+    from jaxgpt.systems import Filled, Sampling, Watch
 
 STOP_EVERY = 32  # Calls between looks for the stop text: a look waits for the device.
 
@@ -164,6 +164,20 @@ def _watch(
     return unfinished, STOP_EVERY
 
 
+def _how(args: argparse.Namespace) -> Sampling:
+    from jaxgpt.systems import Sampling
+
+    return Sampling(
+        sampler=args.sampler,
+        order=args.order,
+        temperature=args.temperature,
+        top_k=args.top_k or 0,
+        top_p=args.top_p,
+        num_orders=args.num_orders or 0,
+        block_length=args.block_length or 0,
+    )
+
+
 def generate(
     run: Run,
     args: argparse.Namespace,
@@ -175,24 +189,14 @@ def generate(
     import numpy as np
 
     from jaxgpt.core import random
-    from jaxgpt.systems import Sampling
 
-    how = Sampling(
-        sampler=args.sampler,
-        order=args.order,
-        temperature=args.temperature,
-        top_k=args.top_k or 0,
-        top_p=args.top_p,
-        num_orders=args.num_orders or 0,
-        block_length=args.block_length or 0,
-    )
     watch, every = _watch(run, args, int(known.sum()), screen)
     return run.system.sample(
         run.params,
         np.broadcast_to(tokens, (args.num_samples, tokens.shape[-1])),
         np.tile(known, (args.num_samples, 1)),
         random.stream(args.seed, "sample"),
-        how,
+        _how(args),
         watch,
         every,
     )
@@ -321,8 +325,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         raise UserError(
             "--max_new_tokens does not go with --template: gaps have lengths"
         )
-    if args.stop and args.template is not None:
-        raise UserError("--stop does not go with --template, which says where it ends")
+    if args.stop and (args.template is not None or args.split):
+        raise UserError("--stop goes with --prompt: templates and splits have lengths")
     for name, least in (
         ("max_new_tokens", 0),
         ("num_samples", 1),
