@@ -11,6 +11,7 @@ computing the last block of tokens again for each.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 
 import numpy as np
@@ -36,22 +37,22 @@ def tokens() -> np.ndarray:
     return np.random.default_rng(0).integers(0, VOCAB, (B, T + 1)).astype(np.int32)
 
 
-def system_of(positions: str):
+def system_of(positions: str, dtype: str = "float32"):
     from jaxgpt import cli, config, systems
 
     cli.set_up_jax()
     model = {"n_layer": L, "n_head": H, "n_embd": D, "block_size": T}
-    model |= {"vocab_size": VOCAB} | QUIRKS | {"positions": positions}
+    model |= {"vocab_size": VOCAB} | QUIRKS | {"positions": positions, "dtype": dtype}
     changes = {f"model.{k}": v for k, v in model.items()}
     changes |= {"system": "causal", "batch_size": B, "optimizer.grad_clip": 0.0}
     return systems.make(config.override(config.base(), changes))
 
 
-def jaxgpt_step(positions: str):
+def jaxgpt_step(positions: str, dtype: str = "float32"):
     from jaxgpt import optim
     from jaxgpt.step import init_state, make_step
 
-    system = system_of(positions)
+    system = system_of(positions, dtype)
     import jax
 
     optimizer = optim.make(system.config)
@@ -76,7 +77,7 @@ def torch_model():
     return Teeny(L, H, D, T, VOCAB)
 
 
-def torch_step(compiled: bool):
+def torch_step(compiled: bool = False, dtype: str = "float32"):
     import torch
 
     model = torch_model()
@@ -85,7 +86,9 @@ def torch_step(compiled: bool):
     batch = torch.from_numpy(tokens()).long()
 
     def work():
-        loss = loss_of(batch[:, :-1], batch[:, 1:])
+        half = torch.autocast("cpu", torch.bfloat16)
+        with half if dtype == "bfloat16" else contextlib.nullcontext():
+            loss = loss_of(batch[:, :-1], batch[:, 1:])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -116,11 +119,14 @@ def torch_generate():
 
 
 def steps(rounds: int) -> dict[str, float]:
+    alibi, half = {"positions": "alibi"}, {"dtype": "bfloat16"}
     return medians(
         {
-            "torch, eager": ("torch_step", {"compiled": False}),
+            "torch, eager": ("torch_step", {}),
             "torch.compile": ("torch_step", {"compiled": True}),
-            "jaxgpt": ("jaxgpt_step", {"positions": "alibi"}),
+            "jaxgpt": ("jaxgpt_step", alibi),
+            "torch, bfloat16": ("torch_step", half),
+            "jaxgpt, bfloat16": ("jaxgpt_step", alibi | half),
         },
         rounds,
     )
