@@ -468,7 +468,7 @@ def test_evaluate_likelihood_over_orders_and_infilling(trained, capsys):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--infill=1.5"], "--infill holds shares between 0 and 1, like 0.5: not '1.5'"),
+        (["--infill=1.5"], "between 0 and 1, like 0.5: not '1.5'"),
         (["--infill=half"], "not 'half'"),
         (["--num_orders=0"], "--num_orders is at least 1: not 0"),
         (["--num_orders=2", "--tokens=a.npy"], "go with --split, not with --tokens"),
@@ -631,7 +631,12 @@ def test_evaluate_logits_that_cannot_be_written(read_refused, npy, tmp_path):
 
 
 def test_evaluate_unknown_split(read_refused):
-    assert "'test'" in read_refused(evaluate.command, "--split=test")
+    assert "'all'" in read_refused(evaluate.command, "--split=all")
+
+
+def test_evaluate_a_split_that_the_data_has_not(read_refused):
+    message = read_refused(evaluate.command, "--split=test")
+    assert "set data.test_fraction" in message
 
 
 def test_evaluate_where_the_text_is_gone_or_another(refused, run_copy, tmp_path):
