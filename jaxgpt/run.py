@@ -84,6 +84,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> tuple[systems.System, 
       UserError: where data or folder cannot be used, or the folder holds a run of
         another config; nothing is left behind.
     """
+    systems.kind(config).resolve(config)
     sharding.make_mesh(config.batch_size // config.accumulation)
     wanted = config.model.vocab_size
     if not wanted:
@@ -107,7 +108,8 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> tuple[systems.System, 
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         configs.save(config, workdir / "config.json")
-        tok.save(data.tokenizer, vocabulary)
+        if data.tokenizer:
+            tok.save(data.tokenizer, vocabulary)
     except OSError as error:
         raise UserError(
             f"--workdir '{workdir}' cannot be written: {error.strerror}"
