@@ -98,6 +98,12 @@ FIELDS: dict[str, Field] = {
         0, "0 is 4 n_embd, or for swiglu two thirds of it: as many weights", minimum=0
     ),
     "model.tied_head": Field(True, "logits from the token table, not from their own"),
+    "model.init": Field(
+        "gpt2",
+        "of matrices: Gaussian of deviation 0.02, less into the residual stream; or "
+        "width_in ^ -0.5, cut off at three deviations",
+        ("gpt2", "fan_in"),
+    ),
     "model.qk_norm": Field(False, "bring queries and keys to root mean square 1"),
     "model.dtype": Field(
         "float32",
@@ -107,12 +113,18 @@ FIELDS: dict[str, Field] = {
     "optimizer.learning_rate": Field(1e-3, "peak learning rate", minimum=0),
     "optimizer.min_learning_rate": Field(1e-4, "where the cosine ends", minimum=0),
     "optimizer.warmup_steps": Field(100, "linear warmup, in steps", minimum=0),
+    "optimizer.warmup_from_zero": Field(
+        False, "the first step's rate is 0, not peak / (warmup_steps + 1)"
+    ),
     "optimizer.decay_steps": Field(
         0, "step at which the cosine ends; 0 means steps", minimum=0
     ),
     "optimizer.beta1": Field(0.9, "AdamW: decay of the first moment", minimum=0),
     "optimizer.beta2": Field(0.99, "AdamW: decay of the second moment", minimum=0),
-    "optimizer.weight_decay": Field(0.1, "AdamW: decay of matrices", minimum=0),
+    "optimizer.weight_decay": Field(0.1, "AdamW: decay of parameters", minimum=0),
+    "optimizer.decays": Field(
+        "matrices", "AdamW: which parameters decay", ("matrices", "all")
+    ),
     "optimizer.grad_clip": Field(
         1.0, "largest global gradient norm; 0 never clips", minimum=0
     ),

@@ -269,15 +269,15 @@ SYSTEMS = {
 }
 
 
-def kind(config: ConfigDict) -> type[System]:
-    """Returns the class of the system that `config.system` names."""
-    module, name = SYSTEMS[config.system].split(":")
+def kind(name: str) -> type[System]:
+    """Returns the class of a system."""
+    module, name = SYSTEMS[name].split(":")
     return getattr(importlib.import_module(module), name)
 
 
 def make(config: ConfigDict) -> System:
     """Returns the system that `config.system` names."""
-    return kind(config)(config)
+    return kind(config.system)(config)
 
 
 def check_order(order: str, known: tuple[str, ...]) -> None:
