@@ -175,6 +175,9 @@ FIELDS: dict[str, Field] = {
         "data/graphs/easy.yaml",
         "a JSON or YAML file with the nodes, or the JSON itself (as a run keeps it)",
     ),
+    "gssm.sequences": Field(
+        0, "train on the first so many sequences only; 0 on all there are", minimum=0
+    ),
     "gssm.graph_seed": Field(0, "draws the kernels of the graph", minimum=0),
     "gssm.clip": Field(
         1e-10, "least probability in a kernel drawn; 0 leaves zeros", minimum=0

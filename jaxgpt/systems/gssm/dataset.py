@@ -50,8 +50,8 @@ class OnlineData:
         return self.source.held_out(c.seed, split, count, c.batch_size, length)
 
 
-class FileData(OnlineData):
-    """Training sequences of an HDF5 file, each once an epoch; validation is drawn."""
+class FiniteData(OnlineData):
+    """Training sequences of an array, each once an epoch; validation is drawn."""
 
     def __init__(self, config: ConfigDict, source: Source, tokens_NT: np.ndarray):
         super().__init__(config, source)
@@ -69,7 +69,7 @@ class FileData(OnlineData):
         return self.tokens_NT[rows, :length].astype(np.int32)
 
     def fixed(self, split: str, length: int, count: int | None = None) -> np.ndarray:
-        """Returns the same sequences every time: of train, spread over the file."""
+        """Returns the same sequences every time: of train, spread over the array."""
         if split != "train":
             return super().fixed(split, length, count)
         N = len(self.tokens_NT)
@@ -85,18 +85,31 @@ def _shuffled(seed: int, epoch: int, count: int) -> np.ndarray:
 def open_data(config: ConfigDict, source: Source, length: int) -> OnlineData:
     """Opens `data.path`, an HDF5 file of this source; "" draws sequences instead.
 
+    Of both, `gssm.sequences` takes the first ones only.
+
     Raises:
-      UserError: where it is another graph's, truncated, or its sequences too short.
+      UserError: where the file is another graph's or truncated, or its sequences too
+        short or too few.
     """
+    first = config.gssm.sequences
     if not config.data.path:
-        return OnlineData(config, source)
+        if not first:
+            return OnlineData(config, source)
+        rows = config.batch_size
+        drawn = source.held_out(config.seed, "train", first, rows, length)
+        return FiniteData(config, source, drawn)
     tokens_NT = read(config.data.path, source)
+    if first > len(tokens_NT):
+        raise UserError(
+            f"'{config.data.path}' has {len(tokens_NT)} sequences: gssm.sequences asks "
+            f"for {first}"
+        )
     if tokens_NT.shape[1] < length:
         raise UserError(
             f"'{config.data.path}' has sequences of {tokens_NT.shape[1]} tokens: "
             f"model.block_size {config.model.block_size} needs {length}"
         )
-    return FileData(config, source, tokens_NT)
+    return FiniteData(config, source, tokens_NT[: first or None])
 
 
 def read(name: str, source: Source) -> np.ndarray:
