@@ -79,7 +79,7 @@ def test_evaluate_and_sample_know_the_system(trained_gssm):
     tokens, known = np.zeros((3, 9), np.int32), np.arange(9) < np.full((3, 1), 1)
     filled = opened.system.sample(opened.params, tokens, known, jax.random.key(0))
     assert filled.tokens_BT.shape == (3, 9)
-    assert 0 <= filled.tokens_BT.min() and filled.tokens_BT.max() < 16
+    assert filled.tokens_BT.min() >= 0 and filled.tokens_BT.max() < 16
 
 
 def test_a_loss_below_the_floor_is_a_leak():
