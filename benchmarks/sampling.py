@@ -33,7 +33,8 @@ def jaxgpt_sampler(batch: int, cached: bool):
 
     def work():
         key = jax.random.key(next(seeds))
-        return system.sample(params, tokens, known, key, cached=cached)
+        how = systems.Sampling("ar", cached=cached)
+        return system.sample(params, tokens, known, key, how)
 
     return work
 

@@ -13,6 +13,7 @@ import argparse
 import json
 import pathlib
 import statistics
+import sys
 
 from benchmarks.alternate import machine
 
@@ -78,7 +79,8 @@ def main():
             c = config.load(f"{file}:{args.variant}", changes)
             slug = f"{name.replace(' ', '_').replace(',', '')}-{args.steps}-{seed}"
             workdir = pathlib.Path(args.workdir) / slug
-            train(c, workdir)
+            if status := train(c, workdir):
+                sys.exit(status)
             rows.append(
                 {"name": name, "seed": seed} | score(workdir, c.model.block_size)
             )

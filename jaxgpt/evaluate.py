@@ -2,6 +2,7 @@
 
 python -m jaxgpt.evaluate --workdir=runs/sigma_char --split=val --json=-
 python -m jaxgpt.evaluate --workdir=DIR --tokens=F.npy --order=O.npy --json=-
+python -m jaxgpt.evaluate --workdir=DIR --num_orders=16 --infill=0.15,0.5,0.85
 """
 
 from __future__ import annotations
@@ -85,10 +86,43 @@ def evaluate_split(run: Run, split: str) -> dict:
         "loss": loss,
         "perplexity": math.exp(loss),
         "bits_per_token": loss / math.log(2),
-        "tokens": len(tokens_NT) * (run.system.window - 1),
+        "tokens": len(tokens_NT) * run.system.predicted,
         "step": run.step,
         **figures,
     }
+
+
+def evaluate_orders(run: Run, split: str, num_orders: int) -> dict[str, float]:
+    """Returns the likelihood over many orders of the fixed windows of a split.
+
+    Raises:
+      UserError: where the model reads in one order only.
+    """
+    from jaxgpt.core import random
+    from jaxgpt.systems.sigma import likelihood
+
+    if run.system.model_config.positions != "double":
+        raise UserError("--num_orders is for σ-GPT: this model reads left to right")
+    c, T = run.config, run.system.window
+    tokens_BT = run.open_data().fixed(split, T, c.eval_sequences)
+    key = random.stream(c.seed, "eval_order")
+    log_p_BN = likelihood.log_likelihoods(
+        run.system, run.params, tokens_BT, key, num_orders
+    )
+    return likelihood.summary(log_p_BN, run.system.predicted)
+
+
+def evaluate_infilling(run: Run, split: str, ratios: list[float]) -> dict[str, dict]:
+    """Returns {"infill": {ratio: figures}} of the fixed windows of a split."""
+    from jaxgpt.systems import infill
+
+    c, T = run.config, run.config.model.block_size
+    tokens_NT = run.open_data().fixed(split, T, c.eval_sequences)
+    measured = {
+        f"{ratio:g}": infill.measure(run.system, run.params, tokens_NT, ratio, c.seed)
+        for ratio in ratios
+    }
+    return {"infill": measured}
 
 
 def evaluate_lengths(run: Run, split: str, text: str) -> dict:
@@ -150,6 +184,18 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
     }
 
 
+def _ratios(text: str) -> list[float]:
+    try:
+        ratios = [float(word) for word in text.split(",")]
+    except ValueError:
+        ratios = [0.0]
+    if not all(0 < ratio < 1 for ratio in ratios):
+        raise UserError(
+            f"--infill holds shares between 0 and 1, like 0.5: not '{text}'"
+        )
+    return ratios
+
+
 def command(argv: list[str]) -> None:
     """Parses arguments and prints the figures."""
     parser = cli.Parser("jaxgpt.evaluate", __doc__)
@@ -165,7 +211,21 @@ def command(argv: list[str]) -> None:
         f"in blocks as 2x; without a value {DEFAULT_LENGTHS}",
     )
     parser.add_argument("--logits", help="with --tokens: write float32 logits here")
+    parser.add_argument(
+        "--num_orders",
+        type=int,
+        help="σ-GPT: also the likelihood over this many random orders of each window",
+    )
+    parser.add_argument(
+        "--infill",
+        help="also how well spans are filled, of these shares of a window: 0.15,0.5",
+    )
     args = parser.parse_args(argv)
+    if args.tokens and (args.num_orders is not None or args.infill):
+        raise UserError("--num_orders and --infill go with --split, not with --tokens")
+    if args.num_orders is not None and args.num_orders < 1:
+        raise UserError(f"--num_orders is at least 1: not {args.num_orders}")
+    ratios = _ratios(args.infill) if args.infill else []
     if (args.order or args.logits) and not args.tokens:
         raise UserError("--order and --logits go with --tokens")
     cli.set_up_jax()
@@ -176,16 +236,23 @@ def command(argv: list[str]) -> None:
         figures = score_tokens(run, args.tokens, args.order, args.logits)
     else:
         figures = evaluate_split(run, args.split)
+        if args.num_orders:
+            figures |= evaluate_orders(run, args.split, args.num_orders)
+        if ratios:
+            figures |= evaluate_infilling(run, args.split, ratios)
         if args.eval_lengths:
             figures |= evaluate_lengths(run, args.split, args.eval_lengths)
     if args.json:
         cli.print_json(figures)
     else:
         for name, value in figures.items():
-            if name not in ("nll", "loss_at_length"):
+            if isinstance(value, float | int):
                 print(f"{name:>20}  {value:.6g}" if value else f"{name:>20}  {value}")
         for length, value in figures.get("loss_at_length", {}).items():
             print(f"{'loss at ' + length:>20}  {value:.6g}")
+        for ratio, found in figures.get("infill", {}).items():
+            print(f"{'infill ' + ratio:>20}", end="")
+            print("".join(f"  {name} {value:.4g}" for name, value in found.items()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Generate from a run: continue a prompt, or fill the gaps of a template.
 
-python -m jaxgpt.sample --workdir=runs/sigma_char-laptop --prompt="ROMEO:"
+python -m jaxgpt.sample --workdir=runs/sigma_char-laptop --prompt="ROMEO:" --live
 python -m jaxgpt.sample --workdir=DIR --template="<missing:20>my lord.<missing:20>"
 """
 
@@ -17,7 +17,11 @@ from jaxgpt.config import MAX_SEED, UserError
 if TYPE_CHECKING:
     import numpy as np
 
+    from jaxgpt.live import Screen
     from jaxgpt.run import Run
+    from jaxgpt.systems import Filled, Watch
+
+STOP_EVERY = 32  # Calls between looks for the stop text: a look waits for the device.
 
 # Of texts that go on past the block, which a causal model can.
 LONGEST = 1 << 16
@@ -112,25 +116,107 @@ def _start_token(run: Run) -> int:
 
     if isinstance(run.tokenizer, tok.GPT2Tokenizer):
         return tok.END_OF_TEXT
-    if (
-        isinstance(run.tokenizer, tok.CharTokenizer)
-        and "\n" in run.tokenizer.characters
-    ):
-        return int(run.tokenizer.encode("\n")[0])
-    return 0
+    try:
+        return int(_encode(run, "\n")[0])
+    except UserError:  # There is no tokenizer, or it knows no newline.
+        return 0
 
 
 def _show(run: Run, tokens: np.ndarray) -> str:
     return run.tokenizer.decode(tokens) if run.tokenizer else str(tokens.tolist())
 
 
+def _stop_at(run: Run, row: np.ndarray, given: int, stop: str) -> int:
+    """Returns how many tokens to keep: those up to stop, sought after the prompt."""
+    if not stop or stop not in _show(run, row[given:]):
+        return len(row)
+    for end in range(given + 1, len(row)):
+        if stop in _show(run, row[given:end]):
+            return end
+    return len(row)
+
+
+def _watch(
+    run: Run, args: argparse.Namespace, given: int, screen: Screen | None
+) -> tuple[Watch | None, int]:
+    """Returns what looks on while a run generates, and how many calls it waits."""
+    if screen:
+        return screen.show, 1
+    if not args.stop:
+        return None, 1
+
+    def unfinished(filled: Filled) -> bool:
+        # Left to right, what is settled ends where the first gap begins.
+        ends = [
+            int(row.argmin()) if not row.all() else len(row)
+            for row in filled.settled_BT
+        ]
+        rows = zip(filled.tokens_BT, ends, strict=True)
+        return not all(args.stop in _show(run, row[given:end]) for row, end in rows)
+
+    return unfinished, STOP_EVERY
+
+
+def generate(
+    run: Run,
+    args: argparse.Namespace,
+    tokens: np.ndarray,
+    known: np.ndarray,
+    screen: Screen | None = None,
+) -> Filled:
+    """Returns `args.num_samples` fillings of a text [T]."""
+    import numpy as np
+
+    from jaxgpt.core import random
+    from jaxgpt.systems import Sampling
+
+    how = Sampling(
+        sampler=args.sampler,
+        order=args.order,
+        temperature=args.temperature,
+        top_k=args.top_k or 0,
+        top_p=args.top_p,
+        num_orders=args.num_orders or 0,
+        block_length=args.block_length or 0,
+    )
+    watch, every = _watch(run, args, int(known.sum()), screen)
+    return run.system.sample(
+        run.params,
+        np.tile(tokens, (args.num_samples, 1)),
+        np.tile(known, (args.num_samples, 1)),
+        random.stream(args.seed, "sample"),
+        how,
+        watch,
+        every,
+    )
+
+
+def describe(run: Run, filled: Filled, known: np.ndarray, stop: str) -> list[dict]:
+    """Returns the contract's JSON object of each sample."""
+    given = int(known.sum())
+    samples = []
+    for row, tokens in enumerate(filled.tokens_BT):
+        end = _stop_at(run, tokens, given, stop)
+        calls = int(filled.calls_B[row])
+        made = int((filled.settled_BT[row] & ~known).sum())
+        samples.append(
+            {
+                "text": run.tokenizer.decode(tokens[:end]) if run.tokenizer else None,
+                "tokens": tokens[:end].tolist(),
+                "model_calls": calls,
+                "accepted_per_call": made / calls if calls else 0.0,
+                "token_evaluations": int(filled.evaluations_B[row]),
+                "log_probability": float(filled.log_p_BT[row, :end].sum()),
+            }
+        )
+    return samples
+
+
 def command(argv: list[str]) -> None:
     """Parses arguments and prints the samples."""
     args = _parse(argv)
     cli.set_up_jax()
-    import numpy as np
-
-    from jaxgpt.core import random
+    from jaxgpt.live import Screen
     from jaxgpt.run import open_run
 
     run = open_run(args.workdir, args.step)
@@ -141,43 +227,35 @@ def command(argv: list[str]) -> None:
         longest = LONGEST if run.system.goes_past_block else block
         return continuations.command(run, args, longest)
     tokens, known = known_text(run, args)
-    bare = not known.any()
+    bare = not known.any() and not run.system.model_config.begin_token
     if bare:
         tokens[0], known[0] = _start_token(run), True
     began = time.perf_counter()
-    filled_NT = run.system.sample(
-        run.params,
-        np.tile(tokens, (args.num_samples, 1)),
-        np.tile(known, (args.num_samples, 1)),
-        random.stream(args.seed, "sample"),
-        order=args.order,
-        temperature=args.temperature,
-        top_k=args.top_k,
-    )
+    live = args.live and Screen.possible()
+    if live:
+        with Screen(run.tokenizer, known) as screen:
+            filled = generate(run, args, tokens, known, screen)
+    else:
+        filled = generate(run, args, tokens, known)
     seconds = time.perf_counter() - began
     if bare:
         cli.say(
             f"note: this model cannot begin with nothing; its first token is "
             f"{_show(run, tokens[:1])!r}"
         )
-    missing = int((~known).sum())
-    samples = [
-        {
-            "text": run.tokenizer.decode(row) if run.tokenizer else None,
-            "tokens": row.tolist(),
-            "model_calls": missing,
-            "accepted_per_call": 1.0 if missing else 0.0,
-        }
-        for row in filled_NT
-    ]
+    samples = describe(run, filled, known, args.stop)
     if args.json:
         cli.print_json({"samples": samples, "seconds": seconds})
         return
-    for index, row in enumerate(filled_NT):
+    for index, sample in enumerate(samples):
         if index:
             print("-" * 40)
-        print(_show(run, row))
-    cli.say(f"{missing * len(samples)} tokens in {seconds:.2f} s, compilation included")
+        print(sample["text"] if run.tokenizer else sample["tokens"])
+    made = int((filled.settled_BT & ~known).sum())
+    calls = int(filled.calls_B.max())
+    cli.say(
+        f"{made} tokens in {calls} model calls, {seconds:.2f} s, compilation included"
+    )
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -193,31 +271,58 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="continue texts of this split, half a block long",
     )
     parser.add_argument("--max_new_tokens", type=int, help="default: fill the block")
-    parser.add_argument("--sampler", default="ar", choices=["ar"])
+    parser.add_argument(
+        "--sampler",
+        default="",
+        choices=["ar", "burst", "exact-burst"],
+        help="ar: one token a call; exact-burst (σ-GPT's default): several tokens a "
+        "call, with the law of ar; burst: the original's best of N orders, biased",
+    )
     parser.add_argument(
         "--order",
         default="",
-        help="random (σ-GPT's default), left-to-right or fractal",
+        help="random (σ-GPT's default), left-to-right, fractal, far-apart, block, "
+        "low-entropy-first (with ar), or the missing positions, like 7,5,6",
     )
+    parser.add_argument("--num_orders", type=int, help="of burst; default 5")
+    parser.add_argument("--block_length", type=int, help="of order block; default 16")
     parser.add_argument("--num_samples", type=int, default=1)
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
-    parser.add_argument("--top_k", type=int, default=0, help="0 allows every token")
+    parser.add_argument("--top_k", type=int, help="draw from the k likeliest tokens")
+    parser.add_argument(
+        "--top_p",
+        type=float,
+        default=1.0,
+        help="draw from the likeliest tokens that reach this probability",
+    )
+    parser.add_argument("--stop", default="", help="end the text after this")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--live", action="store_true", help="watch the text fill, on a terminal"
+    )
     args = parser.parse_args(argv)
     if args.template is not None and args.max_new_tokens is not None:
         raise UserError(
             "--max_new_tokens does not go with --template: gaps have lengths"
         )
+    if args.stop and args.template is not None:
+        raise UserError("--stop does not go with --template, which says where it ends")
     for name, least in (
         ("max_new_tokens", 0),
         ("num_samples", 1),
         ("temperature", 0),
-        ("top_k", 0),
+        ("top_k", 1),
+        ("num_orders", 1),
+        ("block_length", 1),
         ("seed", 0),
     ):
         value = getattr(args, name)
         if value is not None and not value >= least:
             raise UserError(f"--{name} is at least {least}: not {value}")
+    if not 0 < args.top_p <= 1:
+        raise UserError(f"--top_p is above 0 and at most 1: not {args.top_p}")
+    if args.temperature == float("inf"):
+        raise UserError("--temperature is a finite number: not inf")
     if args.seed > MAX_SEED:
         raise UserError(f"--seed is at most {MAX_SEED}: not {args.seed}")
     return args

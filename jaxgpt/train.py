@@ -95,7 +95,7 @@ class Trainer:
         self.recorder = metrics.Recorder(
             workdir, self.step, metrics.open_trackers(c, workdir)
         )
-        self.tokens_per_step = c.batch_size * (system.window - 1)
+        self.tokens_per_step = c.batch_size * system.predicted
         self.parameters = transformer.count_parameters(self.state["params"])
         flops = transformer.flops_per_token(system.model_config, self.parameters)
         self.slow_device = jax.default_backend() == "cpu"

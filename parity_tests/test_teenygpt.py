@@ -12,10 +12,12 @@ import pytest
 import torch
 from flax import nnx
 
+from jaxgpt import config as configs
 from jaxgpt import convert, evaluate, systems
 from jaxgpt.config import UserError
 from jaxgpt.core import generate
 from jaxgpt.core.transformer import LanguageModel
+from jaxgpt.data import text as texts
 from jaxgpt.interop import formats, rules, teenygpt
 from parity_tests.conftest import GOLDEN, relative, worst
 from parity_tests.tolerances import FLOAT32
@@ -195,3 +197,18 @@ def test_configurations_that_are_not_the_weights(tmp_path, changes, expected):
     with pytest.raises(UserError) as caught:
         formats.read_original("teenygpt", str(FOLDER / f"{name}.npz"), str(settings))
     assert expected in str(caught.value)
+
+
+def test_chunks_are_split_as_the_original_does():
+    expected = json.loads((FOLDER / "dataset_split.json").read_text())[0]
+    open_text = lambda changes: texts.open_text(
+        configs.override(configs.base(), changes), 257
+    )
+    plain = open_text({})
+    whole = np.concatenate([plain.train, plain.val])
+    data = open_text({"data.split": "chunks", "data.test_fraction": 0.1})
+    for split in ("train", "val", "test"):
+        chunks = np.asarray(getattr(data, split)).reshape(-1, 10_000)
+        order = expected[f"{split}_chunks"]
+        there = whole[: 111 * 10_000].reshape(-1, 10_000)[order]
+        np.testing.assert_array_equal(chunks, there)

@@ -18,7 +18,7 @@ OPTIONS = {
     "train": ["--config", "--workdir", *FIELDS],
     "evaluate": [
         *("--workdir", "--step", "--json", "--split"),
-        *("--tokens", "--order", "--logits"),
+        *("--tokens", "--order", "--logits", "--eval_lengths"),
     ],
     "sample": [
         *("--workdir", "--step", "--json", "--prompt", "--prompt_ids", "--template"),

@@ -9,7 +9,7 @@ LAYERS = (
     {"core", "data"},
     {"cli"},
     {"systems", "interop"},
-    {"optim", "sharding", "checkpoint", "metrics", "step"},
+    {"optim", "sharding", "checkpoint", "metrics", "step", "live"},
     {"run"},
     {"train", "evaluate", "sample", "verify", "convert", "continuations", "grid"},
 )

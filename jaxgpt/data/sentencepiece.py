@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import itertools
 import pathlib
+import re
 from collections.abc import Iterable
 
 import numpy as np
 
 from jaxgpt.config import UserError
 
+WORDS = re.compile(r"[ \n]+[^ \n]*|[^ \n]+")
 # Longer lines would be left out of training without a word.
 LONGEST_LINE = 1 << 24
 
@@ -23,25 +26,32 @@ class SentencePieceTokenizer:
         """Raises ValueError where these bytes are no model."""
         import sentencepiece
 
+        if not model:
+            raise ValueError("it is empty")
         self.model = model
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
-            raise ValueError(f"no SentencePiece model: {error}") from None
+            raise ValueError(f"no SentencePiece model ({error})") from None
         self.vocab_size = self._processor.get_piece_size()
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns ids [T]; raises UserError at text that has no piece."""
-        ids = np.array(self._processor.encode(text), np.int32)
+        """Returns ids [T]; raises UserError at text that has no piece.
+
+        Word by word: no piece spans two, and the sums by which SentencePiece finds the
+        best pieces are float32, which a long text would round away.
+        """
+        words = WORDS.findall(text)
+        encoded = self._processor.encode(words)
         unknown = self._processor.unk_id()
-        if (ids == unknown).any():
-            pieces = self._processor.encode_as_pieces(text)
-            first = pieces[int((ids == unknown).argmax())]
-            raise UserError(
-                f"{first.strip('▁')[:20]!r} is not in the vocabulary of "
-                f"{self.vocab_size} SentencePiece tokens: leave it out"
-            )
-        return ids
+        for word, ids in zip(words, encoded, strict=True):
+            if unknown in ids:
+                first = self._processor.encode_as_pieces(word)[ids.index(unknown)]
+                raise UserError(
+                    f"{first.strip('▁')[:20]!r} is not in the vocabulary of "
+                    f"{self.vocab_size} SentencePiece tokens: leave it out"
+                )
+        return np.fromiter(itertools.chain.from_iterable(encoded), np.int32)
 
     def decode(self, ids: np.ndarray) -> str:
         """Returns the text of ids; ids beyond the vocabulary have none."""

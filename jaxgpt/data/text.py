@@ -235,8 +235,7 @@ def _make_tokenizer(
     if data.tokenizer == "gpt2":
         return tok.GPT2Tokenizer()
     if not data.sentencepiece_model:
-        lines = (line for text in _chunks(files) for line in text.split("\n"))
-        return sentencepiece.train(lines, characters, data.vocab_size)
+        return sentencepiece.train(_lines(files), characters, data.vocab_size)
     return sentencepiece.read(_model_file(data), data.vocab_size)
 
 
@@ -329,6 +328,15 @@ def _chunks(files: list[pathlib.Path]) -> Iterator[str]:
             raise UserError(f"'{file}' is not UTF-8: it ends within a character")
         if rest:
             yield rest
+
+
+def _lines(files: list[pathlib.Path]) -> Iterator[str]:
+    """Yields the lines of the text, wherever `_chunks` cuts it."""
+    rest = ""
+    for text in _chunks(files):
+        *whole, rest = (rest + text).split("\n")
+        yield from whole
+    yield rest
 
 
 def _token_dtype(vocab_size: int) -> np.dtype:

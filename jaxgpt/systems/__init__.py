@@ -128,6 +128,11 @@ class System:
         """Tokens of one training sequence, targets included."""
         return self.model_config.block_size + self.extra_tokens
 
+    @property
+    def predicted(self) -> int:
+        """Tokens of it that are predicted: all but what is read first."""
+        return self.window - 1 + int(self.model_config.begin_token)
+
     def _build(self, key: jax.Array) -> LanguageModel:
         return LanguageModel(self.model_config, rngs=nnx.Rngs(params=key))
 

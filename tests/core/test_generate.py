@@ -6,6 +6,7 @@ import pytest
 from jaxgpt import config as configs
 from jaxgpt import systems
 from jaxgpt.core import generate
+from jaxgpt.systems import Sampling
 
 T = 17
 
@@ -27,12 +28,16 @@ def system_and_params(request):
 
 def ask(system, params, known, seed=3, **options):
     tokens = np.arange(known.size, dtype=np.int32).reshape(known.shape) % 7
-    key = jax.random.key(seed)
-    return tokens, system.sample(params, tokens, known, key, **options)
+    how = Sampling(**{"sampler": "ar"} | options)
+    filled = system.sample(params, tokens, known, jax.random.key(seed), how)
+    assert filled.settled_BT.all()
+    return tokens, filled.tokens_BT
 
 
 @pytest.mark.parametrize("length", [2, 9, T])
-@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"temperature": 0.0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"top_k": 3}, {"temperature": 0.0}, {"top_p": 0.6}]
+)
 def test_cached_generation_equals_the_naive_one(system_and_params, length, options):
     known = np.arange(length) < np.array([[1], [1]])
     _, fast = ask(*system_and_params, known, **options)
@@ -57,19 +62,18 @@ def test_a_gap_anywhere_is_filled_and_the_rest_kept():
     for order in ("random", "left-to-right", "fractal"):
         tokens, filled = ask(system, params, known, order=order)
         np.testing.assert_array_equal(filled[known], tokens[known])
-        read, (own, target) = system.reading(known, order, jax.random.key(0))
+        read = system.reading(known, Sampling(order=order), jax.random.key(0))
         assert sorted(read[0]) == list(range(T))
         assert list(read[0][:4]) == [3, 4, 5, T - 1]
-        np.testing.assert_array_equal(
-            np.asarray(target)[0, :-1], np.asarray(own)[0, 1:]
-        )
 
 
 def test_seeds_and_rows_draw_differently_and_repeatably(system_and_params):
     known = np.arange(T) < np.ones((4, 1))
     tokens = np.zeros(known.shape, np.int32)
-    draw = lambda seed: system_and_params[0].sample(
-        system_and_params[1], tokens, known, jax.random.key(seed)
+    draw = lambda seed: (
+        system_and_params[0]
+        .sample(system_and_params[1], tokens, known, jax.random.key(seed))
+        .tokens_BT
     )
     np.testing.assert_array_equal(draw(0), draw(0))
     assert (draw(0) != draw(1)).any()
@@ -79,23 +83,72 @@ def test_seeds_and_rows_draw_differently_and_repeatably(system_and_params):
 def test_nothing_is_compiled_for_other_lengths(system_and_params):
     known = lambda length, given: np.arange(length) < np.full((2, 1), given)
     ask(*system_and_params, known(T, 1))
-    before = generate.complete._cache_size()
+    before = generate.autoregress._cache_size()
     for length, given in ((T, 4), (9, 2), (2, 1), (T, T)):
         ask(*system_and_params, known(length, given))
-    assert generate.complete._cache_size() == before
+    assert generate.autoregress._cache_size() == before
+
+
+def task(temperature=1.0, top_k=0, top_p=1.0):
+    how = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    return how.task(1, jax.random.key(0))
 
 
 def test_draws_follow_the_distribution():
-    logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
-    rows = jnp.tile(logits, (20000, 1))
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
     uniform = jax.random.uniform(jax.random.key(0), (20000,))
 
-    def shares(temperature, top_k):
-        drawn = generate.draw(uniform, rows, jnp.float32(temperature), top_k)
+    def shares(**options):
+        p = generate.distribution(logits, task(**options))
+        drawn = generate.draw(uniform, jnp.tile(p, (20000, 1)))
         return np.bincount(drawn, minlength=4) / 20000
 
-    np.testing.assert_allclose(shares(1, 0), [0.5, 0.3, 0.15, 0.05], atol=0.015)
-    np.testing.assert_allclose(shares(1, 2), [0.625, 0.375, 0, 0], atol=0.015)
+    np.testing.assert_allclose(shares(), [0.5, 0.3, 0.15, 0.05], atol=0.015)
+    np.testing.assert_allclose(shares(top_k=2), [0.625, 0.375, 0, 0], atol=0.015)
+    # The nucleus is the smallest set that reaches top_p, the last token included.
+    np.testing.assert_allclose(shares(top_p=0.6), [0.625, 0.375, 0, 0], atol=0.015)
+    np.testing.assert_array_equal(shares(top_p=0.49), [1, 0, 0, 0])
     sharp = np.array([0.5, 0.3, 0.15, 0.05]) ** 2
-    np.testing.assert_allclose(shares(0.5, 0), sharp / sharp.sum(), atol=0.015)
-    np.testing.assert_array_equal(shares(0, 0), [1, 0, 0, 0])
+    np.testing.assert_allclose(shares(temperature=0.5), sharp / sharp.sum(), atol=0.015)
+    np.testing.assert_array_equal(shares(temperature=0.0), [1, 0, 0, 0])
+
+
+def test_a_draw_never_takes_a_token_without_weight():
+    p = jnp.array([[0.0, 0.3, 0.0, 0.2, 0.0]] * 3)
+    drawn = generate.draw(jnp.array([0.0, 0.59999, 1.0]), p)
+    assert set(drawn.tolist()) <= {1, 3}
+
+
+def test_log_probabilities_are_those_of_the_text(system_and_params):
+    system, params = system_and_params
+    known = np.arange(T) < np.array([[1], [4]])
+    how = Sampling("ar", order="left-to-right", temperature=0.7, top_k=3)
+    tokens = np.ones((2, T), np.int32)
+    filled = system.sample(params, tokens, known, jax.random.key(1), how)
+    order = np.tile(np.arange(T), (2, 1))
+    nll = system.score(params, filled.tokens_BT, order)[1]
+    expected = np.where(known[:, 1:], 0, -np.asarray(nll))
+    np.testing.assert_allclose(filled.log_p_BT[:, 1:], expected, atol=1e-4)
+    assert filled.calls_B.tolist() == [T - 1, T - 4]
+
+
+def test_watching_changes_nothing_and_can_stop(system_and_params):
+    system, params = system_and_params
+    known = np.arange(T) < np.ones((2, 1))
+    tokens = np.zeros((2, T), np.int32)
+    seen = []
+
+    def watch(filled):
+        seen.append(int(filled.settled_BT.sum()))
+        return len(seen) < 4 or more
+
+    more = True
+    how = Sampling("ar")
+    watched = system.sample(params, tokens, known, jax.random.key(3), how, watch, 3)
+    plain = system.sample(params, tokens, known, jax.random.key(3), how)
+    np.testing.assert_array_equal(watched.tokens_BT, plain.tokens_BT)
+    assert seen == [8, 14, 20, 26, 32, 34]
+    more = False
+    seen.clear()
+    stopped = system.sample(params, tokens, known, jax.random.key(3), how, watch, 3)
+    assert stopped.settled_BT.sum() == 26

@@ -25,6 +25,9 @@ from jaxgpt.systems.sigma.samplers import best_of, exact, unmask
 SAMPLING_ORDERS = (*orders.GENERATION, "low-entropy-first")
 BURST_ORDERS = 5  # The original's default.
 BLOCK_LENGTH = 16
+# On a CPU the cost of a call grows with its tokens from the start: more to a round
+# would save calls and lose time.
+CPU_WIDEST = 8
 
 
 class SigmaGPT(System):
@@ -126,7 +129,8 @@ class SigmaGPT(System):
                 unmask.advance, rank="entropy", most=1, bound=jnp.float32(jnp.inf)
             )
         if name == "exact-burst":
-            return exact.advance
+            widest = self.window if self.model_config.kernels != "cpu" else CPU_WIDEST
+            return functools.partial(exact.advance, widest=widest)
         return super().sampler(how)
 
     def reading(

@@ -49,7 +49,8 @@ def advance(
     def round_(state, W):
         return _round(reader, params, state, task, num_orders, wanted_B(state), W)
 
-    return window.rounds(round_, wanted_B, state, task.end, limit)
+    S = state.tokens_BS.shape[1]
+    return window.rounds(round_, wanted_B, state, S, task.end, limit)
 
 
 def _random(key: jax.Array, calls_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -33,9 +33,15 @@ from jaxgpt.core.generate import (
 from jaxgpt.systems.sigma.samplers import window
 
 
-@functools.partial(jax.jit, static_argnames=("reader",), donate_argnums=2)
+@functools.partial(jax.jit, static_argnames=("reader", "widest"), donate_argnums=2)
 def advance(
-    reader: Reader, params: Any, state: State, task: Task, limit: jax.Array
+    reader: Reader,
+    params: Any,
+    state: State,
+    task: Task,
+    limit: jax.Array,
+    *,
+    widest: int,
 ) -> State:
     """Fills the slots of each row to the end, at its own pace.
 
@@ -48,6 +54,7 @@ def advance(
       state: from generate.start; donated.
       task: what to sample.
       limit: about how many calls to make at most.
+      widest: tokens tried in a round, at most.
     """
     # One number a slot for each use: numbers spent on drafts that were never decided
     # on told nothing, and may be spent again.
@@ -55,12 +62,13 @@ def advance(
     uniform_3BS = uniforms(task.key, (B, 3, S)).transpose(1, 0, 2)
 
     def wanted_B(state):
-        return jnp.clip(task.end - state.filled_B, 0, state.lookahead_B)
+        lookahead_B = jnp.minimum(state.lookahead_B, widest)
+        return jnp.clip(task.end - state.filled_B, 0, lookahead_B)
 
     def round_(state, W):
         return _round(reader, params, state, task, uniform_3BS, wanted_B(state), W)
 
-    return window.rounds(round_, wanted_B, state, task.end, limit)
+    return window.rounds(round_, wanted_B, state, widest, task.end, limit)
 
 
 def _round(reader, params, state, task, uniform_3BS, wanted_B, W):

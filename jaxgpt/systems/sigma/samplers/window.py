@@ -15,14 +15,12 @@ from jaxgpt.core.generate import Reader, State, Task, distribution, draw
 SMALLEST = 4
 
 
-def widths(S: int) -> tuple[int, ...]:
-    """Returns the widths for which a pass is compiled: 1, 4, 8, 16, ... up to S."""
-    found = [1]
-    width = SMALLEST
-    while found[-1] < S:
-        found.append(min(width, S))
-        width *= 2
-    return tuple(found)
+def widths(widest: int) -> tuple[int, ...]:
+    """Returns the widths for which a pass is compiled: 1, 4, 8, 16, ... and widest."""
+    found = [1, SMALLEST]
+    while 2 * found[-1] <= widest:
+        found.append(2 * found[-1])
+    return (*found[:-1], max(widest, SMALLEST))
 
 
 def take(array_BS: jax.Array, start_B: jax.Array, W: int) -> jax.Array:
@@ -112,6 +110,7 @@ def rounds(
     advance: Callable[[State, int], State],
     wanted_B: Callable[[State], jax.Array],
     state: State,
+    widest: int,
     end: jax.Array,
     limit: jax.Array,
 ) -> State:
@@ -125,6 +124,7 @@ def rounds(
       advance: (state, W) -> state, one round.
       wanted_B: state -> slots each row wants to look at, 0 where it is full.
       state: where to begin.
+      widest: the largest window wanted.
       end: one past the last slot to fill.
       limit: calls.
     """
@@ -135,7 +135,7 @@ def rounds(
 
     def sweep(state):
         below = 0
-        for W in widths(state.tokens_BS.shape[1]):
+        for W in widths(widest):
 
             def fits(state, below=below, W=W):
                 wanted = wanted_B(state).max()

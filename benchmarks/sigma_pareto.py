@@ -1,0 +1,158 @@
+"""What each way of sampling σ-GPT costs, and how good its texts are.
+
+    python -m benchmarks.sigma_pareto --workdir=SIGMA_RUN --judge=CAUSAL_RUN
+
+Every sampler writes the same number of texts from one given token. The judge is a
+plain GPT trained on the same data: its negative log-likelihood of the texts is low
+for good texts, and for dull ones, which is why the entropy of their single characters
+stands beside it. Both are also shown for real texts of the validation split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import time
+
+import numpy as np
+
+from benchmarks.alternate import machine
+
+ORDERS = ("random", "left-to-right", "fractal", "far-apart", "block")
+
+
+def contenders(system_class, config, block: int) -> dict:
+    """Returns {name: (system, Sampling)}."""
+    import jax.numpy as jnp
+
+    from jaxgpt.systems import Sampling
+    from jaxgpt.systems.sigma.samplers import unmask
+
+    class Unmasking(system_class):
+        """σ-GPT with the samplers of masked diffusion."""
+
+        def __init__(self, config, rank, most, bound):
+            super().__init__(config)
+            self.options = {"rank": rank, "most": most, "bound": jnp.float32(bound)}
+
+        def sampler(self, how):
+            del how
+            return functools.partial(unmask.advance, **self.options)
+
+    system = system_class(config)
+    found = {}
+    for order in (*ORDERS, "low-entropy-first"):
+        found[f"ar, {order}"] = (system, Sampling("ar", order))
+    for order in ORDERS:
+        found[f"exact-burst, {order}"] = (system, Sampling("exact-burst", order))
+    for N in (1, 5, 20):
+        found[f"burst, N={N}"] = (system, Sampling("burst", num_orders=N))
+    for calls in (4, 8, 16, 32):
+        most = -(-(block - 1) // calls)
+        surest = Unmasking(config, "probability", most, np.inf)
+        found[f"top-k unmasking, {calls} calls"] = (surest, Sampling())
+    for bound in (0.5, 2.0, 8.0):
+        bounded = Unmasking(config, "entropy", block, bound)
+        found[f"entropy-bounded, {bound:g} nats"] = (bounded, Sampling())
+    return found
+
+
+def quality(judge, tokens_NT: np.ndarray) -> dict[str, float]:
+    """Returns the judge's mean nats per token, its error, and the unigram entropy."""
+    nll_NT = np.asarray(judge.system.score(judge.params, tokens_NT, None)[1])
+    share_V = np.bincount(tokens_NT.ravel()) / tokens_NT.size
+    entropy = -(share_V[share_V > 0] * np.log(share_V[share_V > 0])).sum()
+    per_text_N = nll_NT.mean(1)
+    return {
+        "nll": float(per_text_N.mean()),
+        "nll_error": float(per_text_N.std(ddof=1) / np.sqrt(len(per_text_N))),
+        "entropy": float(entropy),
+    }
+
+
+def draw_figure(rows: list[dict], path: str) -> None:
+    """Writes the picture: quality against calls, and against seconds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), constrained_layout=True)
+    kinds = list(dict.fromkeys(row["sampler"].split(",")[0] for row in rows[1:]))
+    costs = (("calls", "model calls a text"), ("seconds", "seconds a text"))
+    for axes, (cost, label) in zip(panels, costs, strict=True):
+        axes.axhline(rows[0]["nll"], color="gray", ls=":", label="real texts")
+        for kind in kinds:
+            own = [r for r in rows[1:] if r["sampler"].split(",")[0] == kind]
+            axes.errorbar(
+                [r[cost] for r in own],
+                [r["nll"] for r in own],
+                [r["nll_error"] for r in own],
+                fmt="o",
+                label=kind,
+            )
+            for row in own:
+                name = row["sampler"].split(", ")[1].removesuffix(" calls")
+                place = (row[cost], row["nll"])
+                axes.annotate(name, place, (4, 3), textcoords="offset points", size=6)
+        axes.set(xscale="log", xlabel=label, ylabel="judge's nats per character")
+        axes.grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--judge", required=True)
+    parser.add_argument("--num_samples", type=int, default=256)
+    parser.add_argument("--figure", default="docs/sigma_pareto.png")
+    args = parser.parse_args()
+    from jaxgpt import cli
+    from jaxgpt.run import open_run
+
+    cli.set_up_jax()
+    import jax
+
+    run, judge = open_run(args.workdir), open_run(args.judge)
+    block = run.config.model.block_size
+    real_NT = run.open_data().fixed("val", block, args.num_samples)
+    # Texts begin as real ones do: with the first character of each.
+    known_NT = np.tile(np.arange(block) < 1, (args.num_samples, 1))
+    rows = [{"sampler": "real texts"} | quality(judge, real_NT)]
+    print(machine())
+    head = ("nll", "+-", "entropy", "calls", "evaluations", "ms a text")
+    print(f"{'sampler':32}" + "".join(f"{name:>12}" for name in head))
+    print(
+        f"{'real texts':32}{rows[0]['nll']:12.3f}{rows[0]['nll_error']:12.3f}"
+        f"{rows[0]['entropy']:12.3f}"
+    )
+    chosen = contenders(type(run.system), run.config, block)
+    for name, (system, how) in chosen.items():
+        fill = lambda seed, system=system, how=how: system.sample(
+            run.params, real_NT * known_NT, known_NT, jax.random.key(seed), how
+        )
+        fill(1)  # Compiles.
+        began = time.perf_counter()
+        filled = fill(0)
+        seconds = (time.perf_counter() - began) / args.num_samples
+        row = {"sampler": name} | quality(judge, filled.tokens_BT)
+        row |= {
+            "calls": float(filled.calls_B.mean()),
+            "evaluations": float(filled.evaluations_B.mean()),
+            "seconds": seconds,
+        }
+        rows.append(row)
+        print(
+            f"{name:32}{row['nll']:12.3f}{row['nll_error']:12.3f}"
+            f"{row['entropy']:12.3f}{row['calls']:12.1f}{row['evaluations']:12.0f}"
+            f"{1e3 * seconds:12.2f}",
+            flush=True,
+        )
+    draw_figure(rows, args.figure)
+    print(json.dumps({"machine": machine(), "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Programs beside the package: figures, launchers, data preparation."""

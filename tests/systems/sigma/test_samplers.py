@@ -1,0 +1,390 @@
+"""The law, the progress and the cost of the samplers that settle several tokens."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxgpt import config as configs
+from jaxgpt import systems
+from jaxgpt.core import generate
+from jaxgpt.systems import Sampling
+from jaxgpt.systems.sigma import orders
+from jaxgpt.systems.sigma.samplers import best_of, exact, unmask
+from tests.systems.sigma import tables
+
+SAMPLES = 100_000
+FOREVER = jnp.int32(2**30)
+
+
+def exact_burst(*arguments, widest=8):
+    return exact.advance(*arguments, widest=widest)
+
+
+def burst(*arguments, num_orders):
+    return best_of.advance(*arguments, num_orders=num_orders)
+
+
+def surest(*arguments):
+    return unmask.advance(*arguments, rank="entropy", most=1, bound=jnp.inf)
+
+
+def arrange(reader, read_BT, tokens_BT):
+    """Tokens and positions [B, n + 1] in reading order, a beginning token first."""
+    B, n = read_BT.shape
+    begin = lambda value: np.full((B, 1), value)
+    tokens = np.take_along_axis(tokens_BT, read_BT, 1)
+    return (
+        np.concatenate([begin(reader.V), tokens], 1).astype(np.int32),
+        np.concatenate([begin(n), read_BT], 1).astype(np.int32),
+    )
+
+
+def reading(known_BT, order):
+    noise = np.random.default_rng(0).random(known_BT.shape)
+    rows = [
+        np.concatenate([np.flatnonzero(k), orders.generation(k, order, u)])
+        for k, u in zip(known_BT, noise, strict=True)
+    ]
+    return np.array(rows)
+
+
+def draw_texts(
+    model, advance, runs, known_BT, tokens_BT=None, read=None, how=systems.PLAIN
+):
+    """Samples from a table: texts [runs, B, n], and each row's calls, evaluations."""
+    reader, params = model
+    B, n = known_BT.shape
+    tokens_BT = np.zeros((B, n), np.int32) if tokens_BT is None else tokens_BT
+    read = reading(known_BT, "random") if read is None else read
+    tokens_BS, own_BS = arrange(reader, read, tokens_BT)
+    target_BS = np.roll(own_BS, -1, 1)
+    given_B = 1 + known_BT.sum(1)
+
+    def once(key):
+        task = how.task(n + 1, key)
+        state = generate.start(reader, params, tokens_BS, own_BS, target_BS, given_B)
+        state = advance(reader, params, state, task, FOREVER)
+        text = jnp.zeros((B, n + 1), jnp.int32)
+        text = text.at[jnp.arange(B)[:, None], state.own_BS].set(state.tokens_BS)
+        full = (state.filled_B == n + 1).all()
+        return text[:, :n], state.calls_B, state.evaluations_B, full
+
+    found = jax.jit(lambda keys: jax.lax.map(once, keys))(
+        jax.random.split(jax.random.key(7), runs)
+    )
+    texts, calls, evaluations, full = (np.asarray(array) for array in found)
+    assert full.all(), "a slot was left empty"
+    return texts, calls, evaluations
+
+
+def law(model, known_T, given_T, order_T, how):
+    """The exact law [V^n] of one-by-one generation in an order, by enumeration."""
+    reader, params = model
+    texts = np.array(list(itertools.product(range(reader.V), repeat=reader.n)))
+    fits = (texts == given_T)[:, known_T].all(1)
+    order_BT = np.tile(order_T, (len(texts), 1))
+    tokens_BS, own_BS = arrange(reader, order_BT, texts)
+    cache = reader.empty(params, *tokens_BS.shape)
+    logits, _ = reader.read(
+        params, tokens_BS[:, :-1], (own_BS[:, :-1], own_BS[:, 1:]), cache, 0
+    )
+    p = generate.distribution(logits, how.task(1, jax.random.key(0)))
+    chosen = np.take_along_axis(np.asarray(p, np.float64), tokens_BS[:, 1:, None], 2)
+    # Where a prefix is impossible the table knows nothing, and nothing gets there.
+    chosen = np.nan_to_num(chosen[..., 0])
+    chosen[:, : known_T.sum()] = 1
+    law_O = np.where(fits, chosen.prod(1), 0)
+    assert law_O.sum() == pytest.approx(1, abs=1e-4)
+    return law_O / law_O.sum()
+
+
+def counts(texts, V):
+    n = texts.shape[-1]
+    codes = texts.reshape(-1, n) @ V ** np.arange(n)[::-1]
+    return np.bincount(codes, minlength=V**n)
+
+
+def agreement(texts, V, expected):
+    """(total variation over that of independent samples, chi-square p).
+
+    The total variation is the mean over 20 parts of the samples: that of all of them,
+    taken once, varies by a quarter where a few texts have most of the probability.
+    """
+    parts = np.array([counts(part, V) for part in np.array_split(texts, 20)])
+    size = len(texts) // 20
+    distance = lambda c: abs(c / c.sum(-1, keepdims=True) - expected).sum(-1).mean() / 2
+    floor = distance(np.random.default_rng(0).multinomial(size, expected, 1000))
+    found = parts.sum(0)
+    often = expected * len(texts) >= 5
+    pool = lambda c: np.append(c[often], c[~often].sum())
+    seen, wanted = pool(found), pool(expected * len(texts))
+    keep = wanted > 0
+    assert seen[~keep].sum() == 0, "an impossible text was drawn"
+    p = stats.chisquare(seen[keep], wanted[keep] * seen.sum() / wanted.sum()).pvalue
+    return distance(parts) / floor if floor else 1.0, p
+
+
+rng = np.random.default_rng(3)
+PAIR = np.array([[0.45, 0.05], [0.05, 0.45]])
+SAME = np.diag([0.3, 0.25, 0.2, 0.12, 0.08, 0.05])
+MODELS = {
+    "correlated pairs": tables.joint(np.einsum("ab,cd,ef->acebdf", PAIR, PAIR, PAIR)),
+    "dependent pairs": tables.joint(np.einsum("ab,cd->acbd", SAME, SAME)),
+    "independent": tables.joint(np.einsum("a,b,c->abc", *rng.dirichlet([2] * 4, 3))),
+    "joint 3^4": tables.joint(rng.dirichlet(np.full(81, 0.4)).reshape(3, 3, 3, 3)),
+    "joint 8x8": tables.joint(rng.dirichlet(np.full(64, 0.4)).reshape(8, 8)),
+    "chain 2^6": tables.markov(6, 2, 0.9),
+}
+HOW = {
+    "plain": systems.PLAIN,
+    "temperature 0.7": Sampling(temperature=0.7),
+    "top-k 2": Sampling(top_k=2),
+    "top-p 0.8": Sampling(top_p=0.8),
+}
+
+
+CASES = [(how, 8) for how in HOW] + [("plain", 1)]
+
+
+@pytest.mark.parametrize(("how", "batch"), CASES)
+@pytest.mark.parametrize("model", MODELS)
+def test_exact_burst_has_the_law_of_one_by_one_generation(model, how, batch):
+    reader, _ = MODELS[model]
+    known = np.zeros((batch, reader.n), bool)
+    read = np.tile(reading(known[:1], "random"), (batch, 1))
+    texts, calls, _ = draw_texts(
+        MODELS[model], exact_burst, SAMPLES // batch, known, read=read, how=HOW[how]
+    )
+    expected = law(MODELS[model], known[0], texts[0, 0], read[0], HOW[how])
+    ratio, p = agreement(texts.reshape(-1, reader.n), reader.V, expected)
+    assert ratio <= 1.2
+    assert p > 0.01
+    assert calls.max() <= reader.n
+
+
+@pytest.mark.parametrize("model", ["joint 3^4", "chain 2^6"])
+def test_rows_with_different_gaps_each_have_their_own_law(model):
+    reader, _ = MODELS[model]
+    given = np.random.default_rng(5).integers(0, reader.V, (8, reader.n))
+    known = np.random.default_rng(6).random((8, reader.n)) < 0.4
+    known[0], known[1] = False, True
+    read = reading(known, "random")
+    texts, calls, _ = draw_texts(
+        MODELS[model], exact_burst, SAMPLES // 8, known, given, read
+    )
+    assert (calls <= (~known).sum(1)).all()
+    for row in range(8):
+        kept = texts[:, row][:, known[row]] == given[row, known[row]]
+        assert kept.all()
+        expected = law(MODELS[model], known[row], given[row], read[row], systems.PLAIN)
+        ratio, p = agreement(texts[:, row], reader.V, expected)
+        assert ratio <= 1.2
+        assert p > 0.01 / 8
+
+
+@pytest.mark.parametrize("num_orders", [1, 5])
+@pytest.mark.parametrize("model", ["correlated pairs", "joint 3^4", "joint 8x8"])
+def test_the_same_test_tells_the_biased_burst_apart(model, num_orders):
+    reader, params = MODELS[model]
+    advance = functools.partial(burst, num_orders=num_orders)
+    known = np.zeros((1, reader.n), bool)
+    texts, _, _ = draw_texts(MODELS[model], advance, SAMPLES, known)
+    expected = np.asarray(params, np.float64)
+    ratio, p = agreement(texts[:, 0], reader.V, expected / expected.sum())
+    assert ratio > 1.5
+    assert p < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("num_orders", "distance"), [(1, 0.040), (2, 0.076), (5, 0.107)]
+)
+def test_the_bias_of_burst_is_the_known_one(num_orders, distance):
+    """The distances come from enumerating the scheme on this pair (no sampling)."""
+    advance = functools.partial(burst, num_orders=num_orders)
+    known = np.zeros((1, 2), bool)
+    texts, _, _ = draw_texts(tables.joint(PAIR), advance, SAMPLES, known)
+    share = counts(texts, 2) / SAMPLES
+    assert abs(share - PAIR.ravel()).sum() / 2 == pytest.approx(distance, abs=0.004)
+
+
+def test_unmasking_one_token_at_a_time_has_the_right_law_and_two_do_not():
+    known = np.zeros((1, 4), bool)
+    expected = np.asarray(MODELS["joint 3^4"][1], np.float64)
+    expected /= expected.sum()
+    texts, calls, _ = draw_texts(MODELS["joint 3^4"], surest, SAMPLES, known)
+    assert agreement(texts[:, 0], 3, expected)[0] <= 1.2
+    assert (calls == 4).all()
+    two = lambda *a: unmask.advance(*a, rank="probability", most=2, bound=jnp.inf)
+    texts, calls, _ = draw_texts(MODELS["joint 3^4"], two, SAMPLES, known)
+    assert agreement(texts[:, 0], 3, expected)[0] > 3
+    assert (calls == 2).all()
+
+
+def test_an_entropy_bound_settles_what_is_sure_together():
+    sure = np.zeros((4, 4, 4))
+    sure[1, 2] = [0.25, 0.25, 0.25, 0.25]
+    bounded = lambda *a: unmask.advance(*a, rank="entropy", most=3, bound=0.1)
+    known = np.zeros((1, 3), bool)
+    texts, calls, evaluations = draw_texts(tables.joint(sure), bounded, 8, known)
+    # Two sure tokens cost nothing, and the first unsure one may always come along.
+    assert (texts[:, 0, :2] == [1, 2]).all()
+    assert (calls == 1).all()
+    assert (evaluations == 3).all()
+
+
+def test_independent_tokens_take_one_round():
+    p = np.einsum("a,b,c,d->abcd", *np.random.default_rng(0).dirichlet([1] * 5, 4))
+    _, calls, evaluations = draw_texts(
+        tables.joint(p), exact_burst, 1000, np.zeros((1, 4), bool)
+    )
+    assert (calls == 2).all()
+    assert (evaluations == 8).all()
+
+
+def test_dependent_tokens_never_take_more_calls_than_tokens():
+    n = 6
+    p = np.zeros((2,) * n)
+    p[(0,) * n] = p[(1,) * n] = 0.5
+    texts, calls, _ = draw_texts(
+        tables.joint(p), exact_burst, 500, np.zeros((3, n), bool)
+    )
+    assert (texts == texts[..., :1]).all()
+    assert calls.max() <= n
+
+
+@pytest.mark.parametrize(("n", "most"), [(32, 4), (128, 6), (512, 8)])
+def test_rounds_grow_slower_than_the_text(n, most):
+    known = np.zeros((1, n), bool)
+    _, calls, evaluations = draw_texts(
+        tables.markov(n, 2, 0.9),
+        functools.partial(exact_burst, widest=n),
+        16,
+        known,
+        read=reading(known, "far-apart"),
+    )
+    assert calls.mean() / 2 <= most
+    assert evaluations.mean() / n <= 2.5
+
+
+def tiny_sigma(T=4, V=3, **changes):
+    """A random σ-GPT whose orders disagree, and its parameters."""
+    fields = {
+        "model.n_layer": 2,
+        "model.n_head": 2,
+        "model.n_embd": 16,
+        "model.block_size": T,
+        "model.vocab_size": V,
+        "sigma.begin_token": True,
+    }
+    system = systems.make(configs.override(configs.base(), fields | changes))
+    params = system.init(jax.random.key(4))
+    return system, jax.tree.map(lambda a: a * 10 if a.ndim > 1 else a, params)
+
+
+def test_a_networks_exact_burst_has_the_law_of_its_one_by_one_sampler():
+    system, params = tiny_sigma()
+    order = np.array([2, 0, 3, 1])
+    texts = np.array(list(itertools.product(range(3), repeat=4)), np.int32)
+    batch = {"tokens": jnp.asarray(texts), "order": jnp.tile(order, (81, 1))}
+    expected = np.exp(-np.asarray(system.nll(params, batch), np.float64).sum(1))
+    known = np.zeros((SAMPLES // 4, 4), bool)
+    how = Sampling("exact-burst", order="2,0,3,1")
+    blank = np.zeros(known.shape, np.int32)
+    filled = system.sample(params, blank, known, jax.random.key(0), how)
+    ratio, p = agreement(filled.tokens_BT, 3, expected / expected.sum())
+    assert ratio <= 1.2
+    assert p > 0.01
+    assert filled.calls_B.mean() < 4
+    total = filled.log_p_BT.sum(1)
+    codes = filled.tokens_BT @ 3 ** np.arange(4)[::-1]
+    np.testing.assert_allclose(total, np.log(expected)[codes], atol=1e-4)
+
+
+def test_every_draft_is_the_conditional_of_a_plain_pass():
+    from jaxgpt.systems.sigma.samplers import window
+
+    system, params = tiny_sigma(T=9, V=5, **{"sigma.begin_token": False})
+    reader = generate.Network(system.graphdef)
+    tokens = jax.random.randint(jax.random.key(1), (3, 9), 0, 5)
+    own = jnp.asarray(orders.random(jax.random.key(2), 3, 9))
+    filled = jnp.array([1, 4, 6])
+    state = generate.start(reader, params, tokens, own, jnp.roll(own, -1, 1), filled)
+    drafted = window.draft(
+        reader, params, state, Sampling().task(9, jax.random.key(0)), jnp.zeros((3, 8))
+    )
+    model = system.model(params)
+    for row, n in enumerate([1, 4, 6]):
+        for slot in range(n, 9):
+            target = [*own[row, 1:n].tolist(), int(own[row, slot])]
+            where = (own[row : row + 1, :n], jnp.array([target]))
+            plain = model(tokens[row : row + 1, :n], where)[0, -1]
+            np.testing.assert_allclose(
+                drafted.logits_BWV[row, slot - n], plain, atol=1e-4
+            )
+
+
+@pytest.mark.parametrize("order", [*orders.GENERATION, "low-entropy-first"])
+def test_greedy_bursts_write_what_greedy_one_by_one_writes(order):
+    system, params = tiny_sigma(T=13, V=7)
+    known = np.arange(13) % 5 == np.array([[0], [3]])
+    tokens = np.arange(26, dtype=np.int32).reshape(2, 13) % 7
+    one = Sampling("ar", order=order, temperature=0.0)
+    filled = system.sample(params, tokens, known, jax.random.key(0), one)
+    np.testing.assert_array_equal(filled.tokens_BT[known], tokens[known])
+    if order != "low-entropy-first":
+        many = Sampling("exact-burst", order=order, temperature=0.0)
+        same = system.sample(params, tokens, known, jax.random.key(0), many)
+        np.testing.assert_array_equal(filled.tokens_BT, same.tokens_BT)
+        assert (same.calls_B <= filled.calls_B).all()
+
+
+@pytest.mark.parametrize("sampler", ["ar", "exact-burst", "burst"])
+def test_any_mask_is_filled_without_compiling_anew(sampler):
+    system, params = tiny_sigma(T=11, V=7)
+    compiled = {
+        "ar": generate.autoregress,
+        "exact-burst": exact.advance,
+        "burst": best_of.advance,
+    }[sampler]
+    how = Sampling(sampler)
+
+    def fill(known):
+        tokens = np.arange(known.size, dtype=np.int32).reshape(known.shape) % 7
+        filled = system.sample(params, tokens, known, jax.random.key(1), how)
+        np.testing.assert_array_equal(filled.tokens_BT[known], tokens[known])
+        assert filled.settled_BT.all()
+        missing = (~known).sum(1)
+        assert (filled.calls_B >= (missing > 0)).all()
+        if sampler != "burst":
+            assert (filled.calls_B <= missing).all()
+        assert ((filled.call_BT > 0) == ~known).all()
+
+    fill(np.zeros((3, 11), bool))
+    before = compiled._cache_size(), generate.start._cache_size()
+    rng = np.random.default_rng(0)
+    for length in (11, 7, 2, 1):
+        fill(rng.random((3, length)) < 0.5)
+    fill(np.ones((3, 11), bool))
+    ragged = np.zeros((3, 11), bool)
+    ragged[1, 4:9], ragged[2] = True, True
+    fill(ragged)
+    assert (compiled._cache_size(), generate.start._cache_size()) == before
+
+
+@pytest.mark.parametrize("sampler", ["ar", "exact-burst", "burst"])
+def test_a_row_does_not_depend_on_those_beside_it(sampler):
+    system, params = tiny_sigma(T=11, V=7)
+    known = np.arange(11) < np.array([[3], [1], [6]])
+    tokens = np.zeros((3, 11), np.int32)
+    how = Sampling(sampler, order="" if sampler == "burst" else "left-to-right")
+    fill = lambda rows: system.sample(
+        params, tokens[:rows], known[:rows], jax.random.key(1), how
+    )
+    together, alone = fill(3), fill(1)
+    np.testing.assert_array_equal(together.tokens_BT[:1], alone.tokens_BT)
+    np.testing.assert_array_equal(together.calls_B[:1], alone.calls_B)
