@@ -14,10 +14,12 @@ from jaxgpt.config import UserError
 from jaxgpt.interop import formats, rules
 from jaxgpt.run import open_run
 from jaxgpt.step import init_state, make_step
+from jaxgpt.train import train
 from parity_tests.conftest import GOLDEN, relative, worst
 from parity_tests.tolerances import FLOAT32
 
 SOURCE = GOLDEN / "gssm" / "transformer.npz"
+ROOT = GOLDEN.parents[1]
 SETTINGS = json.loads((GOLDEN / "gssm" / "transformer.json").read_text())
 
 
@@ -167,3 +169,20 @@ def test_a_plain_gpt_is_no_nanollama(settings, tmp_path):
     configs.override(run.config, {"model.norm": "layer"})
     with pytest.raises(UserError, match=r"has model\.norm=layer: the original has rms"):
         convert.export_run("nanollama", run, tmp_path / "out.npz")
+
+
+def test_imported_weights_learn_a_graph_and_go_out_again(settings, tmp_path):
+    convert.import_run("nanollama", str(SOURCE), tmp_path / "imported", settings)
+    changes = {
+        "init_from": str(tmp_path / "imported"),
+        "steps": "2",
+        "batch_size": "4",
+        "eval_sequences": "4",
+    }
+    config = configs.load(str(ROOT / "configs" / "gssm_easy.py"), changes)
+    assert train(config, tmp_path / "run") == 0
+    run = open_run(str(tmp_path / "run"), "last")
+    assert run.config.model.vocab_size == 32
+    convert.export_run("nanollama", run, tmp_path / "out.npz")
+    back = formats.read_original("nanollama", str(tmp_path / "out.npz"), settings)
+    assert worst(back.params, run.params) == 0

@@ -113,7 +113,7 @@ def open_data(config: ConfigDict, source: Source, length: int) -> OnlineData:
 
 
 def read(name: str, source: Source) -> np.ndarray:
-    """Memory-maps the tokens [N, T] of a file that `create` began and `finish` ended.
+    """Memory-maps the tokens [N, T] of a file that `write` made.
 
     Raises:
       UserError: where it is no such file, truncated, or of another graph.
@@ -232,6 +232,8 @@ class Writer:
     def _resume(self, shape, attributes) -> h5py.File | None:
         try:
             file = h5py.File(self.part, "r+")
+        except BlockingIOError:  # Another process is writing it.
+            raise
         except OSError:
             return None
         same = all(file.attrs.get(key) == value for key, value in attributes.items())

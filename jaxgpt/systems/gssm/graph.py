@@ -8,6 +8,7 @@ one where it lists itself. Only ancestors of X evolve.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -137,8 +138,10 @@ def load(text: str) -> Graph:
 
 
 def _decode(text: str, source: str) -> Any:
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text)  # JSON with tabs is no YAML.
     try:
-        return yaml.safe_load(text)  # JSON is YAML.
+        return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"graph '{source}' is no JSON or YAML: {reason}") from None
@@ -258,7 +261,7 @@ def _check_cycles(graph: Graph, where: str) -> None:
                 continue
             if name in path:
                 cycle = " -> ".join([*path[path.index(name) :], name])
-                raise UserError(f"{where} has a cycle: {cycle} (each a parent's name)")
+                raise UserError(f"{where} has a cycle: {cycle} (each reads the next)")
             if name in done:
                 continue
             path.append(name)

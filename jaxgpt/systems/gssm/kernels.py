@@ -57,7 +57,9 @@ def draw_context(key: jax.Array, graph: Graph, clip: float) -> dict[str, jax.Arr
         if node in graph.order and node.mode == "context":
             own = jax.random.fold_in(key, index)
             drawn = [
-                jax.random.loggamma(jax.random.fold_in(own, i), node.alpha, shape)
+                jax.random.loggamma(
+                    jax.random.fold_in(own, i), node.alpha, shape, jnp.float32
+                )
                 for i, shape in enumerate(_factors(graph, node))
             ]
             tables[node.name] = log_table(drawn, graph, node, clip, jnp)

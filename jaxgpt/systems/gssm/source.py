@@ -36,7 +36,7 @@ class Source:
         self.graph, self.tables, self.first_token = nodes, tables, first_token
         self.clip = clip
         self.vocab_size = nodes.observed.state_dim
-        self._thresholds = {
+        self.thresholds = {
             name: generator.cumulative(table, jnp.float32)
             for name, table in tables.items()
         }
@@ -57,7 +57,7 @@ class Source:
                 f"{len(self.graph.order)} nodes: lower batch_size or model.block_size"
             )
         where = (np.uint32(seed), np.uint32(SPLITS.index(split)), np.uint32(step))
-        return self._draw(self._thresholds, where, rows, length)
+        return self._draw(self.thresholds, where, rows, length)
 
     def _draw_batch(self, thresholds, where, rows, length):
         tables = self._draw_context(where)

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import h5py
 import numpy as np
 import pytest
@@ -74,6 +77,21 @@ def test_an_interrupted_file_is_resumed_to_the_same_tokens(write, monkeypatch):
     tokens = [dataset.read(str(path), made) for path in (whole, cut)]
     np.testing.assert_array_equal(*tokens)
     assert not part.exists()
+
+
+def test_a_part_that_another_process_writes_is_left_alone(write, tmp_path):
+    config = load()
+    made = source.from_config(config)
+    path = tmp_path / "f.h5"
+    code = "import h5py, sys; f = h5py.File(sys.argv[1], 'w'); print(); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, f"{path}.part"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as other:  # fmt: skip
+        other.stdout.readline()
+        with pytest.raises(BlockingIOError):
+            dataset.write(path, config, made, (5, 17), 5)
+        other.communicate(b"\n")
 
 
 def test_a_part_of_something_else_is_begun_anew(write, tmp_path):

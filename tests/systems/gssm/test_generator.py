@@ -47,7 +47,7 @@ def test_transitions_are_those_of_the_tables(any_source):
     draw = jax.jit(
         functools.partial(generator.trajectories, nodes, rows=rows, steps=steps)
     )
-    drawn = draw(any_source._thresholds, jax.random.key(5))
+    drawn = draw(any_source.thresholds, jax.random.key(5))
     states = {
         node.name: np.pad(np.asarray(s), ((1, 0), (0, 0)))
         for node, s in zip(nodes.order, drawn, strict=True)

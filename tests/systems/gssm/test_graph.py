@@ -32,6 +32,7 @@ def test_nodes_evolve_parents_first_in_the_order_x_lists_them():
 def test_json_brings_the_same_graph_back():
     parsed = graph.parse([Z, X], "test")
     assert graph.load(parsed.to_json()) == parsed
+    assert graph.load(json.dumps([Z, X], indent="\t")) == parsed
 
 
 def test_yaml_reads_numbers_that_it_takes_for_text(tmp_path):

@@ -94,6 +94,13 @@ def test_a_loss_below_the_floor_is_a_leak():
         system.figures(tokens, floor - 0.05 + noise)
 
 
+def test_a_few_sequences_prove_no_leak():
+    system = systems.make(configs.override(load(), {"model.vocab_size": 16}))
+    tokens = system.source.held_out(0, "val", 1, 8, 17)
+    figures = system.figures(tokens, system.source.score(tokens) - 0.1)
+    assert figures["gap"] < 0 == figures["gap_error"]
+
+
 def test_the_floor_of_a_context_graph_is_called_an_estimate(tmp_path):
     nodes = [
         {"name": "Z", "state_dim": 3, "alpha": 0.3, "mode": "context"},
