@@ -1,10 +1,12 @@
 """Losses of σ-GPT, of σ-GPT with its additions, and of a plain GPT, at equal tokens.
 
-    python -m benchmarks.sigma_quality [--seeds 0 1 2] [--steps=5000] [--only=NAME ...]
+    python -m benchmarks.sigma_quality [--seeds 0 1 2] [--steps=5000] [--only NAME ...]
+    python -m benchmarks.sigma_quality --speed
 
 Trains each contender from scratch with every seed, and scores the same characters of
 every whole validation window: all but each window's first, in the fixed random orders
 of evaluation and left to right. Finished runs are kept in --workdir and not repeated.
+--speed times a training step of each instead, taking turns.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import pathlib
 import statistics
 import sys
 
-from benchmarks.alternate import machine
+from benchmarks.alternate import alternate, machine
 
 PLUS = "configs/sigma_plus_char.py"
 CONTENDERS = {
@@ -28,6 +30,44 @@ CONTENDERS = {
     "plus, no averaging": (PLUS, {"optimizer.ema_decay": "0"}),
 }
 DEFAULT = ("plain GPT", "σ-GPT", "σ-GPT plus")
+
+
+def step(file: str, changes: dict):
+    from jaxgpt import cli, config, optim, systems
+    from jaxgpt.step import init_state, make_step
+
+    cli.set_up_jax()
+    import jax
+    import numpy as np
+
+    c = config.load(file, changes | {"model.vocab_size": "65"})
+    system, optimizer = systems.make(c), optim.make(c)
+    params = jax.jit(system.init)(jax.random.key(0))
+    state = init_state(params, optimizer, c.optimizer.ema_decay > 0)
+    advance = make_step(system, optimizer)
+    tokens = np.random.default_rng(0).integers(0, 65, (c.batch_size, system.window))
+
+    def work():
+        nonlocal state
+        state, metrics = advance(state, np.int32(1000), tokens.astype(np.int32))
+        return float(metrics["loss"])
+
+    return work
+
+
+def speeds(variant: str, names: list[str]) -> dict[str, float]:
+    """Prints and returns the median seconds of a step of each contender."""
+    chosen = {}
+    for name in names:
+        file, changes = CONTENDERS[name]
+        arguments = {"file": f"{file}:{variant}", "changes": changes}
+        chosen[name] = ("benchmarks.sigma_quality:step", arguments)
+    timings = alternate(chosen, rounds=8, repeats=8)
+    base = timings["σ-GPT"].median
+    for name, timing in timings.items():
+        ratio = timing.median / base
+        print(f"{name:30} {1e3 * timing.median:8.1f} ms a step {ratio:6.2f}")
+    return {name: timing.median for name, timing in timings.items()}
 
 
 def score(workdir: pathlib.Path, block: int) -> dict[str, float]:
@@ -65,12 +105,17 @@ def main():
     parser.add_argument("--variant", default="laptop")
     parser.add_argument("--only", nargs="+", default=DEFAULT, choices=list(CONTENDERS))
     parser.add_argument("--workdir", default="runs/sigma_quality")
+    parser.add_argument("--speed", action="store_true")
     args = parser.parse_args()
     from jaxgpt import cli, config
     from jaxgpt.train import train
 
     cli.set_up_jax()
     print(machine())
+    if args.speed:
+        seconds = speeds(args.variant, args.only)
+        print(json.dumps({"machine": machine(), "seconds": seconds}))
+        return
     rows = []
     for seed in args.seeds:
         for name in args.only:

@@ -71,6 +71,9 @@ FIELDS: dict[str, Field] = {
     "model.positions": Field(
         "learned", "how a token knows where it stands; σ-GPT has its own", POSITIONS
     ),
+    "model.sinusoid_scale": Field(
+        0.03, "sinusoidal: their amplitude, about that of fresh token embeddings"
+    ),
     "model.rope_theta": Field(
         1e4, "RoPE: ratio of the fastest frequency to the slowest", minimum=1
     ),

@@ -1,79 +1,59 @@
-"""Continues texts of a split: sample --split, prompt and continuation printed apart."""
+"""Prompts from a split, and their continuations shown apart from them."""
 
 from __future__ import annotations
 
-import argparse
-import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxgpt import cli
 from jaxgpt.config import UserError
-from jaxgpt.core import random
-from jaxgpt.systems import Sampling
 
 if TYPE_CHECKING:
     from jaxgpt.run import Run
 
 
-def prompts(run: Run, split: str, count: int, seed: int) -> np.ndarray:
-    """Returns int32 [count, block // 2]: places of a split that the seed draws."""
-    length = max(1, run.system.model_config.block_size // 2)
-    return run.open_data().batch_at(seed, split, 0, count, length)
-
-
-def command(run: Run, args: argparse.Namespace, longest: int) -> None:
-    """Prints what follows on prompts from `args.split`, or one JSON object.
+def prompts(
+    run: Run, split: str, count: int, new: int | None, seed: int, longest: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (tokens [count, T], known [T]): half a block of a split, then a gap.
 
     Args:
-      run: a restored run, whose data is still where it was.
-      args: of jaxgpt.sample.
-      longest: tokens that prompt and continuation may make.
+      run: whose data is still where it was.
+      split: of that data.
+      count: prompts, at places that the seed draws.
+      new: tokens of the gap; None fills the block.
+      seed: of the places.
+      longest: tokens that prompt and gap may make.
 
     Raises:
-      UserError: where they are longer, or there is no such split.
+      UserError: where they make more, or there is no such split.
     """
-    given_NT = prompts(run, args.split, args.num_samples, args.seed)
-    N, given = given_NT.shape
     block = run.system.model_config.block_size
-    new = block - given if args.max_new_tokens is None else args.max_new_tokens
+    given = block // 2
+    new = block - given if new is None else new
     if given + new > longest:
         raise UserError(
             f"a prompt of {given} and --max_new_tokens={new} make {given + new} "
             f"tokens: {longest} fit the model"
         )
-    known_NT = np.tile(np.arange(given + new) < given, (N, 1))
-    how = Sampling(
-        order=args.order, temperature=args.temperature, top_k=args.top_k or 0
-    )
-    began = time.perf_counter()
-    filled = run.system.sample(
-        run.params,
-        np.pad(given_NT, ((0, 0), (0, new))),
-        known_NT,
-        random.stream(args.seed, "sample"),
-        how,
-    )
-    seconds = time.perf_counter() - began
-    show = lambda ids: run.tokenizer.decode(ids) if run.tokenizer else str(ids.tolist())
-    samples = [
-        {
-            "text": show(row),
-            "prompt": show(row[:given]),
-            "continuation": show(row[given:]),
-            "tokens": row.tolist(),
-            "model_calls": new,
-            "accepted_per_call": 1.0 if new else 0.0,
-        }
-        for row in filled.tokens_BT
-    ]
-    if args.json:
-        cli.print_json({"samples": samples, "seconds": seconds})
-        return
+    given_NT = run.open_data().batch_at(seed, split, 0, count, given)
+    return np.pad(given_NT, ((0, 0), (0, new))), np.arange(given + new) < given
+
+
+def tell_apart(run: Run, samples: list[dict[str, Any]], given: int) -> None:
+    """Adds prompt and continuation to each of sample's JSON objects."""
+    for sample in samples:
+        for name, ids in (
+            ("prompt", sample["tokens"][:given]),
+            ("continuation", sample["tokens"][given:]),
+        ):
+            sample[name] = run.tokenizer.decode(np.array(ids)) if run.tokenizer else ids
+
+
+def show(samples: list[dict[str, Any]], split: str) -> None:
+    """Prints them for a reader."""
     for index, sample in enumerate(samples, 1):
-        print(f"--- prompt {index}, from the {args.split} split")
+        print(f"--- prompt {index}, from the {split} split")
         print(sample["prompt"])
         print(f"--- continuation {index}")
         print(sample["continuation"])
-    cli.say(f"{N * new} tokens in {seconds:.2f} s, compilation included")

@@ -221,8 +221,12 @@ def command(argv: list[str]) -> None:
         help="also how well spans are filled, of these shares of a window: 0.15,0.5",
     )
     args = parser.parse_args(argv)
-    if args.tokens and (args.num_orders is not None or args.infill):
-        raise UserError("--num_orders and --infill go with --split, not with --tokens")
+    of_split = args.num_orders is not None or args.infill or args.eval_lengths
+    if args.tokens and of_split:
+        raise UserError(
+            "--num_orders, --infill and --eval_lengths go with --split, not with "
+            "--tokens"
+        )
     if args.num_orders is not None and args.num_orders < 1:
         raise UserError(f"--num_orders is at least 1: not {args.num_orders}")
     ratios = _ratios(args.infill) if args.infill else []

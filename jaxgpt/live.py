@@ -81,7 +81,11 @@ class Screen:
             if not filled.settled_BT[row, t]:
                 text.append(GAP, MISSING)
                 continue
-            shown = self.tokenizer.decode([token]) if self.tokenizer else f"{token} "
+            shown = (
+                self.tokenizer.decode(np.array([token]))
+                if self.tokenizer
+                else f"{token} "
+            )
             call = filled.call_BT[row, t]
             style = GIVEN if self.known_T[t] else NEW if call == newest else OLD
             if call == newest and not shown.strip():

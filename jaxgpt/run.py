@@ -40,6 +40,11 @@ class Run:
                 f"data.path '{self.config.data.path}' has another vocabulary than "
                 "this run"
             )
+        if data.vocab_size > self.system.model_config.vocab_size:
+            raise UserError(
+                f"data.path '{self.config.data.path}' has {data.vocab_size} tokens, "
+                f"this model {self.system.model_config.vocab_size}: it is of other data"
+            )
         return data
 
 

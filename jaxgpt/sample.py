@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from jaxgpt.live import Screen
     from jaxgpt.run import Run
-    from jaxgpt.systems import Filled, Watch
+    from jaxgpt.systems import Filled, Sampling, Watch
 
 STOP_EVERY = 32  # Calls between looks for the stop text: a look waits for the device.
 
@@ -49,7 +49,7 @@ def known_text(run: Run, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarr
                 f"the prompt has {len(prompt)} tokens: {block} fit the model"
             )
         total = len(prompt) + new
-        longest = LONGEST if run.system.goes_past_block else block
+        longest = _longest(run)
         if total > longest:
             raise UserError(
                 f"prompt and --max_new_tokens={new} make {total} tokens: "
@@ -60,6 +60,13 @@ def known_text(run: Run, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarr
     if not len(tokens):
         raise UserError("nothing is given and nothing asked for: raise the length")
     return tokens, known
+
+
+def _longest(run: Run) -> int:
+    """Returns how many tokens a text may have."""
+    if run.system.goes_past_block:
+        return LONGEST
+    return run.system.model_config.block_size
 
 
 def _read_template(
@@ -157,20 +164,10 @@ def _watch(
     return unfinished, STOP_EVERY
 
 
-def generate(
-    run: Run,
-    args: argparse.Namespace,
-    tokens: np.ndarray,
-    known: np.ndarray,
-    screen: Screen | None = None,
-) -> Filled:
-    """Returns `args.num_samples` fillings of a text [T]."""
-    import numpy as np
-
-    from jaxgpt.core import random
+def _how(args: argparse.Namespace) -> Sampling:
     from jaxgpt.systems import Sampling
 
-    how = Sampling(
+    return Sampling(
         sampler=args.sampler,
         order=args.order,
         temperature=args.temperature,
@@ -179,13 +176,27 @@ def generate(
         num_orders=args.num_orders or 0,
         block_length=args.block_length or 0,
     )
+
+
+def generate(
+    run: Run,
+    args: argparse.Namespace,
+    tokens: np.ndarray,
+    known: np.ndarray,
+    screen: Screen | None = None,
+) -> Filled:
+    """Returns `args.num_samples` fillings of a text [T], or of so many [N, T]."""
+    import numpy as np
+
+    from jaxgpt.core import random
+
     watch, every = _watch(run, args, int(known.sum()), screen)
     return run.system.sample(
         run.params,
-        np.tile(tokens, (args.num_samples, 1)),
+        np.broadcast_to(tokens, (args.num_samples, tokens.shape[-1])),
         np.tile(known, (args.num_samples, 1)),
         random.stream(args.seed, "sample"),
-        how,
+        _how(args),
         watch,
         every,
     )
@@ -216,17 +227,22 @@ def command(argv: list[str]) -> None:
     """Parses arguments and prints the samples."""
     args = _parse(argv)
     cli.set_up_jax()
+    from jaxgpt import continuations
     from jaxgpt.live import Screen
     from jaxgpt.run import open_run
 
     run = open_run(args.workdir, args.step)
     if args.split:
-        from jaxgpt import continuations
-
-        block = run.system.model_config.block_size
-        longest = LONGEST if run.system.goes_past_block else block
-        return continuations.command(run, args, longest)
-    tokens, known = known_text(run, args)
+        tokens, known = continuations.prompts(
+            run,
+            args.split,
+            args.num_samples,
+            args.max_new_tokens,
+            args.seed,
+            _longest(run),
+        )
+    else:
+        tokens, known = known_text(run, args)
     bare = not known.any() and not run.system.model_config.begin_token
     if bare:
         tokens[0], known[0] = _start_token(run), True
@@ -244,10 +260,14 @@ def command(argv: list[str]) -> None:
             f"{_show(run, tokens[:1])!r}"
         )
     samples = describe(run, filled, known, args.stop)
+    if args.split:
+        continuations.tell_apart(run, samples, int(known.sum()))
     if args.json:
         cli.print_json({"samples": samples, "seconds": seconds})
         return
-    for index, sample in enumerate(samples):
+    if args.split:
+        continuations.show(samples, args.split)
+    for index, sample in enumerate([] if args.split else samples):
         if index:
             print("-" * 40)
         print(sample["text"] if run.tokenizer else sample["tokens"])
@@ -305,8 +325,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         raise UserError(
             "--max_new_tokens does not go with --template: gaps have lengths"
         )
-    if args.stop and args.template is not None:
-        raise UserError("--stop does not go with --template, which says where it ends")
+    if args.stop and (args.template is not None or args.split):
+        raise UserError("--stop goes with --prompt: templates and splits have lengths")
     for name, least in (
         ("max_new_tokens", 0),
         ("num_samples", 1),

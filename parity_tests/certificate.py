@@ -23,7 +23,7 @@ from jaxgpt.interop import rules
 from parity_tests import pairs
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
-ORIGINALS = ("nanogpt", "sigma-gpt", "gpt2")
+ORIGINALS = ("nanogpt", "sigma-gpt", "gpt2", "teenygpt")
 
 
 def difference(ours, theirs) -> dict[str, float]:
@@ -148,9 +148,10 @@ def page(about: dict, found: dict, apart: dict) -> str:
         "Written by `python -m parity_tests.certificate`: "
         + ", ".join(f"{key} {value}" for key, value in about.items())
         + ". Random models (2 layers, 3 heads, width 42, every gain and bias perturbed)"
-        " against transformers' GPT2LMHeadModel for gpt2, and for nanogpt and"
-        " sigma-gpt the twin of `parity_tests/torch_gpt.py` (the originals'"
-        " own numbers are compared in `parity_tests/test_gpt_family.py`).",
+        " against transformers' GPT2LMHeadModel for gpt2, and for the others the twins"
+        " of `parity_tests/torch_gpt.py` and `torch_teeny.py` (the originals' own"
+        " numbers are compared in `parity_tests/test_gpt_family.py` and"
+        " `test_teenygpt.py`: for teenyGPT all 36 combinations of its choices).",
     ]
     for name, by_dtype in found.items():
         lines += [

@@ -133,7 +133,7 @@ def without_key_bias(*trees):
     for tree in trees:
         tree = jax.tree.map(np.array, tree)
         for block in tree["transformer"]["blocks"].values():
-            bias = block["attn"]["qkv"]["bias"]
+            bias = block["attn"]["qkv"].get("bias", np.zeros(0))
             bias[len(bias) // 3 : 2 * len(bias) // 3] = 0
         result.append(tree)
     return result

@@ -13,8 +13,9 @@ import torch
 
 from jaxgpt import config as configs
 from jaxgpt import optim, systems
-from jaxgpt.interop import formats, rules
+from jaxgpt.interop import formats, rules, teenygpt
 from parity_tests.torch_gpt import GPT, GPTConfig
+from parity_tests.torch_teeny import Teeny
 
 L, H, D, T, V, B = 2, 3, 42, 17, 23, 4
 
@@ -57,6 +58,11 @@ def make(name: str, dtype: str, size=(L, H, D, T, V), noise: float = 0.1) -> Pai
     double = name == "sigma-gpt"
     if name == "gpt2":
         module, loss_of, logits_of = _huggingface(size)
+    elif name == "teenygpt":
+        # The slopes of 2 heads are numbers that float32 has, as the twin's buffer is.
+        heads = 2
+        module = Teeny(layers, heads, width, block, vocab)
+        loss_of, logits_of = _twin(module, False)
     else:
         config = GPTConfig(layers, heads, width, block, vocab, bias=True, double=double)
         module = GPT(config)
@@ -67,11 +73,14 @@ def make(name: str, dtype: str, size=(L, H, D, T, V), noise: float = 0.1) -> Pai
     fields = {"n_layer": layers, "n_head": heads, "n_embd": width, "block_size": block}
     fields |= {"vocab_size": vocab, "bias": True, "dtype": dtype}
     fields["activation"] = "gelu_tanh" if name == "gpt2" else "gelu"
+    if name == "teenygpt":
+        fields |= {"positions": "alibi", "activation": "swiglu", "norm": "layer"}
+        fields |= teenygpt.quirks(fields)
     changes = {f"model.{key}": value for key, value in fields.items()}
     changes |= {"system": form.system, "optimizer.warmup_steps": 2}
     changes |= {"optimizer.decay_steps": 40}
     system = systems.make(configs.override(configs.base(), changes))
-    table = rules.gpt_rules(layers, True, form.conv1d)
+    table = form.rules(system.config.model)
     return Pair(name, module, loss_of, logits_of, system, table)
 
 
@@ -79,16 +88,16 @@ def _twin(module, double):
     def split(tokens, order):
         tokens, order = torch.tensor(tokens).long(), torch.tensor(order).long()
         if not double:
-            return tokens, None
-        return tokens.gather(1, order), (order[:, :-1], order[:, 1:])
+            return tokens, ()
+        return tokens.gather(1, order), ((order[:, :-1], order[:, 1:]),)
 
     def loss_of(tokens, order):
         read, where = split(tokens, order)
-        return module.loss(read[:, :-1], read[:, 1:], where)
+        return module.loss(read[:, :-1], read[:, 1:], *where)
 
     def logits_of(tokens, order):
         read, where = split(tokens, order)
-        return module(read[:, :-1], where)
+        return module(read[:, :-1], *where)
 
     return loss_of, logits_of
 

@@ -9,7 +9,7 @@ from parity_tests.conftest import ORIGINALS, relative, without_key_bias, worst
 from parity_tests.tolerances import FLOAT64
 
 
-@pytest.fixture(params=list(ORIGINALS))
+@pytest.fixture(params=[*ORIGINALS, "teenygpt"])
 def pair(request):
     with jax.enable_x64(True):
         yield pairs.make(request.param, "float64")

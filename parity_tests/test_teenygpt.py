@@ -21,6 +21,7 @@ from jaxgpt.data import text as texts
 from jaxgpt.interop import formats, rules, teenygpt
 from parity_tests.conftest import GOLDEN, relative, worst
 from parity_tests.tolerances import FLOAT32
+from parity_tests.torch_teeny import Teeny
 
 FOLDER = GOLDEN / "teenygpt"
 COMBINATIONS = [
@@ -174,6 +175,16 @@ def test_commands_import_score_and_export(tmp_path, capsys, name):
             np.testing.assert_array_equal(array, golden[f"param/{key}"])
     with pytest.raises(UserError, match=r"has model.*: not a nanogpt"):
         convert.command(["--format=nanogpt", workdir, f"--output={tmp_path / 'no.pt'}"])
+
+
+def test_the_pytorch_twin_of_the_benchmarks_is_the_same_model(load):
+    golden, _, params, table = load("ALIBI-SWISH_GLU-CLASSIC")
+    twin = Teeny(2, 4, 16, 12, 23)
+    exported = rules.to_torch(params, table)
+    twin.load_state_dict({n: torch.tensor(a) for n, a in exported.items()})
+    with torch.no_grad():
+        logits = twin(torch.tensor(golden["ids"]).long())
+    assert relative(logits, golden["logits"]) < FLOAT32["logits of teenyGPT"]
 
 
 @pytest.mark.parametrize(

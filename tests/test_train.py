@@ -277,3 +277,42 @@ def test_a_start_of_another_vocabulary_is_refused(uninterrupted, tmp_path):
     with pytest.raises(configs.UserError, match="another vocabulary"):
         train(configs.load(TINY, changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_averaged_parameters_follow_the_steps_and_are_what_is_evaluated(tmp_path):
+    from jaxgpt.checkpoint import Checkpoints
+    from jaxgpt.run import open_run
+    from jaxgpt.step import averaged
+
+    config = configs.load(
+        TINY, {"model.vocab_size": "65", "optimizer.ema_decay": "0.5"}
+    )
+    system, optimizer = systems.make(config), optim.make(config)
+    state = init_state(system.init(jax.random.key(0)), optimizer, ema=True)
+    expected = jax.tree.map(np.asarray, state["params"])
+    advance = make_step(system, optimizer)
+    tokens = np.zeros((8, system.window), np.int32)
+    for index in range(20):
+        state, _ = advance(state, np.int32(index), tokens)
+        decay = min(0.5, (1 + index) / (10 + index))
+        expected = jax.tree.map(
+            lambda e, p, d=decay: d * e + (1 - d) * np.asarray(p),
+            expected,
+            state["params"],
+        )
+    for a, b in zip(
+        jax.tree.leaves(averaged(state)), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+    workdir = tmp_path / "run"
+    changes = {"optimizer.ema_decay": "0.9", "steps": "20"}
+    assert train(configs.load(TINY, changes), workdir) == 0
+    run = open_run(str(workdir), "last")
+    saved = Checkpoints(workdir, read_only=True).restore(
+        20, {"ema": jax.eval_shape(system.init, jax.random.key(0))}
+    )
+    for a, b in zip(
+        jax.tree.leaves(run.params), jax.tree.leaves(saved["ema"]), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)

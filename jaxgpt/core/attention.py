@@ -60,7 +60,7 @@ class Attention(nnx.Module):
         own_T = jnp.arange(T)
         mask_TS = jnp.tril(jnp.ones((T, T), bool))
         q, k, v = split_heads(qkv_BTC, c.n_head)
-        bias = positions.attention_bias(own_T, own_T, c)
+        bias = positions.score_bias(own_T, own_T, c)
         return self.out(merge_heads(attend(q, [(k, v)], mask_TS, c, seed_2, bias)))
 
     def extend(
@@ -96,9 +96,7 @@ class Attention(nnx.Module):
         mask_B1TS = jnp.concatenate([seen_B1TS, among_B1TT], -1)
         own_BT = jnp.reshape(start, (-1, 1)) + jnp.arange(T)
         slots_BS = jnp.broadcast_to(jnp.arange(S), (len(own_BT), S))
-        bias = positions.attention_bias(
-            own_BT, jnp.concatenate([slots_BS, own_BT], -1), c
-        )
+        bias = positions.score_bias(own_BT, jnp.concatenate([slots_BS, own_BT], -1), c)
         y_BHTK = attend(q, ((layer[0], layer[1]), (k, v)), mask_B1TS, c, bias=bias)
         layer = kv.write(layer, k + 0 * y_BHTK, v + 0 * y_BHTK, start)
         return self.out(merge_heads(y_BHTK)), layer

@@ -252,7 +252,8 @@ def autoregress(
             logits_BV = logits[:, 0]
         else:
             nothing = reader.empty(params, B, S)
-            logits, _ = reader.read(params, state.tokens_BS, where, nothing, 0)
+            whole = state.tokens_BS
+            logits, _ = reader.read(params, whole, where, nothing, jnp.int32(0))
             logits_BV = slot(logits, t)[:, 0]
         drawn_B = draw(slot(uniform_BS, t + 1)[:, 0], distribution(logits_BV, task))
         fills_B = state.filled_B == t + 1

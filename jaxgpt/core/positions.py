@@ -72,7 +72,7 @@ class SinusoidalPositions(nnx.Module):
         angles = angles.astype(dtype)
         pairs = jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1)
         x = pairs.reshape(*angles.shape[:-1], width)
-        return self.linear(x) if self.linear else x
+        return self.linear(x) if self.linear else self.config.sinusoid_scale * x
 
 
 def embedding(
@@ -133,7 +133,7 @@ def alibi_slopes(n_head: int) -> tuple[float, ...]:
     return tuple(2.0 ** (-8 * (h + 1) / n_head) for h in range(n_head))
 
 
-def attention_bias(
+def score_bias(
     query_T: jax.Array, key_S: jax.Array, config: ModelConfig
 ) -> jax.typing.ArrayLike:
     """Returns what positions add to the scores: [H, T, S] for ALiBi, else 0.

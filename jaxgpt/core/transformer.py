@@ -45,6 +45,7 @@ class ModelConfig:
     dtype: str = "float32"
     qk_norm: bool = False
     positions: str = "learned"
+    sinusoid_scale: float = 0.03
     rope_theta: float = 1e4
     rope_frequency: float = 1.0
     rope_pairs: str = "halves"
@@ -90,12 +91,9 @@ class ModelConfig:
         """Width of the feed-forward; SwiGLU has three matrices to GELU's two."""
         if self.feed_forward_width:
             return self.feed_forward_width
-        return 8 * math.ceil(self.n_embd / 3) if self.gated else 4 * self.n_embd
-
-    @property
-    def gated(self) -> bool:
-        """Whether the feed-forward is SwiGLU."""
-        return self.activation == "swiglu"
+        if self.activation == "swiglu":
+            return 8 * math.ceil(self.n_embd / 3)
+        return 4 * self.n_embd
 
     @property
     def ends_with_block(self) -> bool:

@@ -82,6 +82,8 @@ def quirks(model: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
         "feed_forward_width": model["n_embd"],
         "norm_epsilon": 1e-8 if model["norm"] == "rms" else 1e-5,
     }
+    if model["positions"] == "sinusoidal":
+        fields["sinusoid_scale"] = 1.0
     if model["positions"] == "rope":
         pairs = max(model["n_embd"] // model["n_head"], 1) / 2
         fields |= {"rope_pairs": "neighbours", "rope_theta": 1e4}

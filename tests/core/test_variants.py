@@ -113,7 +113,7 @@ def test_relative_encodings_see_no_shift(name):
     config = dataclasses.replace(PLAIN, positions=name, bias=False)
     layer = attention.Attention(config, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(1), (2, T, 42))
-    scores = lambda start: positions.attention_bias(
+    scores = lambda start: positions.score_bias(
         start + jnp.arange(T), start + jnp.arange(T), config
     )
     np.testing.assert_allclose(scores(0), scores(5), atol=1e-6)

@@ -10,6 +10,13 @@ import numpy as np
 TINY = 1e-30
 
 
+def remember(cache, tokens_BT, own_BT, start_B):
+    """The cache [B, 2, S] of tokens and positions with T more, from start_B on."""
+    B, T = tokens_BT.shape
+    at = (jnp.arange(B)[:, None], slice(None), start_B[:, None] + jnp.arange(T))
+    return cache.at[at].set(jnp.stack([tokens_BT, own_BT], -1), mode="drop")
+
+
 @dataclasses.dataclass(frozen=True)
 class Joint:
     """n tokens of V values with a probability for each of the V^n texts.
@@ -50,37 +57,41 @@ class Joint:
         value_BTO = texts.T[target_BT]
         one_hot = jax.nn.one_hot(value_BTO, self.V)
         p_BTV = jnp.einsum("bto,btov->btv", weight_BTO, one_hot)
-        slot = start_B[:, None] + jnp.arange(T)
-        new = jnp.stack([tokens_BT, own_BT], -1)
-        cache = cache.at[jnp.arange(B)[:, None], :, slot].set(new, mode="drop")
-        return jnp.log(p_BTV + TINY), cache
+        return jnp.log(p_BTV + TINY), remember(cache, tokens_BT, own_BT, start_B)
 
 
 @dataclasses.dataclass(frozen=True)
 class Markov:
     """A stationary chain of n tokens; params are powers [n + 1, V, V] of its kernel.
 
-    The uniform law must be stationary. The cache holds each position's token, -1 where
-    it is not known.
+    The uniform law must be stationary.
     """
 
     n: int
     V: int
 
     def empty(self, params, batch, slots):
-        del params, slots
-        return jnp.full((batch, self.n + 1), -1, jnp.int32)
+        del params
+        return jnp.zeros((batch, 2, slots), jnp.int32)
 
     def read(self, params, tokens_BT, where, cache, start, among_TT=None):
-        del start  # What is read again is written again: nothing else is there.
         own_BT, target_BT = where
         B, T = tokens_BT.shape
+        S = cache.shape[2]
+        start_B = jnp.broadcast_to(start, (B,))
         among = jnp.tril(jnp.ones((T, T), bool)) if among_TT is None else among_TT
-        among_BTT = jnp.broadcast_to(among, (B, 1, T, T))[:, 0]
-        here_BTP = jax.nn.one_hot(own_BT, self.n + 1, dtype=jnp.int32)
-        value_BTP = here_BTP * (tokens_BT[..., None] + 1)
-        new_BTP = jnp.einsum("btu,bup->btp", among_BTT.astype(jnp.int32), value_BTP) - 1
-        known_BTP = jnp.where(new_BTP >= 0, new_BTP, cache[:, None])[..., :-1]
+        among_BTT = jnp.broadcast_to(among, (B, 1, T, T))[:, 0].astype(jnp.int32)
+
+        def placed(tokens, own):
+            """Each token plus one, at its position: [B, ..., n + 1]."""
+            return jax.nn.one_hot(own, self.n + 1, dtype=jnp.int32) * (
+                tokens[..., None] + 1
+            )
+
+        before_BS = jnp.arange(S) < start_B[:, None]
+        before_BP = (placed(cache[:, 0], cache[:, 1]) * before_BS[..., None]).sum(1)
+        new_BTP = jnp.einsum("btu,bup->btp", among_BTT, placed(tokens_BT, own_BT))
+        known_BTP = jnp.where(new_BTP > 0, new_BTP, before_BP[:, None])[..., :-1] - 1
         place = jnp.arange(self.n)
         is_known = known_BTP >= 0
         target = target_BT[..., None]
@@ -95,9 +106,7 @@ class Markov:
         ]
         log_p = jnp.where(left[..., None] >= 0, jnp.log(from_left + TINY), 0)
         log_p += jnp.where(right[..., None] < self.n, jnp.log(to_right + TINY), 0)
-        last_wins = (among_BTT.any(1)[..., None] * value_BTP).max(1) - 1
-        cache = jnp.where(last_wins >= 0, last_wins, cache)
-        return log_p, cache
+        return log_p, remember(cache, tokens_BT, own_BT, start_B)
 
 
 def markov(n, V, stay):

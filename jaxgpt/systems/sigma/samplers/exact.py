@@ -46,8 +46,8 @@ def advance(
     """Fills the slots of each row to the end, at its own pace.
 
     A round is two calls, and settles two tokens at least; the last token needs one
-    call. Hence no more calls than tokens. A row's lookahead doubles when all of it was
-    accepted and else becomes what was.
+    call. Hence no more calls than tokens. A row tries twice as many tokens as its last
+    round settled.
 
     Args:
       reader, params: a model that can be read.
@@ -104,8 +104,6 @@ def _round(reader, params, state, task, uniform_3BS, wanted_B, W):
     log_p_BW = log_probability(logits_BWV, tokens_BW)
     total_B = state.calls_B + calls_B
     number_BW = jnp.broadcast_to(total_B[:, None], tokens_BW.shape)
-    grown_B = jnp.minimum(2 * state.lookahead_B, state.tokens_BS.shape[1])
-    shrunk_B = jnp.maximum(gain_B, window.SMALLEST)
     return state.replace(
         tokens_BS=window.put(state.tokens_BS, n_B, tokens_BW, gain_B),
         filled_B=n_B + gain_B,
@@ -114,5 +112,5 @@ def _round(reader, params, state, task, uniform_3BS, wanted_B, W):
         evaluations_B=state.evaluations_B + wanted_B * calls_B,
         log_p_BS=window.put(state.log_p_BS, n_B, log_p_BW, gain_B),
         call_BS=window.put(state.call_BS, n_B, number_BW, gain_B),
-        lookahead_B=jnp.where(kept_B == wanted_B, grown_B, shrunk_B),
+        lookahead_B=jnp.maximum(2 * gain_B, window.SMALLEST),
     )

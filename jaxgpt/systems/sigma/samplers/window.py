@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -107,7 +108,7 @@ def at_tokens(p_BWV: jax.Array, tokens_BW: jax.Array) -> jax.Array:
 
 
 def rounds(
-    advance: Callable[[State, int], State],
+    advance: Callable[..., State],
     wanted_B: Callable[[State], jax.Array],
     state: State,
     widest: int,
@@ -121,7 +122,7 @@ def rounds(
     would copy the cache.
 
     Args:
-      advance: (state, W) -> state, one round.
+      advance: (state, W=width) -> state, one round.
       wanted_B: state -> slots each row wants to look at, 0 where it is full.
       state: where to begin.
       widest: the largest window wanted.
@@ -141,7 +142,7 @@ def rounds(
                 wanted = wanted_B(state).max()
                 return going(state) & (wanted > below) & (wanted <= W)
 
-            state = lax.while_loop(fits, lambda state, W=W: advance(state, W), state)
+            state = lax.while_loop(fits, functools.partial(advance, W=W), state)
             below = W
         return state
 

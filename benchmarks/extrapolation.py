@@ -1,0 +1,100 @@
+"""Trains a small model with each position encoding and reads on past its block.
+
+    python -m benchmarks.extrapolation [--steps=1000]
+
+3 layers, 4 heads, width 96, block 64, 16 windows a step, SwiGLU and RMSNorm, on
+Shakespeare's characters; the validation loss over the same tokens at 1, 2, 4 and 8
+times the block. Draws docs/extrapolation.png. A learned table ends with the block.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+
+import numpy as np
+
+from benchmarks.alternate import machine
+from jaxgpt import cli, config, systems
+from jaxgpt.config import POSITIONS
+
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
+TIMES = (1, 2, 4, 8)
+SIZE = {
+    "system": "causal",
+    "batch_size": 16,
+    "model.n_layer": 3,
+    "model.n_head": 4,
+    "model.n_embd": 96,
+    "model.block_size": 64,
+    "model.activation": "swiglu",
+    "model.norm": "rms",
+    "optimizer.learning_rate": 3e-3,
+    "optimizer.min_learning_rate": 3e-4,
+}
+
+
+def losses(positions: str, steps: int) -> dict[int, float]:
+    """Returns {times the block: validation loss} of a model trained for it."""
+    import jax
+
+    from jaxgpt import optim
+    from jaxgpt.step import init_state, make_step
+    from jaxgpt.systems import lengths
+
+    changes = SIZE | {"steps": steps, "model.positions": positions}
+    c = config.override(config.base(), changes | {"model.vocab_size": 65})
+    system = systems.make(c)
+    data = system.open_data()
+    optimizer = optim.make(c)
+    state = init_state(jax.jit(system.init)(jax.random.key(0)), optimizer, ema=False)
+    advance = make_step(system, optimizer)
+    for index in range(steps):
+        batch = data.batch_at(0, "train", index, c.batch_size, system.window)
+        state, _ = advance(state, np.int32(index), batch)
+    table = system.model_config.ends_with_block
+    block = c.model.block_size
+    wanted = [block * n for n in TIMES if n == 1 or not table]
+    found = lengths.losses(system, state["params"], data, "val", wanted)
+    return {int(length) // block: loss for length, loss in found.items()}
+
+
+def draw(found: dict[str, dict[int, float]], path: pathlib.Path) -> None:
+    """Draws a line for each encoding, named where it ends."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, by_times in found.items():
+        label = f"{name} (its table ends here)" if len(by_times) == 1 else name
+        marker = "x" if len(by_times) == 1 else "o"
+        axes.plot(*zip(*by_times.items(), strict=True), marker=marker, label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(TIMES, [f"{n}x" for n in TIMES])
+    axes.set(
+        xlabel="length read, in blocks of training",
+        ylabel="validation loss, nats per character",
+    )
+    axes.grid(color="0.93")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=1000)
+    args = parser.parse_args()
+    cli.set_up_jax()
+    found = {}
+    for name in POSITIONS:
+        found[name] = losses(name, args.steps)
+        row = "".join(f"  {n}x {loss:6.3f}" for n, loss in found[name].items())
+        print(f"{name:20}{row}", flush=True)
+    draw(found, DOCS / "extrapolation.png")
+    print(json.dumps({"machine": machine(), "steps": args.steps, "loss": found}))
+
+
+if __name__ == "__main__":
+    main()
