@@ -36,6 +36,8 @@ bench: $(VENV)/.test
 	$(RUN) -m benchmarks.train_step
 	$(RUN) -m benchmarks.sampling
 	$(RUN) -m benchmarks.overhead
+	$(RUN) -m benchmarks.gssm_speed
+	$(RUN) -m benchmarks.gssm_learning
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

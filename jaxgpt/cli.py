@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from jaxgpt.config import UserError, user_path
+from jaxgpt.config import CheckError, UserError, user_path
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,6 +55,9 @@ def main(command: Callable[[list[str]], int | None]) -> NoReturn:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
+    except CheckError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1

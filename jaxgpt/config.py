@@ -23,6 +23,10 @@ class UserError(Exception):
     """Wrong usage or input: one line naming the thing and the remedy (exit code 2)."""
 
 
+class CheckError(Exception):
+    """A result that cannot be right: one line naming it (exit code 1)."""
+
+
 def user_path(name: str) -> pathlib.Path:
     """Returns the path a user named, "~" expanded; UserError where it cannot be one."""
     try:
@@ -50,7 +54,7 @@ NORMS = ("layer", "rms", "none")
 ORDERS = ("random", "left-to-right", "fractal", "curriculum")
 
 FIELDS: dict[str, Field] = {
-    "system": Field("sigma", "what is trained", ("sigma", "causal")),
+    "system": Field("sigma", "what is trained", ("sigma", "causal", "gssm")),
     "seed": Field(1337, "seeds every random stream", minimum=0),
     "steps": Field(5000, "optimizer steps", minimum=1),
     "batch_size": Field(64, "sequences per step over all devices", minimum=1),
@@ -97,6 +101,12 @@ FIELDS: dict[str, Field] = {
         0, "0 is 4 n_embd, or for swiglu two thirds of it: as many weights", minimum=0
     ),
     "model.tied_head": Field(True, "logits from the token table, not from their own"),
+    "model.init": Field(
+        "gpt2",
+        "of matrices: Gaussian of deviation 0.02, less into the residual stream; or "
+        "width_in ^ -0.5, cut off at three deviations",
+        ("gpt2", "fan_in"),
+    ),
     "model.qk_norm": Field(False, "bring queries and keys to root mean square 1"),
     "model.dtype": Field(
         "float32",
@@ -106,12 +116,18 @@ FIELDS: dict[str, Field] = {
     "optimizer.learning_rate": Field(1e-3, "peak learning rate", minimum=0),
     "optimizer.min_learning_rate": Field(1e-4, "where the cosine ends", minimum=0),
     "optimizer.warmup_steps": Field(100, "linear warmup, in steps", minimum=0),
+    "optimizer.warmup_from_zero": Field(
+        False, "the first step's rate is 0, not peak / (warmup_steps + 1)"
+    ),
     "optimizer.decay_steps": Field(
         0, "step at which the cosine ends; 0 means steps", minimum=0
     ),
     "optimizer.beta1": Field(0.9, "AdamW: decay of the first moment", minimum=0),
     "optimizer.beta2": Field(0.99, "AdamW: decay of the second moment", minimum=0),
-    "optimizer.weight_decay": Field(0.1, "AdamW: decay of matrices", minimum=0),
+    "optimizer.weight_decay": Field(0.1, "AdamW: decay of parameters", minimum=0),
+    "optimizer.decays": Field(
+        "matrices", "AdamW: which parameters decay", ("matrices", "all")
+    ),
     "optimizer.grad_clip": Field(
         1.0, "largest global gradient norm; 0 never clips", minimum=0
     ),
@@ -123,7 +139,8 @@ FIELDS: dict[str, Field] = {
     ),
     "data.path": Field(
         "data/shakespeare.txt",
-        "a text file, a folder of text files, or a folder of nanoGPT .bin files",
+        "a text file, a folder of text files, or a folder of nanoGPT .bin files; of "
+        "gssm an HDF5 file, or empty to draw sequences as they are needed",
     ),
     "data.tokenizer": Field("char", "vocabulary of the text", TOKENIZERS),
     "data.vocab_size": Field(
@@ -156,6 +173,22 @@ FIELDS: dict[str, Field] = {
     ),
     "sigma.adaptive_norm": Field(
         False, "scale and shift each block's norms by the target position (AdaLN)"
+    ),
+    "gssm.graph": Field(
+        "data/graphs/easy.yaml",
+        "a JSON or YAML file with the nodes, or the JSON itself (as a run keeps it)",
+    ),
+    "gssm.sequences": Field(
+        0, "train on the first so many sequences only; 0 on all there are", minimum=0
+    ),
+    "gssm.graph_seed": Field(0, "draws the kernels of the graph", minimum=0),
+    "gssm.clip": Field(
+        1e-10, "least probability in a kernel drawn; 0 leaves zeros", minimum=0
+    ),
+    "gssm.first_token": Field(
+        "start",
+        "sequences begin with the start state 0, or with the first token drawn",
+        ("start", "drawn"),
     ),
     "eval_interval": Field(250, "steps between evaluations", minimum=1),
     "eval_sequences": Field(256, "fixed windows per split and evaluation", minimum=1),
@@ -328,8 +361,14 @@ def validate(config: ConfigDict) -> ConfigDict:
       UserError: naming the first field that cannot be.
     """
     override(config, flatten(config))
-    if config.seed > MAX_SEED:
-        raise UserError(f"seed is at most {MAX_SEED}: not {config.seed}")
+    for name, seed in (
+        ("seed", config.seed),
+        ("gssm.graph_seed", config.gssm.graph_seed),
+    ):
+        if seed > MAX_SEED:
+            raise UserError(f"{name} is at most {MAX_SEED}: not {seed}")
+    if config.gssm.clip >= 1:
+        raise UserError(f"gssm.clip is below 1: not {config.gssm.clip}")
     if config.batch_size % config.accumulation:
         raise UserError(
             f"batch_size {config.batch_size} does not divide into accumulation "

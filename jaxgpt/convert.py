@@ -110,13 +110,9 @@ def export_run(name: str, run: Run, output: pathlib.Path) -> None:
         form.check(run.config)
     except UserError as error:
         raise UserError(f"'{run.workdir}' {error}: not a {name}") from None
-    activations = ("relu", "swiglu") if form.teeny else ("gelu", "gelu_tanh")
-    if model.activation not in activations:
-        raise UserError(
-            f"{name} has {' or '.join(activations)}: this run has {model.activation}"
-        )
-    if name in ("nanogpt", "sigma-gpt") and model.activation != "gelu":
-        raise UserError(f"{name} has the exact GELU: this run has {model.activation}")
+    if model.activation not in form.activations:
+        known = " or ".join(form.activations)
+        raise UserError(f"{name} has {known}: this run has {model.activation}")
     if name == "gpt2" and not model.bias:
         raise UserError("GPT-2 has biases: this run has none (model.bias=false)")
     if output.exists():
@@ -131,7 +127,7 @@ def export_run(name: str, run: Run, output: pathlib.Path) -> None:
             files.write_gpt2(output, state, model)
         elif output.suffix == ".npz":
             files.write_npz(output, state)
-        elif form.teeny:
+        elif form.module:
             files.write_state_dict(output, state)
         else:
             files.write_checkpoint(output, state, model, run.step)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import functools
 import math
-import pathlib
-import zipfile
 from typing import TYPE_CHECKING
 
 from jaxgpt import cli
-from jaxgpt.config import UserError, user_path
+from jaxgpt.config import UserError
+from jaxgpt.data.arrays import read_integers, writable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +28,19 @@ DEFAULT_LENGTHS = "1x,2x,4x,8x"
 def losses(
     system: System, params: dict, tokens_NT: np.ndarray, rows: int, seed: int
 ) -> dict[str, float]:
-    """Returns {name: mean nats per predicted token} over windows of tokens.
+    """Returns {name: mean nats per predicted token} over windows of tokens."""
+    return means(scores(system, params, tokens_NT, rows, seed))
+
+
+def means(nll: dict[str, np.ndarray]) -> dict[str, float]:
+    """Returns {"loss" + suffix: mean} of `scores`."""
+    return {f"loss{suffix}": float(array.mean()) for suffix, array in nll.items()}
+
+
+def scores(
+    system: System, params: dict, tokens_NT: np.ndarray, rows: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Returns {suffix: nats [N, T] of every predicted token}, float64.
 
     Orders and the like are drawn once for all windows, so the result depends neither
     on rows (the windows scored at a time) nor on how often it is asked for.
@@ -45,14 +56,13 @@ def losses(
     score = _scorer(system)
     result = {}
     for suffix, batch in batches.items():
-        total, count = 0.0, 0
+        parts = []
         for start in range(0, N, rows):
             # A last short batch is filled up with the first rows, not compiled anew.
             index = np.arange(start, start + rows) % N
             part = {name: array[index] for name, array in batch.items()}
-            nll_BT = np.asarray(score(params, part), np.float64)[: N - start]
-            total, count = total + nll_BT.sum(), count + nll_BT.size
-        result[f"loss{suffix}"] = float(total / count)
+            parts.append(np.asarray(score(params, part), np.float64)[: N - start])
+        result[suffix] = np.concatenate(parts)
     return result
 
 
@@ -67,8 +77,11 @@ def evaluate_split(run: Run, split: str) -> dict:
     """Returns the contract's figures for every whole window of a split."""
     tokens_NT = run.open_data().fixed(split, run.system.window)
     rows = run.config.batch_size // run.config.accumulation
-    figures = losses(run.system, run.params, tokens_NT, rows, run.config.seed)
+    nll = scores(run.system, run.params, tokens_NT, rows, run.config.seed)
+    figures = means(nll)
     loss = figures.pop("loss")
+    if split == "val":
+        figures |= run.system.figures(tokens_NT, nll[""])
     return {
         "loss": loss,
         "perplexity": math.exp(loss),
@@ -127,7 +140,7 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
     import numpy as np
 
     c = run.system.model_config
-    tokens_BT = _integers(tokens)
+    tokens_BT = read_integers(tokens)
     B, T = tokens_BT.shape
     if T < 2 or (c.ends_with_block and c.block_size < T):
         raise UserError(f"'{tokens}' has rows of {T} tokens: 2 to {c.block_size} fit")
@@ -139,14 +152,14 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
     if order:
         if c.positions != "double":
             raise UserError("--order is for σ-GPT: this model reads left to right")
-        order_BT = _integers(order)
+        order_BT = read_integers(order)
         if order_BT.shape != (B, T) or (np.sort(order_BT, 1) != np.arange(T)).any():
             raise UserError(
                 f"'{order}' is no order: every one of its {B} rows must hold each of "
                 f"0 .. {T - 1} once"
             )
     tokens_BT, order_BT = tokens_BT.astype(np.int32), order_BT.astype(np.int32)
-    output = _writable(logits) if logits else None
+    output = writable("logits", logits) if logits else None
     score = jax.jit(run.system.score)
     rows = max(1, min(B, (1 << 26) // (T * c.vocab_size)))
     parts = []
@@ -169,26 +182,6 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
         "step": run.step,
         "nll": nll_BT.tolist(),
     }
-
-
-def _integers(name: str) -> np.ndarray:
-    import numpy as np
-
-    try:
-        array = np.load(user_path(name), allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"'{name}' is no .npy file of integers: {reason}") from None
-    if getattr(array, "ndim", 0) != 2 or array.dtype.kind not in "iu" or not array.size:
-        raise UserError(f"'{name}' must hold integers [rows, tokens]")
-    return array
-
-
-def _writable(name: str) -> pathlib.Path:
-    path = user_path(name)
-    if not path.parent.is_dir():
-        raise UserError(f"--logits='{name}': there is no folder '{path.parent}'")
-    return path
 
 
 def _ratios(text: str) -> list[float]:

@@ -71,6 +71,21 @@ class Recorder:
         with self._tolerating_a_full_disk("loss.png"):
             plot_losses(self.rows, self.workdir / "loss.png")
 
+    def write_positions(self, curves: dict[str, Any]) -> None:
+        """Rewrites position.csv and position.png: means [T] at an evaluation."""
+        if not curves:
+            return
+        with (
+            self._tolerating_a_full_disk("position.csv"),
+            open(self.workdir / "position.csv", "w", newline="") as stream,
+        ):
+            writer = csv.writer(stream)
+            writer.writerow(["position", *curves])
+            values = zip(*curves.values(), strict=True)
+            writer.writerows([i + 1, *row] for i, row in enumerate(values))
+        with self._tolerating_a_full_disk("position.png"):
+            plot_positions(curves, self.workdir / "position.png")
+
     @contextlib.contextmanager
     def _tolerating_a_full_disk(self, name: str):
         """Says once per file that it cannot be written; training goes on."""
@@ -95,7 +110,7 @@ def read_rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def plot_losses(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """Draws every loss of the rows against the step."""
+    """Draws every loss of the rows against the step; dashed one that never changes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -104,17 +119,36 @@ def plot_losses(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     for name in names:
         points = [(row["step"], row[name]) for row in rows if name in row]
         batch = name == "loss"
+        level = len(points) > 1 and len({value for _, value in points}) == 1
         axes.plot(
             *zip(*points, strict=True),
             label="batch" if batch else name.replace("_", " "),
             color="0.8" if batch else None,
             linewidth=0.8 if batch else 1.6,
+            linestyle="--" if level else "-",
             zorder=1 if batch else 2,
         )
-    axes.set(xlabel="step", ylabel="nats per token")
+    axes.set_xlabel("step")
+    _finish(figure, axes, path)
+
+
+def plot_positions(curves: dict[str, Any], path: pathlib.Path) -> None:
+    """Draws means [T] against the position of the predicted token, from 1."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, values in curves.items():
+        axes.plot(range(1, len(values) + 1), values, label=name, linewidth=1.6)
+    axes.set(xlabel="position", xscale="log")
+    _finish(figure, axes, path)
+
+
+def _finish(figure: Any, axes: Any, path: pathlib.Path) -> None:
+    axes.set_ylabel("nats per token")
     axes.grid(color="0.93")
     axes.spines[["top", "right"]].set_visible(False)
-    if names:
+    if axes.lines:
         axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
 

@@ -1,4 +1,4 @@
-"""AdamW as nanoGPT runs it: cosine schedule, clipping, decay of matrices only."""
+"""AdamW as nanoGPT runs it: cosine schedule, clipping, decay of matrices or of all."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ DECAYS = {"kernel": True, "table": True, "scale": False, "bias": False}
 def schedule(config: ConfigDict) -> optax.Schedule:
     """Returns step -> learning rate: linear warmup, then a cosine to the minimum.
 
-    The first step already learns: its rate is peak / (warmup + 1), as in nanoGPT.
+    The first step already learns, as in nanoGPT, unless warmup is from zero.
     """
     c = config.optimizer
     end = c.decay_steps or config.steps
+    ahead = 0 if c.warmup_from_zero else 1
 
     def rate(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, float)
-        warm = c.learning_rate * (step + 1) / (c.warmup_steps + 1)
+        warm = c.learning_rate * (step + ahead) / max(c.warmup_steps + ahead, 1)
         done = (step - c.warmup_steps) / max(end - c.warmup_steps, 1)
         cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
         cold = c.min_learning_rate + cosine * (c.learning_rate - c.min_learning_rate)
@@ -57,7 +58,7 @@ def make(config: ConfigDict) -> optax.GradientTransformation:
         b1=c.beta1,
         b2=c.beta2,
         weight_decay=c.weight_decay,
-        mask=decay_mask,
+        mask=decay_mask if c.decays == "matrices" else None,
     )
     if not c.grad_clip:
         return adamw

@@ -89,6 +89,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> tuple[systems.System, 
       UserError: where data or folder cannot be used, or the folder holds a run of
         another config; nothing is left behind.
     """
+    systems.kind(config.system).resolve(config)
     sharding.make_mesh(config.batch_size // config.accumulation)
     wanted = config.model.vocab_size
     if not wanted:
@@ -112,7 +113,8 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> tuple[systems.System, 
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         configs.save(config, workdir / "config.json")
-        tok.save(data.tokenizer, vocabulary)
+        if data.tokenizer:
+            tok.save(data.tokenizer, vocabulary)
     except OSError as error:
         raise UserError(
             f"--workdir '{workdir}' cannot be written: {error.strerror}"
@@ -159,7 +161,7 @@ def adopt_start(config: ConfigDict, workdir: pathlib.Path) -> None:
                 f"init_from '{config.init_from}' has another vocabulary than "
                 f"data.tokenizer={config.data.tokenizer}"
             )
-    if start.system != config.system:
+    if not issubclass(systems.kind(config.system), systems.kind(start.system)):
         raise UserError(
             f"init_from '{config.init_from}' is a {start.system} model: this config "
             f"trains {config.system}"

@@ -119,7 +119,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Returns train and validation losses over the same windows every time."""
-        from jaxgpt.evaluate import losses
+        from jaxgpt.evaluate import means, scores
         from jaxgpt.step import averaged
 
         c, params = self.config, averaged(self.state)
@@ -127,7 +127,12 @@ class Trainer:
         for split in ("train", "val"):
             tokens = self.data.fixed(split, self.system.window, c.eval_sequences)
             rows = c.batch_size // c.accumulation
-            found = losses(self.system, params, tokens, rows, c.seed)
+            nll = scores(self.system, params, tokens, rows, c.seed)
+            found = means(nll)
+            if split == "val":
+                found |= self.system.figures(tokens, nll[""])
+                curves = self.system.by_position(tokens, nll[""])
+                self.recorder.write_positions(curves)
             result |= {f"{split}_{name}": value for name, value in found.items()}
         return result
 
@@ -208,6 +213,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> int:
 
     Raises:
       UserError: for input that cannot be used.
+      CheckError: for an evaluation that cannot be right.
     """
     import jax
 

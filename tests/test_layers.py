@@ -11,7 +11,7 @@ LAYERS = (
     {"systems", "interop"},
     {"optim", "sharding", "checkpoint", "metrics", "step", "live"},
     {"run"},
-    {"train", "evaluate", "sample", "verify", "convert", "continuations"},
+    {"train", "evaluate", "sample", "verify", "convert", "continuations", "grid"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

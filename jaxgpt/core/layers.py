@@ -30,7 +30,10 @@ class Linear(nnx.Module):
         """Has a bias as config.bias says, unless bias says otherwise."""
         bias = config.bias if bias is None else bias
         shape, dtype = (width_in, width_out), config.param_dtype
-        self.kernel = nnx.Param(init.normal(rngs.params(), shape, dtype, std))
+        key = rngs.params()
+        self.kernel = nnx.Param(
+            init.matrix(key, shape, config, std=std, fan_in=width_in)
+        )
         self.bias = nnx.Param(jnp.zeros(width_out, dtype)) if bias else None
         self.config = config
 

@@ -2,7 +2,7 @@
 
 import jax
 
-STREAMS = ("params", "dropout", "order", "data", "sample", "eval_order")
+STREAMS = ("params", "dropout", "order", "data", "sample", "eval_order", "graph")
 
 
 def stream(seed: int | jax.Array, name: str) -> jax.Array:

@@ -55,6 +55,7 @@ class ModelConfig:
     attention_bias: bool = True
     feed_forward_width: int = 0
     tied_head: bool = True
+    init: str = "gpt2"
     begin_token: bool = False
     adaptive_norm: bool = False
     kernels: str = "xla"
@@ -202,7 +203,8 @@ class LanguageModel(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         shape = (config.vocab_size + config.begin_token, config.n_embd)
-        self.table = nnx.Param(init.normal(rngs.params(), shape, config.param_dtype))
+        width = config.n_embd
+        self.table = nnx.Param(init.matrix(rngs.params(), shape, config, fan_in=width))
         self.positions = positions.embedding(config, rngs=rngs)
         self.transformer = Transformer(config, rngs=rngs)
         self.config = config

@@ -18,7 +18,7 @@ from jaxgpt.interop.rules import shown
 from jaxgpt.interop.torch_file import one_line
 
 # Buffers that older programs saved beside the parameters.
-BUFFERS = (".attn.bias", ".attn.masked_bias")
+BUFFERS = (".attn.bias", ".attn.masked_bias", "rope_modulator")
 # What torch.compile and DistributedDataParallel put before each name.
 WRAPPERS = re.compile(r"(_orig_mod\.|module\.)*")
 HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")

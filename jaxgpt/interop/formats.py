@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 from jaxgpt import config as configs
 from jaxgpt import systems
 from jaxgpt.config import UserError
-from jaxgpt.interop import files, rules, teenygpt
+from jaxgpt.interop import files, nanollama, rules, teenygpt
 from jaxgpt.interop.files import SIZES, Arrays, Source
 from jaxgpt.interop.rules import shown
 
@@ -45,21 +46,22 @@ class Format:
 
     system: str
     conv1d: bool = False
-    teeny: bool = False
+    module: ModuleType | None = None
+    activations: tuple[str, ...] = ("gelu",)
 
     def rules(self, model: ConfigDict) -> list[rules.Rule]:
         """Returns the table of names for a model of this format."""
-        if self.teeny:
-            return teenygpt.rules(model)
+        if self.module:
+            return self.module.rules(model)
         return rules.gpt_rules(model.n_layer, model.bias, self.conv1d)
 
     def check(self, config: ConfigDict) -> None:
         """Raises UserError where a run is another model than the original can be."""
-        if config.system != self.system:
+        if not issubclass(systems.kind(config.system), systems.kind(self.system)):
             raise UserError(f"is a {config.system} run")
         if config.system == "sigma" and config.sigma.begin_token:
             raise UserError("has a beginning token (sigma.begin_token)")
-        fields = teenygpt.quirks(config.model) if self.teeny else PLAIN_BLOCKS
+        fields = self.module.quirks(config.model) if self.module else PLAIN_BLOCKS
         for key, value in fields.items():
             if config.model[key] != value:
                 raise UserError(
@@ -68,10 +70,11 @@ class Format:
 
 
 FORMATS = {
-    "gpt2": Format("causal", conv1d=True),
+    "gpt2": Format("causal", conv1d=True, activations=("gelu", "gelu_tanh")),
     "nanogpt": Format("causal"),
     "sigma-gpt": Format("sigma"),
-    "teenygpt": Format("causal", teeny=True),
+    "teenygpt": Format("causal", module=teenygpt, activations=("relu", "swiglu")),
+    "nanollama": Format("causal", module=nanollama, activations=("swiglu",)),
 }
 
 
@@ -84,6 +87,8 @@ def model_fields(name: str, source: Source) -> dict[str, Any]:
     found = source.settings
     if name == "teenygpt":
         return _teeny_fields(source)
+    if name == "nanollama":
+        return _nanollama_fields(source)
     if name == "gpt2":
         keys: tuple[str, ...] = (
             "n_layer",
@@ -132,6 +137,19 @@ def _teeny_fields(source: Source) -> dict[str, Any]:
     fields |= teenygpt.choices(settings, source.path)
     fields |= teenygpt.quirks(fields)
     fields["dropout"] = _number(settings, "p_dropout", 0.0, source.path)
+    return {f"model.{key}": value for key, value in fields.items()}
+
+
+def _nanollama_fields(source: Source) -> dict[str, Any]:
+    settings = source.settings
+    _check_present(nanollama.SIZES, source)
+    _check(settings, nanollama.KNOWN, source.path)
+    sizes = {key: _size(settings, key, source.path) for key in nanollama.SIZES}
+    _check_held(sizes, nanollama.sizes_held(source.state), source)
+    fields: dict[str, Any] = {nanollama.SIZES[key]: n for key, n in sizes.items()}
+    for key, (field, default) in nanollama.NUMBERS.items():
+        fields[field] = _number(settings, key, default, source.path)
+    fields |= nanollama.quirks(fields)
     return {f"model.{key}": value for key, value in fields.items()}
 
 

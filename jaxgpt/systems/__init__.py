@@ -119,6 +119,10 @@ class System:
         """Returns the fields of `ModelConfig` that this system sets itself."""
         return {}
 
+    @classmethod
+    def resolve(cls, config: ConfigDict) -> None:
+        """Puts into the config what files say that a run must not need any more."""
+
     @property
     def window(self) -> int:
         """Tokens of one training sequence, targets included."""
@@ -165,6 +169,22 @@ class System:
     ) -> tuple[jax.Array, jax.Array]:
         """Returns (logits, nll [B, T - 1] in prediction order) of given tokens."""
         raise NotImplementedError
+
+    def figures(self, tokens_NT: np.ndarray, nll_NT: np.ndarray) -> dict[str, float]:
+        """Returns what else an evaluation says, of held-out windows and their nll.
+
+        Raises:
+          CheckError: where the nll cannot be right.
+        """
+        del tokens_NT, nll_NT
+        return {}
+
+    def by_position(
+        self, tokens_NT: np.ndarray, nll_NT: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Returns {name: [T]}: means over windows worth drawing by position."""
+        del tokens_NT, nll_NT
+        return {}
 
     def reading(
         self, known_BT: np.ndarray, how: Sampling, key: jax.Array
@@ -250,13 +270,19 @@ class System:
 SYSTEMS = {
     "sigma": "jaxgpt.systems.sigma:SigmaGPT",
     "causal": "jaxgpt.systems.causal:CausalLM",
+    "gssm": "jaxgpt.systems.gssm:GSSM",
 }
+
+
+def kind(name: str) -> type[System]:
+    """Returns the class of a system."""
+    module, name = SYSTEMS[name].split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def make(config: ConfigDict) -> System:
     """Returns the system that `config.system` names."""
-    module, name = SYSTEMS[config.system].split(":")
-    return getattr(importlib.import_module(module), name)(config)
+    return kind(config.system)(config)
 
 
 def check_order(order: str, known: tuple[str, ...]) -> None:

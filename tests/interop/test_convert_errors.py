@@ -697,7 +697,7 @@ def export_refused(refused, runs, tmp_path):
         ("sigma-gpt", "nano", "is a causal run: not a sigma-gpt"),
         ("nanogpt", "sigma", "is a sigma run: not a nanogpt"),
         ("gpt2", "sigma", "is a sigma run: not a gpt2"),
-        ("nanogpt", "gpt2", "has the exact GELU: this run has gelu_tanh"),
+        ("nanogpt", "gpt2", "has gelu: this run has gelu_tanh"),
         ("gpt2", "plain", "GPT-2 has biases: this run has none (model.bias=false)"),
         ("gpt2", "none", "holds no run"),
     ],

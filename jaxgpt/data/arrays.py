@@ -1,0 +1,34 @@
+"""Arrays that a user hands over as .npy files, and where results may be written."""
+
+from __future__ import annotations
+
+import pathlib
+import zipfile
+from typing import TYPE_CHECKING
+
+from jaxgpt.config import UserError, user_path
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def read_integers(name: str) -> np.ndarray:
+    """Reads an .npy file of integers [rows, tokens]; UserError for anything else."""
+    import numpy as np
+
+    try:
+        array = np.load(user_path(name), allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"'{name}' is no .npy file of integers: {reason}") from None
+    if getattr(array, "ndim", 0) != 2 or array.dtype.kind not in "iu" or not array.size:
+        raise UserError(f"'{name}' must hold integers [rows, tokens]")
+    return array
+
+
+def writable(option: str, name: str) -> pathlib.Path:
+    """Returns the path that an option names; UserError where its folder is missing."""
+    path = user_path(name)
+    if not path.parent.is_dir():
+        raise UserError(f"--{option}='{name}': there is no folder '{path.parent}'")
+    return path

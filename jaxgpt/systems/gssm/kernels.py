@@ -1,0 +1,155 @@
+"""Transition tables of a graph: drawn from Dirichlet distributions, or read.
+
+A table holds p(new state | inputs) along its last axis; the other axes are the inputs
+as `Graph.inputs` names them. Tables are made in log space, where a product of many
+factors, or a row drawn with a small alpha, does not underflow.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgpt.config import UserError, user_path
+from jaxgpt.core import random
+from jaxgpt.systems.gssm.graph import Graph, Node
+
+Tables = dict[str, np.ndarray]
+
+
+def draw(graph: Graph, seed: int, clip: float) -> Tables:
+    """Draws the table of every node that evolves, of context nodes too.
+
+    The same on every host and backend: NumPy draws them, in float64, from the key of
+    the stream "graph" at the node's place in the list.
+
+    Args:
+      graph: of the nodes.
+      seed: of the stream "graph".
+      clip: the least probability before normalisation; 0 leaves zeros.
+
+    Returns:
+      {name: float64 [inputs ..., state_dim]}.
+    """
+    tables = {}
+    for node in graph.order:
+        key = random.at(seed, "graph", graph.nodes.index(node))
+        generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        drawn = []
+        for shape in _factors(graph, node):
+            # Gamma(alpha) is Gamma(alpha + 1) times U^(1 / alpha), which underflows.
+            larger = generator.standard_gamma(node.alpha + 1, shape)
+            power = np.log1p(-generator.random(shape)) / node.alpha
+            drawn.append(np.log(larger) + power)
+        tables[node.name] = np.exp(log_table(drawn, graph, node, clip, np))
+    return tables
+
+
+def draw_context(key: jax.Array, graph: Graph, clip: float) -> dict[str, jax.Array]:
+    """Draws the log tables, float32, of the context nodes for one batch."""
+    tables = {}
+    for index, node in enumerate(graph.nodes):
+        if node in graph.order and node.mode == "context":
+            own = jax.random.fold_in(key, index)
+            drawn = [
+                jax.random.loggamma(
+                    jax.random.fold_in(own, i), node.alpha, shape, jnp.float32
+                )
+                for i, shape in enumerate(_factors(graph, node))
+            ]
+            tables[node.name] = log_table(drawn, graph, node, clip, jnp)
+    return tables
+
+
+def _factors(graph: Graph, node: Node) -> list[tuple[int, ...]]:
+    """Returns the shapes drawn: a matrix for each input, or the whole table."""
+    shape = graph.shape(node)
+    if node.kernel_type == "product" and len(shape) > 1:
+        return [(dim, shape[-1]) for dim in shape[:-1]]
+    return [shape]
+
+
+def log_table(
+    drawn: list, graph: Graph, node: Node, clip: float, xp: ModuleType
+) -> Any:
+    """Returns the normalised log table [inputs ..., state_dim].
+
+    Args:
+      drawn: the logarithm of a Gamma(alpha) variable for each entry of each factor.
+      graph, node: whose.
+      clip: the least probability in a factor, before it is normalised.
+      xp: numpy or jax.numpy.
+    """
+    shape = graph.shape(node)
+    total = 0.0
+    for axis, factor in enumerate(drawn):
+        log_p = _normalise(factor, xp)
+        if node.mode == "dead":
+            log_p = _put_largest(log_p, 0, xp)
+        elif node.mode == "slow":
+            own = xp.arange(shape[0]).reshape(-1, *[1] * (factor.ndim - 1))
+            log_p = _put_largest(log_p, own, xp)
+        if clip:
+            log_p = xp.maximum(log_p, np.log(clip))
+        if len(drawn) > 1:
+            axes = [1] * (len(shape) - 1)
+            axes[axis] = shape[axis]
+            log_p = log_p.reshape(*axes, shape[-1])
+        total = total + log_p
+    return _normalise(total, xp)
+
+
+def _normalise(log_p: Any, xp: ModuleType) -> Any:
+    log_p = log_p - log_p.max(-1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        return log_p - xp.log(xp.exp(log_p).sum(-1, keepdims=True))
+
+
+def _put_largest(log_p: Any, state: Any, xp: ModuleType) -> Any:
+    """Swaps each row's largest entry with the one at a state."""
+    index = xp.arange(log_p.shape[-1])
+    state = xp.broadcast_to(state, (*log_p.shape[:-1], 1))
+    there = xp.take_along_axis(log_p, state, -1)
+    largest = log_p.argmax(-1)[..., None]
+    swapped = xp.where(index == largest, there, log_p)
+    return xp.where(index == state, log_p.max(-1, keepdims=True), swapped)
+
+
+def read(graph: Graph, file: str) -> Tables:
+    """Reads the arrays table/NAME of an .npz file.
+
+    Raises:
+      UserError: where one is missing, of another shape, or no table of probabilities.
+    """
+    tables = {}
+    try:
+        with np.load(user_path(file), allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise UserError(f"'{file}' is no .npz file with arrays table/NAME")
+            for node in graph.order:
+                name = f"table/{node.name}"
+                if name not in archive:
+                    raise UserError(f"'{file}' has no {name}")
+                tables[node.name] = np.asarray(archive[name], np.float64)
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"'{file}' is no .npz file of tables: {reason}") from None
+    for node in graph.order:
+        table, shape = tables[node.name], graph.shape(node)
+        if table.shape != shape:
+            raise UserError(
+                f"'{file}': table/{node.name} is {list(table.shape)}; the graph makes "
+                f"it {list(shape)}: old state, parents as listed, new state"
+            )
+        # Comparisons with a number that is none are false.
+        if not (table >= 0).all() or not (np.abs(table.sum(-1) - 1) < 1e-6).all():
+            raise UserError(
+                f"'{file}': table/{node.name} holds no probabilities that add up to 1 "
+                "along the last axis"
+            )
+    return tables

@@ -1,0 +1,102 @@
+"""The original's generators and forward algorithm, number by number."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgpt.systems.gssm import baselines, generator, graph, kernels, likelihood
+from parity_tests.conftest import GOLDEN
+
+GSSM = GOLDEN / "gssm"
+GRAPHS = json.loads((GSSM / "graphs.json").read_text())
+RECORDED = [name for name in GRAPHS if name.endswith(".npz")]
+README = [name for name in GRAPHS if not name.endswith(".npz")]
+
+
+def load(name):
+    with np.load(GSSM / name) as archive:
+        golden = dict(archive)
+    spec = GRAPHS[name]
+    return golden, graph.parse(spec["nodes"], name), spec["first_token"]
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def nll_of(golden):
+    """The original's float64 score, or the one written independently of it."""
+    if "nll_pos_f64" in golden:
+        return golden["nll_pos_f64"]
+    return golden["nll_pos_f64_independent"][:, 1:]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_nodes_evolve_in_the_originals_order(name):
+    _, nodes, _ = load(name)
+    names = [node.name for node in nodes.order]
+    assert names == GRAPHS[name]["evolution_order"]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_states_are_equal_from_the_originals_tables_and_uniform_numbers(name, x64):
+    golden, nodes, first_token = load(name)
+    tables = kernels.read(nodes, str(GSSM / name))
+    thresholds = {k: generator.cumulative(t, "float64") for k, t in tables.items()}
+    states = generator.replay(nodes, thresholds, golden["uniforms"])
+    for i, node in enumerate(nodes.order):
+        ours = np.asarray(states[:, i].T)
+        np.testing.assert_array_equal(ours, golden[f"states/{node.name}"][:, 1:])
+    tokens = np.asarray(states[:, -1].T)
+    skip = first_token == "start"
+    np.testing.assert_array_equal(tokens, golden["obs"][:, skip:])
+
+
+@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("dense", [1, 1 << 20], ids=["factorised", "dense"])
+def test_likelihood_in_float64(name, dense, x64, monkeypatch):
+    monkeypatch.setattr(likelihood, "DENSE_STATES", dense)
+    likelihood.nll.clear_cache()
+    golden, nodes, first_token = load(name)
+    tables = kernels.read(nodes, str(GSSM / name))
+    ours = likelihood.score(nodes, tables, golden["obs"], first_token, "float64")
+    np.testing.assert_allclose(ours, nll_of(golden), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_likelihood_in_float32(name):
+    golden, nodes, first_token = load(name)
+    tables = kernels.read(nodes, str(GSSM / name))
+    ours = likelihood.score(nodes, tables, golden["obs"], first_token)
+    theirs = nll_of(golden)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-6)
+    np.testing.assert_allclose(ours.cumsum(1), theirs.cumsum(1), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", README)
+def test_the_readmes_graphs(name):
+    """Their likelihood is the original's in float32, which strays by up to 6e-5."""
+    spec = GRAPHS[name]
+    nodes = graph.parse(spec["nodes"], name)
+    with np.load(GSSM / "readme_configs.npz") as archive:
+        golden = {k.split("/", 1)[1]: archive[k] for k in archive if k.startswith(name)}
+    tables = {
+        node.name: golden[f"kernel/{node.name}/0"].reshape(nodes.shape(node))
+        for node in nodes.order
+    }
+    ours = likelihood.score(nodes, tables, golden["obs"], spec["first_token"])
+    theirs = golden["nll_cum"][:, 1:]
+    np.testing.assert_allclose(
+        ours.cumsum(1), theirs[:, 1:] - theirs[:, :1], rtol=0, atol=2e-4
+    )
+
+
+@pytest.mark.parametrize("name", ["uniform32", "cycle8", "skewed"])
+def test_zlib_ratio(name):
+    with np.load(GSSM / "zlib.npz") as golden:
+        batch, ratio = golden[f"batch/{name}"], golden[f"ratio/{name}"]
+    np.testing.assert_allclose(baselines.zlib_ratio(batch), ratio, rtol=0.02)

@@ -1,0 +1,144 @@
+import json
+
+import numpy as np
+import pytest
+
+from jaxgpt.config import UserError
+from jaxgpt.systems.gssm import entropy, generate, graph, kernels, likelihood
+from tests.conftest import ROOT
+from tests.systems.gssm.conftest import MIXED
+from tests.systems.gssm.test_dataset import TINY
+from tests.test_commands import run
+
+
+@pytest.fixture
+def files(tmp_path):
+    """The mixed graph, its tables and its tokens, as a user keeps them."""
+    parsed = graph.parse(MIXED, "test")
+    tables = kernels.draw(parsed, 5, 1e-10)
+    (tmp_path / "g.json").write_text(json.dumps({"nodes": MIXED}))
+    np.savez(tmp_path / "k.npz", **{f"table/{n}": t for n, t in tables.items()})
+    tokens = np.random.default_rng(0).integers(0, 5, (6, 12))
+    tokens[:, 0] = 0
+    np.save(tmp_path / "t.npy", tokens)
+    return tmp_path, parsed, tables, tokens
+
+
+def printed(capsys):
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", ["generate", "entropy"])
+def test_help_lists_every_option_and_field(name):
+    done = run(f"systems.gssm.{name}", "--help")
+    assert done.returncode == 0
+    for option in ("--config", "--json", "gssm.graph_seed"):
+        assert option in done.stdout
+
+
+def test_entropy_of_files(files):
+    folder, parsed, tables, tokens = files
+    done = run(
+        "systems.gssm.entropy",
+        f"--graph={folder / 'g.json'}",
+        f"--kernels={folder / 'k.npz'}",
+        f"--tokens={folder / 't.npy'}",
+        f"--nll={folder / 'out.npy'}",
+        "--dtype=float64",
+        "--json=-",
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    found = np.load(folder / "out.npy")
+    expected = likelihood.score(parsed, tables, tokens)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert np.abs(found - expected).max() > 0, "float64 it is"
+    assert figures["exact"] == pytest.approx(found.mean())
+    assert figures["first_token"] == "start"
+    assert figures["predicted_tokens"] == 66
+
+
+def test_tokens_that_begin_anywhere_are_of_the_other_convention(files, capsys):
+    folder, parsed, tables, tokens = files
+    np.save(folder / "t.npy", tokens[:, 1:])
+    entropy.command(
+        [
+            f"--graph={folder / 'g.json'}",
+            f"--kernels={folder / 'k.npz'}",
+            f"--tokens={folder / 't.npy'}",
+            f"--nll={folder / 'out.npy'}",
+            "--dtype=float32",
+            "--json=-",
+        ]
+    )
+    expected = likelihood.score(parsed, tables, tokens)[:, 1:]
+    np.testing.assert_allclose(np.load(folder / "out.npy"), expected, rtol=1e-5)
+    assert printed(capsys)["first_token"] == "drawn"
+
+
+def test_entropy_of_fresh_sequences(capsys):
+    options = ["--dtype=float32", "--json=-", "--num_sequences=64"]
+    entropy.command([f"--config={TINY}", *options])
+    figures = printed(capsys)
+    assert figures["exact"] < figures["bigram"] < figures["unigram"]
+    assert figures["unigram"] < figures["uniform"] == np.log(16)
+    assert 0 < figures["exact_error"] < 0.1
+    assert "nats per token" in figures["zlib_unit"]
+    entropy.command([f"--config={TINY}", *options, "--config.seed=1"])
+    assert printed(capsys)["exact"] != figures["exact"]
+
+
+def test_generate_writes_what_training_reads(tmp_path, capsys):
+    from jaxgpt import config as configs
+    from jaxgpt.train import train
+
+    output = tmp_path / "f.h5"
+    generate.command([f"--config={TINY}", f"--output={output}", "--num_sequences=33",
+                      "--json=-"])  # fmt: skip
+    assert printed(capsys)["tokens"] == 33 * 17
+    config = configs.load(TINY, {"data.path": str(output), "steps": "3"})
+    assert train(config, tmp_path / "run") == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "expected"),
+    [
+        (generate, ["--num_sequences=0"], "--num_sequences is at least 1"),
+        (generate, ["--chunk_size=0"], "--chunk_size is at least 1"),
+        (generate, ["--output={0}/none/f.h5"], "there is no folder"),
+        (generate, ["--output={0}/g.json"], "exists: name a new file"),
+        (generate, ["--config={1}/configs/sigma_char.py"], "of system sigma: not gssm"),
+        (generate, ["--config.gssm.graph=none.yaml"], "no graph file 'none.yaml'"),
+        (generate, ["--config.gssm.clip=1"], "gssm.clip is below 1"),
+        (entropy, [], "one of the arguments --config --graph is required"),
+        (entropy, ["--graph={0}/none.json"], "no graph file"),
+        (entropy, ["--graph={0}/t.npy"], "cannot be read"),
+        (entropy, ["--graph={0}/g.json", "--num_sequences=0"], "at least 1"),
+        (entropy, ["--graph={0}/g.json", "--nll={0}/none/x.npy"], "no folder"),
+        (entropy, ["--graph={0}/g.json", "--tokens={0}/none.npy"], "no .npy file"),
+        (entropy, ["--graph={0}/g.json", "--kernels={0}/t.npy"], "no .npz file"),
+        (entropy, ["--graph={0}/g.json", "--tokens={0}/big.npy"], "hold 5"),
+        (entropy, ["--graph={0}/g.json", "--tokens={0}/one.npy"], "rows of 1 token"),
+        (entropy, ["--graph={0}/context.json", "--tokens={0}/t.npy"], "--kernels"),
+    ],
+)
+def test_wrong_input_is_one_line(files, command, options, expected):
+    folder = files[0]
+    np.save(folder / "big.npy", np.array([[0, 5]]))
+    np.save(folder / "one.npy", np.array([[0]]))
+    context = [node | {"mode": "context"} if node["name"] == "X" else node
+               for node in MIXED]  # fmt: skip
+    (folder / "context.json").write_text(json.dumps(context))
+    options = [option.format(folder, ROOT) for option in options]
+    if command is generate:
+        given = {option.split("=")[0] for option in options}
+        defaults = {"--config": TINY, "--output": str(folder / "f.h5")}
+        options += [f"{k}={v}" for k, v in defaults.items() if k not in given]
+    if command is entropy and options:
+        options.append("--dtype=float32")
+    with pytest.raises(UserError) as caught:
+        command.command(options)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (folder / "f.h5").exists()

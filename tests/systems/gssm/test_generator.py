@@ -1,0 +1,102 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxgpt.core import hashing
+from jaxgpt.systems.gssm import generator
+from tests.systems.gssm.conftest import MIXED, make
+
+
+def test_hashed_uniform_numbers_are_uniform_and_never_0_or_1():
+    counter = jnp.arange(1 << 20, dtype=jnp.uint32)
+    drawn = hashing.uniform(counter, jax.random.bits(jax.random.key(0), (2,), "uint32"))
+    u = np.asarray(drawn, np.float64)
+    assert u.min() > 0 and u.max() < 1
+    assert stats.chisquare(np.histogram(u, 256, (0, 1))[0]).pvalue > 1e-4
+    for lag in (1, 2, 5, 128, 640):
+        pairs = np.histogram2d(u[lag:], u[:-lag], 16, ((0, 1), (0, 1)))[0]
+        assert stats.chisquare(pairs.ravel()).pvalue > 1e-4, lag
+
+
+def test_extreme_bits_stay_inside_the_interval():
+    largest = np.float32(((2**32 - 1) >> 9) * np.float32(2**-23) + np.float32(2**-24))
+    assert np.float32(2**-24) > 0
+    assert largest < 1
+
+
+@pytest.mark.parametrize("states", [1, 2, 3, 4, 5, 8, 31, 32, 33, 256])
+def test_binary_search_finds_the_first_threshold_above(states):
+    generated = np.random.default_rng(states)
+    table = generated.dirichlet(np.full(states, 0.3), 50)
+    row, u = generated.integers(0, 50, 4000), generated.random(4000).astype("f4")
+    thresholds = generator.cumulative(table, jnp.float32)
+    sums = np.cumsum(table, -1)[:, :-1].astype("f4")
+    expected = (sums[row] <= u[:, None]).sum(1)
+    found = generator._search(thresholds, jnp.asarray(row), jnp.asarray(u))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_transitions_are_those_of_the_tables(any_source):
+    """Chi-square of each node on a million transitions; cells expect 5 or more."""
+    nodes = any_source.graph
+    steps, rows = 2048, 512
+    draw = jax.jit(
+        functools.partial(generator.trajectories, nodes, rows=rows, steps=steps)
+    )
+    drawn = draw(any_source.thresholds, jax.random.key(5))
+    states = {
+        node.name: np.pad(np.asarray(s), ((1, 0), (0, 0)))
+        for node, s in zip(nodes.order, drawn, strict=True)
+    }
+    for node in nodes.order:
+        old = {node.name, nodes.observed.name}
+        inputs = [
+            states[n][:-1] if n in old else states[n][1:] for n in nodes.inputs(node)
+        ]
+        cell = np.ravel_multi_index([*inputs, states[node.name][1:]], nodes.shape(node))
+        table = any_source.tables[node.name]
+        counts = np.bincount(cell.ravel(), minlength=table.size).reshape(table.shape)
+        assert counts.sum() == steps * rows
+        totals = counts.sum(-1, keepdims=True)
+        expected = totals * table
+        large = expected >= 5
+        # What is left of a row is one more cell.
+        rest = lambda a, large=large: np.where(large, 0, a).sum(-1)
+        difference = ((counts - expected) ** 2 / np.where(large, expected, 1))[large]
+        rest_expected = rest(expected)
+        kept = rest_expected >= 5
+        statistic = (
+            difference.sum()
+            + (((rest(counts) - rest_expected) ** 2)[kept] / rest_expected[kept]).sum()
+        )
+        freedom = large.sum() + kept.sum() - (totals > 0).sum()
+        assert stats.chi2.sf(statistic, freedom) > 1e-4, node.name
+
+
+def test_conventions_of_the_first_token():
+    start = np.asarray(make(MIXED).draw(0, "train", 3, 7, 33))
+    drawn = np.asarray(make(MIXED, first_token="drawn").draw(0, "train", 3, 7, 32))
+    assert start.shape == (7, 33) and start.dtype == np.int32
+    assert (start[:, 0] == 0).all()
+    np.testing.assert_array_equal(start[:, 1:], drawn)
+
+
+def test_a_batch_is_a_pure_function_of_seed_split_and_step(any_source):
+    draw = lambda *where: np.asarray(any_source.draw(*where, 16, 21))
+    first = draw(0, "train", 5)
+    np.testing.assert_array_equal(first, draw(0, "train", 5))
+    for other in ((1, "train", 5), (0, "val", 5), (0, "train", 6), (0, "fit", 5)):
+        assert (draw(*other) != first).mean() > 0.2
+    rows = {row.tobytes() for row in np.concatenate([first, draw(0, "train", 6)])}
+    assert len(rows) == 32
+
+
+def test_held_out_sequences_do_not_depend_on_how_many_are_asked_for(any_source):
+    few = any_source.held_out(0, "val", 5, 4, 17)
+    many = any_source.held_out(0, "val", 11, 4, 17)
+    assert few.shape == (5, 17)
+    np.testing.assert_array_equal(few, many[:5])

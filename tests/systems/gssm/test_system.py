@@ -1,0 +1,127 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgpt import config as configs
+from jaxgpt import metrics, run, systems
+from jaxgpt.config import CheckError
+from jaxgpt.systems.gssm import baselines, dataset, source
+from jaxgpt.train import train
+from tests.systems.gssm.test_dataset import TINY, load
+
+
+@pytest.fixture(scope="module")
+def trained_gssm(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("gssm") / "run"
+    assert train(configs.load(TINY, {}), workdir) == 0
+    return workdir
+
+
+def test_a_run_shows_its_gap_to_the_floor_and_the_baselines(trained_gssm):
+    names = {path.name for path in trained_gssm.iterdir()}
+    assert {"loss.png", "position.csv", "position.png"} <= names
+    assert "tokenizer.json" not in names
+    rows = [r for r in metrics.read_rows(trained_gssm) if "val_gap" in r]
+    assert [row["step"] for row in rows] == [0, 10, 20]
+    assert rows[-1]["val_gap"] < rows[0]["val_gap"]
+    for row in rows:
+        gap = row["val_loss"] - row["val_loss_exact"]
+        assert row["val_gap"] == pytest.approx(gap, abs=1e-9)
+        assert row["val_gap_error"] > 0
+        assert row["val_loss_exact"] < row["val_loss_bigram"] < row["val_loss_unigram"]
+    lines = (trained_gssm / "position.csv").read_text().splitlines()
+    assert lines[0] == "position,model,exact"
+    assert len(lines) == 17
+    exact = np.array([float(line.split(",")[2]) for line in lines[1:]])
+    assert exact.mean() == pytest.approx(rows[-1]["val_loss_exact"])
+
+
+def test_a_run_keeps_its_graph_and_needs_no_file(trained_gssm):
+    config = json.loads((trained_gssm / "config.json").read_text())
+    assert json.loads(config["gssm"]["graph"])["nodes"][0]["name"] == "Z1"
+    assert config["model"]["vocab_size"] == 16
+
+
+def test_the_same_command_resumes_and_another_graph_is_refused(trained_gssm):
+    assert train(configs.load(TINY, {}), trained_gssm) == 0
+    with pytest.raises(configs.UserError, match=r"gssm\.graph_seed: 1 there, 4 now"):
+        train(configs.load(TINY, {"gssm.graph_seed": "4"}), trained_gssm)
+
+
+@pytest.mark.parametrize("offline", [False, True], ids=["online", "hdf5"])
+def test_a_resumed_run_ends_in_the_same_bits(tmp_path, offline):
+    changes = {}
+    if offline:
+        config = load()
+        changes["data.path"] = str(tmp_path / "f.h5")
+        made = source.from_config(config)
+        dataset.write(tmp_path / "f.h5", config, made, (50, 17), 50)
+    digests = []
+    for name, stops in (("straight", [20]), ("stopped", [10, 20])):
+        for steps in stops:
+            more = {"steps": str(steps), "optimizer.decay_steps": "20"}
+            assert train(configs.load(TINY, changes | more), tmp_path / name) == 0
+        folder = tmp_path / name / "checkpoints" / "20" / "digests"
+        digests.append((folder / "metadata").read_text())
+    assert digests[0] == digests[1]
+
+
+def test_evaluate_and_sample_know_the_system(trained_gssm):
+    from jaxgpt.evaluate import evaluate_split
+
+    opened = run.open_run(str(trained_gssm))
+    figures = evaluate_split(opened, "val")
+    row = [r for r in metrics.read_rows(trained_gssm) if "val_gap" in r][-1]
+    assert figures["gap"] == pytest.approx(row["val_gap"], abs=1e-6)
+    assert figures["loss_exact"] == row["val_loss_exact"]
+    tokens, known = np.zeros((3, 9), np.int32), np.arange(9) < np.full((3, 1), 1)
+    filled = opened.system.sample(opened.params, tokens, known, jax.random.key(0))
+    assert filled.tokens_BT.shape == (3, 9)
+    assert filled.tokens_BT.min() >= 0 and filled.tokens_BT.max() < 16
+
+
+def test_a_loss_below_the_floor_is_a_leak():
+    system = systems.make(configs.override(load(), {"model.vocab_size": 16}))
+    tokens = system.source.held_out(0, "val", 64, 8, 17)
+    floor = system.source.score(tokens)
+    noise = np.random.default_rng(0).normal(0, 0.1, floor.shape)
+    honest = system.figures(tokens, floor + noise)
+    assert abs(honest["gap"]) < 3 * honest["gap_error"]
+    assert system.figures(tokens, floor)["gap"] == 0
+    with pytest.raises(CheckError, match="sees what it must predict"):
+        system.figures(tokens, floor - 0.05 + noise)
+
+
+def test_a_few_sequences_prove_no_leak():
+    system = systems.make(configs.override(load(), {"model.vocab_size": 16}))
+    tokens = system.source.held_out(0, "val", 1, 8, 17)
+    figures = system.figures(tokens, system.source.score(tokens) - 0.1)
+    assert figures["gap"] < 0 == figures["gap_error"]
+
+
+def test_the_floor_of_a_context_graph_is_called_an_estimate(tmp_path):
+    nodes = [
+        {"name": "Z", "state_dim": 3, "alpha": 0.3, "mode": "context"},
+        {"name": "X", "state_dim": 6, "alpha": 0.2, "parents": ["Z"]},
+    ]
+    changes = {"gssm.graph": json.dumps(nodes), "steps": "10"}
+    assert train(configs.load(TINY, changes), tmp_path / "run") == 0
+    row = metrics.read_rows(tmp_path / "run")[-1]
+    assert row["val_gap"] == pytest.approx(row["val_loss"] - row["val_loss_estimate"])
+    assert "val_loss_exact" not in row
+    header = (tmp_path / "run" / "position.csv").read_text().splitlines()[0]
+    assert header == "position,model,estimate"
+
+
+def test_the_error_of_a_context_gap_is_over_batches():
+    config = load(gssm__graph='[{"name": "X", "state_dim": 3, "alpha": 1, '
+                  '"mode": "context"}]', model__vocab_size="3")  # fmt: skip
+    system = systems.make(config)
+    tokens = system.source.held_out(0, "val", 64, 8, 17)
+    floor, _ = system.references(tokens)
+    excess = np.repeat(np.arange(8.0), 8)[:, None] + np.zeros_like(floor)
+    figures = system.figures(tokens, floor + excess)
+    assert figures["gap_error"] == pytest.approx(np.std(np.arange(8), ddof=1) / 8**0.5)
+    assert baselines.mean(excess).error < figures["gap_error"] / 2

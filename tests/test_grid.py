@@ -1,0 +1,165 @@
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from jaxgpt import grid
+from jaxgpt.config import UserError
+from tests.conftest import ROOT
+
+TINY = f"{ROOT}/configs/gssm_easy.py:tiny"
+SPEC = {
+    "config": TINY,
+    "overrides": {"steps": 2, "eval_interval": 2},
+    "grid": {"gssm.graph_seed": [0, 1], "optimizer.learning_rate": ["1e-3", 0.01]},
+    "x": "optimizer.learning_rate",
+    "y": "val_gap",
+    "lines": "gssm.graph_seed",
+}
+
+
+@pytest.fixture
+def study(tmp_path):
+    def write(**changes):
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(SPEC | changes))
+        return str(path)
+
+    return write
+
+
+def test_points_are_all_combinations(study):
+    read = grid.read(study())
+    assert read.points == [
+        {"steps": "2", "eval_interval": "2", "gssm.graph_seed": seed,
+         "optimizer.learning_rate": rate}
+        for seed in "01" for rate in ("1e-3", "0.01")
+    ]  # fmt: skip
+
+
+def test_it_trains_what_is_missing_and_gathers(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    folder = tmp_path / "runs"
+    options = [f"--study={study()}", f"--workdir={folder}"]
+    started = []
+    whole = subprocess.run
+
+    def interrupted(command, **more):
+        started.append(command)
+        if len(started) == 3:
+            return subprocess.CompletedProcess(command, 130)
+        return whole(command, **more)
+
+    monkeypatch.setattr(subprocess, "run", interrupted)
+    assert grid.command(options) == 130
+    assert "2 of 4 runs" in capsys.readouterr().err
+    assert grid.command(options) == 0
+    assert len(started) == 5, "two finished runs were not started again"
+    with open(folder / "results.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["point"] for row in rows] == ["0", "1", "2", "3"]
+    assert [row["optimizer.learning_rate"] for row in rows] == ["1e-3", "0.01"] * 2
+    assert all(float(row["val_gap"]) > 0 and row["step"] == "2" for row in rows)
+    assert (folder / "results.png").stat().st_size > 5000
+
+
+def test_a_failed_run_is_named_and_the_others_go_on(
+    study, tmp_path, monkeypatch, capsys
+):
+    codes = iter([1, 0])
+    monkeypatch.setattr(
+        subprocess, "run", lambda c, **_: subprocess.CompletedProcess(c, next(codes))
+    )
+    path = study(grid={"gssm.graph_seed": [0, 1]}, x="gssm.graph_seed", lines="")
+    assert grid.command([f"--study={path}", f"--workdir={tmp_path / 'runs'}"]) == 1
+    assert "1 runs failed: 000-graph_seed=0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")))
+def test_shipped_studies_can_be_run(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    read = grid.read(str(path))
+    assert len({read.workdir(ROOT, i) for i in range(len(read.points))}) >= 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"config": "none.py"}, "no config file"),
+        ({"grid": {"stepz": [1]}, "x": "stepz", "lines": ""}, "unknown config key"),
+        ({"grid": {"steps": []}}, "grid.steps is a list of values"),
+        ({"grid": {"steps": 3}}, "grid.steps is a list of values"),
+        ({"x": "steps"}, "x 'steps' is no field of its grid"),
+        ({"lines": "steps"}, "lines 'steps' is no field"),
+        ({"y": None}, "has no y"),
+        ({"yy": "val_gap"}, "has unknown 'yy'"),
+        ({"overrides": {"steps": "many"}}, "holds a whole number"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused(study, changes, expected):
+    with pytest.raises(UserError, match=expected) as caught:
+        grid.read(study(**changes))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[1", "steps", ""])
+def test_what_is_no_study_is_refused(tmp_path, text):
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(UserError, match="study"):
+        grid.read(str(tmp_path / "s.yaml"))
+
+
+def test_a_point_outside_the_study_is_refused(study, tmp_path):
+    with pytest.raises(UserError, match=r"--point is 0 \.\. 3 in this study: not 4"):
+        grid.command([f"--study={study()}", f"--workdir={tmp_path}", "--point=4"])
+
+
+def test_the_array_job_runs_every_point(study, tmp_path):
+    output, folder = tmp_path / "job.sbatch", tmp_path / "my runs"
+    done = subprocess.run(
+        [sys.executable, "scripts/slurm_array.py", f"--study={study()}",
+         f"--output={output}", f"--workdir={folder}", "--most=2", "--gpus=1"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    text = output.read_text()
+    assert "#SBATCH --array=0-3%2\n" in text
+    assert "#SBATCH --gpus-per-task=1\n" in text
+    assert "#SBATCH --signal=TERM@" in text
+    assert subprocess.run(["bash", "-n", output]).returncode == 0
+    # A task, with stand-ins for Slurm's commands that record what they are asked.
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, code in (("srun", 143), ("scontrol", 0)):
+        tool = tools / name
+        tool.write_text(
+            f'#!/bin/bash\nprintf "%s\\n" {name} "$@" >> log\nexit {code}\n'
+        )
+        tool.chmod(0o755)
+    variables = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_JOB_ID": "77"}
+    path = {"PATH": f"{tools}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", output], cwd=tmp_path, env=path | variables)
+    assert done.returncode == 143
+    asked = (tmp_path / "log").read_text().splitlines()
+    assert asked[1:4] == [sys.executable, "-m", "jaxgpt.grid"]
+    assert asked[4:7] == [f"--study={tmp_path / 'study.yaml'}",
+                          f"--workdir={folder}", "--point=3"]  # fmt: skip
+    assert asked[7:] == ["scontrol", "requeue", "77_3"]
+
+
+def test_a_point_replaces_the_process_by_its_run(study, tmp_path, monkeypatch):
+    def exec_instead(path, words):
+        raise InterruptedError(json.dumps(words))
+
+    monkeypatch.setattr(os, "execv", exec_instead)
+    with pytest.raises(InterruptedError) as caught:
+        grid.command([f"--study={study()}", f"--workdir={tmp_path}", "--point=2"])
+    words = json.loads(str(caught.value))
+    assert words[1:3] == ["-m", "jaxgpt.train"]
+    assert "--config.gssm.graph_seed=1" in words
+    assert re.search(r"002-graph_seed=1-learning_rate=1e-3", " ".join(words))
