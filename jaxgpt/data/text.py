@@ -362,7 +362,8 @@ def _read_bins(
                 f"{dtype.name} tokens: it is truncated or of another kind"
             )
         splits.append(np.memmap(file, dtype, "r") if size else np.zeros(0, dtype))
-    return TextData(*splits, tokenizer, chunk)
+    train, val, test = splits
+    return TextData(train, val, test, tokenizer, chunk)
 
 
 def _open_bins(folder: pathlib.Path, config: ConfigDict) -> TextData:
