@@ -157,3 +157,26 @@ def test_cached_logits_and_cache_of_sigma_gpt():
     for index, (k, v) in enumerate(layers):
         assert relative(k, golden["kv_k"][index]) < FLOAT32["activation"]
         assert relative(v, golden["kv_v"][index]) < FLOAT32["activation"]
+
+
+def test_burst_drafts_are_the_true_conditionals():
+    """The original's own drafts are not: `burst_logits_ref` in the same file."""
+    from jaxgpt.core import generate
+    from jaxgpt.systems import Sampling
+    from jaxgpt.systems.sigma.samplers import window
+
+    case = load("sigma-gpt", "tiny_bias_perturbed.npz")
+    golden, params = case.golden, case.params("param")
+    order, P = jnp.asarray(golden["order"], jnp.int32), int(golden["burst_P"])
+    B, N = order.shape
+    # golden["x"] is in reading order already, without its last token.
+    tokens = jnp.pad(jnp.asarray(golden["x"], jnp.int32), ((0, 0), (0, 1)))
+    reader = generate.Network(case.system.graphdef)
+    state = generate.start(
+        reader, params, tokens, order, jnp.roll(order, -1, 1), jnp.full(B, P)
+    )
+    task = Sampling().task(N, jax.random.key(0))
+    drafted = window.draft(reader, params, state, task, jnp.zeros((B, N - P)))
+    worst = relative(drafted.logits_BWV, golden["burst_logits_exact"])
+    assert worst < FLOAT32["logits"]
+    assert relative(drafted.logits_BWV, golden["burst_logits_ref"]) > 1e-2

@@ -19,11 +19,13 @@ OPTIONS = {
     "evaluate": [
         *("--workdir", "--step", "--json", "--split"),
         *("--tokens", "--order", "--logits", "--eval_lengths"),
+        *("--num_orders", "--infill"),
     ],
     "sample": [
         *("--workdir", "--step", "--json", "--prompt", "--prompt_ids", "--template"),
         *("--max_new_tokens", "--sampler", "--order", "--num_samples"),
-        *("--temperature", "--top_k", "--seed", "--split"),
+        *("--temperature", "--top_k", "--seed", "--split", "--num_orders"),
+        *("--block_length", "--top_p", "--stop", "--live"),
     ],
     "verify": ["--workdir", "--json"],
 }
@@ -349,10 +351,22 @@ def test_train_in_a_workdir_with_a_damaged_file(refused, run_copy, name):
         (["--temperature=-0.5"], "--temperature is at least 0: not -0.5"),
         (["--temperature=nan"], "--temperature is at least 0: not nan"),
         (["--num_samples=0"], "--num_samples is at least 1: not 0"),
-        (["--top_k=-1"], "--top_k is at least 0: not -1"),
+        (["--top_k=0"], "--top_k is at least 1: not 0"),
+        (["--top_p=0"], "--top_p is above 0 and at most 1: not 0"),
+        (["--top_p=1.5"], "--top_p is above 0 and at most 1: not 1.5"),
+        (["--temperature=inf"], "--temperature is a finite number"),
+        (["--num_orders=0", "--sampler=burst"], "--num_orders is at least 1: not 0"),
+        (["--num_orders=3"], "--num_orders is for --sampler=burst: not exact-burst"),
+        (["--sampler=burst", "--order=fractal"], "--order does not go with"),
+        (["--order=low-entropy-first"], "it goes with --sampler=ar"),
+        (["--block_length=4"], "--block_length is for --order=block"),
+        (["--order=block", "--block_length=0"], "--block_length is at least 1"),
+        (["--prompt=ab", "--max_new_tokens=2", "--order=2,2"], "each of the 2 missing"),
+        (["--prompt=ab", "--max_new_tokens=2", "--order=1,2"], "--order=1,2 must name"),
+        (["--template=a<missing:3>", "--stop=b"], "--stop goes with --prompt"),
         (["--seed=-1"], "--seed is at least 0: not -1"),
         (["--seed=99999999999999999999"], "--seed is at most 4294967295"),
-        (["--order=sideways"], "random, left-to-right, fractal: not 'sideways'"),
+        (["--order=sideways"], "block, low-entropy-first: not 'sideways'"),
         (["--prompt=a", "--order=curriculum"], "not 'curriculum'"),
         (["--prompt_ids=1,x"], "--prompt_ids are like 3,1,4: not '1,x'"),
         (["--prompt_ids=1,2.5"], "--prompt_ids are like 3,1,4"),
@@ -414,7 +428,54 @@ def test_sample_template_keeps_what_is_given(trained, capsys):
     (made,) = json.loads(capsys.readouterr().out)["samples"]
     assert len(made["text"]) == 11
     assert made["text"][4:8] == "lord"
-    assert made["model_calls"] == 7
+    assert 1 <= made["model_calls"] <= 7
+    assert made["accepted_per_call"] == pytest.approx(7 / made["model_calls"])
+    assert made["token_evaluations"] >= 7
+    assert made["log_probability"] < 0
+
+
+def test_sample_one_by_one_takes_a_call_a_token(trained, capsys):
+    options = ["--prompt=ROMEO:", "--max_new_tokens=9", "--sampler=ar", "--json=-"]
+    sample.command([f"--workdir={trained}", *options])
+    (made,) = json.loads(capsys.readouterr().out)["samples"]
+    assert made["model_calls"] == made["token_evaluations"] == 9
+    assert made["accepted_per_call"] == 1
+
+
+@pytest.mark.parametrize("order", ["left-to-right", "random"])
+def test_sample_ends_with_the_stop_text(trained, capsys, order):
+    options = [f"--workdir={trained}", "--prompt=ee", f"--order={order}", "--json=-"]
+    sample.command(options)
+    (whole,) = json.loads(capsys.readouterr().out)["samples"]
+    stop = whole["text"][9:11]
+    sample.command([*options, f"--stop={stop}"])
+    (cut,) = json.loads(capsys.readouterr().out)["samples"]
+    end = whole["text"].index(stop, 2) + 2
+    assert cut["text"] == whole["text"][:end]
+    assert len(cut["tokens"]) == end
+
+
+def test_evaluate_likelihood_over_orders_and_infilling(trained, capsys):
+    options = ["--num_orders=3", "--infill=0.25,0.5", "--json=-"]
+    evaluate.command([f"--workdir={trained}", *options])
+    found = json.loads(capsys.readouterr().out)
+    assert found["loss_mixture"] <= found["loss_averaged"]
+    assert found["order_deviation"] > 0
+    assert set(found["infill"]) == {"0.25", "0.5"}
+    assert set(found["infill"]["0.5"]) == {"nll", "nll_prefix", "match", "match_span"}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--infill=1.5"], "between 0 and 1, like 0.5: not '1.5'"),
+        (["--infill=half"], "not 'half'"),
+        (["--num_orders=0"], "--num_orders is at least 1: not 0"),
+        (["--num_orders=2", "--tokens=a.npy"], "go with --split, not with --tokens"),
+    ],
+)
+def test_evaluate_with_wrong_options_of_sigma(read_refused, options, expected):
+    assert expected in read_refused(evaluate.command, *options)
 
 
 # Damaged checkpoints.
@@ -570,7 +631,12 @@ def test_evaluate_logits_that_cannot_be_written(read_refused, npy, tmp_path):
 
 
 def test_evaluate_unknown_split(read_refused):
-    assert "'test'" in read_refused(evaluate.command, "--split=test")
+    assert "'all'" in read_refused(evaluate.command, "--split=all")
+
+
+def test_evaluate_a_split_that_the_data_has_not(read_refused):
+    message = read_refused(evaluate.command, "--split=test")
+    assert "set data.test_fraction" in message
 
 
 def test_evaluate_where_the_text_is_gone_or_another(refused, run_copy, tmp_path):

@@ -133,7 +133,7 @@ def agreement(texts, V, expected):
 
 rng = np.random.default_rng(3)
 PAIR = np.array([[0.45, 0.05], [0.05, 0.45]])
-SAME = np.diag([0.3, 0.25, 0.2, 0.12, 0.08, 0.05])
+SAME = np.diag([0.3, 0.25, 0.2, 0.11, 0.08, 0.06])
 MODELS = {
     "correlated pairs": tables.joint(np.einsum("ab,cd,ef->acebdf", PAIR, PAIR, PAIR)),
     "dependent pairs": tables.joint(np.einsum("ab,cd->acbd", SAME, SAME)),
