@@ -82,6 +82,7 @@ class TextData:
             raise UserError(
                 f"the {split} split has no window of {length} tokens: "
                 + (f"it has {have}" if have else "set data.test_fraction to have one")
+                + (f", in chunks of {self.chunk}" if have and self.chunk else "")
             )
         return found
 
