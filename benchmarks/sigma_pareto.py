@@ -99,6 +99,8 @@ def draw_figure(rows: list[dict], path: str) -> None:
                 axes.annotate(name, place, (4, 3), textcoords="offset points", size=6)
         axes.set(xscale="log", xlabel=label, ylabel="judge's nats per character")
         axes.grid(alpha=0.3)
+    panels[0].set_xticks((4, 8, 16, 32, 64), ("4", "8", "16", "32", "64"))
+    panels[0].minorticks_off()
     panels[0].legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
