@@ -2,7 +2,9 @@
 
 python -m jaxgpt.train --config=configs/gssm_dead_mode_env.py
 
-The graph is ours: what the original's of this name looks like was not at hand.
+The alphas are ours: only the name of this graph of the original's was at hand. Exact
+2.560 nats per token of long sequences, bigram 2.571, unigram 2.651: there is little to
+learn beyond pairs of tokens. Not trained here.
 """
 
 import pathlib

@@ -4,7 +4,8 @@ python -m jaxgpt.train --config=configs/gssm_debug.py
 
 A loss near the entropy is no sign of learning here: with alpha 1000 its latents are
 noise, so that a model of token frequencies is nearly optimal. Structure shows on the
-graphs of gssm_easy, gssm_low_entropy and gssm_two_chains.
+graphs of gssm_easy, gssm_low_entropy and gssm_two_chains. Exact 3.425, bigram 3.427,
+unigram 3.425 nats per token of long sequences; not trained here.
 """
 
 import pathlib

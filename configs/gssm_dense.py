@@ -4,7 +4,8 @@ python -m jaxgpt.train --config=configs/gssm_dense.py
 
 A loss near the entropy is no sign of learning here: with alpha 1 its latents change
 nearly at random, so that a model of token frequencies is nearly optimal. Structure
-shows on the graphs of gssm_easy, gssm_low_entropy and gssm_two_chains.
+shows on the graphs of gssm_easy, gssm_low_entropy and gssm_two_chains. Exact 3.358,
+bigram 3.369, unigram 3.393 nats per token of long sequences; not trained here.
 """
 
 import pathlib

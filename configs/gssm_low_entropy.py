@@ -1,6 +1,9 @@
 """Four independent latents with nearly deterministic kernels.
 
 python -m jaxgpt.train --config=configs/gssm_low_entropy.py
+
+After 1000 steps (38 CPU seconds, 2 cores of an Intel Xeon) the loss is 0.0006 ± 0.0001
+nats above the exact 0.559; a bigram model stays 0.231 above, a unigram model 1.205.
 """
 
 import pathlib

@@ -2,7 +2,8 @@
 
 python -m jaxgpt.train --config=configs/gssm_slow_evolving.py
 
-The graph is ours: what the original's of this name looks like was not at hand.
+The alphas are ours: only the name of this graph of the original's was at hand. Exact
+2.043 nats per token of long sequences, bigram 2.332, unigram 3.206; not trained here.
 """
 
 import pathlib

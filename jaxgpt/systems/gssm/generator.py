@@ -54,7 +54,7 @@ def evolve(
 ) -> tuple[jax.Array, ...]:
     """Advances all nodes by one step.
 
-    States are a tuple: stacked into one array, XLA:CPU made it four times slower.
+    States are a tuple: stacked into one array, XLA:CPU is several times slower.
 
     Args:
       graph: of N nodes that evolve.
@@ -99,7 +99,7 @@ def trajectories(
     """Draws int32 states [steps, rows] of each node, from rest, which is left out.
 
     A pure function of key; to be jitted. Uniform numbers are hashed inside the step:
-    drawn by Threefry before it, they took three times as long as all else.
+    drawn by Threefry before it, they took longer than all else.
 
     Args:
       graph: what evolves.
