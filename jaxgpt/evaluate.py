@@ -17,8 +17,10 @@ from jaxgpt.data.arrays import read_integers, writable
 
 if TYPE_CHECKING:
     import numpy as np
+    from jax.sharding import Mesh
 
     from jaxgpt.run import Run
+    from jaxgpt.sharding import Layout
     from jaxgpt.systems import System
 
 
@@ -38,12 +40,18 @@ def means(nll: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def scores(
-    system: System, params: dict, tokens_NT: np.ndarray, rows: int, seed: int
+    system: System,
+    params: dict,
+    tokens_NT: np.ndarray,
+    rows: int,
+    seed: int,
+    layout: Layout | None = None,
 ) -> dict[str, np.ndarray]:
     """Returns {suffix: nats [N, T] of every predicted token}, float64.
 
     Orders and the like are drawn once for all windows, so the result depends neither
-    on rows (the windows scored at a time) nor on how often it is asked for.
+    on rows (the windows scored at a time) nor on how often it is asked for. With a
+    layout, its devices share the rows; deterministic, one of each process scores all.
     """
     import jax
     import numpy as np
@@ -53,24 +61,32 @@ def scores(
     N = len(tokens_NT)
     key = random.stream(seed, "eval_order")
     batches = jax.jit(system.eval_batches)(tokens_NT, key)
-    score = _scorer(system)
+    if layout and system.config.deterministic:
+        params, layout = jax.tree.map(lambda a: a.addressable_data(0), params), None
+    score = _scorer(system, layout.mesh if layout else None)
     result = {}
     for suffix, batch in batches.items():
         parts = []
+        batch = jax.device_get(batch)
         for start in range(0, N, rows):
             # A last short batch is filled up with the first rows, not compiled anew.
             index = np.arange(start, start + rows) % N
             part = {name: array[index] for name, array in batch.items()}
+            if layout:
+                part = jax.tree.map(layout.put_rows, part)
             parts.append(np.asarray(score(params, part), np.float64)[: N - start])
         result[suffix] = np.concatenate(parts)
     return result
 
 
 @functools.lru_cache(maxsize=8)
-def _scorer(system: System):
+def _scorer(system: System, mesh: Mesh | None):
     import jax
 
-    return jax.jit(system.nll)
+    from jaxgpt.sharding import under
+
+    whole = mesh and jax.NamedSharding(mesh, jax.P())
+    return jax.jit(under(mesh, system.nll), out_shardings=whole)
 
 
 def evaluate_split(run: Run, split: str) -> dict:

@@ -90,7 +90,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> tuple[systems.System, 
         another config; nothing is left behind.
     """
     systems.kind(config.system).resolve(config)
-    sharding.make_mesh(config.batch_size // config.accumulation)
+    sharding.make_mesh(config)
     wanted = config.model.vocab_size
     if not wanted:
         config.model.vocab_size = 1
@@ -167,5 +167,5 @@ def adopt_start(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"trains {config.system}"
         )
     for key, value in start.model.to_dict().items():
-        if key not in ("dropout", "dtype"):
+        if key not in ("dropout", "dtype", "remat", "scan_layers"):
             config.model[key] = value

@@ -67,8 +67,6 @@ class Trainer:
 
         self.system, self.data, self.config = system, data, system.config
         c = self.config
-        mesh = sharding.make_mesh(c.batch_size // c.accumulation)
-        everywhere, self.rows = sharding.replicated(mesh), sharding.by_row(mesh)
         optimizer = optim.make(c)
         self.rate = optim.schedule(c)
 
@@ -76,22 +74,21 @@ class Trainer:
             return init_state(system.init(key), optimizer, c.optimizer.ema_decay > 0)
 
         key = random.stream(c.seed, "params")
-        abstract = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere),
-            jax.eval_shape(init, key),
-        )
+        shapes = jax.eval_shape(init, key)
+        self.layout = sharding.layout(shapes, optimizer, sharding.make_mesh(c))
         self.checkpoints = Checkpoints(workdir, c.keep)
-        restored = self.checkpoints.restore_newest(abstract)
+        restored = self.checkpoints.restore_newest(self.layout.abstract(shapes))
         self.state: dict[str, Any]
         if restored:
             self.step, self.state = restored
         else:
-            self.step, self.state = 0, jax.jit(init, out_shardings=everywhere)(key)
+            self.step, self.state = 0, jax.jit(init, out_shardings=self.layout.state)(key)
             if c.init_from:
                 given = read_start(c)[1]
                 for name in {"params", "ema"} & self.state.keys():
-                    self.state[name] = jax.device_put(given, everywhere)
-        self.advance = make_step(system, optimizer)
+                    places = self.layout.state[name]
+                    self.state[name] = jax.device_put(given, places)
+        self.advance = make_step(system, optimizer, self.layout)
         self.recorder = metrics.Recorder(
             workdir, self.step, metrics.open_trackers(c, workdir)
         )
@@ -112,7 +109,7 @@ class Trainer:
             c.seed, "train", self.step, c.batch_size, self.system.window
         )
         self.state, metrics = self.advance(
-            self.state, np.int32(self.step), jax.device_put(tokens, self.rows)
+            self.state, np.int32(self.step), self.layout.put_rows(tokens)
         )
         self.step += 1
         return metrics
@@ -127,7 +124,7 @@ class Trainer:
         for split in ("train", "val"):
             tokens = self.data.fixed(split, self.system.window, c.eval_sequences)
             rows = c.batch_size // c.accumulation
-            nll = scores(self.system, params, tokens, rows, c.seed)
+            nll = scores(self.system, params, tokens, rows, c.seed, self.layout)
             found = means(nll)
             if split == "val":
                 found |= self.system.figures(tokens, nll[""])
