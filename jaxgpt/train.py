@@ -98,6 +98,12 @@ class Trainer:
         """Starts saving a checkpoint; an evaluation of this step ranks it."""
         self.checkpoints.save(self.step, self.stepper.state, evaluation)
 
+    def make_sure(self) -> None:
+        """Waits for the last save, and tries once more where it failed."""
+        self.checkpoints.report_errors(wait=True)
+        if self.step not in self.checkpoints.steps():
+            self.save(None)
+
     def row(self, values: dict[str, float], pace: float) -> dict[str, float]:
         """Returns a row of metrics.jsonl; pace is in steps per second."""
         row = {
@@ -205,6 +211,7 @@ def _train(trainer: Trainer, workdir: pathlib.Path) -> int:
                 loop(trainer, progress, interruption)
             if interruption.signal:
                 trainer.save(None)
+            trainer.make_sure()
     except DivergedError as error:
         trainer.checkpoints.report_errors(wait=True)
         kept = ", ".join(map(str, trainer.checkpoints.steps())) or "none"
