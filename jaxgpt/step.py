@@ -41,11 +41,25 @@ def make_step(
     """Returns the jitted step: (state, index, tokens) -> (state, metrics).
 
     A pure function; index is the number of steps done before it. The state, as of
-    `init_state`, is donated. With a layout, arrays live where it says.
+    `init_state`, is donated. Where `config.nonfinite` is "skip", a step whose loss or
+    gradient is not finite leaves the state as it was. With a layout, arrays live where
+    it says.
     """
     mesh = layout.mesh if layout else None
+    places = (layout.state, layout.everywhere) if layout else None
+    step = step_function(system, optimizer, mesh)
+    return jax.jit(under(mesh, step), donate_argnums=0, out_shardings=places)
+
+
+def step_function(
+    system: System,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Callable:
+    """Returns the step of `make_step`, not jitted."""
     seed, parts = system.config.seed, system.config.accumulation
     ema_decay = system.config.optimizer.ema_decay
+    skips = system.config.nonfinite == "skip"
 
     def loss(params, batch, dropout_key):
         return system.nll(params, batch, dropout_key).mean()
@@ -90,10 +104,13 @@ def make_step(
             # Early on the average is over the steps there were (TensorFlow's rule).
             decay = jnp.minimum(ema_decay, (1 + index) / (10 + index))
             new["ema"] = optax.incremental_update(params, state["ema"], 1 - decay)
-        return new, {"loss": value, "grad_norm": optax.tree.norm(grads)}
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
+        if skips:
+            sound = jnp.isfinite(value) & jnp.isfinite(metrics["grad_norm"])
+            new = jax.tree.map(lambda n, o: jnp.where(sound, n, o), new, state)
+        return new, metrics
 
-    places = (layout.state, layout.everywhere) if layout else None
-    return jax.jit(under(mesh, step), donate_argnums=0, out_shardings=places)
+    return step
 
 
 def in_fixed_order(

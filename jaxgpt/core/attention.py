@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxgpt.core import cache as kv
-from jaxgpt.core import cpu, init, layers, partition, positions
+from jaxgpt.core import cpu, init, layers, partition, positions, tpu
 from jaxgpt.core.partition import BATCH, TENSOR
 
 if TYPE_CHECKING:
@@ -78,6 +78,9 @@ class Attention(nnx.Module):
                 qkv_BTC, seed_2, c.n_head, c.dtype, c.dropout, slopes
             )
             return self.out(y_BTD)
+        if c.kernels == "tpu" and tpu.can_attend(c, seed_2):
+            q, k, v = split_heads(qkv_BTC, c.n_head)
+            return self.out(merge_heads(tpu.causal_attention(q, k, v, c.dtype)))
         own_T = jnp.arange(T)
         mask_TS = jnp.tril(jnp.ones((T, T), bool))
         q, k, v = split_heads(qkv_BTC, c.n_head)

@@ -189,8 +189,9 @@ class Transformer(nnx.Module):
             x_BTD = layers.dropout(x_BTD, c.dropout, bits[-1, 0])
             seeds = list(bits[:-1])
         if c.remat == "none" and not c.scan_layers:
-            for block, seeds_32 in zip(self.blocks, seeds, strict=True):
-                x_BTD = block(x_BTD, target, seeds_32)
+            for i, (block, seeds_32) in enumerate(zip(self.blocks, seeds, strict=True)):
+                with jax.named_scope(f"block_{i}"):
+                    x_BTD = block(x_BTD, target, seeds_32)
             return self.norm_f(x_BTD)
         return self.norm_f(self.apply_blocks(x_BTD, target, seeds))
 

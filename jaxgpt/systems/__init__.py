@@ -106,8 +106,10 @@ class System:
     extra_tokens = 0
     goes_past_block = False
 
-    def __init__(self, config: ConfigDict):
-        kernels = "cpu" if jax.default_backend() == "cpu" else "xla"
+    def __init__(self, config: ConfigDict, platform: str = ""):
+        """Is for the platform given, or for the one that JAX finds."""
+        platform = platform or jax.default_backend()
+        kernels = platform if platform in ("cpu", "tpu") else "xla"
         self.config = config
         self.model_config = ModelConfig(
             **(config.model.to_dict() | self.architecture()), kernels=kernels
@@ -280,9 +282,9 @@ def kind(name: str) -> type[System]:
     return getattr(importlib.import_module(module), name)
 
 
-def make(config: ConfigDict) -> System:
-    """Returns the system that `config.system` names."""
-    return kind(config.system)(config)
+def make(config: ConfigDict, platform: str = "") -> System:
+    """Returns the system that `config.system` names, for a platform or this one's."""
+    return kind(config.system)(config, platform)
 
 
 def check_order(order: str, known: tuple[str, ...]) -> None:
