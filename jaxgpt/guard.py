@@ -64,7 +64,9 @@ class Guard:
             f"{name}_key": jax.random.key_data(random.at(seed, name, index))
             for name in ("order", "dropout")
         }
-        record |= {"tokens": np.asarray(self.stepper.batch(index)), **values}
+        record |= {"tokens": np.asarray(self.stepper.tokens(index)), **values}
+        if jax.process_index():
+            return
         try:
             self.folder.mkdir(exist_ok=True)
             np.savez(self.folder / f"{step}.npz", step=step, seed=seed, **record)

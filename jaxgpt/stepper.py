@@ -50,13 +50,16 @@ class Stepper:
                     self.state[name] = jax.device_put(given, self.layout.state[name])
         self.advance = make_step(system, self.optimizer, self.layout)
 
-    def batch(self, index: int) -> jax.Array:
-        """Returns the tokens of the step that follows `index` steps, on the devices."""
+    def tokens(self, index: int) -> Any:
+        """Returns the tokens of the step that follows `index` steps."""
         c = self.config
-        tokens = self.data.batch_at(
+        return self.data.batch_at(
             c.seed, "train", index, c.batch_size, self.system.window
         )
-        return self.layout.put_rows(tokens)
+
+    def batch(self, index: int) -> jax.Array:
+        """Returns them on the devices."""
+        return self.layout.put_rows(self.tokens(index))
 
     def run_step(self) -> dict[str, jax.Array]:
         """Starts one optimizer step; returns its metrics, not yet computed."""

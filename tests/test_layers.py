@@ -7,14 +7,14 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "jaxgpt"
 LAYERS = (
     {"config"},
     {"core", "data"},
-    {"cli"},
+    {"cli", "distributed"},
     {"systems", "interop"},
-    {"optim", "sharding", "checkpoint", "metrics", "step", "live", "interruption"},
+    {"optim", "sharding", "checkpoint", "metrics", "step", "live", "interruption", "hlo"},
     {"run"},
     {"stepper"},
     {"guard"},
     {"replay"},
-    {"train", "evaluate", "sample", "verify", "convert", "continuations", "grid"},
+    {"train", "plan", "evaluate", "sample", "verify", "convert", "continuations", "grid"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
