@@ -39,6 +39,7 @@ MAY_CHANGE = (
     "log_interval",
     "nonfinite",
     "keep",
+    "profile",
     "tensorboard",
     "wandb_project",
     "data.path",

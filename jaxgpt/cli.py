@@ -114,6 +114,8 @@ def set_up_jax() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     from jaxgpt import distributed
 
+    if "JAX_PLATFORMS" not in os.environ and distributed.only_cpu():
+        jax.config.update("jax_platforms", "cpu")
     try:
         backend = jax.default_backend()
     except RuntimeError as error:

@@ -226,6 +226,11 @@ FIELDS: dict[str, Field] = {
         ("stop", "skip"),
     ),
     "log_interval": Field(10, "steps between metrics lines", minimum=1),
+    "profile": Field(
+        "",
+        "steps to trace for XProf, FIRST:LAST, into profile/ of the run; also says "
+        "where the time of a step goes",
+    ),
     "tensorboard": Field(False, "also write TensorBoard events (extra: tracking)"),
     "wandb_project": Field("", "also log to this Weights & Biases project"),
 }
@@ -410,6 +415,7 @@ def validate(config: ConfigDict) -> ConfigDict:
             f"batch_size {config.batch_size} does not divide into accumulation "
             f"{config.accumulation} micro-batches"
         )
+    profiled_steps(config.profile)
     rows, groups = config.batch_size, config.deterministic_groups
     if config.deterministic and rows % groups:
         raise UserError(
@@ -439,6 +445,20 @@ def validate(config: ConfigDict) -> ConfigDict:
             f"optimizer.ema_decay is below 1: not {config.optimizer.ema_decay}"
         )
     return config
+
+
+def profiled_steps(text: str) -> range:
+    """Reads `profile`: the steps that FIRST:LAST names, both included.
+
+    Raises:
+      UserError: for anything else but an empty text.
+    """
+    first, _, last = text.partition(":")
+    if not text:
+        return range(0)
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise UserError(f"profile is FIRST:LAST, steps such as 10:15: not '{text}'")
+    return range(int(first), int(last) + 1)
 
 
 def make_folder(workdir: pathlib.Path) -> None:

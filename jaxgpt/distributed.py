@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import ctypes
 import functools
+import importlib.util
 import os
 import pathlib
 import threading
@@ -70,7 +71,9 @@ def start(args: argparse.Namespace) -> bool:
     try:
         with waiting, _lines_for_the_lost():
             jax.distributed.initialize(
-                *given,
+                args.coordinator,
+                args.num_processes,
+                args.process_id,
                 initialization_timeout=TIMEOUT,
                 heartbeat_timeout_seconds=HEARTBEAT,
                 shutdown_timeout_seconds=HEARTBEAT,
@@ -214,11 +217,30 @@ def check_backend(backend: str, devices: str = "/sys/bus/pci/devices") -> None:
     """Raises UserError where a TPU is there and JAX has silently taken the CPU."""
     if backend != "cpu" or "cpu" in os.environ.get("JAX_PLATFORMS", ""):
         return
-    for vendor in pathlib.Path(devices).glob("*/vendor"):
-        device = vendor.with_name("device").read_text().strip()
-        if vendor.read_text().strip() != GOOGLE or device not in TPUS:
-            continue
+    if has_tpu(devices):
         raise UserError(_TPU_MESSAGE.format(owner=_owner()))
+
+
+def has_tpu(devices: str = "/sys/bus/pci/devices") -> bool:
+    """Returns whether this machine has a TPU, whoever uses it."""
+    return any(
+        vendor.read_text().strip() == GOOGLE
+        and vendor.with_name("device").read_text().strip() in TPUS
+        for vendor in pathlib.Path(devices).glob("*/vendor")
+    )
+
+
+def only_cpu() -> bool:
+    """Returns whether there is no accelerator, though a TPU's library is installed.
+
+    JAX would try that library first, and it complains at length.
+    """
+    others = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+    return (
+        importlib.util.find_spec("libtpu") is not None
+        and not has_tpu()
+        and not any(map(os.path.exists, others))
+    )
 
 
 _TPU_MESSAGE = (

@@ -59,8 +59,11 @@ def collectives(text: str) -> dict[str, Traffic]:
         if operation:
             shape, kind, start = operation.groups()
             sizes = _sizes(shape)
-            # What starts asynchronously returns its operand beside its result.
-            size = max(sizes, default=0) if start else sum(sizes)
+            if start and kind == "all-gather":
+                sizes = sizes[len(sizes) // 2 :]  # Operands stand before results.
+            elif start and kind == "collective-permute":
+                sizes = sizes[:1]
+            size = sum(sizes)
             own[name].append((kind, _sent(kind, size, _members(line))))
         turns = TURNS.search(line)
         for one, many in CALLED.findall(line):

@@ -37,7 +37,7 @@ def make_step(
     system: System,
     optimizer: optax.GradientTransformation,
     layout: Layout | None = None,
-) -> Callable:
+) -> Any:
     """Returns the jitted step: (state, index, tokens) -> (state, metrics).
 
     A pure function; index is the number of steps done before it. The state, as of

@@ -11,6 +11,7 @@ import numpy as np
 from jaxgpt import optim, sharding
 from jaxgpt.checkpoint import Checkpoints
 from jaxgpt.core import random
+from jaxgpt.profiling import Clock
 from jaxgpt.run import read_start
 from jaxgpt.step import init_state, make_step
 from jaxgpt.systems import System
@@ -43,11 +44,15 @@ class Stepper:
         if restored:
             self.step, self.state = restored
         else:
-            self.step, self.state = 0, jax.jit(init, out_shardings=self.layout.state)(key)
+            self.step, self.state = (
+                0,
+                jax.jit(init, out_shardings=self.layout.state)(key),
+            )
             if c.init_from:
                 given = read_start(c)[1]
                 for name in {"params", "ema"} & self.state.keys():
                     self.state[name] = jax.device_put(given, self.layout.state[name])
+        self.clock = Clock()
         self.advance = make_step(system, self.optimizer, self.layout)
 
     def tokens(self, index: int) -> Any:
@@ -63,8 +68,10 @@ class Stepper:
 
     def run_step(self) -> dict[str, jax.Array]:
         """Starts one optimizer step; returns its metrics, not yet computed."""
-        self.state, metrics = self.advance(
-            self.state, np.int32(self.step), self.batch(self.step)
-        )
+        with self.clock.part("data"):
+            tokens = self.batch(self.step)
+        with self.clock.part("host"):
+            self.state, metrics = self.advance(self.state, np.int32(self.step), tokens)
         self.step += 1
+        self.clock.steps += 1
         return metrics

@@ -35,6 +35,7 @@ class Trainer:
         from jaxgpt.checkpoint import Checkpoints
         from jaxgpt.core import transformer
         from jaxgpt.guard import Guard
+        from jaxgpt.profiling import Profiler
         from jaxgpt.stepper import Stepper
 
         self.system, self.data, self.config = system, data, system.config
@@ -51,6 +52,7 @@ class Trainer:
             writes=leads,
         )
         self.agreement = distributed.Agreement(self.stepper.layout.mesh)
+        self.profiler = Profiler(c, workdir)
         self.guard = Guard(self.stepper, workdir)
         self.tokens_per_step = c.batch_size * system.predicted
         self.parameters = transformer.count_parameters(self.stepper.state["params"])
@@ -74,9 +76,7 @@ class Trainer:
         for split in ("train", "val"):
             tokens = self.data.fixed(split, self.system.window, c.eval_sequences)
             rows = c.batch_size // c.accumulation
-            nll = scores(
-                self.system, params, tokens, rows, c.seed, self.stepper.layout
-            )
+            nll = scores(self.system, params, tokens, rows, c.seed, self.stepper.layout)
             found = means(nll)
             if split == "val":
                 found |= self.system.figures(tokens, nll[""])
@@ -143,15 +143,19 @@ def loop(trainer: Trainer, progress: Progress, interruption: Interruption) -> No
       Interrupted: where an evaluation was broken off.
     """
     c, recorder, guard = trainer.config, trainer.recorder, trainer.guard
+    clock, profiler = trainer.stepper.clock, trainer.profiler
     pending = None
     marked, mark = trainer.step, time.perf_counter()
     suggested = not trainer.slow_device
     while trainer.step < c.steps and not trainer.agreement.ask(interruption.signal):
+        profiler.before(trainer.step + 1)
         metrics = trainer.stepper.run_step()
         step = trainer.step
+        profiler.after(step, metrics)
         if pending is not None:
             # The step before: the device stays busy with this one meanwhile.
-            guard.check(pending, step - 1)
+            with clock.part("device"):
+                guard.check(pending, step - 1)
         pending = metrics
         evaluates, saves = (
             trainer.due(c.eval_interval),
@@ -159,18 +163,20 @@ def loop(trainer: Trainer, progress: Progress, interruption: Interruption) -> No
         )
         if not (evaluates or saves or step % c.log_interval == 0):
             continue
-        values, pending = guard.check(metrics, step), None
+        with clock.part("device"):
+            values, pending = guard.check(metrics, step), None
         row = trainer.row(values, (step - marked) / (time.perf_counter() - mark))
         recorder.write(row)
         progress.update(step, row)
         evaluation = None
         if evaluates:
-            with interruption.evaluating():
+            with interruption.evaluating(), clock.part("evaluation"):
                 evaluation = trainer.evaluate()
             trainer.record(evaluation, progress)
-        trainer.checkpoints.report_errors()
-        if saves:
-            trainer.save(evaluation)
+        with clock.part("checkpoint"):
+            trainer.checkpoints.report_errors()
+            if saves:
+                trainer.save(evaluation)
         if not suggested and step - progress.start >= 2 * c.log_interval:
             suggested = True
             progress.suggest(SLOW)
@@ -230,6 +236,9 @@ def _train(trainer: Trainer, workdir: pathlib.Path) -> int:
             if interruption.signal:
                 trainer.save(None)
             trainer.make_sure()
+            trainer.profiler.close()
+            if trainer.config.profile:
+                progress.line(trainer.stepper.clock.report())
     except jax.errors.JaxRuntimeError:
         if jax.process_count() == 1:
             raise

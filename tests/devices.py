@@ -35,7 +35,7 @@ ONE = (1, 1, 1)
 
 
 def losses(file, changes, mesh=None, steps=3):
-    """Losses of a few steps, held-out loss after them, and a digest of the parameters."""
+    """Losses of a few steps, held-out loss after them, a digest of the parameters."""
     config = configs.load(str(CONFIGS / file), {})
     if mesh:
         axes = zip(("data", "fsdp", "tensor"), mesh, strict=True)

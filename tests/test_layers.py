@@ -9,12 +9,31 @@ LAYERS = (
     {"core", "data"},
     {"cli", "distributed"},
     {"systems", "interop"},
-    {"optim", "sharding", "checkpoint", "metrics", "step", "live", "interruption", "hlo"},
+    {
+        "optim",
+        "sharding",
+        "checkpoint",
+        "metrics",
+        "step",
+        "profiling",
+        "live",
+        "interruption",
+        "hlo",
+    },
     {"run"},
     {"stepper"},
     {"guard"},
     {"replay"},
-    {"train", "plan", "evaluate", "sample", "verify", "convert", "continuations", "grid"},
+    {
+        "train",
+        "plan",
+        "evaluate",
+        "sample",
+        "verify",
+        "convert",
+        "continuations",
+        "grid",
+    },
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

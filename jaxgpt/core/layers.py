@@ -121,7 +121,8 @@ class FeedForward(nnx.Module):
 def normalise_heads(qkv_BTC: jax.Array, n_head: int) -> jax.Array:
     """Returns fused projections [B, T, 3 H K], queries and keys of unit mean square.
 
-    Also of shape [B, T, 3, H K]. Without a learned gain, whose gradient made XLA:CPU take 1.6 times the step.
+    Also of shape [B, T, 3, H K]. Without a learned gain, whose gradient made XLA:CPU
+    take 1.6 times the step.
     """
     heads = qkv_BTC.reshape(*qkv_BTC.shape[:2], 3, n_head, -1)
     inverse = jax.lax.rsqrt((heads * heads).mean(-1, keepdims=True) + 1e-6)

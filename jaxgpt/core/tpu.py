@@ -54,7 +54,9 @@ def causal_attention(
     )
     mesh = jax.sharding.get_abstract_mesh()
     spread = mesh.size > 1 and all(kind == AxisType.Auto for kind in mesh.axis_types)
-    own = H // partition.size(TENSOR) if spread and H % partition.size(TENSOR) == 0 else H
+    own = (
+        H // partition.size(TENSOR) if spread and H % partition.size(TENSOR) == 0 else H
+    )
     kernel = splash.make_splash_mha(
         mask=splash.MultiHeadMask([splash.CausalMask((S, S))] * own),
         head_shards=1,

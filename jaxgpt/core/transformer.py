@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -199,7 +199,7 @@ class Transformer(nnx.Module):
         self,
         x_BTD: jax.Array,
         target: positions.Target | None,
-        seeds: list[jax.Array | None],
+        seeds: Sequence[jax.Array | None],
     ) -> jax.Array:
         """Runs the blocks as functions of their parameters: recomputed, scanned.
 

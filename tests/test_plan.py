@@ -1,0 +1,81 @@
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from jaxgpt import config as configs
+from jaxgpt import plan
+
+ROOT = pathlib.Path(__file__).parents[1]
+LIBTPU = importlib.util.find_spec("libtpu") is not None
+needs_libtpu = pytest.mark.skipif(not LIBTPU, reason="needs the extra plan")
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "jaxgpt.plan", *arguments],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k not in plan.QUIET},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+@needs_libtpu
+def test_a_step_is_compiled_for_a_slice():
+    small = ["--config=configs/sigma_text.py:tiny", "--config.mesh.fsdp=4"]
+    small += ["--config.model.block_size=128", "--config.model.scan_layers=true"]
+    ran = run(*small, "--topology=v5e:2x2", "--json=-")
+    assert ran.returncode == 0, ran.stderr
+    assert not ran.stderr
+    found = json.loads(ran.stdout.splitlines()[-1])
+    assert found["chips"] == 4
+    assert found["fits"]
+    # Forward, and its gradients: the scores stay within the kernel.
+    assert found["attention_kernels"] >= 2
+    assert found["collectives"]["all-gather"]["bytes"] > 0
+    parameters, per_chip = found["parameters"], found["memory_per_chip"]
+    assert per_chip["parameters"] == pytest.approx(4 * parameters / 4, rel=0.02)
+    assert per_chip["optimizer"] == pytest.approx(8 * parameters / 4, rel=0.02)
+    assert 0 < found["mfu_without_overlap"] <= found["mfu"] <= 1
+
+
+@pytest.mark.parametrize("name", ["v5e", "v9z:2x2", "v5litepod-8", "v5e:0x"])
+def test_an_unknown_topology_is_one_line(name):
+    ran = run("--config=configs/sigma_text.py:tiny", f"--topology={name}")
+    assert ran.returncode == 2
+    assert ran.stderr.startswith(f"error: --topology='{name}' is not known: there are")
+    assert ran.stderr.count("\n") == 1
+
+
+def test_a_missing_compiler_is_one_line(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(configs.UserError, match=r"pip install 'jaxgpt\[plan\]'"):
+        plan.open_topology("v5e:2x2")
+
+
+def test_roofline_of_gpt2():
+    config = configs.load("configs/sigma_text.py", {})
+    chip = plan.CHIPS["v5e"]
+    found = plan.roofline(config, chip, 16, 123_980_544, 1e9)
+    per_token = 6 * (123_980_544 - 1024 * 384) + 12 * 12 * 768 * 1024
+    assert found["flops_per_token"] == per_token
+    assert found["tokens_per_step"] == 512 * 1023
+    compute = per_token * 512 * 1023 / 16 / 197e12
+    assert found["compute_seconds"] == pytest.approx(compute)
+    assert found["links_seconds"] == pytest.approx(1e9 / 200e9)
+
+
+def test_advice_names_the_setting_that_helps():
+    config = configs.load("configs/sigma_text.py:tiny", {"model.remat": "none"})
+    held = {"parameters": 2.0, "optimizer": 4.0, "activations": 1.0}
+    assert "mesh.fsdp=4" in plan.advice(config, 4, held)
+    held["activations"] = 9.0
+    assert "model.remat=full" in plan.advice(config, 4, held)
+    configs.override(config, {"model.remat": "full"})
+    assert "accumulation=2" in plan.advice(config, 4, held)
