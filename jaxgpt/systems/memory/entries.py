@@ -11,7 +11,7 @@ Every function is pure and takes and returns the whole tree:
   values {name: [R, E, ...]}        float32, what a mode reads
   token, position, document [R, E]  int32, where an entry comes from
   strength [R, E]                   float32, 1 when written, less with age
-  id [R, E]                         int32, never given twice in a row; -1 is a free place
+  id [R, E]                         int32, given once in a row; -1 is a free place
   stamp [R, E]                      int32, differs after every write; -1 is a free place
   next_id, clock, refused [R]       int32, of id and stamp; vectors that were not finite
   version [2]                       int32, the number of the store and of its changes
@@ -126,7 +126,7 @@ def write(
 
 
 def _giving_way(entries: Entries, eviction: str, count: int) -> jax.Array:
-    """Returns the first count places [R, count] to write to: free ones, then victims."""
+    """Returns the places [R, count] to write to next: free ones, then victims."""
     last = jnp.where(used(entries), -entries["id"] - 1, 1)
     if eviction == "weakest":
         # Ranks instead of strengths, so that age decides between equals.

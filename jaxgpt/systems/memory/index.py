@@ -74,9 +74,7 @@ class Exact:
         self.faiss = load_faiss()
         self.options = options
         inner = options.metric == "inner_product"
-        self.metric = (
-            self.faiss.METRIC_INNER_PRODUCT if inner else self.faiss.METRIC_L2
-        )
+        self.metric = self.faiss.METRIC_INNER_PRODUCT if inner else self.faiss.METRIC_L2
         self.vectors = np.zeros((capacity, width), np.float32)
         self.used = np.zeros(capacity, bool)
         self._packed: tuple[np.ndarray, np.ndarray] | None = None

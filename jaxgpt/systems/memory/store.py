@@ -346,9 +346,7 @@ class Store:
 
         def place(array):
             room = 1 << max(len(array) - 1, 0).bit_length()
-            whole = np.zeros(
-                (self.layout.rows, room, *array.shape[1:]), array.dtype
-            )
+            whole = np.zeros((self.layout.rows, room, *array.shape[1:]), array.dtype)
             whole[row, : len(array)] = array
             return whole
 
