@@ -43,6 +43,8 @@ MAY_CHANGE = (
 )
 
 State = dict[str, Any]
+# An item of arrays by name that may have any shape, and need not be there.
+AS_SAVED = "host"
 
 
 class DamagedError(Exception):
@@ -139,18 +141,26 @@ class Checkpoints:
         left = ", ".join(map(str, self.steps())) or "none"
         say(f"warning: {which} could not be saved ({reason}); kept steps: {left}")
 
-    def restore(self, step: int, abstract: State) -> State:
+    def restore(self, step: int, abstract: State, as_saved: str = "") -> State:
         """Restores the items of abstract from one checkpoint, and proves them.
 
         Args:
           step: of the checkpoint.
           abstract: shapes, dtypes and shardings; a subset of the saved items may do.
+          as_saved: an item that is restored in the shapes it has, if it is there.
 
         Raises:
           DamagedError: naming the array or file that is not what was saved.
         """
         try:
             saved = self._read(step, {"digests": ocp.args.JsonRestore()})["digests"]
+            shapes = {
+                name.removeprefix(f"{as_saved}/"): jax.ShapeDtypeStruct(shape, dtype)
+                for name, (_, dtype, shape) in saved.items()
+                if as_saved and name.startswith(f"{as_saved}/")
+            }
+            if shapes:
+                abstract = abstract | {as_saved: shapes}
             self._check_shapes(abstract, saved)
             restored = self._read(
                 step,
@@ -179,7 +189,9 @@ class Checkpoints:
             if saved[name][1:] != want:
                 raise DamagedError(f"array {name} is {saved[name][1:]}, not {want}")
 
-    def restore_newest(self, abstract: State) -> tuple[int, State] | None:
+    def restore_newest(
+        self, abstract: State, as_saved: str = ""
+    ) -> tuple[int, State] | None:
         """Restores the newest whole checkpoint; None where there is none at all.
 
         Raises:
@@ -188,7 +200,7 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
             try:
-                state = self.restore(step, abstract)
+                state = self.restore(step, abstract, as_saved)
             except DamagedError as error:
                 damaged[step] = str(error)
                 continue

@@ -48,13 +48,14 @@ class Field:
 
 
 MAX_SEED = 2**32 - 1  # JAX's keys hold no more: larger seeds wrap around or overflow.
+SYSTEMS = ("sigma", "causal", "gssm", "memory")
 POSITIONS = ("learned", "sinusoidal", "learned-sinusoidal", "alibi", "rope", "none")
 TOKENIZERS = ("char", "gpt2", "sentencepiece")
 NORMS = ("layer", "rms", "none")
 ORDERS = ("random", "left-to-right", "fractal", "curriculum")
 
 FIELDS: dict[str, Field] = {
-    "system": Field("sigma", "what is trained", ("sigma", "causal", "gssm")),
+    "system": Field("sigma", "what is trained", SYSTEMS),
     "seed": Field(1337, "seeds every random stream", minimum=0),
     "steps": Field(5000, "optimizer steps", minimum=1),
     "batch_size": Field(64, "sequences per step over all devices", minimum=1),
@@ -140,7 +141,8 @@ FIELDS: dict[str, Field] = {
     "data.path": Field(
         "data/shakespeare.txt",
         "a text file, a folder of text files, or a folder of nanoGPT .bin files; of "
-        "gssm an HDF5 file, or empty to draw sequences as they are needed",
+        "gssm an HDF5 file, or empty to draw sequences as they are needed; of memory a "
+        "folder of documents, or empty for the recall task",
     ),
     "data.tokenizer": Field("char", "vocabulary of the text", TOKENIZERS),
     "data.vocab_size": Field(
@@ -148,6 +150,9 @@ FIELDS: dict[str, Field] = {
     ),
     "data.sentencepiece_model": Field(
         "", "sentencepiece: a .model file to use; without it one is trained"
+    ),
+    "data.sentencepiece_type": Field(
+        "unigram", "sentencepiece: how one is trained", ("unigram", "bpe")
     ),
     "data.split": Field(
         "end",
@@ -189,6 +194,80 @@ FIELDS: dict[str, Field] = {
         "start",
         "sequences begin with the start state 0, or with the first token drawn",
         ("start", "drawn"),
+    ),
+    "memory.mode": Field(
+        "associative",
+        "what is read from the memory: vectors joined with the input (VardaGPT); keys "
+        "and values in one layer's attention (Memorizing Transformer); the next token "
+        "of similar states, mixed into the prediction without training (kNN-LM)",
+        ("associative", "attention", "output"),
+    ),
+    "memory.reading": Field(
+        "on",
+        "read one's own memory, none, or another row's",
+        ("on", "off", "shuffled"),
+    ),
+    "memory.memory_size": Field(1024, "most entries of a row; more evict", minimum=1),
+    "memory.memory_dim": Field(
+        0, "associative: width of a storable vector; 0 is n_embd", minimum=0
+    ),
+    "memory.num_search_results": Field(5, "entries read for each token", minimum=1),
+    "memory.shared": Field(False, "all rows of a batch share one memory"),
+    "memory.eviction": Field(
+        "oldest",
+        "of a full row: which entry gives way, or whether what is new is left out",
+        ("oldest", "weakest", "refuse"),
+    ),
+    "memory.keep": Field(
+        "all",
+        "in evaluation and sampling: store all, or what the store decision keeps",
+        ("all", "decided"),
+    ),
+    "memory.forgetfulness_factor": Field(
+        0.0, "training: share of entries forgotten at random a step", minimum=0
+    ),
+    "memory.decay": Field(
+        1.0, "training: an entry's strength is multiplied by this a step", minimum=0
+    ),
+    "memory.context": Field(
+        3,
+        "associative: tokens that make an address, each weighing 0.6 of the next",
+        minimum=1,
+    ),
+    "memory.store_layer": Field(
+        0, "associative: the block whose output is stored; -1 is the last"
+    ),
+    "memory.join_std": Field(
+        0.0, "associative: deviation of fresh weights on what is read; 0 reads nothing"
+    ),
+    "memory.budget": Field(
+        0.0,
+        "associative: loss for each entry kept, from 0.3 of the steps on",
+        minimum=0,
+    ),
+    "memory.delete": Field(False, "associative: the model also deletes what it read"),
+    "memory.layer": Field(-1, "attention: the block that reads; -1 is the last"),
+    "memory.weight": Field(
+        0.25, "output: share of the memory's distribution", minimum=0
+    ),
+    "memory.temperature": Field(
+        1.0, "output: of distances, each divided by the width", minimum=1e-6
+    ),
+    "memory.index_type": Field(
+        "flat", "exact, or approximate", ("flat", "ivf", "compressed", "graph")
+    ),
+    "memory.num_clusters": Field(100, "ivf, compressed: clusters", minimum=1),
+    "memory.num_probes": Field(8, "ivf, compressed: clusters looked at", minimum=1),
+    "memory.code_bytes": Field(64, "compressed: bytes of a code", minimum=1),
+    "memory.candidates": Field(
+        16, "compressed: times as many are ranked exactly", minimum=1
+    ),
+    "memory.links": Field(32, "graph: links of a node (HNSW's M)", minimum=2),
+    "memory.ef_construction": Field(40, "graph: breadth of building", minimum=1),
+    "memory.ef_search": Field(64, "graph: breadth of searching", minimum=1),
+    "memory.threads": Field(1, "of FAISS, which slow down XLA's", minimum=1),
+    "patience": Field(
+        0, "stop after so many evaluations without a better loss; 0 never", minimum=0
     ),
     "eval_interval": Field(250, "steps between evaluations", minimum=1),
     "eval_sequences": Field(256, "fixed windows per split and evaluation", minimum=1),
@@ -393,11 +472,34 @@ def validate(config: ConfigDict) -> ConfigDict:
     for name in ("order_start", "left_to_right_share"):
         if config.sigma[name] > 1:
             raise UserError(f"sigma.{name} is at most 1: not {config.sigma[name]}")
+    if config.system == "memory":
+        _validate_memory(config)
     if config.optimizer.ema_decay >= 1:
         raise UserError(
             f"optimizer.ema_decay is below 1: not {config.optimizer.ema_decay}"
         )
     return config
+
+
+def _validate_memory(config: ConfigDict) -> None:
+    c = config.memory
+    if config.accumulation > 1:
+        raise UserError(
+            "accumulation is 1 for system=memory: the memory changes with every segment"
+        )
+    for name in ("forgetfulness_factor", "decay", "weight"):
+        if c[name] > 1:
+            raise UserError(f"memory.{name} is at most 1: not {c[name]}")
+    for name in ("layer", "store_layer"):
+        if not -1 <= c[name] < config.model.n_layer:
+            raise UserError(
+                f"memory.{name} is -1 to {config.model.n_layer - 1}: not {c[name]}"
+            )
+    if c.mode == "attention" and config.model.positions == "rope":
+        raise UserError(
+            "memory.mode=attention does not go with model.positions=rope, which turns "
+            "keys by their place: take learned, sinusoidal, alibi or none"
+        )
 
 
 def make_folder(workdir: pathlib.Path) -> None:

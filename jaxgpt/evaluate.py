@@ -7,7 +7,6 @@ python -m jaxgpt.evaluate --workdir=DIR --num_orders=16 --infill=0.15,0.5,0.85
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -29,64 +28,29 @@ def losses(
     system: System, params: dict, tokens_NT: np.ndarray, rows: int, seed: int
 ) -> dict[str, float]:
     """Returns {name: mean nats per predicted token} over windows of tokens."""
-    return means(scores(system, params, tokens_NT, rows, seed))
+    return means(system.scores(params, tokens_NT, rows, seed))
 
 
 def means(nll: dict[str, np.ndarray]) -> dict[str, float]:
-    """Returns {"loss" + suffix: mean} of `scores`."""
+    """Returns {"loss" + suffix: mean} of `System.scores`."""
     return {f"loss{suffix}": float(array.mean()) for suffix, array in nll.items()}
-
-
-def scores(
-    system: System, params: dict, tokens_NT: np.ndarray, rows: int, seed: int
-) -> dict[str, np.ndarray]:
-    """Returns {suffix: nats [N, T] of every predicted token}, float64.
-
-    Orders and the like are drawn once for all windows, so the result depends neither
-    on rows (the windows scored at a time) nor on how often it is asked for.
-    """
-    import jax
-    import numpy as np
-
-    from jaxgpt.core import random
-
-    N = len(tokens_NT)
-    key = random.stream(seed, "eval_order")
-    batches = jax.jit(system.eval_batches)(tokens_NT, key)
-    score = _scorer(system)
-    result = {}
-    for suffix, batch in batches.items():
-        parts = []
-        for start in range(0, N, rows):
-            # A last short batch is filled up with the first rows, not compiled anew.
-            index = np.arange(start, start + rows) % N
-            part = {name: array[index] for name, array in batch.items()}
-            parts.append(np.asarray(score(params, part), np.float64)[: N - start])
-        result[suffix] = np.concatenate(parts)
-    return result
-
-
-@functools.lru_cache(maxsize=8)
-def _scorer(system: System):
-    import jax
-
-    return jax.jit(system.nll)
 
 
 def evaluate_split(run: Run, split: str) -> dict:
     """Returns the contract's figures for every whole window of a split."""
     tokens_NT = run.open_data().fixed(split, run.system.window)
     rows = run.config.batch_size // run.config.accumulation
-    nll = scores(run.system, run.params, tokens_NT, rows, run.config.seed)
+    nll = run.system.scores(run.params, tokens_NT, rows, run.config.seed)
     figures = means(nll)
     loss = figures.pop("loss")
     if split == "val":
         figures |= run.system.figures(tokens_NT, nll[""])
+    figures |= run.system.report(run.params, tokens_NT, rows)
     return {
         "loss": loss,
         "perplexity": math.exp(loss),
         "bits_per_token": loss / math.log(2),
-        "tokens": len(tokens_NT) * run.system.predicted,
+        "tokens": nll[""].size,
         "step": run.step,
         **figures,
     }

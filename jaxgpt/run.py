@@ -142,6 +142,22 @@ def read_start(config: ConfigDict) -> tuple[ConfigDict, dict, tok.Tokenizer | No
     return run.config, run.params, run.tokenizer
 
 
+def start_params(config: ConfigDict, fresh: dict) -> dict:
+    """Returns the parameters of `config.init_from`; fresh ones where it has none.
+
+    Raises:
+      UserError: where one has another shape.
+    """
+    given = {**fresh, **read_start(config)[1]}
+    shapes = lambda tree: jax.tree.map(lambda a: a.shape, tree)
+    if shapes(given) != shapes(fresh):
+        raise UserError(
+            f"init_from '{config.init_from}' has parameters of other shapes than this "
+            "config: take over its settings"
+        )
+    return given
+
+
 def adopt_start(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Takes over the shape of the model that `config.init_from` names.
 

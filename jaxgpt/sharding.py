@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -31,3 +33,10 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 def by_row(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Returns the sharding of a batch: its rows split over "data"."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def of_rows(mesh: jax.sharding.Mesh, tree: Any, rows: int) -> Any:
+    """Returns for arrays that begin with so many rows `by_row`, else `replicated`."""
+    return jax.tree.map(
+        lambda a: by_row(mesh) if a.shape[:1] == (rows,) else replicated(mesh), tree
+    )

@@ -32,20 +32,20 @@ def make_step(system: System, optimizer: optax.GradientTransformation) -> Callab
     """Returns the jitted step: (state, index, tokens) -> (state, metrics).
 
     A pure function; index is the number of steps done before it. The state, as of
-    `init_state`, is donated.
+    `init_state`, is donated. What a system carries from step to step is its item
+    "carried"; such a system has no micro-batches.
     """
     seed, parts = system.config.seed, system.config.accumulation
     ema_decay = system.config.optimizer.ema_decay
 
-    def loss(params, batch, dropout_key):
-        return system.nll(params, batch, dropout_key).mean()
+    value_and_grad = jax.value_and_grad(system.objective, has_aux=True)
 
-    def gradients(params, batch, dropout_key):
+    def gradients(params, batch, carried, dropout_key):
         if parts == 1:
-            return jax.value_and_grad(loss)(params, batch, dropout_key)
+            return value_and_grad(params, batch, carried, dropout_key)
 
         def accumulate(total, part):
-            value_and_grads = jax.value_and_grad(loss)(params, *part)
+            value_and_grads = value_and_grad(params, part[0], carried, part[1])
             return jax.tree.map(jnp.add, total, value_and_grads), None
 
         # Every parts-th row, so that each device keeps its own rows.
@@ -53,7 +53,7 @@ def make_step(system: System, optimizer: optax.GradientTransformation) -> Callab
             lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch
         )
         zero = jnp.zeros((), system.model_config.param_dtype)
-        zeros = (zero, jax.tree.map(jnp.zeros_like, params))
+        zeros = ((zero, carried), jax.tree.map(jnp.zeros_like, params))
         keys = jax.random.split(dropout_key, parts)
         total, _ = jax.lax.scan(accumulate, zeros, (micro, keys))
         return jax.tree.map(lambda a: a / parts, total)
@@ -61,12 +61,17 @@ def make_step(system: System, optimizer: optax.GradientTransformation) -> Callab
     def step(state, index, tokens_BT):
         batch = system.train_batch(tokens_BT, random.at(seed, "order", index), index)
         dropout_key = random.at(seed, "dropout", index)
-        value, grads = gradients(state["params"], batch, dropout_key)
+        carried = state.get("carried", {})
+        (value, carried), grads = gradients(
+            state["params"], batch, carried, dropout_key
+        )
         updates, opt_state = optimizer.update(
             grads, state["opt_state"], state["params"]
         )
         params = optax.apply_updates(state["params"], updates)
         new = {"params": params, "opt_state": opt_state}
+        if carried:
+            new["carried"] = carried
         if "ema" in state:
             # Early on the average is over the steps there were (TensorFlow's rule).
             decay = jnp.minimum(ema_decay, (1 + index) / (10 + index))

@@ -60,37 +60,50 @@ class Trainer:
         import jax
 
         from jaxgpt import metrics, optim, sharding
-        from jaxgpt.checkpoint import Checkpoints
+        from jaxgpt.checkpoint import AS_SAVED, Checkpoints
         from jaxgpt.core import random, transformer
-        from jaxgpt.run import read_start
+        from jaxgpt.run import start_params
         from jaxgpt.step import init_state, make_step
 
         self.system, self.data, self.config = system, data, system.config
         c = self.config
-        mesh = sharding.make_mesh(c.batch_size // c.accumulation)
-        everywhere, self.rows = sharding.replicated(mesh), sharding.by_row(mesh)
+        self.mesh = sharding.make_mesh(c.batch_size // c.accumulation)
+        everywhere = sharding.replicated(self.mesh)
+        self.rows = sharding.by_row(self.mesh)
         optimizer = optim.make(c)
         self.rate = optim.schedule(c)
 
         def init(key):
-            return init_state(system.init(key), optimizer, c.optimizer.ema_decay > 0)
+            state = init_state(system.init(key), optimizer, c.optimizer.ema_decay > 0)
+            carried = system.carried(c.batch_size)
+            return state | {"carried": carried} if carried else state
 
         key = random.stream(c.seed, "params")
+        abstract = jax.eval_shape(init, key)
+        places = jax.tree.map(lambda _: everywhere, abstract)
+        if "carried" in places:
+            places["carried"] = sharding.of_rows(
+                self.mesh, abstract["carried"], c.batch_size
+            )
         abstract = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere),
-            jax.eval_shape(init, key),
+            lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
+            abstract,
+            places,
         )
         self.checkpoints = Checkpoints(workdir, c.keep)
-        restored = self.checkpoints.restore_newest(abstract)
+        restored = self.checkpoints.restore_newest(abstract, AS_SAVED)
         self.state: dict[str, Any]
         if restored:
             self.step, self.state = restored
         else:
-            self.step, self.state = 0, jax.jit(init, out_shardings=everywhere)(key)
+            self.step, self.state = 0, jax.jit(init, out_shardings=places)(key)
             if c.init_from:
-                given = read_start(c)[1]
+                given = start_params(c, self.state["params"])
                 for name in {"params", "ema"} & self.state.keys():
                     self.state[name] = jax.device_put(given, everywhere)
+        host = self.state.pop(AS_SAVED, {})
+        if "carried" in self.state:
+            system.adopt(self.state["carried"], host)
         self.advance = make_step(system, optimizer)
         self.recorder = metrics.Recorder(
             workdir, self.step, metrics.open_trackers(c, workdir)
@@ -111,15 +124,18 @@ class Trainer:
         tokens = self.data.batch_at(
             c.seed, "train", self.step, c.batch_size, self.system.window
         )
-        self.state, metrics = self.advance(
-            self.state, np.int32(self.step), jax.device_put(tokens, self.rows)
-        )
+        with jax.set_mesh(self.mesh):
+            self.state, metrics = self.advance(
+                self.state, np.int32(self.step), jax.device_put(tokens, self.rows)
+            )
+        if "carried" in self.state:
+            self.system.settle(self.state["carried"])
         self.step += 1
         return metrics
 
     def evaluate(self) -> dict[str, float]:
         """Returns train and validation losses over the same windows every time."""
-        from jaxgpt.evaluate import means, scores
+        from jaxgpt.evaluate import means
         from jaxgpt.step import averaged
 
         c, params = self.config, averaged(self.state)
@@ -127,7 +143,7 @@ class Trainer:
         for split in ("train", "val"):
             tokens = self.data.fixed(split, self.system.window, c.eval_sequences)
             rows = c.batch_size // c.accumulation
-            nll = scores(self.system, params, tokens, rows, c.seed)
+            nll = self.system.scores(params, tokens, rows, c.seed)
             found = means(nll)
             if split == "val":
                 found |= self.system.figures(tokens, nll[""])
@@ -138,7 +154,11 @@ class Trainer:
 
     def save(self, evaluation: dict[str, float] | None) -> None:
         """Starts saving a checkpoint; an evaluation of this step ranks it."""
-        self.checkpoints.save(self.step, self.state, evaluation)
+        from jaxgpt.checkpoint import AS_SAVED
+
+        host = self.system.host_state() if "carried" in self.state else {}
+        state = self.state | ({AS_SAVED: host} if host else {})
+        self.checkpoints.save(self.step, state, evaluation)
 
     def row(self, values: dict[str, float], pace: float) -> dict[str, float]:
         """Returns a row of metrics.jsonl; pace is in steps per second."""

@@ -131,7 +131,9 @@ def make_tokenizer(
     if data.tokenizer == "gpt2":
         return tok.GPT2Tokenizer()
     if not data.sentencepiece_model:
-        return sentencepiece.train(lines(files), characters, data.vocab_size)
+        return sentencepiece.train(
+            lines(files), characters, data.vocab_size, data.sentencepiece_type
+        )
     return sentencepiece.read(_model_file(data), data.vocab_size)
 
 

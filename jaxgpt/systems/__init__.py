@@ -15,7 +15,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxgpt.config import UserError
-from jaxgpt.core import generate
+from jaxgpt.core import generate, random
 from jaxgpt.core.transformer import LanguageModel, ModelConfig
 
 Batch = dict[str, jax.Array]
@@ -164,6 +164,60 @@ class System:
         """Returns the negative log-likelihood of each predicted token, in nats."""
         raise NotImplementedError
 
+    def carried(self, rows: int) -> dict:
+        """Returns what steps hand on beside parameters: arrays [rows, ...] or none."""
+        del rows
+        return {}
+
+    def objective(
+        self, params: dict, batch: Batch, carried: dict, dropout_key: jax.Array
+    ) -> tuple[jax.Array, dict]:
+        """Returns the scalar that training lowers, and what the next step is handed."""
+        return self.nll(params, batch, dropout_key).mean(), carried
+
+    def adopt(self, carried: dict, host: dict[str, np.ndarray]) -> None:
+        """Is shown what is carried, fresh or restored, before the first step."""
+
+    def settle(self, carried: dict) -> None:
+        """Is shown what is carried after every step, where anything is."""
+
+    def host_state(self) -> dict[str, np.ndarray]:
+        """Returns what a checkpoint must hold beyond parameters and what is carried."""
+        return {}
+
+    def scores(
+        self, params: dict, windows: Any, rows: int, seed: int
+    ) -> dict[str, np.ndarray]:
+        """Returns {suffix: nats [N, T] of every predicted token}, float64.
+
+        Orders and the like are drawn once for all windows, so the result depends
+        neither on rows (the windows scored at a time) nor on how often it is asked for.
+        """
+        N = len(windows)
+        key = random.stream(seed, "eval_order")
+        batches = jax.jit(self.eval_batches)(windows, key)
+        result = {}
+        for suffix, batch in batches.items():
+            parts = []
+            for start in range(0, N, rows):
+                # A last short batch is filled up with the first rows, not compiled
+                # anew.
+                index = np.arange(start, start + rows) % N
+                part = {name: array[index] for name, array in batch.items()}
+                nll = self._jitted_nll(params, part)
+                parts.append(np.asarray(nll, np.float64)[: N - start])
+            result[suffix] = np.concatenate(parts)
+        return result
+
+    @functools.cached_property
+    def _jitted_nll(self) -> Callable[..., jax.Array]:
+        return jax.jit(self.nll)
+
+    def report(self, params: dict, windows: Any, rows: int) -> dict[str, Any]:
+        """Returns what `evaluate` says of a split beyond its losses."""
+        del params, windows, rows
+        return {}
+
     def score(
         self, params: dict, tokens_BT: jax.Array, order_BT: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
@@ -271,6 +325,7 @@ SYSTEMS = {
     "sigma": "jaxgpt.systems.sigma:SigmaGPT",
     "causal": "jaxgpt.systems.causal:CausalLM",
     "gssm": "jaxgpt.systems.gssm:GSSM",
+    "memory": "jaxgpt.systems.memory:MemoryLM",
 }
 
 

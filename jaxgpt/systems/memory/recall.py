@@ -45,7 +45,9 @@ class RecallData:
             rows = len(range(group, size, PARTS))
             key = (seed, SPLITS.index(split), group, number)
             parts.append(_cut(documents(key, rows), np.full(rows, nth)))
-        order = np.argsort(np.concatenate([np.arange(g, size, PARTS) for g in range(4)]))
+        order = np.argsort(
+            np.concatenate([np.arange(g, size, PARTS) for g in range(4)])
+        )
         return {
             name: np.concatenate([part[name] for part in parts])[order]
             for name in parts[0]

@@ -51,12 +51,21 @@ class Store:
     """
 
     def __init__(
-        self, layout: Layout, options: Options, serial: int = 0, seed: int = 0
+        self,
+        layout: Layout,
+        options: Options,
+        seed: int = 0,
+        entries: Entries | None = None,
+        state: dict[str, np.ndarray] | None = None,
     ):
-        """Raises UserError where FAISS is missing or the options do not fit."""
+        """Takes over entries of this layout, and with a `host_state` the index.
+
+        Raises:
+          UserError: where FAISS is missing or the options do not fit.
+        """
         self.layout, self.options, self.seed = layout, options, seed
         self.searches = 0
-        self.attach(layout.empty(serial))
+        self.attach(layout.empty() if entries is None else entries, state)
 
     def attach(
         self, entries: Entries, state: dict[str, np.ndarray] | None = None
@@ -96,7 +105,7 @@ class Store:
         changed = stamps_RE != self.stamps[first : first + len(stamps_RE)]
         row_N, place_N = np.nonzero(changed & (stamps_RE >= 0))
         key_NGK = _gather(key_REGK, row_N, place_N)
-        for row in np.flatnonzero(changed.any(1)):
+        for row in np.flatnonzero(changed.any(1)).tolist():
             gone = np.flatnonzero(changed[row] & (stamps_RE[row] < 0))
             here = row_N == row
             for group, one in enumerate(self.rows[first + row]):
