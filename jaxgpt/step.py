@@ -16,10 +16,18 @@ State = dict[str, Any]
 
 
 def init_state(
-    params: dict, optimizer: optax.GradientTransformation, ema: bool
+    params: dict,
+    optimizer: optax.GradientTransformation,
+    ema: bool,
+    carried: dict | None = None,
 ) -> State:
-    """Returns {"params", "opt_state"}, and "ema", a copy of params, where asked."""
+    """Returns {"params", "opt_state"}, and "ema", a copy of params, where asked.
+
+    What a system carries, if anything, is "carried".
+    """
     state = {"params": params, "opt_state": optimizer.init(params)}
+    if carried:
+        state["carried"] = carried
     return state | {"ema": jax.tree.map(jnp.copy, params)} if ema else state
 
 

@@ -74,9 +74,8 @@ class Trainer:
         self.rate = optim.schedule(c)
 
         def init(key):
-            state = init_state(system.init(key), optimizer, c.optimizer.ema_decay > 0)
-            carried = system.carried(c.batch_size)
-            return state | {"carried": carried} if carried else state
+            ema, carried = c.optimizer.ema_decay > 0, system.carried(c.batch_size)
+            return init_state(system.init(key), optimizer, ema, carried)
 
         key = random.stream(c.seed, "params")
         abstract = jax.eval_shape(init, key)

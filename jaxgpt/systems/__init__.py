@@ -23,7 +23,10 @@ Batch = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How to sample; the fields are options of `jaxgpt.sample`, "" and 0 unset."""
+    """How to sample; the fields are options of `jaxgpt.sample`, "" and 0 unset.
+
+    `memory` is an open memory that is read and extended (see systems/memory).
+    """
 
     sampler: str = ""
     order: str = ""
@@ -33,6 +36,8 @@ class Sampling:
     num_orders: int = 0
     block_length: int = 0
     cached: bool = True
+    memory: Any = None
+    document: str = ""
 
     def task(self, end: int, key: jax.Array) -> generate.Task:
         """Returns what the compiled samplers are told, for slots up to end."""
@@ -62,6 +67,8 @@ class Filled:
       call_BT: number of the call that settled each token; 0 where it was given.
       calls_B: model calls, but for the one that reads what is given.
       evaluations_B: tokens those calls had to look at.
+      memories: of each row and token, the (weight, document, position) it was
+        predicted with, most used first; of systems with a memory.
     """
 
     tokens_BT: np.ndarray
@@ -70,6 +77,7 @@ class Filled:
     call_BT: np.ndarray
     calls_B: np.ndarray
     evaluations_B: np.ndarray
+    memories: list | None = None
 
 
 Watch = Callable[[Filled], bool]

@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 
 from jaxgpt.core import layers, random
 from jaxgpt.data.documents import Segments, open_documents
-from jaxgpt.systems import Batch
+from jaxgpt.systems import PLAIN, Batch, Filled, Sampling, Watch
 from jaxgpt.systems.causal import CausalLM
-from jaxgpt.systems.memory import evaluation, model, recall
+from jaxgpt.systems.memory import evaluation, model, recall, session
 from jaxgpt.systems.memory.model import Carried, MemoryModel
 from jaxgpt.systems.memory.modes import Look
 from jaxgpt.systems.memory.store import Layout, Options, Store, searcher
@@ -77,7 +77,7 @@ class MemoryLM(CausalLM):
     def options(self) -> Options:
         """What indices are made with."""
         c = self.memory
-        names = {field.name for field in dataclasses.fields(Options)} & c.keys()
+        names = {field.name for field in dataclasses.fields(Options)} & set(c)
         metric = "inner_product" if c.mode == "attention" else "l2"
         return Options(metric=metric, **{name: c[name] for name in names})
 
@@ -185,3 +185,19 @@ class MemoryLM(CausalLM):
     def report(self, params: dict, windows: Segments, rows: int) -> dict[str, Any]:
         """Returns figures with the memory on, off and another document's."""
         return evaluation.report(self, params, windows, rows)
+
+    def sample(
+        self,
+        params: dict,
+        tokens_BT: np.ndarray,
+        known_BT: np.ndarray,
+        key: jax.Array,
+        how: Sampling = PLAIN,
+        watch: Watch | None = None,
+        every: int = 1,
+    ) -> Filled:
+        """Fills what is missing; see `session.sample`."""
+        del every
+        self.sampler(how)
+        self.reading(known_BT, how, key)
+        return session.sample(self, params, tokens_BT, known_BT, key, how, watch)

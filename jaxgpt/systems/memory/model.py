@@ -144,7 +144,8 @@ def commit(
       model: that read it.
       state: before.
       reading: of the segment.
-      batch: with tokens [B, T + 1], document and start [B].
+      batch: with tokens [B, T + 1], document and start [B], and perhaps which are
+        stored [B, T].
       memory: `config.memory`.
       hard: whether the model's decisions to store and delete are carried out.
       forget_key: of what training forgets.
@@ -155,9 +156,9 @@ def commit(
     B, T = keep_BT.shape
     new["position"] = batch["start"][:, None] + jnp.arange(T)
     new["document"] = jnp.broadcast_to(batch["document"][:, None], (B, T))
-    wanted_BT = jnp.ones((B, T), bool)
+    wanted_BT = batch.get("stored", jnp.ones((B, T), bool))
     if hard and memory.keep == "decided":
-        wanted_BT = keep_BT > 0.5
+        wanted_BT &= keep_BT > 0.5
     entries = mode.mark(entries, reading.x_BTD, reading.look, hard)
     if forget_key is not None and memory.decay < 1:
         entries = ops.age(entries, memory.decay)
