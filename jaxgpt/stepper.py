@@ -1,0 +1,96 @@
+"""A state that advances: what training and a replay of one of its steps share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxgpt import optim, sharding
+from jaxgpt.checkpoint import AS_SAVED, Checkpoints
+from jaxgpt.core import random
+from jaxgpt.run import start_params
+from jaxgpt.step import init_state, make_step
+from jaxgpt.systems import System
+
+
+class Stepper:
+    """The state of a run after `step` steps, and how it comes to the next."""
+
+    def __init__(
+        self,
+        system: System,
+        data: Any,
+        checkpoints: Checkpoints,
+        before: float = math.inf,
+    ):
+        """Restores the newest whole checkpoint of a step below `before`, or begins."""
+        self.system, self.data, self.config = system, data, system.config
+        c = self.config
+        self.mesh = sharding.make_mesh(c.batch_size // c.accumulation)
+        everywhere = sharding.replicated(self.mesh)
+        self.rows = sharding.by_row(self.mesh)
+        self.optimizer = optim.make(c)
+
+        def init(key):
+            ema, carried = c.optimizer.ema_decay > 0, system.carried(c.batch_size)
+            return init_state(system.init(key), self.optimizer, ema, carried)
+
+        key = random.stream(c.seed, "params")
+        abstract = jax.eval_shape(init, key)
+        places = jax.tree.map(lambda _: everywhere, abstract)
+        if "carried" in places:
+            places["carried"] = sharding.of_rows(
+                self.mesh, abstract["carried"], c.batch_size
+            )
+        abstract = jax.tree.map(
+            lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
+            abstract,
+            places,
+        )
+        restored = checkpoints.restore_newest(abstract, before, AS_SAVED)
+        self.state: dict[str, Any]
+        if restored:
+            self.step, self.state = restored
+        else:
+            self.step, self.state = 0, jax.jit(init, out_shardings=places)(key)
+            if c.init_from:
+                given = start_params(c, self.state["params"])
+                for name in {"params", "ema"} & self.state.keys():
+                    self.state[name] = jax.device_put(given, everywhere)
+        host = self.state.pop(AS_SAVED, {})
+        if "carried" in self.state:
+            system.adopt(self.state["carried"], host)
+        self.advance = make_step(system, self.optimizer)
+
+    def batch(self, index: int) -> Any:
+        """Returns what the data gives for the step after `index`, on the devices."""
+        c = self.config
+        given = self.data.batch_at(
+            c.seed, "train", index, c.batch_size, self.system.window
+        )
+        return jax.device_put(given, self.rows)
+
+    def named_batch(self, index: int) -> dict[str, np.ndarray]:
+        """Returns `batch` by name, on the host."""
+        given = self.batch(index)
+        named = given if isinstance(given, dict) else {"tokens": given}
+        return {name: np.asarray(array) for name, array in named.items()}
+
+    def run_step(self) -> dict[str, jax.Array]:
+        """Starts one optimizer step; returns its metrics, not yet computed."""
+        with jax.set_mesh(self.mesh):
+            self.state, metrics = self.advance(
+                self.state, np.int32(self.step), self.batch(self.step)
+            )
+        if "carried" in self.state:
+            self.system.settle(self.state["carried"])
+        self.step += 1
+        return metrics
+
+    def saved(self) -> dict[str, Any]:
+        """Returns what a checkpoint holds: the state, and the host's part of it."""
+        host = self.system.host_state() if "carried" in self.state else {}
+        return self.state | ({AS_SAVED: host} if host else {})
