@@ -37,6 +37,7 @@ MAY_CHANGE = (
     "checkpoint_interval",
     "log_interval",
     "keep",
+    "patience",
     "tensorboard",
     "wandb_project",
     "data.path",

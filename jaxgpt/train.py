@@ -159,6 +159,13 @@ class Trainer:
         state = self.state | ({AS_SAVED: host} if host else {})
         self.checkpoints.save(self.step, state, evaluation)
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether the last `patience` evaluations were no better than one before."""
+        losses = [r["val_loss"] for r in self.recorder.rows if "val_loss" in r]
+        wait = self.config.patience
+        return 0 < wait < len(losses) and min(losses[-wait:]) >= min(losses[:-wait])
+
     def row(self, values: dict[str, float], pace: float) -> dict[str, float]:
         """Returns a row of metrics.jsonl; pace is in steps per second."""
         row = {
@@ -192,7 +199,7 @@ def loop(trainer: Trainer, progress: Progress, interruption: Interruption) -> No
     pending = None
     marked, mark = trainer.step, time.perf_counter()
     suggested = not trainer.slow_device
-    while trainer.step < c.steps and not interruption.signal:
+    while not (trainer.step >= c.steps or interruption.signal or trainer.exhausted):
         metrics = trainer.run_step()
         step = trainer.step
         if pending is not None:
@@ -211,7 +218,9 @@ def loop(trainer: Trainer, progress: Progress, interruption: Interruption) -> No
         if evaluation:
             recorder.summarise()
             progress.evaluated(step, evaluation)
-        if saves:
+            if trainer.exhausted:
+                progress.line(f"step {step}: no better for {c.patience} evaluations")
+        if saves or trainer.exhausted:
             trainer.save(evaluation)
         if not suggested and step - progress.start >= 2 * c.log_interval:
             suggested = True
