@@ -235,7 +235,9 @@ FIELDS: dict[str, Field] = {
         minimum=1,
     ),
     "memory.store_layer": Field(
-        0, "associative: the block whose output is stored; -1 is the last"
+        0,
+        "associative: the hidden state that is stored: 0 is what enters the first "
+        "block, i leaves the i-th, -1 the last one's norm",
     ),
     "memory.join_std": Field(
         0.0, "associative: deviation of fresh weights on what is read; 0 reads nothing"
@@ -395,10 +397,30 @@ def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
     return rest, overrides
 
 
-def describe_fields() -> str:
-    """Returns the help text of every field, for --help."""
+def memory_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes --config.memory.X=value out of a command line that reads a run.
+
+    A memory is what a trained model may be given another of: with system=memory and
+    memory.mode=output even one that had none.
+
+    Raises:
+      UserError: for other fields, which are the run's.
+    """
+    rest, overrides = split_overrides(argv)
+    for key in overrides:
+        if not key.startswith("memory.") and key != "system":
+            raise UserError(
+                f"--config.{key} is for training: here only --config.memory.* and "
+                "--config.system=memory change a run"
+            )
+    return rest, overrides
+
+
+def describe_fields(prefix: str = "") -> str:
+    """Returns the help text of every field, for --help, or of those of a group."""
     lines = ["config fields, set by --config.NAME=VALUE (default):"]
-    for key, field in FIELDS.items():
+    fields = {key: f for key, f in FIELDS.items() if key.startswith(prefix)}
+    for key, field in fields.items():
         choices = f" [{'|'.join(field.choices)}]" if field.choices else ""
         lines.append(f"  {key} ({field.default!r})\n      {field.help}{choices}")
     return "\n".join(lines)
@@ -500,11 +522,10 @@ def _validate_memory(config: ConfigDict) -> None:
     for name in ("forgetfulness_factor", "decay", "weight"):
         if c[name] > 1:
             raise UserError(f"memory.{name} is at most 1: not {c[name]}")
-    for name in ("layer", "store_layer"):
-        if not -1 <= c[name] < config.model.n_layer:
-            raise UserError(
-                f"memory.{name} is -1 to {config.model.n_layer - 1}: not {c[name]}"
-            )
+    layers = config.model.n_layer
+    for name, last in (("layer", layers - 1), ("store_layer", layers)):
+        if not -1 <= c[name] <= last:
+            raise UserError(f"memory.{name} is -1 to {last}: not {c[name]}")
     if c.mode == "attention" and config.model.positions == "rope":
         raise UserError(
             "memory.mode=attention does not go with model.positions=rope, which turns "

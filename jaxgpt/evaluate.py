@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING
 
 from jaxgpt import cli
+from jaxgpt import config as configs
 from jaxgpt.config import UserError
 from jaxgpt.data.arrays import read_integers, writable
 
@@ -162,7 +163,8 @@ def _ratios(text: str) -> list[float]:
 
 def command(argv: list[str]) -> None:
     """Parses arguments and prints the figures."""
-    parser = cli.Parser("jaxgpt.evaluate", __doc__)
+    fields = configs.describe_fields("memory.")
+    parser = cli.Parser("jaxgpt.evaluate", __doc__, epilog=fields)
     parser.add_run()
     parser.add_argument("--split", default="val", choices=["train", "val", "test"])
     parser.add_argument("--tokens", help=".npy of token ids [B, T] to score instead")
@@ -184,6 +186,7 @@ def command(argv: list[str]) -> None:
         "--infill",
         help="also how well spans are filled, of these shares of a window: 0.15,0.5",
     )
+    argv, overrides = configs.memory_overrides(argv)
     args = parser.parse_args(argv)
     of_split = args.num_orders is not None or args.infill or args.eval_lengths
     if args.tokens and of_split:
@@ -199,7 +202,7 @@ def command(argv: list[str]) -> None:
     cli.set_up_jax()
     from jaxgpt.run import open_run
 
-    run = open_run(args.workdir, args.step)
+    run = open_run(args.workdir, args.step, overrides)
     if args.tokens:
         figures = score_tokens(run, args.tokens, args.order, args.logits)
     else:
@@ -216,6 +219,10 @@ def command(argv: list[str]) -> None:
         for name, value in figures.items():
             if isinstance(value, float | int):
                 print(f"{name:>20}  {value:.6g}" if value else f"{name:>20}  {value}")
+        for name, found in figures.items():
+            if name.startswith("loss_by_distance"):
+                for distance, value in found.items():
+                    print(f"{name[17:] + ' ' + distance:>20}  {value:.4g}")
         for length, value in figures.get("loss_at_length", {}).items():
             print(f"{'loss at ' + length:>20}  {value:.6g}")
         for ratio, found in figures.get("infill", {}).items():

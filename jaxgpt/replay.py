@@ -73,14 +73,14 @@ def replay(config: ConfigDict, workdir: pathlib.Path, step: int) -> int:
 
 
 def _compare(
-    record: pathlib.Path, batch: dict[str, np.ndarray], metrics: dict[str, float]
+    record: pathlib.Path, batch: dict[str, Any], metrics: dict[str, Any]
 ) -> None:
     """Says whether batch and metrics are those that `Guard` wrote down."""
     if record.exists():
         with np.load(record, allow_pickle=False) as written:
             same = all(
                 np.array_equal(written[name], value, equal_nan=True)
-                for name, value in (*batch.items(), *metrics.items())
+                for name, value in (batch | metrics).items()
             )
         print(f"batch and metrics are {'' if same else 'NOT '}those in '{record}'")
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from jaxgpt.config import UserError
 from jaxgpt.data import files
 from jaxgpt.data import tokenizer as tok
-from jaxgpt.data.text import SPLITS, shares
+from jaxgpt.data.text import SPLITS, open_text, shares
 
 # Of each document that is looked at during training.
 EVAL_SEGMENTS = 64
@@ -160,21 +160,19 @@ def open_documents(config: ConfigDict, length: int) -> DocumentData:
     """Opens `config.data`: a folder in which each .txt file is a document.
 
     In its subfolders train, val and test they are split already; otherwise the
-    fractions of `config.data` are held out, as `data.split_seed` draws.
+    fractions of `config.data` are held out, as `data.split_seed` draws. Of one file
+    each split is a document, or each of its chunks.
 
     Args:
       config: of the run.
       length: of a segment with its last target; each split must hold one.
 
     Raises:
-      UserError: where there is no such folder, or a split is empty.
+      UserError: where there is none, or a split is empty.
     """
     path = files.resolve(config.data.path)
-    if not path.is_dir():
-        raise UserError(
-            f"data.path '{path}' is one file: a memory reads documents, put each into "
-            "a .txt file of a folder"
-        )
+    if not path.is_dir() or (path / "train.bin").exists():
+        return _one_text(config, length)
     parts = _split(path, config.data)
     paths = [file for part in parts.values() for file in part]
     cached = files.cache_folder(paths, config)
@@ -192,6 +190,18 @@ def open_documents(config: ConfigDict, length: int) -> DocumentData:
         if parts[split] and not part.segments(length - 1).any():
             raise data.too_short(split, length)
     return data
+
+
+def _one_text(config: ConfigDict, length: int) -> DocumentData:
+    text = open_text(config, length)
+    splits = {}
+    for split in SPLITS:
+        tokens = getattr(text, split)
+        chunk = text.chunk or max(len(tokens), 1)
+        ends = np.arange(chunk, len(tokens) + 1, chunk)
+        names = tuple(f"{split} {number}" for number in range(len(ends)))
+        splits[split] = Split(tokens, ends, names)
+    return DocumentData(splits, text.tokenizer)
 
 
 def _names(paths: list[pathlib.Path]) -> tuple[str, ...]:

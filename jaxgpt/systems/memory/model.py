@@ -28,7 +28,7 @@ class Reading:
     Attributes:
       logits_BTV: of the next tokens.
       x_BTD: the last hidden states.
-      outputs: of the blocks.
+      outputs: what enters the first block, and what leaves each.
       look: what was found in the memory.
       cache: with these tokens, where there was one.
     """
@@ -82,10 +82,9 @@ class MemoryModel(LanguageModel):
         tokens_BN = jnp.concatenate([recent_BW, tokens_BT], 1)
         x_BTD = self.table[...][tokens_BT]
         x_BTD, beside = self.memory.read(self, x_BTD, tokens_BN, look)
-        outputs: list[jax.Array] = []
-        x_BTD = self.transformer(
-            self.placed(x_BTD, where), None, dropout_key, beside, outputs
-        )
+        x_BTD = self.placed(x_BTD, where)
+        outputs = [x_BTD]
+        x_BTD = self.transformer(x_BTD, None, dropout_key, beside, outputs)
         logits_BTV = self.memory.predict(self, x_BTD, look)
         return Reading(logits_BTV, x_BTD, outputs, look)
 

@@ -193,7 +193,7 @@ class Associative(nnx.Module):
         """Returns entries found by the address before each token; the decision [B, T].
 
         Args:
-          outputs: of the blocks.
+          outputs: what enters the first block, and what leaves each.
           x_BTD: of the last norm.
           tokens_BT: of the segment, and its last target.
           look: what was found.
