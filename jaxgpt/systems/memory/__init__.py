@@ -128,7 +128,12 @@ class MemoryLM(CausalLM):
         del key
         progress = step / self.config.steps
         forget = random.at(self.config.seed, "memory", step)
-        return dict(tokens_BT) | {"progress": progress, "forget": forget}
+        draws = jax.random.fold_in(forget, 1)
+        return dict(tokens_BT) | {
+            "progress": progress,
+            "forget": forget,
+            "draws": draws,
+        }
 
     def look(self, state: Carried, reading: str) -> Look:
         """Returns what a batch looks at: its own memory, another row's, or none."""
@@ -151,6 +156,8 @@ class MemoryLM(CausalLM):
         state = model.begin(carried, batch["start"] == 0)
         reads = self.memory.reading if self._mode_reads else "off"
         look = self.look(state, reads)
+        if self.memory.budget:
+            look.draws = batch["draws"]
         reading = module.segment(tokens[:, :-1], state["recent"], look, dropout_key)
         nll_BT = layers.cross_entropy(reading.logits_BTV, tokens[:, 1:])
         weight_BT = batch["weight"]

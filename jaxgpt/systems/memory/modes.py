@@ -44,6 +44,7 @@ class Look:
       entries: of the memory, which rows row_B read; None reads nothing.
       row_B: the memory row that each row of the batch reads.
       search: finds places.
+      draws: in training, of which entries were stored.
       place_BTM: what was found, -1 none (in `attention`, of the first head).
       weight_BTM: how much of it was used, from 0 to 1.
       found: what else a mode hands from one step to the next.
@@ -52,6 +53,7 @@ class Look:
     entries: Entries | None
     row_B: jax.Array
     search: Search
+    draws: jax.Array | None = None
     place_BTM: jax.Array | None = None
     weight_BTM: jax.Array | None = None
     found: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -149,7 +151,13 @@ class Associative(nnx.Module):
         near_BTM = jnp.exp(-2 * jnp.exp(self.sharpness[...]) * far_BTM)
         hidden_BTMD = look.take(look.entries["values"]["hidden"], place_BTM)
         vector_BTMW = self.storable_vector(hidden_BTMD)
-        weight_BTM = near_BTM * jax.nn.sigmoid(self.store_decision(hidden_BTMD)[..., 0])
+        keep_BTM = jax.nn.sigmoid(self.store_decision(hidden_BTMD)[..., 0])
+        if look.draws is not None:
+            # As if stored with that probability: what is read cannot be made up for by
+            # larger weights, so that a decision is worth what it decides.
+            drawn_BTM = jax.random.bernoulli(look.draws, keep_BTM)
+            keep_BTM += jax.lax.stop_gradient(drawn_BTM - keep_BTM)
+        weight_BTM = near_BTM * keep_BTM
         weight_BTM *= look.take(look.entries["strength"], place_BTM)
         if self.deletes:
             weight_BTM *= 1 - self._deleted(look, place_BTM, vector_BTMW)
