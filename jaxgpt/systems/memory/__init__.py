@@ -151,6 +151,8 @@ class MemoryLM(CausalLM):
         state = model.begin(carried, batch["start"] == 0)
         reads = self.memory.reading if self._mode_reads else "off"
         look = self.look(state, reads)
+        if self.memory.budget:
+            look.draw = jax.random.fold_in(batch["forget"], 1)
         reading = module.segment(tokens[:, :-1], state["recent"], look, dropout_key)
         nll_BT = layers.cross_entropy(reading.logits_BTV, tokens[:, 1:])
         weight_BT = batch["weight"]
