@@ -52,6 +52,8 @@ def get_config(variant=""):
         "model.block_size": 64,
         "model.bias": False,
         "model.activation": "gelu",
+        # Token embeddings, and with them addresses, change little in a step.
+        "model.init": "fan_in",
         "memory.memory_size": 1024,
         "memory.memory_dim": 128,
         "memory.num_search_results": 2,

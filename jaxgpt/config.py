@@ -244,7 +244,8 @@ FIELDS: dict[str, Field] = {
     ),
     "memory.budget": Field(
         0.0,
-        "associative: loss for each entry kept, from 0.3 of the steps on",
+        "associative: loss for each entry kept, growing from 0.3 of the steps on; "
+        "store decisions are then drawn in training",
         minimum=0,
     ),
     "memory.delete": Field(False, "associative: the model also deletes what it read"),

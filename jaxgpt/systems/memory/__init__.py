@@ -128,12 +128,7 @@ class MemoryLM(CausalLM):
         del key
         progress = step / self.config.steps
         forget = random.at(self.config.seed, "memory", step)
-        draws = jax.random.fold_in(forget, 1)
-        return dict(tokens_BT) | {
-            "progress": progress,
-            "forget": forget,
-            "draws": draws,
-        }
+        return dict(tokens_BT) | {"progress": progress, "forget": forget}
 
     def look(self, state: Carried, reading: str) -> Look:
         """Returns what a batch looks at: its own memory, another row's, or none."""
@@ -157,7 +152,7 @@ class MemoryLM(CausalLM):
         reads = self.memory.reading if self._mode_reads else "off"
         look = self.look(state, reads)
         if self.memory.budget:
-            look.draws = batch["draws"]
+            look.draw = jax.random.fold_in(batch["forget"], 1)
         reading = module.segment(tokens[:, :-1], state["recent"], look, dropout_key)
         nll_BT = layers.cross_entropy(reading.logits_BTV, tokens[:, 1:])
         weight_BT = batch["weight"]

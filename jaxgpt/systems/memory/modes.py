@@ -44,7 +44,8 @@ class Look:
       entries: of the memory, which rows row_B read; None reads nothing.
       row_B: the memory row that each row of the batch reads.
       search: finds places.
-      draws: in training, of which entries were stored.
+      draw: the key that store decisions are drawn with in training, None for their
+        probability.
       place_BTM: what was found, -1 none (in `attention`, of the first head).
       weight_BTM: how much of it was used, from 0 to 1.
       found: what else a mode hands from one step to the next.
@@ -53,7 +54,7 @@ class Look:
     entries: Entries | None
     row_B: jax.Array
     search: Search
-    draws: jax.Array | None = None
+    draw: jax.Array | None = None
     place_BTM: jax.Array | None = None
     weight_BTM: jax.Array | None = None
     found: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -151,12 +152,12 @@ class Associative(nnx.Module):
         near_BTM = jnp.exp(-2 * jnp.exp(self.sharpness[...]) * far_BTM)
         hidden_BTMD = look.take(look.entries["values"]["hidden"], place_BTM)
         vector_BTMW = self.storable_vector(hidden_BTMD)
-        keep_BTM = jax.nn.sigmoid(self.store_decision(hidden_BTMD)[..., 0])
-        if look.draws is not None:
-            # As if stored with that probability: what is read cannot be made up for by
-            # larger weights, so that a decision is worth what it decides.
-            drawn_BTM = jax.random.bernoulli(look.draws, keep_BTM)
-            keep_BTM += jax.lax.stop_gradient(drawn_BTM - keep_BTM)
+        keep_BTM = self.stores(hidden_BTMD)
+        if look.draw is not None:
+            # What is dropped is missed, or not: that, and no half measure, teaches to
+            # decide. The gradient is that of the probability.
+            kept_BTM = jax.random.bernoulli(look.draw, keep_BTM).astype(keep_BTM.dtype)
+            keep_BTM = keep_BTM + jax.lax.stop_gradient(kept_BTM - keep_BTM)
         weight_BTM = near_BTM * keep_BTM
         weight_BTM *= look.take(look.entries["strength"], place_BTM)
         if self.deletes:
@@ -167,6 +168,10 @@ class Associative(nnx.Module):
         read_BTC = weight_BTM[..., None] * vector_BTMW
         read_BTC = read_BTC.reshape(*x_BTD.shape[:2], -1)
         return joined_BTD + self.join_memory(read_BTC), {}
+
+    def stores(self, hidden: jax.Array) -> jax.Array:
+        """Returns the decision to store, from 0 to 1, for hidden states [..., D]."""
+        return jax.nn.sigmoid(self.store_decision(hidden)[..., 0])
 
     def _deleted(self, look: Look, place_BTM, vector_BTMW) -> jax.Array:
         """Returns from 0 to 1 how far the last reader of each entry deleted it."""
@@ -208,8 +213,8 @@ class Associative(nnx.Module):
         """
         layer = self.layer if self.layer >= 0 else len(outputs) + self.layer
         hidden_BTD = x_BTD if layer == len(outputs) - 1 else outputs[layer]
-        keep_BT = jax.nn.sigmoid(self.store_decision(hidden_BTD)[..., 0])
         hidden_BTD = jax.lax.stop_gradient(hidden_BTD)
+        keep_BT = self.stores(hidden_BTD)
         values = {"hidden": hidden_BTD}
         if self.deletes:
             values |= {
