@@ -55,10 +55,11 @@ class Recorder:
         again = self.rows and self.rows[-1]["step"] == row["step"]
         self.rows.append(self.rows.pop() | row if again else row)
         with self._tolerating_a_full_disk("metrics.jsonl"):
-            if again:
+            path = self.workdir / "metrics.jsonl"
+            if again or not path.exists():
                 self._rewrite()
             else:
-                with open(self.workdir / "metrics.jsonl", "a") as stream:
+                with open(path, "a") as stream:
                     stream.write(json.dumps(row) + "\n")
         for tracker in list(self.trackers):
             try:

@@ -169,14 +169,15 @@ def claim(
     try:
         # Another process may have begun a run since it was checked.
         check_same_run(config, data, workdir, allowed)
-        _freeze(config, data, workdir)
+        freeze(config, data, workdir)
         yield
     finally:
         (workdir / "lock").unlink(missing_ok=True)
         lock.close()
 
 
-def _freeze(config: ConfigDict, data: Any, workdir: pathlib.Path) -> None:
+def freeze(config: ConfigDict, data: Any, workdir: pathlib.Path) -> None:
+    """Writes config.json and tokenizer.json; UserError where they cannot be."""
     try:
         configs.save(config, workdir / "config.json")
         if data.tokenizer:

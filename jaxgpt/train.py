@@ -38,6 +38,7 @@ class Trainer:
         from jaxgpt.stepper import Stepper
 
         self.system, self.data, self.config = system, data, system.config
+        self.workdir = workdir
         c = self.config
         self.checkpoints = Checkpoints(workdir, c.keep)
         self.stepper = Stepper(system, data, self.checkpoints)
@@ -102,7 +103,16 @@ class Trainer:
         progress.evaluated(self.step, evaluation)
 
     def save(self, evaluation: dict[str, float] | None) -> None:
-        """Starts saving a checkpoint; an evaluation of this step ranks it."""
+        """Starts saving a checkpoint; an evaluation of this step ranks it.
+
+        A folder that was moved or removed meanwhile is made whole again.
+        """
+        from jaxgpt.run import freeze
+
+        if not (self.workdir / "config.json").exists():
+            cli.say(f"warning: '{self.workdir}' is gone: writing it again")
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            freeze(self.config, self.data, self.workdir)
         self.checkpoints.save(self.step, self.stepper.saved(), evaluation)
 
     def make_sure(self) -> None:

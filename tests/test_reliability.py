@@ -168,17 +168,25 @@ def wait_for_row(workdir, step, process):
         time.sleep(0.01)
 
 
-def test_a_folder_that_vanishes_ends_in_one_line_or_comes_back(tmp_path):
+def test_a_folder_that_vanishes_is_written_again(straight, tmp_path):
     workdir = tmp_path / "run"
-    process = start(workdir, "--config.steps=400", "--config.log_interval=5")
+    process = start(workdir, "--config.log_interval=5", "--config.steps=60")
     wait_for_row(workdir, 10, process)
     shutil.rmtree(workdir, ignore_errors=True)
     code, said = finish(process)
-    if code:
-        assert code == 1
-        assert "cannot be written" in said or "could not be saved" in said
-    else:
-        assert Checkpoints(workdir, read_only=True).steps()[-1] == 400
+    assert code == 0
+    assert f"warning: '{workdir}' is gone: writing it again" in said
+    names = {path.name for path in workdir.iterdir()}
+    assert names >= {"config.json", "tokenizer.json", "metrics.jsonl", "checkpoints"}
+    assert [row["step"] for row in metrics.read_rows(workdir)] == list(range(0, 61, 5))
+    assert verify.command([f"--workdir={workdir}"]) == 0
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(capsys):
+    code, said = finish(start("/proc/jaxgpt"))
+    assert code == 2
+    assert said.startswith("error: --workdir '/proc/jaxgpt' cannot be written: ")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("jump", [-86400, 86400])
