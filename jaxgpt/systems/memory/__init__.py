@@ -188,6 +188,10 @@ class MemoryLM(CausalLM):
         """Returns figures with the memory on, off and another document's."""
         return evaluation.report(self, params, windows, rows)
 
+    def capacity(self, T: int) -> int:
+        """Returns T: a text goes on in further segments."""
+        return max(T, self.model_config.block_size)
+
     def sample(
         self,
         params: dict,
