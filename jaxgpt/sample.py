@@ -44,10 +44,9 @@ def known_text(run: Run, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarr
         tokens, known = _read_template(run, args.template, block)
     else:
         prompt = _prompt_ids(run, args)
-        new = (
-            block - len(prompt) if args.max_new_tokens is None else args.max_new_tokens
-        )
-        if len(prompt) > run.system.capacity(len(prompt)):
+        room = run.system.capacity(len(prompt)) - len(prompt)
+        new = room if args.max_new_tokens is None else args.max_new_tokens
+        if room < 0:
             raise UserError(
                 f"the prompt has {len(prompt)} tokens: {block} fit the model"
             )

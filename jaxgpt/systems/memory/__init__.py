@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from typing import Any, cast
 
 import jax
@@ -192,6 +193,11 @@ class MemoryLM(CausalLM):
     def report(self, params: dict, windows: Segments, rows: int) -> dict[str, Any]:
         """Returns figures with the memory on, off and another document's."""
         return evaluation.report(self, params, windows, rows)
+
+    def capacity(self, T: int) -> int:
+        """Returns whole segments for T tokens: a prompt of any length is read."""
+        block = self.model_config.block_size
+        return block * max(1, math.ceil(T / block))
 
     def sample(
         self,

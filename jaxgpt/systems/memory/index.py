@@ -310,6 +310,8 @@ class Graph(Exact):
     def _insert(self, places: np.ndarray, vectors: np.ndarray) -> None:
         self.faiss.omp_set_num_threads(self.options.threads)
         first = self.index.ntotal
+        # A graph that is read from a file has not kept its random numbers.
+        self.index.hnsw.rng = self.faiss.RandomGenerator(first)
         self.index.add(vectors)
         self.node_of[places] = first + np.arange(len(places))
         self.place_of = np.concatenate([self.place_of, places.astype(np.int32)])

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from jaxgpt.systems.memory.model import MemoryModel
 
 FADE = 0.6  # What the token before weighs in an address.
+# Of the store decision's logits: it settles before what is read makes up for it.
+DECISION_SCALE = 8
 Layout = tuple[tuple[int, int], dict[str, tuple[int, ...]]]
 
 
@@ -171,7 +173,7 @@ class Associative(nnx.Module):
 
     def stores(self, hidden: jax.Array) -> jax.Array:
         """Returns the decision to store, from 0 to 1, for hidden states [..., D]."""
-        return jax.nn.sigmoid(self.store_decision(hidden)[..., 0])
+        return jax.nn.sigmoid(DECISION_SCALE * self.store_decision(hidden)[..., 0])
 
     def _deleted(self, look: Look, place_BTM, vector_BTMW) -> jax.Array:
         """Returns from 0 to 1 how far the last reader of each entry deleted it."""

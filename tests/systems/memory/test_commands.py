@@ -163,7 +163,8 @@ def test_forgetting_restores_the_logits(played):
         return module.segment(texts[2][None, :16], recent, look).logits_BTV
 
     assert np.abs(logits(with_it) - logits(without)).max() > 1e-6
-    assert with_it.forget("b") == 33
+    # The last token has not been read: nothing came after it.
+    assert with_it.forget("b") == 32
     np.testing.assert_array_equal(logits(with_it), logits(without))
 
 
@@ -218,7 +219,7 @@ def test_a_memory_is_added_to_a_trained_run(documents, played, tmp_path):
         train(configs.load(PLAYS, changes), tmp_path / "other")
 
 
-@pytest.mark.parametrize("devices, steps", [(2, 40), (8, 6)])
+@pytest.mark.parametrize("devices, steps", [(8, 6)])
 def test_devices_change_no_loss_and_rows_stay(tmp_path, devices, steps):
     losses = []
     for count in (1, devices):

@@ -40,8 +40,3 @@ def test_two_devices_take_two_hundred_steps(tmp_path):
     found = run(tmp_path, 2, 200)
     check(found, 2, 200)
     assert np.mean(found["losses"][-20:]) < found["losses"][0]
-
-
-@pytest.mark.slow
-def test_eight_devices(tmp_path):
-    check(run(tmp_path, 8, 20), 8, 20)
