@@ -1,6 +1,7 @@
 """σ-GPT of GPT-2's size on web text, with nanoGPT's schedule, for a TPU slice or GPUs.
 
-python -m jaxgpt.train --config=configs/sigma_text.py
+python -m jaxgpt.train --config=configs/sigma_text.py \
+    --config.data.path=data/openwebtext
 
 variant   size                         hardware             time   validation loss
 (none)    12 layers, 768, block 1024   TPU slice, 8 GPUs    (not run yet)

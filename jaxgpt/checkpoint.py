@@ -40,6 +40,7 @@ MAY_CHANGE = (
     "nonfinite",
     "keep",
     "profile",
+    "patience",
     "tensorboard",
     "wandb_project",
     "data.path",
@@ -51,6 +52,8 @@ MAY_CHANGE = (
 )
 
 State = dict[str, Any]
+# An item of arrays by name that may have any shape, and need not be there.
+AS_SAVED = "host"
 
 
 class DamagedError(Exception):
@@ -179,12 +182,13 @@ class Checkpoints:
         )
         self.saving = None
 
-    def restore(self, step: int, abstract: State) -> State:
+    def restore(self, step: int, abstract: State, as_saved: str = "") -> State:
         """Restores the items of abstract from one checkpoint, and proves them.
 
         Args:
           step: of the checkpoint.
           abstract: shapes, dtypes and shardings; a subset of the saved items may do.
+          as_saved: an item that is restored in the shapes it has, if it is there.
 
         Raises:
           DamagedError: naming the array or file that is not what was saved.
@@ -192,6 +196,13 @@ class Checkpoints:
         abstract = jax.tree.map(_placed, abstract)
         try:
             saved = self._summary(step)["arrays"]
+            shapes = {
+                name.removeprefix(f"{as_saved}/"): jax.ShapeDtypeStruct(shape, dtype)
+                for name, (_, dtype, shape) in saved.items()
+                if as_saved and name.startswith(f"{as_saved}/")
+            }
+            if shapes:
+                abstract = abstract | {as_saved: shapes}
             self._check_shapes(abstract, saved)
             restored = self._read(
                 step,
@@ -233,7 +244,7 @@ class Checkpoints:
                 raise DamagedError(f"array {name} is {saved[name][1:]}, not {want}")
 
     def restore_newest(
-        self, abstract: State, before: float = math.inf
+        self, abstract: State, before: float = math.inf, as_saved: str = ""
     ) -> tuple[int, State] | None:
         """Restores the newest whole checkpoint; None where there is none at all.
 
@@ -247,7 +258,7 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in reversed([step for step in self.steps() if step < before]):
             try:
-                state = self.restore(step, abstract)
+                state = self.restore(step, abstract, as_saved)
             except DamagedError as error:
                 damaged[step] = str(error)
                 continue

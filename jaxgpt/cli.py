@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -94,6 +95,7 @@ def set_up_jax() -> None:
     of `core.cpu.keep_heap`.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    _give_virtual_devices_threads()
     import logging
 
     import jax
@@ -127,6 +129,19 @@ def set_up_jax() -> None:
     distributed.check_backend(backend)
     if backend == "cpu":
         cpu.keep_heap()
+
+
+def _give_virtual_devices_threads() -> None:
+    """Sees to it that XLA's pool holds a callback of every device beside its work.
+
+    With too few threads an all-reduce waits for a device whose callback waits for a
+    thread, until XLA ends the process.
+    """
+    wanted = re.search(
+        r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")
+    )
+    if wanted and int(wanted[1]) > 1:
+        os.environ.setdefault("NPROC", str(2 * int(wanted[1]) + 4))
 
 
 def _without_closed_loops(unraisable: Any) -> None:

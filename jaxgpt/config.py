@@ -48,13 +48,14 @@ class Field:
 
 
 MAX_SEED = 2**32 - 1  # JAX's keys hold no more: larger seeds wrap around or overflow.
+SYSTEMS = ("sigma", "causal", "gssm", "memory")
 POSITIONS = ("learned", "sinusoidal", "learned-sinusoidal", "alibi", "rope", "none")
 TOKENIZERS = ("char", "gpt2", "sentencepiece")
 NORMS = ("layer", "rms", "none")
 ORDERS = ("random", "left-to-right", "fractal", "curriculum")
 
 FIELDS: dict[str, Field] = {
-    "system": Field("sigma", "what is trained", ("sigma", "causal", "gssm")),
+    "system": Field("sigma", "what is trained", SYSTEMS),
     "seed": Field(1337, "seeds every random stream", minimum=0),
     "steps": Field(5000, "optimizer steps", minimum=1),
     "batch_size": Field(64, "sequences per step over all devices", minimum=1),
@@ -149,7 +150,8 @@ FIELDS: dict[str, Field] = {
     "data.path": Field(
         "data/shakespeare.txt",
         "a text file, a folder of text files, or a folder of nanoGPT .bin files; of "
-        "gssm an HDF5 file, or empty to draw sequences as they are needed",
+        "gssm an HDF5 file, or empty to draw sequences as they are needed; of memory a "
+        "folder of documents, or empty for the recall task",
     ),
     "data.tokenizer": Field("char", "vocabulary of the text", TOKENIZERS),
     "data.vocab_size": Field(
@@ -157,6 +159,9 @@ FIELDS: dict[str, Field] = {
     ),
     "data.sentencepiece_model": Field(
         "", "sentencepiece: a .model file to use; without it one is trained"
+    ),
+    "data.sentencepiece_type": Field(
+        "unigram", "sentencepiece: how one is trained", ("unigram", "bpe")
     ),
     "data.split": Field(
         "end",
@@ -198,6 +203,83 @@ FIELDS: dict[str, Field] = {
         "start",
         "sequences begin with the start state 0, or with the first token drawn",
         ("start", "drawn"),
+    ),
+    "memory.mode": Field(
+        "associative",
+        "what is read from the memory: vectors joined with the input (VardaGPT); keys "
+        "and values in one layer's attention (Memorizing Transformer); the next token "
+        "of similar states, mixed into the prediction without training (kNN-LM)",
+        ("associative", "attention", "output"),
+    ),
+    "memory.reading": Field(
+        "on",
+        "read one's own memory, none, or another row's",
+        ("on", "off", "shuffled"),
+    ),
+    "memory.memory_size": Field(1024, "most entries of a row; more evict", minimum=1),
+    "memory.memory_dim": Field(
+        0, "associative: width of a storable vector; 0 is n_embd", minimum=0
+    ),
+    "memory.num_search_results": Field(5, "entries read for each token", minimum=1),
+    "memory.shared": Field(False, "all rows of a batch share one memory"),
+    "memory.eviction": Field(
+        "oldest",
+        "of a full row: which entry gives way, or whether what is new is left out",
+        ("oldest", "weakest", "refuse"),
+    ),
+    "memory.keep": Field(
+        "all",
+        "in evaluation and sampling: store all, or what the store decision keeps",
+        ("all", "decided"),
+    ),
+    "memory.forgetfulness_factor": Field(
+        0.0, "training: share of entries forgotten at random a step", minimum=0
+    ),
+    "memory.decay": Field(
+        1.0, "training: an entry's strength is multiplied by this a step", minimum=0
+    ),
+    "memory.context": Field(
+        3,
+        "associative: tokens that make an address, each weighing 0.6 of the next",
+        minimum=1,
+    ),
+    "memory.store_layer": Field(
+        0,
+        "associative: the hidden state that is stored: 0 is what enters the first "
+        "block, i leaves the i-th, -1 the last one's norm",
+    ),
+    "memory.join_std": Field(
+        0.0, "associative: deviation of fresh weights on what is read; 0 reads nothing"
+    ),
+    "memory.budget": Field(
+        0.0,
+        "associative: loss for each entry kept, growing from 0.3 of the steps on; "
+        "store decisions are then drawn in training",
+        minimum=0,
+    ),
+    "memory.delete": Field(False, "associative: the model also deletes what it read"),
+    "memory.layer": Field(-1, "attention: the block that reads; -1 is the last"),
+    "memory.weight": Field(
+        0.25, "output: share of the memory's distribution", minimum=0
+    ),
+    "memory.temperature": Field(
+        1.0, "output: of distances, each divided by the width", minimum=1e-6
+    ),
+    "memory.index_type": Field(
+        "flat", "exact, or approximate", ("flat", "ivf", "compressed", "graph")
+    ),
+    "memory.num_clusters": Field(100, "ivf, compressed: clusters", minimum=1),
+    "memory.num_probes": Field(8, "ivf, compressed: clusters looked at", minimum=1),
+    "memory.code_bytes": Field(64, "compressed: bytes of a code", minimum=1),
+    "memory.candidates": Field(
+        16, "compressed: times as many are ranked exactly", minimum=1
+    ),
+    "memory.links": Field(32, "graph: links of a node (HNSW's M)", minimum=2),
+    "memory.ef_construction": Field(40, "graph: breadth of building", minimum=1),
+    "memory.ef_search": Field(64, "graph: breadth of searching", minimum=1),
+    "memory.threads": Field(1, "of FAISS, which slow down XLA's", minimum=1),
+    "patience": Field(
+        0, "stop after so many evaluations without a better loss; 0 never", minimum=0
     ),
     "mesh.data": Field(
         0, "devices that split a batch; 0 is all that fsdp and tensor leave", minimum=0
@@ -347,10 +429,30 @@ def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
     return rest, overrides
 
 
-def describe_fields() -> str:
-    """Returns the help text of every field, for --help."""
+def memory_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes --config.memory.X=value out of a command line that reads a run.
+
+    A memory is what a trained model may be given another of: with system=memory and
+    memory.mode=output even one that had none.
+
+    Raises:
+      UserError: for other fields, which are the run's.
+    """
+    rest, overrides = split_overrides(argv)
+    for key in overrides:
+        if not key.startswith("memory.") and key != "system":
+            raise UserError(
+                f"--config.{key} is for training: here only --config.memory.* and "
+                "--config.system=memory change a run"
+            )
+    return rest, overrides
+
+
+def describe_fields(prefix: str = "") -> str:
+    """Returns the help text of every field, for --help, or of those of a group."""
     lines = ["config fields, set by --config.NAME=VALUE (default):"]
-    for key, field in FIELDS.items():
+    fields = {key: f for key, f in FIELDS.items() if key.startswith(prefix)}
+    for key, field in fields.items():
         choices = f" [{'|'.join(field.choices)}]" if field.choices else ""
         lines.append(f"  {key} ({field.default!r})\n      {field.help}{choices}")
     return "\n".join(lines)
@@ -440,6 +542,8 @@ def validate(config: ConfigDict) -> ConfigDict:
     for name in ("order_start", "left_to_right_share"):
         if config.sigma[name] > 1:
             raise UserError(f"sigma.{name} is at most 1: not {config.sigma[name]}")
+    if config.system == "memory":
+        _validate_memory(config)
     if config.optimizer.ema_decay >= 1:
         raise UserError(
             f"optimizer.ema_decay is below 1: not {config.optimizer.ema_decay}"
@@ -459,6 +563,26 @@ def profiled_steps(text: str) -> range:
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise UserError(f"profile is FIRST:LAST, steps such as 10:15: not '{text}'")
     return range(int(first), int(last) + 1)
+
+
+def _validate_memory(config: ConfigDict) -> None:
+    c = config.memory
+    if config.accumulation > 1:
+        raise UserError(
+            "accumulation is 1 for system=memory: the memory changes with every segment"
+        )
+    for name in ("forgetfulness_factor", "decay", "weight"):
+        if c[name] > 1:
+            raise UserError(f"memory.{name} is at most 1: not {c[name]}")
+    layers = config.model.n_layer
+    for name, last in (("layer", layers - 1), ("store_layer", layers)):
+        if not -1 <= c[name] <= last:
+            raise UserError(f"memory.{name} is -1 to {last}: not {c[name]}")
+    if c.mode == "attention" and config.model.positions == "rope":
+        raise UserError(
+            "memory.mode=attention does not go with model.positions=rope, which turns "
+            "keys by their place: take learned, sinusoidal, alibi or none"
+        )
 
 
 def make_folder(workdir: pathlib.Path) -> None:

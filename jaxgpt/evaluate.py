@@ -7,20 +7,18 @@ python -m jaxgpt.evaluate --workdir=DIR --num_orders=16 --infill=0.15,0.5,0.85
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import TYPE_CHECKING
 
 from jaxgpt import cli
+from jaxgpt import config as configs
 from jaxgpt.config import UserError
 from jaxgpt.data.arrays import read_integers, writable
 
 if TYPE_CHECKING:
     import numpy as np
-    from jax.sharding import Mesh
 
     from jaxgpt.run import Run
-    from jaxgpt.sharding import Layout
     from jaxgpt.systems import System
 
 
@@ -31,78 +29,29 @@ def losses(
     system: System, params: dict, tokens_NT: np.ndarray, rows: int, seed: int
 ) -> dict[str, float]:
     """Returns {name: mean nats per predicted token} over windows of tokens."""
-    return means(scores(system, params, tokens_NT, rows, seed))
+    return means(system.scores(params, tokens_NT, rows, seed))
 
 
 def means(nll: dict[str, np.ndarray]) -> dict[str, float]:
-    """Returns {"loss" + suffix: mean} of `scores`."""
+    """Returns {"loss" + suffix: mean} of `System.scores`."""
     return {f"loss{suffix}": float(array.mean()) for suffix, array in nll.items()}
-
-
-def scores(
-    system: System,
-    params: dict,
-    tokens_NT: np.ndarray,
-    rows: int,
-    seed: int,
-    layout: Layout | None = None,
-) -> dict[str, np.ndarray]:
-    """Returns {suffix: nats [N, T] of every predicted token}, float64.
-
-    Orders and the like are drawn once for all windows, so the result depends neither
-    on rows (the windows scored at a time) nor on how often it is asked for. With a
-    layout, its devices share the rows; deterministic, one of each process scores all.
-    """
-    import jax
-    import numpy as np
-
-    from jaxgpt.core import random
-
-    N = len(tokens_NT)
-    key = random.stream(seed, "eval_order")
-    batches = jax.jit(system.eval_batches)(tokens_NT, key)
-    if layout and system.config.deterministic:
-        params, layout = jax.tree.map(lambda a: a.addressable_data(0), params), None
-    score = _scorer(system, layout.mesh if layout else None)
-    result = {}
-    for suffix, batch in batches.items():
-        parts = []
-        batch = jax.device_get(batch)
-        for start in range(0, N, rows):
-            # A last short batch is filled up with the first rows, not compiled anew.
-            index = np.arange(start, start + rows) % N
-            part = {name: array[index] for name, array in batch.items()}
-            if layout:
-                part = jax.tree.map(layout.put_rows, part)
-            parts.append(np.asarray(score(params, part), np.float64)[: N - start])
-        result[suffix] = np.concatenate(parts)
-    return result
-
-
-@functools.lru_cache(maxsize=8)
-def _scorer(system: System, mesh: Mesh | None):
-    import jax
-
-    from jaxgpt.sharding import under
-
-    whole = mesh and jax.NamedSharding(mesh, jax.P())
-    return jax.jit(under(mesh, system.nll), out_shardings=whole)
 
 
 def evaluate_split(run: Run, split: str) -> dict:
     """Returns the contract's figures for every whole window of a split."""
     tokens_NT = run.open_data().fixed(split, run.system.window)
     rows = run.config.batch_size // run.config.accumulation
-    nll = scores(run.system, run.params, tokens_NT, rows, run.config.seed)
+    nll = run.system.scores(run.params, tokens_NT, rows, run.config.seed)
     figures = means(nll)
     loss = figures.pop("loss")
     if split == "val":
         figures |= run.system.figures(tokens_NT, nll[""])
+    figures |= run.system.report(run.params, tokens_NT, rows)
     return {
         "loss": loss,
         "perplexity": math.exp(loss),
         "bits_per_token": loss / math.log(2),
-        "tokens": len(tokens_NT) * run.system.predicted,
+        "tokens": nll[""].size,
         "step": run.step,
         **figures,
     }
@@ -214,7 +163,8 @@ def _ratios(text: str) -> list[float]:
 
 def command(argv: list[str]) -> None:
     """Parses arguments and prints the figures."""
-    parser = cli.Parser("jaxgpt.evaluate", __doc__)
+    fields = configs.describe_fields("memory.")
+    parser = cli.Parser("jaxgpt.evaluate", __doc__, epilog=fields)
     parser.add_run()
     parser.add_argument("--split", default="val", choices=["train", "val", "test"])
     parser.add_argument("--tokens", help=".npy of token ids [B, T] to score instead")
@@ -236,6 +186,7 @@ def command(argv: list[str]) -> None:
         "--infill",
         help="also how well spans are filled, of these shares of a window: 0.15,0.5",
     )
+    argv, overrides = configs.memory_overrides(argv)
     args = parser.parse_args(argv)
     of_split = args.num_orders is not None or args.infill or args.eval_lengths
     if args.tokens and of_split:
@@ -251,7 +202,7 @@ def command(argv: list[str]) -> None:
     cli.set_up_jax()
     from jaxgpt.run import open_run
 
-    run = open_run(args.workdir, args.step)
+    run = open_run(args.workdir, args.step, overrides)
     if args.tokens:
         figures = score_tokens(run, args.tokens, args.order, args.logits)
     else:
@@ -268,6 +219,10 @@ def command(argv: list[str]) -> None:
         for name, value in figures.items():
             if isinstance(value, float | int):
                 print(f"{name:>20}  {value:.6g}" if value else f"{name:>20}  {value}")
+        for name, found in figures.items():
+            if name.startswith("loss_by_distance"):
+                for distance, value in found.items():
+                    print(f"{name[17:] + ' ' + distance:>20}  {value:.4g}")
         for length, value in figures.get("loss_at_length", {}).items():
             print(f"{'loss at ' + length:>20}  {value:.6g}")
         for ratio, found in figures.get("infill", {}).items():

@@ -64,7 +64,7 @@ class Guard:
             f"{name}_key": jax.random.key_data(random.at(seed, name, index))
             for name in ("order", "dropout")
         }
-        record |= {"tokens": np.asarray(self.stepper.tokens(index)), **values}
+        record |= {**self.stepper.named_batch(index), **values}
         if jax.process_index():
             return
         try:

@@ -8,7 +8,14 @@ import optax
 from ml_collections import ConfigDict
 
 # Every parameter's last name stands here: a new kind must say whether it decays.
-DECAYS = {"kernel": True, "table": True, "scale": False, "bias": False}
+DECAYS = {
+    "kernel": True,
+    "table": True,
+    "scale": False,
+    "bias": False,
+    "sharpness": False,
+    "gate": False,
+}
 
 
 def schedule(config: ConfigDict) -> optax.Schedule:

@@ -134,7 +134,12 @@ def compile_step(config: ConfigDict, devices: list[Any]) -> tuple[Compiled, int]
         ),
         jax.random.key(0),
     )
-    layout = sharding.layout(shapes, optimizer, sharding.make_mesh(config, devices))
+    layout = sharding.layout(
+        shapes,
+        optimizer,
+        sharding.make_mesh(config, devices),
+        config.batch_size,
+    )
     state = layout.abstract(shapes)
     tokens = jax.ShapeDtypeStruct(
         (config.batch_size, system.window), np.int32, sharding=layout.rows
@@ -246,6 +251,11 @@ def plan(config: ConfigDict, topology: str) -> dict[str, Any]:
     """
     from jaxgpt import systems
 
+    if config.system == "memory":
+        raise UserError(
+            "system=memory searches on the host, which no compiler can plan: plan "
+            "system=causal of its size"
+        )
     chip, devices = open_topology(topology)
     systems.kind(config.system).resolve(config)
     if not config.model.vocab_size:

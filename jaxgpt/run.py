@@ -53,18 +53,44 @@ class Run:
         return data
 
 
-def open_run(workdir: str, step: str = "best") -> Run:
+def _with_overrides(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
+    before = config.system
+    configs.validate(configs.override(config, overrides))
+    bare = before != "memory" and config.system == "memory"
+    if (
+        "system" in overrides
+        and config.system != before
+        and not (before == "causal" and bare and config.memory.mode == "output")
+    ):
+        raise UserError(
+            f"a {before} run has no parameters of a memory: only a causal one reads "
+            "one without, with --config.system=memory --config.memory.mode=output"
+        )
+    if config.system != "memory" and overrides:
+        raise UserError(
+            f"this is a {before} run without a memory: add --config.system=memory "
+            "--config.memory.mode=output"
+        )
+    return config
+
+
+def open_run(
+    workdir: str, step: str = "best", overrides: dict[str, str] | None = None
+) -> Run:
     """Restores the parameters of a run, proved by their digests.
 
     Args:
       workdir: folder of the run.
       step: "best", "last", or a number.
+      overrides: of its config, from `config.memory_overrides`.
 
     Raises:
       UserError: where there is no run, no such checkpoint, or it is damaged.
     """
     folder = configs.user_path(workdir)
     config = configs.load_frozen(folder)
+    if overrides:
+        config = _with_overrides(config, overrides)
     cli.use_float64(config.model.dtype)
     system = systems.make(config)
     checkpoints = Checkpoints(folder, read_only=True)
@@ -74,6 +100,10 @@ def open_run(workdir: str, step: str = "best") -> Run:
     try:
         params = checkpoints.restore(chosen, abstract)[item]
     except DamagedError as error:
+        if overrides:
+            raise UserError(
+                f"'{workdir}' does not fit --config.{'/'.join(overrides)}: {error}"
+            ) from None
         others = ", ".join(str(s) for s in checkpoints.steps() if s != chosen) or "none"
         raise UserError(
             f"checkpoint {chosen} of '{workdir}' is damaged ({error}): take another "
@@ -215,6 +245,22 @@ def read_start(config: ConfigDict) -> tuple[ConfigDict, dict, tok.Tokenizer | No
         return original.config, original.params, tok.GPT2Tokenizer()
     run = open_run(config.init_from)
     return run.config, run.params, run.tokenizer
+
+
+def start_params(config: ConfigDict, fresh: dict) -> dict:
+    """Returns the parameters of `config.init_from`; fresh ones where it has none.
+
+    Raises:
+      UserError: where one has another shape.
+    """
+    given = {**fresh, **read_start(config)[1]}
+    shapes = lambda tree: jax.tree.map(lambda a: a.shape, tree)
+    if shapes(given) != shapes(fresh):
+        raise UserError(
+            f"init_from '{config.init_from}' has parameters of other shapes than this "
+            "config: take over its settings"
+        )
+    return given
 
 
 def adopt_start(config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -7,11 +7,13 @@ python -m jaxgpt.sample --workdir=DIR --template="<missing:20>my lord.<missing:2
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import time
 from typing import TYPE_CHECKING
 
 from jaxgpt import cli
+from jaxgpt import config as configs
 from jaxgpt.config import MAX_SEED, UserError
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from jaxgpt.live import Screen
     from jaxgpt.run import Run
     from jaxgpt.systems import Filled, Sampling, Watch
+    from jaxgpt.systems.memory.session import Memory
 
 STOP_EVERY = 32  # Calls between looks for the stop text: a look waits for the device.
 
@@ -41,10 +44,9 @@ def known_text(run: Run, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarr
         tokens, known = _read_template(run, args.template, block)
     else:
         prompt = _prompt_ids(run, args)
-        new = (
-            block - len(prompt) if args.max_new_tokens is None else args.max_new_tokens
-        )
-        if len(prompt) > run.system.capacity(len(prompt)):
+        room = run.system.capacity(len(prompt)) - len(prompt)
+        new = room if args.max_new_tokens is None else args.max_new_tokens
+        if room < 0:
             raise UserError(
                 f"the prompt has {len(prompt)} tokens: {block} fit the model"
             )
@@ -178,12 +180,46 @@ def _how(args: argparse.Namespace) -> Sampling:
     )
 
 
+def _open_memory(run: Run, args: argparse.Namespace) -> Memory | None:
+    """Returns the memory of --memory, a new one for --explain, or none.
+
+    Raises:
+      UserError: where the run has none, or the file cannot be used.
+    """
+    if not (args.memory or args.explain):
+        return None
+    if run.config.system != "memory":
+        raise UserError("--memory and --explain are for runs with a memory")
+    from jaxgpt.systems.memory.session import Memory
+
+    path = configs.user_path(args.memory) if args.memory else None
+    if path and not path.parent.is_dir():
+        raise UserError(f"--memory='{path}': there is no folder '{path.parent}'")
+    if path and path.exists():
+        return Memory.load(run.system, path)  # type: ignore[arg-type]
+    if args.forget:
+        raise UserError(f"--memory='{path}' does not exist: there is nothing to forget")
+    return Memory(run.system, args.num_samples)  # type: ignore[arg-type]
+
+
+def _forget(memory: Memory | None, args: argparse.Namespace) -> None:
+    """Removes a document from the memory file, and says how many entries went."""
+    assert memory is not None
+    count = memory.forget(args.forget)
+    memory.save(configs.user_path(args.memory))
+    if args.json:
+        cli.print_json({"forgotten": count, "left": memory.store.size()})
+    else:
+        print(f"{count} entries of '{args.forget}' forgotten")
+
+
 def generate(
     run: Run,
     args: argparse.Namespace,
     tokens: np.ndarray,
     known: np.ndarray,
     screen: Screen | None = None,
+    memory: Memory | None = None,
 ) -> Filled:
     """Returns `args.num_samples` fillings of a text [T], or of so many [N, T]."""
     import numpy as np
@@ -196,7 +232,7 @@ def generate(
         np.broadcast_to(tokens, (args.num_samples, tokens.shape[-1])),
         np.tile(known, (args.num_samples, 1)),
         random.stream(args.seed, "sample"),
-        _how(args),
+        dataclasses.replace(_how(args), memory=memory, document=args.document),
         watch,
         every,
     )
@@ -225,13 +261,18 @@ def describe(run: Run, filled: Filled, known: np.ndarray, stop: str) -> list[dic
 
 def command(argv: list[str]) -> None:
     """Parses arguments and prints the samples."""
+    argv, overrides = configs.memory_overrides(argv)
     args = _parse(argv)
     cli.set_up_jax()
     from jaxgpt import continuations
     from jaxgpt.live import Screen
     from jaxgpt.run import open_run
 
-    run = open_run(args.workdir, args.step)
+    run = open_run(args.workdir, args.step, overrides)
+    memory = _open_memory(run, args)
+    if args.forget:
+        _forget(memory, args)
+        return
     if args.split:
         tokens, known = continuations.prompts(
             run,
@@ -250,9 +291,11 @@ def command(argv: list[str]) -> None:
     live = args.live and Screen.possible()
     if live:
         with Screen(run.tokenizer, known) as screen:
-            filled = generate(run, args, tokens, known, screen)
+            filled = generate(run, args, tokens, known, screen, memory)
     else:
-        filled = generate(run, args, tokens, known)
+        filled = generate(run, args, tokens, known, memory=memory)
+    if memory and args.memory:
+        memory.save(configs.user_path(args.memory))
     seconds = time.perf_counter() - began
     if bare:
         cli.say(
@@ -260,6 +303,13 @@ def command(argv: list[str]) -> None:
             f"{_show(run, tokens[:1])!r}"
         )
     samples = describe(run, filled, known, args.stop)
+    if args.explain:
+        from jaxgpt.systems.memory import explain
+
+        for row, sample in enumerate(samples):
+            sample["memories"] = explain.used(
+                memory, filled, row, int(known.sum()), run.tokenizer
+            )
     if args.split:
         continuations.tell_apart(run, samples, int(known.sum()))
     if args.json:
@@ -271,6 +321,8 @@ def command(argv: list[str]) -> None:
         if index:
             print("-" * 40)
         print(sample["text"] if run.tokenizer else sample["tokens"])
+        if args.explain:
+            explain.show(sample["memories"])
     made = int((filled.settled_BT & ~known).sum())
     calls = int(filled.calls_B.max())
     cli.say(
@@ -279,7 +331,8 @@ def command(argv: list[str]) -> None:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = cli.Parser("jaxgpt.sample", __doc__)
+    fields = configs.describe_fields("memory.")
+    parser = cli.Parser("jaxgpt.sample", __doc__, epilog=fields)
     parser.add_run()
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--prompt", help="text to continue")
@@ -320,7 +373,27 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--live", action="store_true", help="watch the text fill, on a terminal"
     )
+    parser.add_argument(
+        "--memory",
+        help="of runs with a memory: a file it is read from, if it is there, and "
+        "written to",
+    )
+    parser.add_argument(
+        "--document", default="", help="name of this text in the memory; default text N"
+    )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="of runs with a memory: what each token was predicted with",
+    )
+    parser.add_argument("--forget", help="remove this document from --memory, and end")
     args = parser.parse_args(argv)
+    if args.forget and not args.memory:
+        raise UserError("--forget goes with --memory, the file to forget it in")
+    if args.memory and args.num_samples != 1:
+        raise UserError("--memory goes with --num_samples=1: it reads one text")
+    if args.document and not args.memory:
+        raise UserError("--document names a text in --memory: add that")
     if args.template is not None and args.max_new_tokens is not None:
         raise UserError(
             "--max_new_tokens does not go with --template: gaps have lengths"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -113,9 +113,15 @@ class Layout:
 
 
 def layout(
-    state: dict[str, Any], optimizer: optax.GradientTransformation, mesh: Mesh
+    state: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    batch_size: int,
 ) -> Layout:
-    """Returns the layout of a training state (see `step.init_state`) or its shapes."""
+    """Returns the layout of a training state (see `step.init_state`) or its shapes.
+
+    What a system carries is split where it begins with the rows of a batch.
+    """
     params = of_params(state["params"], mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     moments = optax.tree_map_params(
@@ -125,7 +131,13 @@ def layout(
         params,
         transform_non_params=lambda _: everywhere,
     )
+    rows = NamedSharding(mesh, PartitionSpec(BATCH))
+    carried = jax.tree.map(
+        lambda a: rows if a.shape[:1] == (batch_size,) else everywhere,
+        state.get("carried", {}),
+    )
     places = {"params": params, "opt_state": moments, "ema": params}
+    places["carried"] = carried
     return Layout(mesh, {name: places[name] for name in state})
 
 
@@ -151,15 +163,3 @@ def spec(path: str, leaf: Any, mesh: Mesh) -> PartitionSpec:
             shared = leaf.ndim - len(axes)
             return partition.fit(leaf.shape, (*(None,) * shared, *axes), mesh)
     raise LookupError(f"no rule in jaxgpt/sharding.py places the parameter '{path}'")
-
-
-def under(mesh: Mesh | None, function: Callable) -> Callable:
-    """Returns the function, traced so that `core.partition` knows the mesh."""
-    if mesh is None:
-        return function
-
-    def traced(*args):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return function(*args)
-
-    return traced

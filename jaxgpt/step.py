@@ -13,18 +13,26 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from jaxgpt.core import partition, random
-from jaxgpt.core.partition import BATCH
-from jaxgpt.sharding import Layout, under
+from jaxgpt.core.partition import BATCH, under
+from jaxgpt.sharding import Layout
 from jaxgpt.systems import System
 
 State = dict[str, Any]
 
 
 def init_state(
-    params: dict, optimizer: optax.GradientTransformation, ema: bool
+    params: dict,
+    optimizer: optax.GradientTransformation,
+    ema: bool,
+    carried: dict | None = None,
 ) -> State:
-    """Returns {"params", "opt_state"}, and "ema", a copy of params, where asked."""
+    """Returns {"params", "opt_state"}, and "ema", a copy of params, where asked.
+
+    What a system carries, if anything, is "carried".
+    """
     state = {"params": params, "opt_state": optimizer.init(params)}
+    if carried:
+        state["carried"] = carried
     return state | {"ema": jax.tree.map(jnp.copy, params)} if ema else state
 
 
@@ -41,9 +49,10 @@ def make_step(
     """Returns the jitted step: (state, index, tokens) -> (state, metrics).
 
     A pure function; index is the number of steps done before it. The state, as of
-    `init_state`, is donated. Where `config.nonfinite` is "skip", a step whose loss or
-    gradient is not finite leaves the state as it was. With a layout, arrays live where
-    it says.
+    `init_state`, is donated. What a system carries from step to step is its item
+    "carried"; such a system has no micro-batches. Where `config.nonfinite` is "skip", a
+    step whose loss or gradient is not finite leaves the state as it was. With a layout,
+    arrays live where it says.
     """
     mesh = layout.mesh if layout else None
     places = (layout.state, layout.everywhere) if layout else None
@@ -62,14 +71,16 @@ def step_function(
     skips = system.config.nonfinite == "skip"
 
     def loss(params, batch, dropout_key):
-        return system.nll(params, batch, dropout_key).mean()
+        return system.objective(params, batch, {}, dropout_key)[0]
 
-    def gradients(params, batch, dropout_key):
+    value_and_grad = jax.value_and_grad(system.objective, has_aux=True)
+
+    def gradients(params, batch, carried, dropout_key):
         if parts == 1:
-            return jax.value_and_grad(loss)(params, batch, dropout_key)
+            return value_and_grad(params, batch, carried, dropout_key)
 
         def accumulate(total, part):
-            value_and_grads = jax.value_and_grad(loss)(params, *part)
+            value_and_grads = value_and_grad(params, part[0], carried, part[1])
             return jax.tree.map(jnp.add, total, value_and_grads), None
 
         # Every parts-th row, so that each device keeps its own rows.
@@ -81,7 +92,7 @@ def step_function(
             batch,
         )
         zero = jnp.zeros((), system.model_config.param_dtype)
-        zeros = (zero, jax.tree.map(jnp.zeros_like, params))
+        zeros = ((zero, carried), jax.tree.map(jnp.zeros_like, params))
         keys = jax.random.split(dropout_key, parts)
         total, _ = jax.lax.scan(accumulate, zeros, (micro, keys))
         return jax.tree.map(lambda a: a / parts, total)
@@ -89,17 +100,22 @@ def step_function(
     def step(state, index, tokens_BT):
         batch = system.train_batch(tokens_BT, random.at(seed, "order", index), index)
         dropout_key = random.at(seed, "dropout", index)
+        carried = state.get("carried", {})
         if system.config.deterministic:
             value, grads = in_fixed_order(
                 loss, system.config, mesh, state["params"], batch, dropout_key, index
             )
         else:
-            value, grads = gradients(state["params"], batch, dropout_key)
+            (value, carried), grads = gradients(
+                state["params"], batch, carried, dropout_key
+            )
         updates, opt_state = optimizer.update(
             grads, state["opt_state"], state["params"]
         )
         params = optax.apply_updates(state["params"], updates)
         new = {"params": params, "opt_state": opt_state}
+        if carried:
+            new["carried"] = carried
         if "ema" in state:
             # Early on the average is over the steps there were (TensorFlow's rule).
             decay = jnp.minimum(ema_decay, (1 + index) / (10 + index))

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from jaxgpt import optim, sharding
-from jaxgpt.checkpoint import Checkpoints
+from jaxgpt.checkpoint import AS_SAVED, Checkpoints
 from jaxgpt.core import random
 from jaxgpt.profiling import Clock
-from jaxgpt.run import read_start
+from jaxgpt.run import start_params
 from jaxgpt.step import init_state, make_step
 from jaxgpt.systems import System
 
@@ -30,41 +30,50 @@ class Stepper:
         """Restores the newest whole checkpoint of a step below `before`, or begins."""
         self.system, self.data, self.config = system, data, system.config
         c = self.config
+        self.mesh = sharding.make_mesh(c)
         self.optimizer = optim.make(c)
 
         def init(key):
-            ema = c.optimizer.ema_decay > 0
-            return init_state(system.init(key), self.optimizer, ema)
+            ema, carried = c.optimizer.ema_decay > 0, system.carried(c.batch_size)
+            return init_state(system.init(key), self.optimizer, ema, carried)
 
         key = random.stream(c.seed, "params")
         shapes = jax.eval_shape(init, key)
-        self.layout = sharding.layout(shapes, self.optimizer, sharding.make_mesh(c))
-        restored = checkpoints.restore_newest(self.layout.abstract(shapes), before)
+        self.layout = sharding.layout(shapes, self.optimizer, self.mesh, c.batch_size)
+        abstract = self.layout.abstract(shapes)
+        restored = checkpoints.restore_newest(abstract, before, AS_SAVED)
         self.state: dict[str, Any]
         if restored:
             self.step, self.state = restored
         else:
-            self.step, self.state = (
-                0,
-                jax.jit(init, out_shardings=self.layout.state)(key),
-            )
+            places = self.layout.state
+            self.step, self.state = 0, jax.jit(init, out_shardings=places)(key)
             if c.init_from:
-                given = read_start(c)[1]
+                given = start_params(c, self.state["params"])
                 for name in {"params", "ema"} & self.state.keys():
                     self.state[name] = jax.device_put(given, self.layout.state[name])
         self.clock = Clock()
+        host = self.state.pop(AS_SAVED, {})
+        if "carried" in self.state:
+            system.adopt(self.state["carried"], host)
         self.advance = make_step(system, self.optimizer, self.layout)
 
-    def tokens(self, index: int) -> Any:
-        """Returns the tokens of the step that follows `index` steps."""
+    def given(self, index: int) -> Any:
+        """Returns what the data gives for the step that follows `index` steps."""
         c = self.config
         return self.data.batch_at(
             c.seed, "train", index, c.batch_size, self.system.window
         )
 
-    def batch(self, index: int) -> jax.Array:
-        """Returns them on the devices."""
-        return self.layout.put_rows(self.tokens(index))
+    def batch(self, index: int) -> Any:
+        """Returns it on the devices."""
+        return jax.tree.map(self.layout.put_rows, self.given(index))
+
+    def named_batch(self, index: int) -> dict[str, np.ndarray]:
+        """Returns it by name, on the host."""
+        given = self.given(index)
+        named = given if isinstance(given, dict) else {"tokens": given}
+        return {name: np.asarray(array) for name, array in named.items()}
 
     def run_step(self) -> dict[str, jax.Array]:
         """Starts one optimizer step; returns its metrics, not yet computed."""
@@ -72,6 +81,13 @@ class Stepper:
             tokens = self.batch(self.step)
         with self.clock.part("host"):
             self.state, metrics = self.advance(self.state, np.int32(self.step), tokens)
+            if "carried" in self.state:
+                self.system.settle(self.state["carried"])
         self.step += 1
         self.clock.steps += 1
         return metrics
+
+    def saved(self) -> dict[str, Any]:
+        """Returns what a checkpoint holds: the state, and the host's part of it."""
+        host = self.system.host_state() if "carried" in self.state else {}
+        return self.state | ({AS_SAVED: host} if host else {})

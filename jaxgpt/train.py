@@ -68,7 +68,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Returns train and validation losses over the same windows every time."""
-        from jaxgpt.evaluate import means, scores
+        from jaxgpt.evaluate import means
         from jaxgpt.step import averaged
 
         c, params = self.config, averaged(self.stepper.state)
@@ -76,7 +76,7 @@ class Trainer:
         for split in ("train", "val"):
             tokens = self.data.fixed(split, self.system.window, c.eval_sequences)
             rows = c.batch_size // c.accumulation
-            nll = scores(self.system, params, tokens, rows, c.seed, self.stepper.layout)
+            nll = self.system.scores(params, tokens, rows, c.seed, self.stepper.layout)
             found = means(nll)
             if split == "val":
                 found |= self.system.figures(tokens, nll[""])
@@ -94,6 +94,13 @@ class Trainer:
         rows = self.recorder.rows
         done = rows and rows[-1]["step"] == self.step and "val_loss" in rows[-1]
         return self.due(self.config.eval_interval) and not done
+
+    def out_of_patience(self) -> bool:
+        """Returns whether the best validation loss was too many evaluations ago."""
+        losses = [row["val_loss"] for row in self.recorder.rows if "val_loss" in row]
+        if not (losses and self.config.patience):
+            return False
+        return len(losses) - 1 - losses.index(min(losses)) >= self.config.patience
 
     def record(self, evaluation: dict[str, float], progress: Progress) -> None:
         """Writes down and shows an evaluation of this step."""
@@ -113,7 +120,7 @@ class Trainer:
             cli.say(f"warning: '{self.workdir}' is gone: writing it again")
             self.workdir.mkdir(parents=True, exist_ok=True)
             freeze(self.config, self.data, self.workdir)
-        self.checkpoints.save(self.step, self.stepper.state, evaluation)
+        self.checkpoints.save(self.step, self.stepper.saved(), evaluation)
 
     def make_sure(self) -> None:
         """Waits for the last save, and tries once more where it failed."""
@@ -147,7 +154,12 @@ def loop(trainer: Trainer, progress: Progress, interruption: Interruption) -> No
     pending = None
     marked, mark = trainer.step, time.perf_counter()
     suggested = not trainer.slow_device
-    while trainer.step < c.steps and not trainer.agreement.ask(interruption.signal):
+    stops = trainer.out_of_patience()
+    while (
+        trainer.step < c.steps
+        and not stops
+        and not trainer.agreement.ask(interruption.signal)
+    ):
         profiler.before(trainer.step + 1)
         metrics = trainer.stepper.run_step()
         step = trainer.step
@@ -173,14 +185,20 @@ def loop(trainer: Trainer, progress: Progress, interruption: Interruption) -> No
             with interruption.evaluating(), clock.part("evaluation"):
                 evaluation = trainer.evaluate()
             trainer.record(evaluation, progress)
+            stops = trainer.out_of_patience()
         with clock.part("checkpoint"):
             trainer.checkpoints.report_errors()
-            if saves:
+            if saves or stops:
                 trainer.save(evaluation)
         if not suggested and step - progress.start >= 2 * c.log_interval:
             suggested = True
             progress.suggest(SLOW)
         marked, mark = step, time.perf_counter()
+    if stops:
+        cli.say(
+            f"stopped after step {trainer.step}: {c.patience} evaluations in a row "
+            "were no better than the best"
+        )
 
 
 def train(

@@ -19,7 +19,7 @@ def command(argv: list[str]) -> int:
 
     from jaxgpt import config as configs
     from jaxgpt import optim, systems
-    from jaxgpt.checkpoint import Checkpoints, DamagedError
+    from jaxgpt.checkpoint import AS_SAVED, Checkpoints, DamagedError
     from jaxgpt.step import init_state
 
     workdir = configs.user_path(args.workdir)
@@ -28,14 +28,17 @@ def command(argv: list[str]) -> int:
     system = systems.make(config)
     optimizer, ema = optim.make(config), config.optimizer.ema_decay > 0
     abstract = jax.eval_shape(
-        lambda key: init_state(system.init(key), optimizer, ema), jax.random.key(0)
+        lambda key: init_state(
+            system.init(key), optimizer, ema, system.carried(config.batch_size)
+        ),
+        jax.random.key(0),
     )
     checkpoints = Checkpoints(workdir, read_only=True)
     checkpoints.pick("last")
     damaged = {}
     for step in checkpoints.steps():
         try:
-            checkpoints.restore(step, abstract)
+            checkpoints.restore(step, abstract, AS_SAVED)
         except DamagedError as error:
             damaged[str(step)] = str(error)
         if not args.json:

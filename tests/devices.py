@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxgpt import config as configs
-from jaxgpt import evaluate, optim, sharding, systems
+from jaxgpt import optim, sharding, systems
 from jaxgpt.core import random
 from jaxgpt.step import init_state, make_step
 
@@ -49,7 +49,10 @@ def losses(file, changes, mesh=None, steps=3):
     key = random.stream(config.seed, "params")
     devices = jax.devices()[: np.prod(mesh or (1, 1, 1))]
     layout = sharding.layout(
-        jax.eval_shape(init, key), optimizer, sharding.make_mesh(config, devices)
+        jax.eval_shape(init, key),
+        optimizer,
+        sharding.make_mesh(config, devices),
+        config.batch_size,
     )
     state = jax.jit(init, out_shardings=layout.state)(key)
     advance = make_step(system, optimizer, layout)
@@ -59,7 +62,7 @@ def losses(file, changes, mesh=None, steps=3):
         tokens = rng.integers(0, config.model.vocab_size, shape).astype(np.int32)
         state, metrics = advance(state, np.int32(index), layout.put_rows(tokens))
         found.append([float(metrics["loss"]), float(metrics["grad_norm"])])
-    nll = evaluate.scores(system, state["params"], tokens, 8, config.seed, layout)
+    nll = system.scores(state["params"], tokens, 8, config.seed, layout)
     places = {str(a.sharding.spec) for a in jax.tree.leaves(state)}
     weights = b"".join(np.asarray(a).tobytes() for a in jax.tree.leaves(state))
     return {

@@ -10,6 +10,7 @@ LAYERS = (
     {"cli", "distributed"},
     {"systems", "interop"},
     {
+        "hlo",
         "optim",
         "sharding",
         "checkpoint",
@@ -18,7 +19,6 @@ LAYERS = (
         "profiling",
         "live",
         "interruption",
-        "hlo",
     },
     {"run"},
     {"stepper"},

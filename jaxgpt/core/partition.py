@@ -1,12 +1,13 @@
 """Where activations live: hints to the compiler, which do nothing without a mesh.
 
-The mesh is the one that the function is traced under (`jaxgpt.sharding.under`), with
+The mesh is the one that the function is traced under (`under`), with
 the axes "data", "fsdp" and "tensor".
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
@@ -41,6 +42,18 @@ def constrain(x: jax.Array, *axes: Axis) -> jax.Array:
     if mesh.size <= 1 or any(kind != AxisType.Auto for kind in mesh.axis_types):
         return x
     return jax.lax.with_sharding_constraint(x, fit(x.shape, axes, mesh))
+
+
+def under(mesh: Mesh | None, function: Callable) -> Callable:
+    """Returns the function, traced so that `constrain` knows the mesh."""
+    if mesh is None:
+        return function
+
+    def traced(*args):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return traced
 
 
 def _traced() -> AbstractMesh:

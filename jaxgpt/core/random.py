@@ -2,7 +2,16 @@
 
 import jax
 
-STREAMS = ("params", "dropout", "order", "data", "sample", "eval_order", "graph")
+STREAMS = (
+    "params",
+    "dropout",
+    "order",
+    "data",
+    "sample",
+    "eval_order",
+    "graph",
+    "memory",
+)
 
 
 def stream(seed: int | jax.Array, name: str) -> jax.Array:

@@ -22,6 +22,8 @@ from jaxgpt.core import attention, cache, cpu, init, layers, partition, position
 from jaxgpt.core.partition import BATCH, TENSOR
 
 Norm = Callable[[jax.Array], jax.Array]
+# Adds to attention: (normalised x_BTD, the block's cache or None, first slot) -> BTD.
+Beside = Callable[[jax.Array, cache.LayerCache | None, jax.Array], jax.Array]
 # What `remat` keeps of a block for the backward pass.
 POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -137,13 +139,17 @@ class Block(nnx.Module):
         x_BTD: jax.Array,
         target: positions.Target | None = None,
         seeds_32: jax.Array | None = None,
+        beside: Beside | None = None,
     ) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]; seeds [3, 2] turn dropout on."""
         attn, first, second = (None,) * 3 if seeds_32 is None else seeds_32
         norm_1, norm_2 = self.norms(target)
         rate = self.config.dropout
         with jax.named_scope("attention"):
-            h_BTD = self.attn(norm_1(x_BTD), attn)
+            normed_BTD = norm_1(x_BTD)
+            h_BTD = self.attn(normed_BTD, attn)
+            if beside:
+                h_BTD = h_BTD + beside(normed_BTD, None, jnp.int32(0))
             x_BTD = x_BTD + layers.dropout(h_BTD, rate, first)
         with jax.named_scope("feed_forward"):
             h_BTD = self.mlp(norm_2(x_BTD))
@@ -157,11 +163,14 @@ class Block(nnx.Module):
         start: jax.Array,
         target: positions.Target | None = None,
         among_TT: jax.Array | None = None,
+        beside: Beside | None = None,
     ) -> tuple[jax.Array, cache.LayerCache]:
         """Runs T new tokens against the cache (see `Attention.extend`)."""
         norm_1, norm_2 = self.norms(target)
-        h_BTD, layer = self.attn.extend(norm_1(x_BTD), layer, start, among_TT)
-        x_BTD = x_BTD + h_BTD
+        normed_BTD = norm_1(x_BTD)
+        more = beside(normed_BTD, layer, start) if beside else 0
+        h_BTD, layer = self.attn.extend(normed_BTD, layer, start, among_TT)
+        x_BTD = x_BTD + h_BTD + more
         return x_BTD + self.mlp(norm_2(x_BTD)), layer
 
 
@@ -180,20 +189,33 @@ class Transformer(nnx.Module):
         x_BTD: jax.Array,
         target: positions.Target | None = None,
         dropout_key: jax.Array | None = None,
+        beside: dict[int, Beside] | None = None,
+        outputs: list[jax.Array] | None = None,
     ) -> jax.Array:
-        """Maps [B, T, D] to [B, T, D]; a key turns dropout on."""
+        """Maps [B, T, D] to [B, T, D].
+
+        Args:
+          x_BTD: vectors.
+          target: what `Modulation` reads.
+          dropout_key: turns dropout on.
+          beside: what to add to the attention of some blocks.
+          outputs: a list that each block's output is appended to.
+        """
         c = self.config
         seeds = [None] * c.n_layer
         if dropout_key is not None and c.dropout:
             bits = jax.random.bits(dropout_key, (c.n_layer + 1, 3, 2), jnp.uint32)
             x_BTD = layers.dropout(x_BTD, c.dropout, bits[-1, 0])
             seeds = list(bits[:-1])
-        if c.remat == "none" and not c.scan_layers:
-            for i, (block, seeds_32) in enumerate(zip(self.blocks, seeds, strict=True)):
-                with jax.named_scope(f"block_{i}"):
-                    x_BTD = block(x_BTD, target, seeds_32)
-            return self.norm_f(x_BTD)
-        return self.norm_f(self.apply_blocks(x_BTD, target, seeds))
+        plain = c.remat == "none" and not c.scan_layers
+        if not plain and not beside and outputs is None:
+            return self.norm_f(self.apply_blocks(x_BTD, target, seeds))
+        for i, (block, seeds_32) in enumerate(zip(self.blocks, seeds, strict=True)):
+            with jax.named_scope(f"block_{i}"):
+                x_BTD = block(x_BTD, target, seeds_32, (beside or {}).get(i))
+            if outputs is not None:
+                outputs.append(x_BTD)
+        return self.norm_f(x_BTD)
 
     def apply_blocks(
         self,
@@ -231,11 +253,16 @@ class Transformer(nnx.Module):
         start: jax.Array,
         target: positions.Target | None = None,
         among_TT: jax.Array | None = None,
+        beside: dict[int, Beside] | None = None,
     ) -> tuple[jax.Array, cache.KVCache]:
         """Runs T new tokens against the cache (see `Attention.extend`)."""
         written = []
-        for block, layer in zip(self.blocks, layers_kv, strict=True):
-            x_BTD, layer = block.extend(x_BTD, layer, start, target, among_TT)
+        for index, (block, layer) in enumerate(
+            zip(self.blocks, layers_kv, strict=True)
+        ):
+            x_BTD, layer = block.extend(
+                x_BTD, layer, start, target, among_TT, (beside or {}).get(index)
+            )
             written.append(layer)
         return self.norm_f(x_BTD), tuple(written)
 

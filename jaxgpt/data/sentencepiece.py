@@ -93,14 +93,15 @@ def read(path: pathlib.Path, vocab_size: int) -> SentencePieceTokenizer:
 
 
 def train(
-    lines: Iterable[str], characters: set[str], vocab_size: int
+    lines: Iterable[str], characters: set[str], vocab_size: int, kind: str = "unigram"
 ) -> SentencePieceTokenizer:
-    """Trains a unigram model that gives every text of these characters back unchanged.
+    """Trains a model that gives every text of these characters back unchanged.
 
     Args:
       lines: of the text, without their ends; a newline is a token of its own.
       characters: all that occur.
       vocab_size: tokens, the unknown one among them.
+      kind: "unigram" or "bpe".
 
     Raises:
       UserError: where they are too few for the characters, or too many for the text.
@@ -118,6 +119,7 @@ def train(
             sentence_iterator=iter(line for line in lines if line),
             model_writer=model,
             vocab_size=vocab_size,
+            model_type=kind,
             character_coverage=1.0,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,

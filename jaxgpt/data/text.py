@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import dataclasses
-import hashlib
-import os
+import functools
 import pathlib
 import random
-import re
-import shutil
-import tempfile
-from collections.abc import Iterator
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.config import UserError, user_path
-from jaxgpt.data import sentencepiece
+from jaxgpt.config import UserError
+from jaxgpt.data import files
 from jaxgpt.data import tokenizer as tok
 
 SPLITS = ("train", "val", "test")
-CHUNK = 1 << 22
-LONGEST_WORD = 1 << 24
-LAST_WORD_END = re.compile(r".*\S(?=[ \n])", re.DOTALL)
-REPOSITORY = pathlib.Path(__file__).parents[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,11 +98,11 @@ def open_text(config: ConfigDict, length: int) -> TextData:
       UserError: where a file is missing, empty, too short, not UTF-8, or holds ids
         outside the vocabulary; nothing half-written is left.
     """
-    path = _resolve(config.data.path)
+    path = files.resolve(config.data.path)
     if path.is_dir() and (path / "train.bin").exists():
         data = _open_bins(path, config)
     else:
-        data = _open_files(_text_files(path), config)
+        data = _open_files(files.text_files(path), config)
     for split in SPLITS:
         have = len(getattr(data, split))
         if split == "test" and not (have or config.data.test_fraction):
@@ -137,107 +127,29 @@ def _count(data: TextData) -> int:
     return sum(len(getattr(data, split)) for split in SPLITS) // data.chunk
 
 
-def _resolve(name: str) -> pathlib.Path:
-    path = user_path(name)
-    for candidate in (path, REPOSITORY / path):
-        if name and candidate.exists():
-            return candidate
-    raise UserError(f"data.path '{name}' does not exist: name a text file or folder")
-
-
-def _text_files(path: pathlib.Path) -> list[pathlib.Path]:
-    if not path.is_dir():
-        return [path]
-    files = sorted(p for p in path.rglob("*.txt") if p.is_file())
-    if not files:
-        raise UserError(f"data.path '{path}' holds neither .txt files nor train.bin")
-    return files
-
-
-def _open_files(files: list[pathlib.Path], config: ConfigDict) -> TextData:
-    stamps = [_stamp(file) for file in files]
+def _open_files(paths: list[pathlib.Path], config: ConfigDict) -> TextData:
     c = config.data
-    wanted = repr((3, stamps, {k: v for k, v in c.items() if k != "path"}))
-    wanted += repr(_stamp(_model_file(c))) if c.sentencepiece_model else ""
-    name = f"{files[0].stem}-{hashlib.sha256(wanted.encode()).hexdigest()[:16]}"
-    home = user_path(os.environ.get("JAXGPT_CACHE", "~/.cache/jaxgpt"))
-    cached = home / "text" / name
+    cached = files.cache_folder(paths, config)
     if not (cached / "tokenizer.json").exists():
-        _build(files, config, cached)
+        files.build(paths, config, cached, functools.partial(_fill, paths, c))
     chunk = c.chunk_tokens if c.split == "chunks" else 0
     return _read_bins(cached, tok.load(cached / "tokenizer.json"), chunk)
 
 
-def _stamp(file: pathlib.Path) -> tuple[str, int, int]:
-    about = file.stat()
-    return str(file.resolve()), about.st_size, about.st_mtime_ns
-
-
-def _model_file(data: ConfigDict) -> pathlib.Path:
-    path = user_path(data.sentencepiece_model)
-    if not path.is_file():
-        raise UserError(
-            f"data.sentencepiece_model '{path}' does not exist: leave it out to train "
-            "one"
-        )
-    return path
-
-
-def _build(files: list[pathlib.Path], config: ConfigDict, cached: pathlib.Path) -> None:
-    """Tokenises into a temporary folder, then renames it: it is whole or not there."""
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        building = pathlib.Path(tempfile.mkdtemp(dir=cached.parent))
-    except OSError as error:
-        raise UserError(
-            f"the token cache '{cached.parent}' cannot be written ({error.strerror}): "
-            "set JAXGPT_CACHE to a folder that can"
-        ) from None
-    try:
-        characters, total = _survey(files)
-        tokenizer = _make_tokenizer(files, characters, config.data)
-        if config.data.split == "chunks":
-            _encode(files, tokenizer, [total], building)
-            _shuffle_chunks(building, tokenizer, config.data)
-        else:
-            train, held = shares(total, config.data)
-            _encode(files, tokenizer, [train, train + held, total], building)
-        tok.save(tokenizer, building / "tokenizer.json")
-        try:
-            building.replace(cached)
-        except OSError:
-            # Another process built the same meanwhile.
-            if not cached.exists():
-                raise
-    except OSError as error:
-        raise UserError(
-            f"cannot tokenise '{error.filename or cached}': {error.strerror}"
-        ) from None
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def _survey(files: list[pathlib.Path]) -> tuple[set[str], int]:
-    characters: set[str] = set()
-    total = 0
-    for text in _chunks(files):
-        characters |= set(text)
-        total += len(text)
-    if not total:
-        raise UserError(f"'{files[0]}' is empty: there is no text to learn from")
-    return characters, total
-
-
-def _make_tokenizer(
-    files: list[pathlib.Path], characters: set[str], data: ConfigDict
-) -> tok.Tokenizer:
-    if data.tokenizer == "char":
-        return tok.CharTokenizer("".join(sorted(characters)))
-    if data.tokenizer == "gpt2":
-        return tok.GPT2Tokenizer()
-    if not data.sentencepiece_model:
-        return sentencepiece.train(_lines(files), characters, data.vocab_size)
-    return sentencepiece.read(_model_file(data), data.vocab_size)
+def _fill(
+    paths: list[pathlib.Path],
+    data: ConfigDict,
+    tokenizer: tok.Tokenizer,
+    folder: pathlib.Path,
+) -> None:
+    """Writes the splits of a text."""
+    total = files.survey(paths)[1]
+    if data.split == "chunks":
+        _encode(paths, tokenizer, [total], folder)
+        _shuffle_chunks(folder, tokenizer, data)
+    else:
+        train, held = shares(total, data)
+        _encode(paths, tokenizer, [train, train + held, total], folder)
 
 
 def shares(count: int, data: ConfigDict) -> tuple[int, int]:
@@ -252,19 +164,19 @@ def shares(count: int, data: ConfigDict) -> tuple[int, int]:
 
 
 def _encode(
-    files: list[pathlib.Path],
+    paths: list[pathlib.Path],
     tokenizer: tok.Tokenizer,
     ends: list[int],
     folder: pathlib.Path,
 ) -> None:
     """Writes train.bin, val.bin and test.bin, which end at these characters."""
-    dtype = _token_dtype(tokenizer.vocab_size)
+    dtype = files.token_dtype(tokenizer.vocab_size)
     with contextlib.ExitStack() as stack:
         outs = [
             stack.enter_context(open(folder / f"{split}.bin", "wb")) for split in SPLITS
         ]
         done = 0
-        for text in _chunks(files):
+        for text in files.pieces(paths):
             at = 0
             for end, out in zip(ends, outs[: len(ends)], strict=True):
                 part = text[at : max(end - done, at)]
@@ -281,10 +193,10 @@ def _shuffle_chunks(
 
     Python's random shuffles them, as teenyGPT's: the same seed, the same split.
     """
-    dtype = _token_dtype(tokenizer.vocab_size)
+    dtype = files.token_dtype(tokenizer.vocab_size)
     whole = folder / "whole.bin"
     (folder / "train.bin").replace(whole)
-    # It is not empty: _survey has seen to that.
+    # It is not empty: survey has seen to that.
     tokens = np.memmap(whole, dtype, "r")
     order = list(range(len(tokens) // data.chunk_tokens))
     random.Random(data.split_seed).shuffle(order)
@@ -299,55 +211,10 @@ def _shuffle_chunks(
     whole.unlink()
 
 
-def _chunks(files: list[pathlib.Path]) -> Iterator[str]:
-    """Yields the text in pieces that end with a word, before the space or newline.
-
-    No token of any tokenizer spans such a place and none depends on what is
-    beyond it (a piece that ends with a newline would join blank lines into another
-    token), so pieces change no token. Memory stays bounded whatever the size of the
-    text: only a word longer than `LONGEST_WORD` is cut.
-    """
-    for file in files:
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        rest, offset = "", 0
-        with open(file, "rb") as stream:
-            while raw := stream.read(CHUNK):
-                try:
-                    rest += decoder.decode(raw)
-                except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"'{file}' is not UTF-8 (near byte {offset + error.start}): "
-                        "convert it first"
-                    ) from None
-                offset += len(raw)
-                word = LAST_WORD_END.match(rest)
-                if word or len(rest) > LONGEST_WORD:
-                    cut = word.end() if word else len(rest)
-                    yield rest[:cut]
-                    rest = rest[cut:]
-        if decoder.getstate()[0]:
-            raise UserError(f"'{file}' is not UTF-8: it ends within a character")
-        if rest:
-            yield rest
-
-
-def _lines(files: list[pathlib.Path]) -> Iterator[str]:
-    """Yields the lines of the text, wherever `_chunks` cuts it."""
-    rest = ""
-    for text in _chunks(files):
-        *whole, rest = (rest + text).split("\n")
-        yield from whole
-    yield rest
-
-
-def _token_dtype(vocab_size: int) -> np.dtype:
-    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-
-
 def _read_bins(
     folder: pathlib.Path, tokenizer: tok.Tokenizer, chunk: int = 0
 ) -> TextData:
-    dtype = _token_dtype(tokenizer.vocab_size)
+    dtype = files.token_dtype(tokenizer.vocab_size)
     splits: list[np.ndarray] = []
     for split in SPLITS:
         file = folder / f"{split}.bin"
@@ -375,7 +242,7 @@ def _open_bins(folder: pathlib.Path, config: ConfigDict) -> TextData:
         tokenizer = tok.GPT2Tokenizer()
     elif (folder / "input.txt").exists():
         tokenizer = tok.CharTokenizer(
-            "".join(sorted(_survey([folder / "input.txt"])[0]))
+            "".join(sorted(files.survey([folder / "input.txt"])[0]))
         )
     else:
         raise UserError(
@@ -385,8 +252,8 @@ def _open_bins(folder: pathlib.Path, config: ConfigDict) -> TextData:
     data = _read_bins(folder, tokenizer)
     for split in SPLITS:
         tokens = getattr(data, split)
-        for start in range(0, len(tokens), CHUNK):
-            part = tokens[start : start + CHUNK]
+        for start in range(0, len(tokens), files.CHUNK):
+            part = tokens[start : start + files.CHUNK]
             if part.max() >= data.vocab_size:
                 at = start + int((part >= data.vocab_size).argmax())
                 raise UserError(

@@ -15,7 +15,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxgpt.config import UserError
-from jaxgpt.core import generate
+from jaxgpt.core import generate, partition, random
 from jaxgpt.core.transformer import LanguageModel, ModelConfig
 
 Batch = dict[str, jax.Array]
@@ -23,7 +23,10 @@ Batch = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How to sample; the fields are options of `jaxgpt.sample`, "" and 0 unset."""
+    """How to sample; the fields are options of `jaxgpt.sample`, "" and 0 unset.
+
+    `memory` is an open memory that is read and extended (see systems/memory).
+    """
 
     sampler: str = ""
     order: str = ""
@@ -33,6 +36,8 @@ class Sampling:
     num_orders: int = 0
     block_length: int = 0
     cached: bool = True
+    memory: Any = None
+    document: str = ""
 
     def task(self, end: int, key: jax.Array) -> generate.Task:
         """Returns what the compiled samplers are told, for slots up to end."""
@@ -62,6 +67,8 @@ class Filled:
       call_BT: number of the call that settled each token; 0 where it was given.
       calls_B: model calls, but for the one that reads what is given.
       evaluations_B: tokens those calls had to look at.
+      memories: of each row and token, the (weight, document, position) it was
+        predicted with, most used first; of systems with a memory.
     """
 
     tokens_BT: np.ndarray
@@ -70,6 +77,7 @@ class Filled:
     call_BT: np.ndarray
     calls_B: np.ndarray
     evaluations_B: np.ndarray
+    memories: list | None = None
 
 
 Watch = Callable[[Filled], bool]
@@ -165,6 +173,76 @@ class System:
     ) -> jax.Array:
         """Returns the negative log-likelihood of each predicted token, in nats."""
         raise NotImplementedError
+
+    def carried(self, rows: int) -> dict:
+        """Returns what steps hand on beside parameters: arrays [rows, ...] or none."""
+        del rows
+        return {}
+
+    def objective(
+        self, params: dict, batch: Batch, carried: dict, dropout_key: jax.Array
+    ) -> tuple[jax.Array, dict]:
+        """Returns the scalar that training lowers, and what the next step is handed."""
+        return self.nll(params, batch, dropout_key).mean(), carried
+
+    def adopt(self, carried: dict, host: dict[str, np.ndarray]) -> None:
+        """Is shown what is carried, fresh or restored, before the first step."""
+
+    def settle(self, carried: dict) -> None:
+        """Is shown what is carried after every step, where anything is."""
+
+    def host_state(self) -> dict[str, np.ndarray]:
+        """Returns what a checkpoint must hold beyond parameters and what is carried."""
+        return {}
+
+    def scores(
+        self, params: dict, windows: Any, rows: int, seed: int, layout: Any = None
+    ) -> dict[str, np.ndarray]:
+        """Returns {suffix: nats [N, T] of every predicted token}, float64.
+
+        Orders and the like are drawn once for all windows, so the result depends
+        neither on rows (the windows scored at a time) nor on how often it is asked for.
+        With a layout (`sharding.Layout`), its devices share the rows; deterministic,
+        one of each process scores all.
+        """
+        N = len(windows)
+        key = random.stream(seed, "eval_order")
+        batches = jax.jit(self.eval_batches)(windows, key)
+        if layout and self.config.deterministic:
+            params, layout = jax.tree.map(lambda a: a.addressable_data(0), params), None
+        score = self._scorer(layout.mesh if layout else None)
+        result = {}
+        for suffix, batch in batches.items():
+            parts = []
+            batch = jax.device_get(batch)
+            for start in range(0, N, rows):
+                # A last short batch is filled up with the first rows, not compiled
+                # anew.
+                index = np.arange(start, start + rows) % N
+                part = {name: array[index] for name, array in batch.items()}
+                if layout:
+                    part = jax.tree.map(layout.put_rows, part)
+                nll = score(params, part)
+                parts.append(np.asarray(nll, np.float64)[: N - start])
+            result[suffix] = np.concatenate(parts)
+        return result
+
+    def _scorer(self, mesh: jax.sharding.Mesh | None) -> Callable[..., jax.Array]:
+        """Returns `nll`, compiled once for each mesh."""
+        if mesh not in self._scorers:
+            whole = mesh and jax.NamedSharding(mesh, jax.P())
+            function = partition.under(mesh, self.nll)
+            self._scorers[mesh] = jax.jit(function, out_shardings=whole)
+        return self._scorers[mesh]
+
+    @functools.cached_property
+    def _scorers(self) -> dict[Any, Callable[..., jax.Array]]:
+        return {}
+
+    def report(self, params: dict, windows: Any, rows: int) -> dict[str, Any]:
+        """Returns what `evaluate` says of a split beyond its losses."""
+        del params, windows, rows
+        return {}
 
     def score(
         self, params: dict, tokens_BT: jax.Array, order_BT: jax.Array
@@ -273,6 +351,7 @@ SYSTEMS = {
     "sigma": "jaxgpt.systems.sigma:SigmaGPT",
     "causal": "jaxgpt.systems.causal:CausalLM",
     "gssm": "jaxgpt.systems.gssm:GSSM",
+    "memory": "jaxgpt.systems.memory:MemoryLM",
 }
 
 

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 
 from jaxgpt.config import UserError
-from jaxgpt.data import sentencepiece
-from jaxgpt.data import text as texts
+from jaxgpt.data import files, sentencepiece
 from jaxgpt.data import tokenizer as tok
 from tests.data.test_text import open_text, refusal
 
-SHAKESPEARE = texts.REPOSITORY / "data" / "shakespeare.txt"
+SHAKESPEARE = files.REPOSITORY / "data" / "shakespeare.txt"
 TEXT = SHAKESPEARE.read_text()
 CHOSEN = {"tokenizer": "sentencepiece", "vocab_size": 200}
 
@@ -42,7 +41,7 @@ def test_the_same_text_makes_the_same_model(data):
 
 
 def test_tokens_do_not_depend_on_where_the_text_is_cut(data, monkeypatch, own_cache):
-    monkeypatch.setattr(texts, "CHUNK", 997)
+    monkeypatch.setattr(files, "CHUNK", 997)
     cut = open_text(SHAKESPEARE, **CHOSEN)
     np.testing.assert_array_equal(cut.train, data.train)
 

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgpt.config import UserError, base, override
+from jaxgpt.data import files
 from jaxgpt.data import text as texts
 from jaxgpt.data import tokenizer as tok
 
-SHAKESPEARE = texts.REPOSITORY / "data" / "shakespeare.txt"
+SHAKESPEARE = files.REPOSITORY / "data" / "shakespeare.txt"
 # sha256 of train.bin and val.bin of nanoGPT's data/shakespeare_char/prepare.py.
 NANOGPT = {
     "train": "6ec305602a99ac2802745a134e1f5e33e2231b4855525b00b9aebb730ac2626f",
@@ -157,7 +158,7 @@ def test_fixed_windows_of_a_split_of_one_window(text_file):
 @pytest.mark.parametrize("tokenizer", ["char", "gpt2"])
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 16, 61, 1 << 20])
 def test_reading_in_chunks_changes_no_token(text_file, monkeypatch, tokenizer, chunk):
-    monkeypatch.setattr(texts, "CHUNK", chunk)
+    monkeypatch.setattr(files, "CHUNK", chunk)
     data = open_text(text_file(SENTENCES), tokenizer=tokenizer)
     cut = int(len(SENTENCES) * 0.9)
     for tokens, part in ((data.train, SENTENCES[:cut]), (data.val, SENTENCES[cut:])):
@@ -173,17 +174,17 @@ def test_pieces_of_any_text_change_no_gpt2_token(text, chunk):
     with tempfile.NamedTemporaryFile() as file, pytest.MonkeyPatch.context() as patch:
         file.write(text.encode())
         file.flush()
-        patch.setattr(texts, "CHUNK", chunk)
-        pieces = list(texts._chunks([file.name]))
+        patch.setattr(files, "CHUNK", chunk)
+        pieces = list(files.pieces([file.name]))
     assert "".join(pieces) == text
     ids = [i for piece in pieces for i in tokenizer.encode(piece)]
     assert ids == tokenizer.encode(text).tolist()
 
 
 def test_a_text_of_one_word_is_read_in_bounded_pieces(text_file, monkeypatch):
-    monkeypatch.setattr(texts, "CHUNK", 4)
-    monkeypatch.setattr(texts, "LONGEST_WORD", 10)
-    pieces = list(texts._chunks([text_file("a" * 99)]))
+    monkeypatch.setattr(files, "CHUNK", 4)
+    monkeypatch.setattr(files, "LONGEST_WORD", 10)
+    pieces = list(files.pieces([text_file("a" * 99)]))
     assert "".join(pieces) == "a" * 99
     assert max(map(len, pieces)) < 10 + 4 + 1
 
@@ -239,7 +240,7 @@ def test_tokens_are_cached_once(text_file, own_cache, monkeypatch):
         "tokenizer.json",
     }
     with monkeypatch.context() as patch:
-        patch.setattr(texts, "_build", lambda *_: pytest.fail("tokenised twice"))
+        patch.setattr(files, "build", lambda *_: pytest.fail("tokenised twice"))
         again = open_text(file)
     np.testing.assert_array_equal(again.train, first.train)
     assert list(own_cache.iterdir()) == folders
@@ -322,7 +323,7 @@ def test_text_as_long_as_its_windows(text_file):
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 22])
 def test_text_that_is_not_utf8(text_file, own_cache, monkeypatch, chunk):
-    monkeypatch.setattr(texts, "CHUNK", chunk)
+    monkeypatch.setattr(files, "CHUNK", chunk)
     file = text_file(b"a" * 100 + b"\xff" + b"b" * 100)
     message = refusal(file, own_cache)
     assert f"'{file}' is not UTF-8 (near byte 100)" in message
@@ -330,7 +331,7 @@ def test_text_that_is_not_utf8(text_file, own_cache, monkeypatch, chunk):
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 22])
 def test_text_cut_off_within_a_character(text_file, own_cache, monkeypatch, chunk):
-    monkeypatch.setattr(texts, "CHUNK", chunk)
+    monkeypatch.setattr(files, "CHUNK", chunk)
     file = text_file("text 😀".encode()[:-1])
     assert f"'{file}' is not UTF-8: it ends within" in refusal(file, own_cache)
 
@@ -361,7 +362,7 @@ def test_bin_with_ids_outside_the_vocabulary(bins):
 
 
 def test_bin_ids_are_checked_to_the_end(bins, monkeypatch):
-    monkeypatch.setattr(texts, "CHUNK", 3)
+    monkeypatch.setattr(files, "CHUNK", 3)
     assert "id 4 at token 20" in refusal(bins(val=[*(0, 1, 2, 3) * 5, 4]))
 
 

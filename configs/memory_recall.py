@@ -1,0 +1,45 @@
+"""Facts asked for when they are out of sight: learned with a memory, and not without.
+
+python -m jaxgpt.train --config=configs/memory_recall.py
+"""
+
+from jaxgpt.config import base, override, with_variant
+
+
+def get_config(variant=""):
+    config = override(
+        base(),
+        {
+            "system": "memory",
+            "data.path": "",
+            "steps": 400,
+            "batch_size": 128,
+            "model.n_layer": 2,
+            "model.n_head": 4,
+            "model.n_embd": 64,
+            "model.block_size": 32,
+            # Token embeddings, and with them addresses, change little in a step.
+            "model.init": "fan_in",
+            "memory.memory_size": 128,
+            "memory.num_search_results": 4,
+            "memory.context": 1,
+            "memory.join_std": 0.02,
+            "memory.budget": 0.5,
+            "optimizer.learning_rate": 3e-3,
+            "optimizer.min_learning_rate": 3e-4,
+            "optimizer.warmup_steps": 20,
+            "eval_interval": 100,
+            "eval_sequences": 512,
+            "checkpoint_interval": 400,
+        },
+    )
+    variants = {
+        "off": {"memory.reading": "off"},
+        "tiny": {
+            "batch_size": 8,
+            "steps": 20,
+            "eval_interval": 10,
+            "eval_sequences": 32,
+        },
+    }
+    return with_variant(config, variant, variants)

@@ -1,0 +1,216 @@
+"""GPT-2 with a memory that is carried from segment to segment of a document.
+
+After VardaGPT (`associative`), Memorizing Transformers (`attention`) and kNN-LM
+(`output`). What a segment reads was written before it, by earlier segments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from jaxgpt.core import layers, random
+from jaxgpt.data.documents import Segments, open_documents
+from jaxgpt.systems import PLAIN, Batch, Filled, Sampling, Watch
+from jaxgpt.systems.causal import CausalLM
+from jaxgpt.systems.memory import evaluation, model, recall, session
+from jaxgpt.systems.memory.model import Carried, MemoryModel
+from jaxgpt.systems.memory.modes import Look
+from jaxgpt.systems.memory.store import Layout, Options, Store, searcher
+
+TRAINING = 0  # The number of the store that training reads and writes.
+BUDGET_FROM = 0.3
+
+
+class MemoryLM(CausalLM):
+    """Predicts a token from those before it in its segment, and from the memory."""
+
+    goes_past_block = True
+
+    def __init__(self, config: ConfigDict, platform: str = ""):
+        self.memory = config.memory
+        self.stores: dict[int, Store] = {}
+        self._serials = itertools.count(TRAINING + 1)
+        super().__init__(config, platform)
+        self.search = searcher(self.stores, config.memory.num_search_results)
+
+    def _build(self, key: jax.Array) -> MemoryModel:
+        return MemoryModel(self.model_config, self.memory, rngs=nnx.Rngs(params=key))
+
+    def model(self, params: dict) -> MemoryModel:
+        """Returns the module over these parameters."""
+        return cast(MemoryModel, super().model(params))
+
+    def open_data(self) -> Any:
+        """Opens the documents of `config.data`; without a path, the recall task."""
+        if not self.config.data.path:
+            return recall.RecallData(self.model_config.block_size)
+        return open_documents(self.config, self.window)
+
+    # Between segments
+
+    def layout(self, rows: int) -> Layout:
+        """Returns the shape of a memory for so many rows."""
+        c = self.memory
+        key, values = self._mode.layout
+        return Layout(
+            1 if c.shared else rows,
+            c.memory_size,
+            key,
+            tuple(values.items()),
+            c.eviction,
+        )
+
+    @functools.cached_property
+    def _mode(self) -> Any:
+        return nnx.eval_shape(self._build, jax.random.key(0)).memory
+
+    @property
+    def options(self) -> Options:
+        """What indices are made with."""
+        c = self.memory
+        names = {field.name for field in dataclasses.fields(Options)} & set(c)
+        metric = "inner_product" if c.mode == "attention" else "l2"
+        return Options(metric=metric, **{name: c[name] for name in names})
+
+    def fresh(self, rows: int) -> tuple[Store, Carried]:
+        """Returns an empty memory that this system's programs can read.
+
+        `close` it when it is read no more.
+        """
+        serial = next(self._serials)
+        state = self.carried(rows, serial)
+        store = Store(
+            self.layout(rows), self.options, self.config.seed, state["entries"]
+        )
+        self.stores[serial] = store
+        return store, state
+
+    def close(self, store: Store) -> None:
+        """Forgets a memory of `fresh`."""
+        del self.stores[int(store.version[0])]
+
+    def carried(self, rows: int, serial: int = TRAINING) -> Carried:
+        """Returns an empty memory and no recent tokens."""
+        layout = self.layout(rows)
+        return {
+            "entries": layout.empty(serial),
+            "recent": jnp.full((rows, self._mode.context), -1, jnp.int32),
+        }
+
+    def adopt(self, carried: Carried, host: dict[str, np.ndarray]) -> None:
+        """Makes the training store of entries that are fresh or were restored."""
+        rows = len(carried["recent"])
+        entries = carried["entries"]
+        store = Store(self.layout(rows), self.options, self.config.seed, entries, host)
+        self.stores[TRAINING] = store
+
+    def settle(self, carried: Carried) -> None:
+        """Tells the index what the step has written."""
+        self.stores[TRAINING].follow(carried["entries"])
+
+    def host_state(self) -> dict[str, np.ndarray]:
+        """Returns the index of the training store, as far as keys do not give it."""
+        return self.stores[TRAINING].host_state()
+
+    # A segment
+
+    def train_batch(self, tokens_BT: Any, key: jax.Array, step) -> Batch:
+        """Adds how far training is, and what it forgets at this step."""
+        del key
+        progress = step / self.config.steps
+        forget = random.at(self.config.seed, "memory", step)
+        return dict(tokens_BT) | {"progress": progress, "forget": forget}
+
+    def look(self, state: Carried, reading: str) -> Look:
+        """Returns what a batch looks at: its own memory, another row's, or none."""
+        rows, memories = len(state["recent"]), len(state["entries"]["id"])
+        row_B = jnp.arange(rows) % memories
+        if reading == "shuffled":
+            row_B = jnp.roll(row_B, 1)
+        return Look(None if reading == "off" else state["entries"], row_B, self.search)
+
+    def objective(
+        self, params: dict, batch: Batch, carried: Carried, dropout_key: jax.Array
+    ) -> tuple[jax.Array, Carried]:
+        """Returns the mean loss of a segment, and the memory with it written.
+
+        Training stores every token and weighs it when it is read, so that decisions
+        have gradients.
+        """
+        module = self.model(params)
+        tokens = batch["tokens"]
+        state = model.begin(carried, batch["start"] == 0)
+        reads = self.memory.reading if self._mode_reads else "off"
+        look = self.look(state, reads)
+        if self.memory.budget:
+            look.draw = jax.random.fold_in(batch["forget"], 1)
+        reading = module.segment(tokens[:, :-1], state["recent"], look, dropout_key)
+        nll_BT = layers.cross_entropy(reading.logits_BTV, tokens[:, 1:])
+        weight_BT = batch["weight"]
+        loss = (nll_BT * weight_BT).sum() / jnp.maximum(weight_BT.sum(), 1)
+        state, keep_BT = model.commit(
+            module, state, reading, batch, self.memory, False, batch["forget"]
+        )
+        if self.memory.budget:
+            ramp = (batch["progress"] - BUDGET_FROM) / (1 - BUDGET_FROM)
+            loss += self.memory.budget * jnp.clip(ramp, 0, 1) * keep_BT.mean()
+        return loss, state
+
+    @property
+    def _mode_reads(self) -> bool:
+        """Whether training reads: kNN-LM is not trained."""
+        return self.memory.mode != "output"
+
+    def nll(
+        self, params: dict, batch: Batch, dropout_key: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns [B, T] of tokens [B, T + 1], each row with an empty memory."""
+        return super().nll(params, {"tokens": batch["tokens"]}, dropout_key)
+
+    def scores(
+        self,
+        params: dict,
+        windows: Segments,
+        rows: int,
+        seed: int,
+        layout: Any = None,
+    ) -> dict[str, np.ndarray]:
+        """Returns {"": nats of every prediction that counts}, of documents read."""
+        del seed, layout
+        read = evaluation.read(self, params, windows, rows, self.memory.reading)
+        return {"": read.nll_NT[windows.weight_NT > 0]}
+
+    def report(self, params: dict, windows: Segments, rows: int) -> dict[str, Any]:
+        """Returns figures with the memory on, off and another document's."""
+        return evaluation.report(self, params, windows, rows)
+
+    def capacity(self, T: int) -> int:
+        """Returns whole segments for T tokens: a prompt of any length is read."""
+        block = self.model_config.block_size
+        return block * max(1, math.ceil(T / block))
+
+    def sample(
+        self,
+        params: dict,
+        tokens_BT: np.ndarray,
+        known_BT: np.ndarray,
+        key: jax.Array,
+        how: Sampling = PLAIN,
+        watch: Watch | None = None,
+        every: int = 1,
+    ) -> Filled:
+        """Fills what is missing; see `session.sample`."""
+        del every
+        self.sampler(how)
+        self.reading(known_BT, how, key)
+        return session.sample(self, params, tokens_BT, known_BT, key, how, watch)

@@ -1,0 +1,282 @@
+"""Training, evaluation and sampling with a memory, as commands."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgpt import config as configs
+from jaxgpt import evaluate, sample, systems
+from jaxgpt.checkpoint import Checkpoints
+from jaxgpt.config import UserError
+from jaxgpt.run import open_run
+from jaxgpt.systems.memory.session import Memory
+from jaxgpt.train import Trainer, train
+from tests.conftest import ROOT
+from tests.systems.memory.conftest import PLAYS, RECALL
+
+
+def last_json(capsys):
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def digests_of(workdir, step):
+    folder = workdir / "checkpoints" / str(step) / "digests"
+    return json.loads(next(folder.rglob("metadata")).read_text())
+
+
+@pytest.mark.parametrize("kind", ["flat", "graph"])
+def test_restore_and_continue_is_bit_equal(tmp_path, kind):
+    changes = {"memory.index_type": kind, "steps": "10", "memory.memory_size": "64"}
+    changes |= {"memory.forgetfulness_factor": "0.01"}
+    every = {"checkpoint_interval": "5"}
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert train(configs.load(RECALL, changes), straight) == 0
+    assert train(configs.load(RECALL, changes | every), broken) == 0
+    shutil.rmtree(broken / "checkpoints" / "10")
+    assert train(configs.load(RECALL, changes | every), broken) == 0
+    one, other = (digests_of(folder, 10) for folder in (straight, broken))
+    assert any(name.startswith("carried/entries/key") for name in one)
+    assert any(name.startswith("host/") for name in one) == (kind == "graph")
+    assert one == other
+
+
+def test_evaluation_leaves_the_training_memory_as_it_is(tmp_path):
+    from jaxgpt.run import prepare
+
+    system, data = prepare(configs.load(RECALL, {}), tmp_path / "run")
+    trainer = Trainer(system, data, tmp_path / "run")
+    for _ in range(3):
+        trainer.run_step()
+    before = jax.tree.map(np.array, trainer.state["carried"])
+    trainer.evaluate()
+    for a, b in zip(
+        jax.tree.leaves(before), jax.tree.leaves(trainer.state["carried"]), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    trainer.run_step()
+    trainer.checkpoints.close()
+
+
+def test_evaluate_reports_the_memory_on_off_and_shuffled(played, capsys):
+    evaluate.command([f"--workdir={played}", "--json=-"])
+    figures = last_json(capsys)
+    assert figures["loss"] == figures["loss_on"]
+    for way in ("on", "off", "shuffled"):
+        assert 0 <= figures[f"f1_{way}"] <= 1
+        assert 0 <= figures[f"accuracy_{way}"] <= 1
+    assert set(figures["loss_by_distance_on"]) == set(figures["loss_by_distance_off"])
+    assert len(figures["loss_by_position_on"]) == 16
+    evaluate.command([f"--workdir={played}", "--config.memory.reading=off"])
+    assert f"{figures['loss_off']:.5g}" in capsys.readouterr().out
+
+
+def test_output_mode_reads_any_causal_run(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    config = configs.load(f"{ROOT}/configs/teeny_char.py:tiny", {"steps": "3"})
+    assert train(config, workdir) == 0
+    command = [f"--workdir={workdir}", "--json=-", "--split=test"]
+    evaluate.command(command)
+    base = last_json(capsys)["loss"]
+    command += ["--config.system=memory", "--config.memory.mode=output"]
+    evaluate.command([*command, "--config.memory.weight=0"])
+    assert last_json(capsys)["loss"] == pytest.approx(base, abs=0.02)
+    with pytest.raises(UserError, match="without a memory: add"):
+        evaluate.command([*command[:3], "--config.memory.weight=0"])
+    with pytest.raises(UserError, match="is for training"):
+        evaluate.command([*command, "--config.steps=3"])
+    with pytest.raises(UserError, match="no parameters of a memory"):
+        evaluate.command([*command, "--config.memory.mode=associative"])
+
+
+def test_sample_carries_explains_and_forgets(played, tmp_path, capsys):
+    file = tmp_path / "memory.safetensors"
+    common = [f"--workdir={played}", f"--memory={file}", "--json=-"]
+    prompt = "the queen of night sings and no king dares speak the queen"
+    ask = [*common, f"--prompt={prompt}", "--max_new_tokens=12", "--explain"]
+    sample.command([*ask, "--document=first"])
+    one = last_json(capsys)["samples"][0]
+    assert one["text"].startswith(prompt) and len(one["memories"]) == 12
+    sample.command([*ask, "--document=second"])
+    two = last_json(capsys)["samples"][0]
+    named = {m["document"] for token in two["memories"] for m in token["memories"]}
+    assert named == {"first", "second"}
+    for token in two["memories"]:
+        for memory in token["memories"]:
+            assert memory["text"] in one["text"] + two["text"]
+    sample.command([*common, "--forget=first"])
+    forgotten = last_json(capsys)
+    assert forgotten["forgotten"] > 0
+    with pytest.raises(UserError, match="no document 'first'"):
+        sample.command([*common, "--forget=first"])
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(UserError, match="is damaged"):
+        sample.command(ask)
+    file.write_bytes(b"xx")
+    with pytest.raises(UserError, match="is no memory, or damaged"):
+        sample.command(ask)
+
+
+def test_a_memory_of_other_settings_is_refused(played, tmp_path):
+    run = open_run(str(played))
+    file = tmp_path / "memory.safetensors"
+    Memory(run.system).save(file)
+    for change, expected in (
+        ("memory_size=32", "memory.memory_size 64: this one has 32"),
+        ("index_type=graph", "memory.index_type flat: this one has graph"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            sample.command(
+                [f"--workdir={played}", f"--memory={file}", f"--config.memory.{change}"]
+            )
+    with pytest.raises(UserError, match="goes with --memory"):
+        sample.command([f"--workdir={played}", "--forget=x"])
+
+
+def test_forgetting_restores_the_logits(played):
+    run = open_run(str(played))
+    system, params = run.system, run.params
+    rng = np.random.default_rng(0)
+    texts = rng.integers(0, run.config.model.vocab_size, (3, 33)).astype(np.int32)
+
+    def read(memory, text, name):
+        known = np.ones((1, len(text)), bool)
+        how = systems.Sampling(memory=memory, document=name)
+        return system.sample(params, text[None], known, jax.random.key(0), how)
+
+    with_it, without = Memory(system), Memory(system)
+    read(with_it, texts[0], "a")
+    read(with_it, texts[1], "b")
+    read(without, texts[0], "a")
+
+    def logits(memory):
+        module = system.model(params)
+        look = system.look(memory.state, "on")
+        recent = np.full_like(memory.state["recent"], -1)
+        return module.segment(texts[2][None, :16], recent, look).logits_BTV
+
+    assert np.abs(logits(with_it) - logits(without)).max() > 1e-6
+    # The last token has not been read: nothing came after it.
+    assert with_it.forget("b") == 32
+    np.testing.assert_array_equal(logits(with_it), logits(without))
+
+
+def test_generation_through_the_cache_equals_the_forward_pass(played):
+    run = open_run(str(played))
+    tokens = np.zeros((2, 40), np.int32)
+    tokens[:, :9] = np.random.default_rng(1).integers(0, 9, (2, 9))
+    known = np.tile(np.arange(40) < 9, (2, 1))
+    how = systems.Sampling(temperature=0.0)
+    filled = run.system.sample(run.params, tokens, known, jax.random.key(1), how)
+    assert filled.settled_BT.all()
+    memory = Memory(run.system, 2)
+    again = systems.Sampling(memory=memory)
+    whole = np.ones((2, 40), bool)
+    texts = filled.tokens_BT
+    # Fed as a given text, each token's forward pass must choose it.
+    module, state = run.system.model(run.params), memory.state
+    for start in (0, 16):
+        look = run.system.look(state, "on")
+        part = texts[:, start : start + 17]
+        read = module.segment(part[:, :-1], state["recent"], look)
+        likeliest = np.asarray(read.logits_BTV.argmax(-1))
+        free = slice(max(8 - start, 0), None)
+        np.testing.assert_array_equal(likeliest[:, free], part[:, 1:][:, free])
+        run.system.sample(
+            run.params, part[:, :-1], whole[:, :16], jax.random.key(0), again
+        )
+        state = memory.state
+
+
+def test_patience_ends_a_run_and_it_stays_ended(documents, tmp_path, capsys):
+    changes = {"data.path": str(documents), "patience": "2", "steps": "1000"}
+    changes |= {"optimizer.learning_rate": "0", "optimizer.min_learning_rate": "0"}
+    changes |= {"eval_interval": "2", "checkpoint_interval": "1000"}
+    config = configs.load(PLAYS, changes)
+    assert train(config, tmp_path / "run") == 0
+    assert "no better for 2 evaluations" in capsys.readouterr().err
+    last = Checkpoints(tmp_path / "run", read_only=True).steps()[-1]
+    assert last < 20
+    assert train(configs.load(PLAYS, changes), tmp_path / "run") == 0
+    assert Checkpoints(tmp_path / "run", read_only=True).steps()[-1] == last
+
+
+def test_a_memory_is_added_to_a_trained_run(documents, played, tmp_path):
+    start = tmp_path / "causal"
+    changes = {"data.path": str(documents), "memory.mode": "output", "steps": "2"}
+    assert train(configs.load(PLAYS, changes), start) == 0
+    changes = {"data.path": str(documents), "init_from": str(start), "steps": "1"}
+    assert train(configs.load(PLAYS, changes), tmp_path / "run") == 0
+    changes |= {"init_from": str(played), "memory.memory_dim": "8"}
+    with pytest.raises(UserError, match="parameters of other shapes"):
+        train(configs.load(PLAYS, changes), tmp_path / "other")
+
+
+@pytest.mark.parametrize("devices, steps", [(8, 6)])
+def test_devices_change_no_loss_and_rows_stay(tmp_path, devices, steps):
+    losses = []
+    for count in (1, devices):
+        flags = f"--xla_force_host_platform_device_count={count}"
+        env = {**os.environ, "XLA_FLAGS": flags}
+        workdir = tmp_path / str(count)
+        command = [sys.executable, "-m", "jaxgpt.train", f"--config={RECALL}"]
+        command += [f"--workdir={workdir}", f"--config.steps={steps}"]
+        command += ["--config.eval_interval=1000", "--config.log_interval=1"]
+        subprocess.run(command, env=env, check=True, capture_output=True, timeout=200)
+        rows = (workdir / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(row).get("loss") for row in rows[1:]])
+    np.testing.assert_allclose(losses[0], losses[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"accumulation": "2"}, "accumulation is 1 for system=memory"),
+        ({"memory.layer": "9"}, "memory.layer is -1 to 1: not 9"),
+        ({"memory.mode": "none"}, "is one of associative, attention, output"),
+        (
+            {"memory.mode": "attention", "model.positions": "rope"},
+            "does not go with model.positions=rope",
+        ),
+        ({"model.block_size": "16"}, "model.block_size is 32 for the recall task"),
+    ],
+)
+def test_what_cannot_be_is_one_line(tmp_path, changes, expected):
+    with pytest.raises(UserError, match=expected):
+        train(configs.load(RECALL, changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_documents_are_split_and_read_in_order(documents):
+    from jaxgpt.data.documents import open_documents
+
+    config = configs.load(PLAYS, {"data.path": str(documents)})
+    data = open_documents(config, 17)
+    assert len(data.splits["train"].names) == 3
+    segments = data.fixed("val", 17)
+    for stream in segments.streams():
+        np.testing.assert_array_equal(
+            segments.tokens_NT[stream][1:, 0], segments.tokens_NT[stream][:-1, -1]
+        )
+        np.testing.assert_array_equal(
+            segments.start_N[stream], 16 * np.arange(len(stream))
+        )
+    before = data.batch_at(1, "train", 0, 3, 17)
+    for step in range(1, 120):
+        batch = data.batch_at(1, "train", step, 3, 17)
+        again = data.batch_at(1, "train", step, 3, 17)
+        np.testing.assert_array_equal(batch["tokens"], again["tokens"])
+        for row in range(3):
+            if batch["start"][row]:
+                assert batch["start"][row] == before["start"][row] + 16
+                assert batch["tokens"][row, 0] == before["tokens"][row, -1]
+        before = batch
+    with pytest.raises(UserError, match="the 100000 tokens of a segment"):
+        open_documents(config, 100000)
