@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -83,6 +84,11 @@ def set_up_jax() -> None:
     of `core.cpu.keep_heap`.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    flags = os.environ.get("XLA_FLAGS", "")
+    devices = re.search(r"host_platform_device_count=(\d+)", flags)
+    if devices:
+        # A callback and a collective of each device must be able to run at once.
+        os.environ.setdefault("NPROC", str(2 * int(devices[1]) + 4))
     import logging
 
     import jax
