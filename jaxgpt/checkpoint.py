@@ -42,6 +42,11 @@ MAY_CHANGE = (
     "tensorboard",
     "wandb_project",
     "data.path",
+    "model.remat",
+    "model.scan_layers",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
 )
 
 State = dict[str, Any]

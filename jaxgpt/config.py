@@ -114,6 +114,15 @@ FIELDS: dict[str, Field] = {
         "operands of matrix products; parameters, softmax and loss stay float32",
         ("float32", "bfloat16", "float64"),
     ),
+    "model.remat": Field(
+        "none",
+        "computed again in the backward pass, to save memory: nothing, all of a block "
+        "but its matrix products, or all of it",
+        ("none", "dots", "full"),
+    ),
+    "model.scan_layers": Field(
+        False, "compile one block and loop over the layers: minutes less for deep ones"
+    ),
     "optimizer.learning_rate": Field(1e-3, "peak learning rate", minimum=0),
     "optimizer.min_learning_rate": Field(1e-4, "where the cosine ends", minimum=0),
     "optimizer.warmup_steps": Field(100, "linear warmup, in steps", minimum=0),
@@ -271,6 +280,23 @@ FIELDS: dict[str, Field] = {
     "memory.threads": Field(1, "of FAISS, which slow down XLA's", minimum=1),
     "patience": Field(
         0, "stop after so many evaluations without a better loss; 0 never", minimum=0
+    ),
+    "mesh.data": Field(
+        0, "devices that split a batch; 0 is all that fsdp and tensor leave", minimum=0
+    ),
+    "mesh.fsdp": Field(
+        1, "devices that split a batch, and parameters and moments too", minimum=1
+    ),
+    "mesh.tensor": Field(
+        1, "devices that split heads, feed-forwards and the vocabulary", minimum=1
+    ),
+    "deterministic": Field(
+        False,
+        "sum gradients in a fixed order: the same bits on any number of devices that "
+        "divides deterministic_groups",
+    ),
+    "deterministic_groups": Field(
+        8, "parts of a batch that deterministic sums one after another", minimum=1
     ),
     "eval_interval": Field(250, "steps between evaluations", minimum=1),
     "eval_sequences": Field(256, "fixed windows per split and evaluation", minimum=1),
@@ -485,6 +511,11 @@ def validate(config: ConfigDict) -> ConfigDict:
         raise UserError(
             f"batch_size {config.batch_size} does not divide into accumulation "
             f"{config.accumulation} micro-batches"
+        )
+    rows, groups = config.batch_size, config.deterministic_groups
+    if config.deterministic and rows % groups:
+        raise UserError(
+            f"batch_size {rows} does not divide into deterministic_groups {groups}"
         )
     if not 0 <= config.model.dropout < 1:
         raise UserError(f"model.dropout is below 1: not {config.model.dropout}")

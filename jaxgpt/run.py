@@ -124,7 +124,7 @@ def open_system(config: ConfigDict) -> tuple[systems.System, Any]:
       UserError: where the data cannot be used.
     """
     systems.kind(config.system).resolve(config)
-    sharding.make_mesh(config.batch_size // config.accumulation)
+    sharding.make_mesh(config)
     wanted = config.model.vocab_size
     if not wanted:
         config.model.vocab_size = 1
@@ -288,5 +288,5 @@ def adopt_start(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"trains {config.system}"
         )
     for key, value in start.model.to_dict().items():
-        if key not in ("dropout", "dtype"):
+        if key not in ("dropout", "dtype", "remat", "scan_layers"):
             config.model[key] = value

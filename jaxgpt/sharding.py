@@ -1,42 +1,165 @@
-"""Where arrays live: batches split over all devices, everything else on each."""
+"""Where arrays live: a mesh, and rules that place every parameter on it.
+
+"data" and "fsdp" split the rows of a batch, "fsdp" also parameters and moments,
+"tensor" also heads, the width of feed-forwards and the vocabulary.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from jaxgpt.config import UserError
+from jaxgpt.core import partition
+from jaxgpt.core.partition import BATCH, Axis
+
+# A parameter's path ends in one of these, the first that fits; the axes are those of
+# its last dimensions. An axis that a dimension does not divide by is left out.
+RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
+    (r"positions/table", (None, "fsdp")),
+    (r"table", ("tensor", "fsdp")),
+    (r"(qkv|up|unembed)/kernel", ("fsdp", "tensor")),
+    (r"(out|down)/kernel", ("tensor", "fsdp")),
+    (r"(qkv|up|unembed)/bias", ("tensor",)),
+    (r"kernel", ("fsdp", None)),
+    (r"(scale|bias)", (None,)),
+)
 
 
-def make_mesh(batch_size: int) -> jax.sharding.Mesh:
-    """Returns a mesh with the axis "data" over all devices.
+def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
+    """Returns the mesh of `config.mesh` over the devices: all there are by default.
 
     Raises:
-      UserError: where the batch does not divide by the number of devices.
+      UserError: where the devices or the batch do not divide by it.
     """
-    count = jax.device_count()
-    if batch_size % count:
+    devices = jax.devices() if devices is None else devices
+    c, count = config.mesh, len(devices)
+    data = c.data or max(count // (c.fsdp * c.tensor), 1)
+    if data * c.fsdp * c.tensor != count:
         raise UserError(
-            f"batch_size / accumulation is {batch_size}, which does not divide by "
-            f"the {count} devices"
+            f"mesh.data x mesh.fsdp x mesh.tensor is {data} x {c.fsdp} x {c.tensor}, "
+            f"but there are {count} devices"
         )
-    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,))
-
-
-def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Returns the sharding of parameters: a copy on every device."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def by_row(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: its rows split over "data"."""
-    return NamedSharding(mesh, PartitionSpec("data"))
-
-
-def of_rows(mesh: jax.sharding.Mesh, tree: Any, rows: int) -> Any:
-    """Returns for arrays that begin with so many rows `by_row`, else `replicated`."""
-    return jax.tree.map(
-        lambda a: by_row(mesh) if a.shape[:1] == (rows,) else replicated(mesh), tree
+    rows = config.batch_size // config.accumulation
+    if rows % (data * c.fsdp):
+        raise UserError(
+            f"batch_size / accumulation is {rows}, which does not divide by the "
+            f"{data * c.fsdp} devices that share a batch (mesh.data x mesh.fsdp)"
+        )
+    if config.deterministic:
+        _check_deterministic(config, count)
+    return jax.make_mesh(
+        (data, c.fsdp, c.tensor),
+        ("data", "fsdp", "tensor"),
+        axis_types=(AxisType.Auto,) * 3,
+        devices=devices,
     )
+
+
+def _check_deterministic(config: ConfigDict, count: int) -> None:
+    if config.mesh.fsdp * config.mesh.tensor > 1:
+        raise UserError(
+            "deterministic goes with mesh.data alone: leave mesh.fsdp and mesh.tensor "
+            "at 1"
+        )
+    if config.deterministic_groups % count:
+        raise UserError(
+            f"deterministic_groups {config.deterministic_groups} do not divide by the "
+            f"{count} devices"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh, and where each array of a training state lives on it."""
+
+    mesh: Mesh
+    state: Any
+
+    @property
+    def everywhere(self) -> NamedSharding:
+        """A copy on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def rows(self) -> NamedSharding:
+        """Rows of a batch split."""
+        return NamedSharding(self.mesh, PartitionSpec(BATCH))
+
+    def abstract(self, state: Any) -> Any:
+        """Returns the shapes of a state with their places."""
+        return jax.tree.map(
+            lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
+            state,
+            self.state,
+        )
+
+    def put_rows(self, array: Any) -> jax.Array:
+        """Puts a batch that every process has on the devices, each its own rows."""
+        if self.rows.is_fully_addressable:
+            return jax.device_put(array, self.rows)
+        array = np.asarray(array)
+        return jax.make_array_from_callback(
+            array.shape, self.rows, lambda index: array[index]
+        )
+
+
+def layout(
+    state: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    batch_size: int,
+) -> Layout:
+    """Returns the layout of a training state (see `step.init_state`) or its shapes.
+
+    What a system carries is split where it begins with the rows of a batch.
+    """
+    params = of_params(state["params"], mesh)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    moments = optax.tree_map_params(
+        optimizer,
+        lambda _, place: place,
+        state["opt_state"],
+        params,
+        transform_non_params=lambda _: everywhere,
+    )
+    rows = NamedSharding(mesh, PartitionSpec(BATCH))
+    carried = jax.tree.map(
+        lambda a: rows if a.shape[:1] == (batch_size,) else everywhere,
+        state.get("carried", {}),
+    )
+    places = {"params": params, "opt_state": moments, "ema": params}
+    places["carried"] = carried
+    return Layout(mesh, {name: places[name] for name in state})
+
+
+def of_params(params: dict, mesh: Mesh) -> dict:
+    """Returns the place of every parameter, by `RULES`."""
+    return jax.tree.map_with_path(
+        lambda path, leaf: NamedSharding(
+            mesh,
+            spec(jax.tree_util.keystr(path, simple=True, separator="/"), leaf, mesh),
+        ),
+        params,
+    )
+
+
+def spec(path: str, leaf: Any, mesh: Mesh) -> PartitionSpec:
+    """Returns the axes of one parameter.
+
+    Raises:
+      LookupError: where no rule speaks of it.
+    """
+    for pattern, axes in RULES:
+        if re.search(rf"(^|/){pattern}$", path):
+            shared = leaf.ndim - len(axes)
+            return partition.fit(leaf.shape, (*(None,) * shared, *axes), mesh)
+    raise LookupError(f"no rule in jaxgpt/sharding.py places the parameter '{path}'")

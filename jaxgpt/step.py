@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
+from ml_collections import ConfigDict
 
-from jaxgpt.core import random
+from jaxgpt.core import partition, random
+from jaxgpt.core.partition import BATCH, under
+from jaxgpt.sharding import Layout
 from jaxgpt.systems import System
 
 State = dict[str, Any]
@@ -36,22 +41,37 @@ def averaged(state: State) -> dict:
     return state["ema"] if "ema" in state else state["params"]
 
 
-def make_step(system: System, optimizer: optax.GradientTransformation) -> Callable:
+def make_step(
+    system: System,
+    optimizer: optax.GradientTransformation,
+    layout: Layout | None = None,
+) -> Any:
     """Returns the jitted step: (state, index, tokens) -> (state, metrics).
 
     A pure function; index is the number of steps done before it. The state, as of
     `init_state`, is donated. What a system carries from step to step is its item
     "carried"; such a system has no micro-batches. Where `config.nonfinite` is "skip", a
-    step whose loss or gradient is not finite leaves the state as it was.
+    step whose loss or gradient is not finite leaves the state as it was. With a layout,
+    arrays live where it says.
     """
-    return jax.jit(step_function(system, optimizer), donate_argnums=0)
+    mesh = layout.mesh if layout else None
+    places = (layout.state, layout.everywhere) if layout else None
+    step = step_function(system, optimizer, mesh)
+    return jax.jit(under(mesh, step), donate_argnums=0, out_shardings=places)
 
 
-def step_function(system: System, optimizer: optax.GradientTransformation) -> Callable:
+def step_function(
+    system: System,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Callable:
     """Returns the step of `make_step`, not jitted."""
     seed, parts = system.config.seed, system.config.accumulation
     ema_decay = system.config.optimizer.ema_decay
     skips = system.config.nonfinite == "skip"
+
+    def loss(params, batch, dropout_key):
+        return system.objective(params, batch, {}, dropout_key)[0]
 
     value_and_grad = jax.value_and_grad(system.objective, has_aux=True)
 
@@ -65,7 +85,11 @@ def step_function(system: System, optimizer: optax.GradientTransformation) -> Ca
 
         # Every parts-th row, so that each device keeps its own rows.
         micro = jax.tree.map(
-            lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch
+            lambda a: partition.constrain(
+                a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1),
+                *(None, BATCH, *(None,) * (a.ndim - 1)),
+            ),
+            batch,
         )
         zero = jnp.zeros((), system.model_config.param_dtype)
         zeros = ((zero, carried), jax.tree.map(jnp.zeros_like, params))
@@ -77,9 +101,14 @@ def step_function(system: System, optimizer: optax.GradientTransformation) -> Ca
         batch = system.train_batch(tokens_BT, random.at(seed, "order", index), index)
         dropout_key = random.at(seed, "dropout", index)
         carried = state.get("carried", {})
-        (value, carried), grads = gradients(
-            state["params"], batch, carried, dropout_key
-        )
+        if system.config.deterministic:
+            value, grads = in_fixed_order(
+                loss, system.config, mesh, state["params"], batch, dropout_key, index
+            )
+        else:
+            (value, carried), grads = gradients(
+                state["params"], batch, carried, dropout_key
+            )
         updates, opt_state = optimizer.update(
             grads, state["opt_state"], state["params"]
         )
@@ -98,3 +127,61 @@ def step_function(system: System, optimizer: optax.GradientTransformation) -> Ca
         return new, metrics
 
     return step
+
+
+def in_fixed_order(
+    loss: Callable,
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh | None,
+    params: dict,
+    batch: dict,
+    dropout_key: jax.Array,
+    index: jax.Array,
+) -> tuple[jax.Array, dict]:
+    """Returns loss and gradients that do not depend on the number of devices.
+
+    The batch is cut into `deterministic_groups`; a device goes through its own one at
+    a time, by the same program whatever their number, and every device adds up all of
+    them in the same order.
+    """
+    groups = config.deterministic_groups
+    turns = groups // (mesh.size if mesh else 1)
+    # Never more than turns, which the compiler cannot know: a loop of one known turn
+    # would be compiled into what stands around it, to other bits.
+    hidden_turns = jnp.minimum(turns, index + turns)
+    cut = jax.tree.map(lambda a: a.reshape(groups, -1, *a.shape[1:]), batch)
+    keys = jax.random.split(dropout_key, groups)
+
+    def own(params, hidden_turns, *parts):
+        # One more than is used, for the same reason: an axis of 1 is compiled away.
+        parts = jax.tree.map(lambda a: jnp.concatenate([a, a[:1]]), parts)
+
+        def of_group(i, found):
+            part = jax.tree.map(lambda a: a[i], parts)
+            one = jax.value_and_grad(loss)(params, *part)
+            return jax.tree.map(lambda all_, a: all_.at[i].set(a), found, one)
+
+        shapes = (jnp.zeros((), param_dtype), params)
+        found = jax.tree.map(
+            lambda a: jnp.zeros((turns + 1, *a.shape), a.dtype), shapes
+        )
+        found = jax.lax.fori_loop(0, hidden_turns, of_group, found)
+        return jax.tree.map(lambda a: a[:turns], found)
+
+    param_dtype = jax.tree.leaves(params)[0].dtype
+    if mesh is None:
+        found = own(params, hidden_turns, cut, keys)
+    else:
+        rows, whole = PartitionSpec("data"), PartitionSpec()
+        shared = jax.shard_map(
+            own,
+            mesh=mesh,
+            in_specs=(whole, whole, rows, rows),
+            out_specs=rows,
+            check_vma=False,
+        )
+        found = jax.tree.map(
+            lambda a: partition.constrain(a, *(None,) * a.ndim),
+            shared(params, hidden_turns, cut, keys),
+        )
+    return jax.tree.map(lambda a: functools.reduce(jnp.add, a) / groups, found)

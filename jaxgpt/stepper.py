@@ -29,9 +29,7 @@ class Stepper:
         """Restores the newest whole checkpoint of a step below `before`, or begins."""
         self.system, self.data, self.config = system, data, system.config
         c = self.config
-        self.mesh = sharding.make_mesh(c.batch_size // c.accumulation)
-        everywhere = sharding.replicated(self.mesh)
-        self.rows = sharding.by_row(self.mesh)
+        self.mesh = sharding.make_mesh(c)
         self.optimizer = optim.make(c)
 
         def init(key):
@@ -39,31 +37,24 @@ class Stepper:
             return init_state(system.init(key), self.optimizer, ema, carried)
 
         key = random.stream(c.seed, "params")
-        abstract = jax.eval_shape(init, key)
-        places = jax.tree.map(lambda _: everywhere, abstract)
-        if "carried" in places:
-            places["carried"] = sharding.of_rows(
-                self.mesh, abstract["carried"], c.batch_size
-            )
-        abstract = jax.tree.map(
-            lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
-            abstract,
-            places,
-        )
+        shapes = jax.eval_shape(init, key)
+        self.layout = sharding.layout(shapes, self.optimizer, self.mesh, c.batch_size)
+        abstract = self.layout.abstract(shapes)
         restored = checkpoints.restore_newest(abstract, before, AS_SAVED)
         self.state: dict[str, Any]
         if restored:
             self.step, self.state = restored
         else:
+            places = self.layout.state
             self.step, self.state = 0, jax.jit(init, out_shardings=places)(key)
             if c.init_from:
                 given = start_params(c, self.state["params"])
                 for name in {"params", "ema"} & self.state.keys():
-                    self.state[name] = jax.device_put(given, everywhere)
+                    self.state[name] = jax.device_put(given, self.layout.state[name])
         host = self.state.pop(AS_SAVED, {})
         if "carried" in self.state:
             system.adopt(self.state["carried"], host)
-        self.advance = make_step(system, self.optimizer)
+        self.advance = make_step(system, self.optimizer, self.layout)
 
     def batch(self, index: int) -> Any:
         """Returns what the data gives for the step after `index`, on the devices."""
@@ -71,7 +62,7 @@ class Stepper:
         given = self.data.batch_at(
             c.seed, "train", index, c.batch_size, self.system.window
         )
-        return jax.device_put(given, self.rows)
+        return jax.tree.map(self.layout.put_rows, given)
 
     def named_batch(self, index: int) -> dict[str, np.ndarray]:
         """Returns `batch` by name, on the host."""
@@ -81,10 +72,9 @@ class Stepper:
 
     def run_step(self) -> dict[str, jax.Array]:
         """Starts one optimizer step; returns its metrics, not yet computed."""
-        with jax.set_mesh(self.mesh):
-            self.state, metrics = self.advance(
-                self.state, np.int32(self.step), self.batch(self.step)
-            )
+        self.state, metrics = self.advance(
+            self.state, np.int32(self.step), self.batch(self.step)
+        )
         if "carried" in self.state:
             self.system.settle(self.state["carried"])
         self.step += 1

@@ -69,7 +69,7 @@ class Trainer:
         for split in ("train", "val"):
             tokens = self.data.fixed(split, self.system.window, c.eval_sequences)
             rows = c.batch_size // c.accumulation
-            nll = self.system.scores(params, tokens, rows, c.seed)
+            nll = self.system.scores(params, tokens, rows, c.seed, self.stepper.layout)
             found = means(nll)
             if split == "val":
                 found |= self.system.figures(tokens, nll[""])

@@ -9,12 +9,30 @@ LAYERS = (
     {"core", "data"},
     {"cli"},
     {"systems", "interop"},
-    {"optim", "sharding", "checkpoint", "metrics", "step", "live", "interruption"},
+    {
+        "hlo",
+        "optim",
+        "sharding",
+        "checkpoint",
+        "metrics",
+        "step",
+        "live",
+        "interruption",
+    },
     {"run"},
     {"stepper"},
     {"guard"},
     {"replay"},
-    {"train", "evaluate", "sample", "verify", "convert", "continuations", "grid"},
+    {
+        "train",
+        "plan",
+        "evaluate",
+        "sample",
+        "verify",
+        "convert",
+        "continuations",
+        "grid",
+    },
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

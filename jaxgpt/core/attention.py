@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxgpt.core import cache as kv
-from jaxgpt.core import cpu, init, layers, positions
+from jaxgpt.core import cpu, init, layers, partition, positions, tpu
+from jaxgpt.core.partition import BATCH, TENSOR
 
 if TYPE_CHECKING:
     from jaxgpt.core.transformer import ModelConfig
@@ -35,28 +36,51 @@ class Attention(nnx.Module):
     ) -> jax.Array:
         """Returns fused queries, keys and values [B, T, 3 D].
 
+        Where devices split the heads they are [B, T, 3, D].
+
         Args:
           x_BTD: tokens at positions start .. start + T.
           length: above any of these positions.
           start: a scalar or one for each row [B].
         """
-        c, qkv_BTC = self.config, self.qkv(x_BTD)
+        c = self.config
+        split = partition.size(TENSOR) > 1
+        qkv_BTC = self.project_heads(x_BTD) if split else self.qkv(x_BTD)
         if c.qk_norm:
             qkv_BTC = layers.normalise_heads(qkv_BTC, c.n_head)
         if c.positions == "rope":
             qkv_BTC = positions.rotate(qkv_BTC, start, length, c)
         return qkv_BTC
 
+    def project_heads(self, x_BTD: jax.Array) -> jax.Array:
+        """Returns queries, keys and values [B, T, 3, D], the last axis split by heads.
+
+        Three products: the fused axis, cut into equal pieces, would leave a device with
+        the queries of some heads and the keys of others.
+        """
+        bias = self.qkv.bias
+        parts = []
+        for i, w_DD in enumerate(jnp.split(self.qkv.kernel[...], 3, -1)):
+            w_DD = partition.constrain(w_DD, None, TENSOR)
+            y_BTD = layers.matmul(x_BTD, w_DD, self.config)
+            if bias is not None:
+                y_BTD += jnp.split(bias[...], 3)[i]
+            parts.append(partition.constrain(y_BTD, BATCH, None, TENSOR))
+        return jnp.stack(parts, 2)
+
     def __call__(self, x_BTD: jax.Array, seed_2: jax.Array | None = None) -> jax.Array:
         """Attends each token to itself and the earlier ones."""
         c, T = self.config, x_BTD.shape[1]
         qkv_BTC = self.project(x_BTD, T)
-        if c.kernels == "cpu":
+        if c.kernels == "cpu" and qkv_BTC.ndim == 3:
             slopes = positions.alibi_slopes(c.n_head) if c.positions == "alibi" else ()
             y_BTD = cpu.causal_attention(
                 qkv_BTC, seed_2, c.n_head, c.dtype, c.dropout, slopes
             )
             return self.out(y_BTD)
+        if c.kernels == "tpu" and tpu.can_attend(c, seed_2):
+            q, k, v = split_heads(qkv_BTC, c.n_head)
+            return self.out(merge_heads(tpu.causal_attention(q, k, v, c.dtype)))
         own_T = jnp.arange(T)
         mask_TS = jnp.tril(jnp.ones((T, T), bool))
         q, k, v = split_heads(qkv_BTC, c.n_head)
@@ -105,10 +129,15 @@ class Attention(nnx.Module):
 def split_heads(
     qkv_BTC: jax.Array, n_head: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Splits fused projections [B, T, 3 H K] into three arrays [B, H, T, K]."""
-    B, T, C = qkv_BTC.shape
-    heads = qkv_BTC.reshape(B, T, 3, n_head, C // 3 // n_head)
-    q, k, v = heads.transpose(2, 0, 3, 1, 4)
+    """Splits fused projections [B, T, 3 H K] into three arrays [B, H, T, K].
+
+    Also those of shape [B, T, 3, H K].
+    """
+    heads = qkv_BTC.reshape(*qkv_BTC.shape[:2], 3, n_head, -1)
+    q, k, v = (
+        partition.constrain(x_BHTK, BATCH, TENSOR, None, None)
+        for x_BHTK in heads.transpose(2, 0, 3, 1, 4)
+    )
     return q, k, v
 
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxgpt.core import cpu, hashing, init
+from jaxgpt.core import cpu, hashing, init, partition
+from jaxgpt.core.partition import BATCH, TENSOR
 
 if TYPE_CHECKING:
     from jaxgpt.core.transformer import ModelConfig
@@ -101,7 +102,8 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]."""
-        return self.down(self.activate(self.up(x_BTD)))
+        h_BTF = self.activate(self.up(x_BTD))
+        return self.down(partition.constrain(h_BTF, BATCH, None, TENSOR))
 
     def activate(self, h_BTF: jax.Array) -> jax.Array:
         """Applies config.activation; SwiGLU's halves the last axis."""
@@ -119,13 +121,13 @@ class FeedForward(nnx.Module):
 def normalise_heads(qkv_BTC: jax.Array, n_head: int) -> jax.Array:
     """Returns fused projections [B, T, 3 H K], queries and keys of unit mean square.
 
-    Without a learned gain, whose gradient made XLA:CPU take 1.6 times the step.
+    Also of shape [B, T, 3, H K]. Without a learned gain, whose gradient made XLA:CPU
+    take 1.6 times the step.
     """
-    B, T, C = qkv_BTC.shape
-    heads = qkv_BTC.reshape(B, T, 3, n_head, C // 3 // n_head)
+    heads = qkv_BTC.reshape(*qkv_BTC.shape[:2], 3, n_head, -1)
     inverse = jax.lax.rsqrt((heads * heads).mean(-1, keepdims=True) + 1e-6)
     values = jnp.arange(3).reshape(3, 1, 1) == 2
-    return (heads * jnp.where(values, 1, inverse)).reshape(B, T, C)
+    return (heads * jnp.where(values, 1, inverse)).reshape(qkv_BTC.shape)
 
 
 def dropout(x: jax.Array, rate: float, seed_2: jax.Array | None) -> jax.Array:

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jaxgpt.config import UserError
-from jaxgpt.core import init, layers
+from jaxgpt.core import init, layers, partition
 
 if TYPE_CHECKING:
     from jaxgpt.core.transformer import ModelConfig
@@ -42,12 +42,13 @@ class LearnedPositions(nnx.Module):
 
     def __call__(self, positions: Positions) -> jax.Array:
         """Maps index arrays [B, T] (or [T]) to embeddings [B, T, D] (or [T, D])."""
-        table = self.table[...]
+        table = partition.constrain(self.table[...], None, None)
         return jnp.concatenate([table[jnp.asarray(index)] for index in positions], -1)
 
     def target(self, positions: Positions) -> Target:
         """Returns what `Modulation` reads."""
-        return self.table[...], jnp.asarray(positions[-1])
+        table = partition.constrain(self.table[...], None, None)
+        return table, jnp.asarray(positions[-1])
 
 
 class SinusoidalPositions(nnx.Module):
@@ -100,15 +101,16 @@ def rotate(
     """Turns queries and keys by their position: RoPE (arXiv 2104.09864).
 
     Args:
-      qkv_BTC: fused projections [B, T, 3 H K] at positions start .. start + T.
+      qkv_BTC: fused projections [B, T, 3 H K] at positions start .. start + T; also of
+        shape [B, T, 3, H K].
       start: a scalar or one for each row [B].
       length: above any of these positions. Angles are tabulated in float64: those of
         far positions are too large for float32.
       config: rope_theta, rope_frequency, rope_pairs.
     """
-    B, T, C = qkv_BTC.shape
+    B, T = qkv_BTC.shape[:2]
     H = config.n_head
-    K = C // 3 // H
+    K = qkv_BTC.size // (B * T * 3 * H)
     fast = config.rope_frequency * frequencies(K, config.rope_theta)
     angles = np.arange(length)[:, None] * fast
     index = jnp.reshape(jnp.asarray(start), (-1, 1)) + jnp.arange(T)
@@ -122,7 +124,7 @@ def rotate(
     a, b = jnp.split(x[:, :, :2], 2, pair)
     cos, sin = expand(cos), expand(sin)
     turned = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], pair)
-    return jnp.concatenate([turned, x[:, :, 2:]], 2).reshape(B, T, C)
+    return jnp.concatenate([turned, x[:, :, 2:]], 2).reshape(qkv_BTC.shape)
 
 
 def alibi_slopes(n_head: int) -> tuple[float, ...]:

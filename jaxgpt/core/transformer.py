@@ -11,18 +11,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxgpt.config import UserError
-from jaxgpt.core import attention, cache, cpu, init, layers, positions
+from jaxgpt.core import attention, cache, cpu, init, layers, partition, positions
+from jaxgpt.core.partition import BATCH, TENSOR
 
 Norm = Callable[[jax.Array], jax.Array]
 # Adds to attention: (normalised x_BTD, the block's cache or None, first slot) -> BTD.
 Beside = Callable[[jax.Array, cache.LayerCache | None, jax.Array], jax.Array]
+# What `remat` keeps of a block for the backward pass.
+POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +39,8 @@ class ModelConfig:
     `begin_token` adds the token `vocab_size`, which stands at position `block_size`,
     is read first and never predicted. `adaptive_norm` makes the norms of each block
     depend on the target position.
-    `kernels` is "cpu" (core/cpu.py) or "xla" (plain JAX); results agree to rounding.
+    `kernels` is "cpu" (core/cpu.py), "tpu" (core/tpu.py) or "xla" (plain JAX); results
+    agree to rounding.
     """
 
     n_layer: int
@@ -60,6 +67,8 @@ class ModelConfig:
     init: str = "gpt2"
     begin_token: bool = False
     adaptive_norm: bool = False
+    remat: str = "none"
+    scan_layers: bool = False
     kernels: str = "xla"
 
     def __post_init__(self) -> None:
@@ -144,7 +153,8 @@ class Block(nnx.Module):
             x_BTD = x_BTD + layers.dropout(h_BTD, rate, first)
         with jax.named_scope("feed_forward"):
             h_BTD = self.mlp(norm_2(x_BTD))
-            return x_BTD + layers.dropout(h_BTD, rate, second)
+            x_BTD = x_BTD + layers.dropout(h_BTD, rate, second)
+            return partition.constrain(x_BTD, BATCH, None, None)
 
     def extend(
         self,
@@ -197,12 +207,44 @@ class Transformer(nnx.Module):
             bits = jax.random.bits(dropout_key, (c.n_layer + 1, 3, 2), jnp.uint32)
             x_BTD = layers.dropout(x_BTD, c.dropout, bits[-1, 0])
             seeds = list(bits[:-1])
+        plain = c.remat == "none" and not c.scan_layers
+        if not plain and not beside and outputs is None:
+            return self.norm_f(self.apply_blocks(x_BTD, target, seeds))
         for i, (block, seeds_32) in enumerate(zip(self.blocks, seeds, strict=True)):
             with jax.named_scope(f"block_{i}"):
                 x_BTD = block(x_BTD, target, seeds_32, (beside or {}).get(i))
             if outputs is not None:
                 outputs.append(x_BTD)
         return self.norm_f(x_BTD)
+
+    def apply_blocks(
+        self,
+        x_BTD: jax.Array,
+        target: positions.Target | None,
+        seeds: Sequence[jax.Array | None],
+    ) -> jax.Array:
+        """Runs the blocks as functions of their parameters: recomputed, scanned.
+
+        The parameters of scanned blocks are stacked here, one copy of them in memory,
+        so that a run is one on disk however it is compiled.
+        """
+        c = self.config
+        graph = nnx.split(self.blocks[0])[0]
+        split = [nnx.to_pure_dict(nnx.split(block)[1]) for block in self.blocks]
+
+        def apply(x_BTD, layer):
+            params, seeds_32 = layer
+            return nnx.merge(graph, params)(x_BTD, target, seeds_32), None
+
+        if c.remat != "none":
+            apply = jax.checkpoint(apply, policy=POLICIES[c.remat])
+        layers_ = list(zip(split, seeds, strict=True))
+        if c.scan_layers:
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers_)
+            return jax.lax.scan(apply, x_BTD, stacked)[0]
+        for layer in layers_:
+            x_BTD, _ = apply(x_BTD, layer)
+        return x_BTD
 
     def extend(
         self,
@@ -277,8 +319,10 @@ class LanguageModel(nnx.Module):
 
     def embed(self, tokens_BT: jax.Array, where: positions.Positions) -> jax.Array:
         """Returns token plus position embeddings [B, T, D]."""
-        x_BTD = self.table[...][tokens_BT]
-        return x_BTD if self.positions is None else x_BTD + self.positions(where)
+        x_BTD = partition.constrain(self.table[...], TENSOR, None)[tokens_BT]
+        if self.positions is not None:
+            x_BTD = x_BTD + self.positions(where)
+        return partition.constrain(x_BTD, BATCH, None, None)
 
     def target(self, where: positions.Positions) -> positions.Target | None:
         """Returns what `Modulation` reads, where the model has it."""
@@ -303,6 +347,7 @@ class LanguageModel(nnx.Module):
     ) -> jax.Array:
         """Returns each target's negative log-likelihood [B, T], in nats."""
         logits_BTV = self(tokens_BT, where, dropout_key)
+        logits_BTV = partition.constrain(logits_BTV, BATCH, None, TENSOR)
         return layers.cross_entropy(logits_BTV, targets_BT)
 
 

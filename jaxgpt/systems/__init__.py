@@ -15,7 +15,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxgpt.config import UserError
-from jaxgpt.core import generate, random
+from jaxgpt.core import generate, partition, random
 from jaxgpt.core.transformer import LanguageModel, ModelConfig
 
 Batch = dict[str, jax.Array]
@@ -114,8 +114,10 @@ class System:
     extra_tokens = 0
     goes_past_block = False
 
-    def __init__(self, config: ConfigDict):
-        kernels = "cpu" if jax.default_backend() == "cpu" else "xla"
+    def __init__(self, config: ConfigDict, platform: str = ""):
+        """Is for the platform given, or for the one that JAX finds."""
+        platform = platform or jax.default_backend()
+        kernels = platform if platform in ("cpu", "tpu") else "xla"
         self.config = config
         self.model_config = ModelConfig(
             **(config.model.to_dict() | self.architecture()), kernels=kernels
@@ -194,32 +196,48 @@ class System:
         return {}
 
     def scores(
-        self, params: dict, windows: Any, rows: int, seed: int
+        self, params: dict, windows: Any, rows: int, seed: int, layout: Any = None
     ) -> dict[str, np.ndarray]:
         """Returns {suffix: nats [N, T] of every predicted token}, float64.
 
         Orders and the like are drawn once for all windows, so the result depends
         neither on rows (the windows scored at a time) nor on how often it is asked for.
+        With a layout (`sharding.Layout`), its devices share the rows; deterministic,
+        one of each process scores all.
         """
         N = len(windows)
         key = random.stream(seed, "eval_order")
         batches = jax.jit(self.eval_batches)(windows, key)
+        if layout and self.config.deterministic:
+            params, layout = jax.tree.map(lambda a: a.addressable_data(0), params), None
+        score = self._scorer(layout.mesh if layout else None)
         result = {}
         for suffix, batch in batches.items():
             parts = []
+            batch = jax.device_get(batch)
             for start in range(0, N, rows):
                 # A last short batch is filled up with the first rows, not compiled
                 # anew.
                 index = np.arange(start, start + rows) % N
                 part = {name: array[index] for name, array in batch.items()}
-                nll = self._jitted_nll(params, part)
+                if layout:
+                    part = jax.tree.map(layout.put_rows, part)
+                nll = score(params, part)
                 parts.append(np.asarray(nll, np.float64)[: N - start])
             result[suffix] = np.concatenate(parts)
         return result
 
+    def _scorer(self, mesh: jax.sharding.Mesh | None) -> Callable[..., jax.Array]:
+        """Returns `nll`, compiled once for each mesh."""
+        if mesh not in self._scorers:
+            whole = mesh and jax.NamedSharding(mesh, jax.P())
+            function = partition.under(mesh, self.nll)
+            self._scorers[mesh] = jax.jit(function, out_shardings=whole)
+        return self._scorers[mesh]
+
     @functools.cached_property
-    def _jitted_nll(self) -> Callable[..., jax.Array]:
-        return jax.jit(self.nll)
+    def _scorers(self) -> dict[Any, Callable[..., jax.Array]]:
+        return {}
 
     def report(self, params: dict, windows: Any, rows: int) -> dict[str, Any]:
         """Returns what `evaluate` says of a split beyond its losses."""
@@ -343,9 +361,9 @@ def kind(name: str) -> type[System]:
     return getattr(importlib.import_module(module), name)
 
 
-def make(config: ConfigDict) -> System:
-    """Returns the system that `config.system` names."""
-    return kind(config.system)(config)
+def make(config: ConfigDict, platform: str = "") -> System:
+    """Returns the system that `config.system` names, for a platform or this one's."""
+    return kind(config.system)(config, platform)
 
 
 def check_order(order: str, known: tuple[str, ...]) -> None:

@@ -36,11 +36,11 @@ class MemoryLM(CausalLM):
 
     goes_past_block = True
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: ConfigDict, platform: str = ""):
         self.memory = config.memory
         self.stores: dict[int, Store] = {}
         self._serials = itertools.count(TRAINING + 1)
-        super().__init__(config)
+        super().__init__(config, platform)
         self.search = searcher(self.stores, config.memory.num_search_results)
 
     def _build(self, key: jax.Array) -> MemoryModel:
@@ -178,10 +178,15 @@ class MemoryLM(CausalLM):
         return super().nll(params, {"tokens": batch["tokens"]}, dropout_key)
 
     def scores(
-        self, params: dict, windows: Segments, rows: int, seed: int
+        self,
+        params: dict,
+        windows: Segments,
+        rows: int,
+        seed: int,
+        layout: Any = None,
     ) -> dict[str, np.ndarray]:
         """Returns {"": nats of every prediction that counts}, of documents read."""
-        del seed
+        del seed, layout
         read = evaluation.read(self, params, windows, rows, self.memory.reading)
         return {"": read.nll_NT[windows.weight_NT > 0]}
 

@@ -1,0 +1,97 @@
+"""Losses of a few steps on meshes of 8 virtual devices, as JSON: {case: {name: [...]}}.
+
+XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.devices
+"""
+
+import hashlib
+import json
+import pathlib
+
+import jax
+import numpy as np
+
+from jaxgpt import config as configs
+from jaxgpt.core import random
+from jaxgpt.step import init_state, make_step
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+SIZE = {
+    "model.n_layer": 2,
+    "model.n_head": 2,
+    "model.n_embd": 16,
+    "model.block_size": 16,
+    "model.dropout": 0.1,
+    "batch_size": 8,
+    "steps": 100,
+    "optimizer.warmup_steps": 0,
+}
+SYSTEMS = {
+    "sigma": ("sigma_plus_char.py", {"model.vocab_size": 64}),
+    "teeny": ("teeny_char.py", {"model.vocab_size": 65}),
+    "gssm": ("gssm_easy.py", {"model.vocab_size": 64}),
+}
+ONE = (1, 1, 1)
+
+
+def losses(file, changes, mesh=None, steps=3):
+    """Losses of a few steps, held-out loss after them, a digest of the parameters."""
+    config = configs.load(str(CONFIGS / file), {})
+    if mesh:
+        axes = zip(("data", "fsdp", "tensor"), mesh, strict=True)
+        changes = changes | {f"mesh.{axis}": size for axis, size in axes}
+    configs.validate(configs.override(config, SIZE | changes))
+    system, optimizer = systems.make(config), optim.make(config)
+
+    def init(key):
+        return init_state(system.init(key), optimizer, ema=False)
+
+    key = random.stream(config.seed, "params")
+    devices = jax.devices()[: np.prod(mesh or (1, 1, 1))]
+    layout = sharding.layout(
+        jax.eval_shape(init, key),
+        optimizer,
+        sharding.make_mesh(config, devices),
+        config.batch_size,
+    )
+    state = jax.jit(init, out_shardings=layout.state)(key)
+    advance = make_step(system, optimizer, layout)
+    rng = np.random.default_rng(0)
+    shape, found = (8, system.window), []
+    for index in range(steps):
+        tokens = rng.integers(0, config.model.vocab_size, shape).astype(np.int32)
+        state, metrics = advance(state, np.int32(index), layout.put_rows(tokens))
+        found.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+    nll = system.scores(state["params"], tokens, 8, config.seed, layout)
+    places = {str(a.sharding.spec) for a in jax.tree.leaves(state)}
+    weights = b"".join(np.asarray(a).tobytes() for a in jax.tree.leaves(state))
+    return {
+        "loss": [loss for loss, _ in found],
+        "grad_norm": [norm for _, norm in found],
+        "val_loss": [float(array.mean()) for array in nll.values()],
+        "digest": hashlib.sha256(weights).hexdigest(),
+        "places": sorted(places),
+    }
+
+
+def cases():
+    file, changes = SYSTEMS["sigma"]
+    for count in (1, 2, 4, 8):
+        exact = changes | {"deterministic": True}
+        yield f"deterministic on {count}", (file, exact, (count, 1, 1))
+    jax.config.update("jax_disable_most_optimizations", True)
+    for name, places in {
+        "sigma": {"1": ONE, "2": (2, 1, 1), "4": (2, 2, 1), "8": (2, 2, 2)},
+        "teeny": {"1": ONE, "8": (1, 4, 2)},
+        "gssm": {"1": ONE, "8": (8, 1, 1)},
+    }.items():
+        for mesh, shape in places.items():
+            yield f"{name} on {mesh}", (*SYSTEMS[name], shape)
+    yield "accumulated", (file, changes | {"accumulation": 2}, (2, 2, 1))
+    dots = changes | {"model.remat": "dots"}
+    yield "recomputed", (file, dots, (2, 1, 1))
+    scan = changes | {"model.scan_layers": True, "model.remat": "full"}
+    yield "scanned", (file, scan, (2, 2, 2))
+
+
+if __name__ == "__main__":
+    print(json.dumps({case: losses(*arguments) for case, arguments in cases()}))
