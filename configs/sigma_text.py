@@ -31,7 +31,7 @@ def get_config(variant=""):
             # 50257 and a little more: a multiple of 128 fills the units of a TPU.
             "model.vocab_size": 50304,
             "model.dtype": "bfloat16",
-            "model.remat": "dots",
+            "model.remat": "full",
             "model.scan_layers": True,
             "optimizer.learning_rate": 6e-4,
             "optimizer.min_learning_rate": 6e-5,

@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from jaxgpt.cli import say
@@ -78,10 +79,23 @@ def digests(state: State) -> dict[str, list]:
     """Returns {path: [sha256, dtype, shape]} of every array."""
     result = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        raw = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+        raw = np.ascontiguousarray(_whole(leaf)).reshape(-1).view(np.uint8)
         digest = hashlib.sha256(raw.data).hexdigest()
         result[_name(path)] = [digest, str(leaf.dtype), list(leaf.shape)]
     return result
+
+
+def _whole(leaf: Any) -> Any:
+    """Returns an array that this process may have only a part of."""
+    if getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated:
+        return leaf
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Returns the shape of an array with a place: by default the first device."""
+    place = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
 
 def digest(value: Any) -> str:
@@ -178,6 +192,7 @@ class Checkpoints:
         Raises:
           DamagedError: naming the array or file that is not what was saved.
         """
+        abstract = jax.tree.map(_placed, abstract)
         try:
             saved = self._summary(step)["arrays"]
             shapes = {
@@ -260,7 +275,7 @@ class Checkpoints:
         """Renames damaged checkpoints, so that their steps can be saved again."""
         for step, reason in damaged.items():
             say(f"warning: checkpoint {step} is damaged ({reason}); using step {used}")
-            if not self.read_only:
+            if not self.read_only and not jax.process_index():
                 folder = self.folder / str(step)
                 folder.rename(_unused(folder.with_name(f"{step}.damaged")))
         if damaged:

@@ -67,8 +67,19 @@ def main(command: Callable[[list[str]], int | None]) -> NoReturn:
     sys.exit(status)
 
 
+_follows = False
+
+
+def follow() -> None:
+    """Leaves all but errors to the first of several processes."""
+    global _follows
+    _follows = True
+
+
 def say(message: str) -> None:
     """Prints a line for the person watching: on stderr, so that stdout stays data."""
+    if _follows and not message.startswith("error"):
+        return
     print(message, file=sys.stderr, flush=True)
 
 
@@ -103,7 +114,18 @@ def set_up_jax() -> None:
         cache = user_path(home) / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if jax.default_backend() == "cpu":
+    from jaxgpt import distributed
+
+    try:
+        backend = jax.default_backend()
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"JAX finds no device to run on ({reason}): end what uses it, or set "
+            "JAX_PLATFORMS=cpu"
+        ) from None
+    distributed.check_backend(backend)
+    if backend == "cpu":
         cpu.keep_heap()
 
 

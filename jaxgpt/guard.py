@@ -65,6 +65,8 @@ class Guard:
             for name in ("order", "dropout")
         }
         record |= {**self.stepper.named_batch(index), **values}
+        if jax.process_index():
+            return
         try:
             self.folder.mkdir(exist_ok=True)
             np.savez(self.folder / f"{step}.npz", step=step, seed=seed, **record)

@@ -21,8 +21,10 @@ class Interruption:
     SIGUSR1 is the warning that Slurm sends before the time is up.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, alone: bool = True) -> None:
+        """With others (not alone) an evaluation is not broken off: all must end it."""
         self.signal = 0
+        self._alone = alone
         self._evaluating = False
         self._before: dict[int, Any] = {}
 
@@ -38,9 +40,9 @@ class Interruption:
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Within it a signal raises Interrupted: an evaluation may take minutes."""
-        self._evaluating = True
+        self._evaluating = self._alone
         try:
-            if self.signal:
+            if self.signal and self._alone:
                 raise Interrupted
             yield
         finally:

@@ -32,8 +32,11 @@ def peak_flops(device_kind: str) -> float | None:
 class Recorder:
     """Writes metrics.jsonl as it goes, metrics.csv and loss.png at evaluations."""
 
-    def __init__(self, workdir: pathlib.Path, start: int, trackers: list):
-        self.workdir = workdir
+    def __init__(
+        self, workdir: pathlib.Path, start: int, trackers: list, writes: bool = True
+    ):
+        """Keeps rows without writing them where another process does."""
+        self.workdir, self.writes = workdir, writes
         self.trackers = trackers
         self.failed: set[str] = set()
         # A run that starts over writes its step 0 again.
@@ -42,6 +45,8 @@ class Recorder:
         self._rewrite()
 
     def _rewrite(self) -> None:
+        if not self.writes:
+            return
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
         temporary = self.workdir / "metrics.tmp"
         temporary.write_text(text)
@@ -54,6 +59,8 @@ class Recorder:
         """
         again = self.rows and self.rows[-1]["step"] == row["step"]
         self.rows.append(self.rows.pop() | row if again else row)
+        if not self.writes:
+            return
         with self._tolerating_a_full_disk("metrics.jsonl"):
             path = self.workdir / "metrics.jsonl"
             if again or not path.exists():
@@ -70,6 +77,8 @@ class Recorder:
 
     def summarise(self) -> None:
         """Rewrites metrics.csv and loss.png from all rows."""
+        if not self.writes:
+            return
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         with (
             self._tolerating_a_full_disk("metrics.csv"),
@@ -83,7 +92,7 @@ class Recorder:
 
     def write_positions(self, curves: dict[str, Any]) -> None:
         """Rewrites position.csv and position.png: means [T] at an evaluation."""
-        if not curves:
+        if not curves or not self.writes:
             return
         with (
             self._tolerating_a_full_disk("position.csv"),

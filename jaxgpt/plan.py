@@ -52,6 +52,8 @@ RESERVED = 0.25 * 2**30  # Of each chip's memory, by the runtime.
 # Bytes of activations a token leaves in a layer per unit of width, at 16 bits
 # (arXiv 2205.05198, section 4.1, without the scores).
 ACTIVATION_BYTES = 34
+# The compiler's complaint.
+OUT_OF_MEMORY = r"(?:temporaries \(|Used )([\d.]+)([KMG])(?:\) exceeds| of)"
 # Libtpu would look for a TPU, and leave logs and a lock behind.
 QUIET = {
     "JAX_PLATFORMS": "cpu",
@@ -155,12 +157,12 @@ def compile_step(config: ConfigDict, devices: list[Any]) -> tuple[Compiled, int]
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         text = " ".join(str(error).split())
-        used = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+[KMG]) hbm", text)
+        used = re.search(OUT_OF_MEMORY, text)
         if not used:
             raise UserError(f"the compiler refuses this step: {text[:300]}") from None
         unit = {"K": 2**10, "M": 2**20, "G": 2**30}[used.group(2)]
-        memory["total"] = float(used.group(1)) * unit
-        memory["activations"] = memory["total"] - sum(map(float, kinds.values()))
+        memory["activations"] = float(used.group(1)) * unit
+        memory["total"] = memory["activations"] + sum(map(float, kinds.values()))
         seconds = time.perf_counter() - began
         return Compiled(memory, {}, seconds, 0, used.group(0)), parameters
     found = program.memory_analysis()

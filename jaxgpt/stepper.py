@@ -56,17 +56,20 @@ class Stepper:
             system.adopt(self.state["carried"], host)
         self.advance = make_step(system, self.optimizer, self.layout)
 
-    def batch(self, index: int) -> Any:
-        """Returns what the data gives for the step after `index`, on the devices."""
+    def given(self, index: int) -> Any:
+        """Returns what the data gives for the step that follows `index` steps."""
         c = self.config
-        given = self.data.batch_at(
+        return self.data.batch_at(
             c.seed, "train", index, c.batch_size, self.system.window
         )
-        return jax.tree.map(self.layout.put_rows, given)
+
+    def batch(self, index: int) -> Any:
+        """Returns it on the devices."""
+        return jax.tree.map(self.layout.put_rows, self.given(index))
 
     def named_batch(self, index: int) -> dict[str, np.ndarray]:
-        """Returns `batch` by name, on the host."""
-        given = self.batch(index)
+        """Returns it by name, on the host."""
+        given = self.given(index)
         named = given if isinstance(given, dict) else {"tokens": given}
         return {name: np.asarray(array) for name, array in named.items()}
 

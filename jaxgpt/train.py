@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxgpt import cli
+from jaxgpt import cli, distributed
 from jaxgpt import config as configs
 from jaxgpt.config import UserError
 from jaxgpt.interruption import Interrupted, Interruption
@@ -40,12 +40,17 @@ class Trainer:
         self.system, self.data, self.config = system, data, system.config
         self.workdir = workdir
         c = self.config
+        leads = jax.process_index() == 0
         self.checkpoints = Checkpoints(workdir, c.keep)
         self.stepper = Stepper(system, data, self.checkpoints)
         self.rate = optim.schedule(c)
         self.recorder = metrics.Recorder(
-            workdir, self.step, metrics.open_trackers(c, workdir)
+            workdir,
+            self.step,
+            metrics.open_trackers(c, workdir) if leads else [],
+            writes=leads,
         )
+        self.agreement = distributed.Agreement(self.stepper.layout.mesh)
         self.guard = Guard(self.stepper, workdir)
         self.tokens_per_step = c.batch_size * system.predicted
         self.parameters = transformer.count_parameters(self.stepper.state["params"])
@@ -147,7 +152,11 @@ def loop(trainer: Trainer, progress: Progress, interruption: Interruption) -> No
     marked, mark = trainer.step, time.perf_counter()
     suggested = not trainer.slow_device
     stops = trainer.out_of_patience()
-    while trainer.step < c.steps and not interruption.signal and not stops:
+    while (
+        trainer.step < c.steps
+        and not stops
+        and not trainer.agreement.ask(interruption.signal)
+    ):
         metrics = trainer.stepper.run_step()
         step = trainer.step
         if pending is not None:
@@ -226,16 +235,21 @@ def _train(trainer: Trainer, workdir: pathlib.Path) -> int:
         + (f"resuming after step {start} of {steps}" if start else f"{steps} steps")
     )
     try:
-        with Interruption() as interruption:
+        with Interruption(alone=jax.process_count() == 1) as interruption:
             with contextlib.suppress(Interrupted):
                 if trainer.owes_evaluation():
                     with interruption.evaluating():
                         evaluation = trainer.evaluate()
                     trainer.record(evaluation, progress)
                 loop(trainer, progress, interruption)
+            interruption.signal = distributed.agree(interruption.signal)
             if interruption.signal:
                 trainer.save(None)
             trainer.make_sure()
+    except jax.errors.JaxRuntimeError:
+        if jax.process_count() == 1:
+            raise
+        distributed.leave()
     except DivergedError as error:
         trainer.checkpoints.report_errors(wait=True)
         kept = ", ".join(map(str, trainer.checkpoints.steps())) or "none"
@@ -286,6 +300,7 @@ def command(argv: list[str]) -> int:
         help="redo this step of the run in --workdir, change nothing, and name the "
         "first tensor in it that is not finite",
     )
+    distributed.add_options(parser)
     args = parser.parse_args(options)
     if args.config:
         config = configs.load(args.config, overrides)
@@ -299,12 +314,18 @@ def command(argv: list[str]) -> int:
     allowed = [key for key in args.allow.split(",") if key]
     for key in allowed:
         configs.check_key(key)
+    shared = distributed.start(args)
     cli.set_up_jax()
     if args.replay is not None:
         from jaxgpt.replay import replay
 
         return replay(config, configs.user_path(workdir), args.replay)
-    return train(config, workdir, allowed)
+    status = train(config, workdir, allowed)
+    if shared:
+        import jax
+
+        jax.distributed.shutdown()
+    return status
 
 
 if __name__ == "__main__":

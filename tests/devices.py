@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxgpt import config as configs
+from jaxgpt import optim, sharding, systems
 from jaxgpt.core import random
 from jaxgpt.step import init_state, make_step
 

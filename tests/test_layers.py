@@ -7,7 +7,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "jaxgpt"
 LAYERS = (
     {"config"},
     {"core", "data"},
-    {"cli"},
+    {"cli", "distributed"},
     {"systems", "interop"},
     {
         "hlo",
