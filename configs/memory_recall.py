@@ -24,7 +24,7 @@ def get_config(variant=""):
             "memory.num_search_results": 4,
             "memory.context": 1,
             "memory.join_std": 0.02,
-            "memory.budget": 0.5,
+            "memory.budget": 0.2,
             "optimizer.learning_rate": 3e-3,
             "optimizer.min_learning_rate": 3e-4,
             "optimizer.warmup_steps": 20,

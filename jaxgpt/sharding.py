@@ -30,7 +30,8 @@ RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
     (r"(out|down)/kernel", ("tensor", "fsdp")),
     (r"(qkv|up|unembed)/bias", ("tensor",)),
     (r"kernel", ("fsdp", None)),
-    (r"(scale|bias)", (None,)),
+    (r"(scale|bias|gate)", (None,)),
+    (r"sharpness", ()),
 )
 
 

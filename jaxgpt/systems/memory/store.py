@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec
 from jaxgpt import cli
 from jaxgpt.config import CheckError, UserError
 from jaxgpt.core import random
+from jaxgpt.core.partition import BATCH
 from jaxgpt.systems.memory import entries as ops
 from jaxgpt.systems.memory import index as indices
 from jaxgpt.systems.memory.entries import Entries
@@ -409,7 +410,7 @@ def searcher(stores: dict[int, Store], k: int) -> Search:
         if device_count() == 1:
             return call(version_2, row_B, query_BTGK)
         # Otherwise XLA would gather all queries on one device.
-        rows = PartitionSpec("data")
+        rows = PartitionSpec(BATCH)
         specs = (PartitionSpec(), rows, rows)
         split = jax.shard_map(call, in_specs=specs, out_specs=rows, check_vma=False)
         return split(version_2, row_B, query_BTGK)

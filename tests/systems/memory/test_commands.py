@@ -97,6 +97,7 @@ def test_output_mode_reads_any_causal_run(tmp_path, capsys):
 def test_sample_carries_explains_and_forgets(played, tmp_path, capsys):
     file = tmp_path / "memory.safetensors"
     common = [f"--workdir={played}", f"--memory={file}", "--json=-"]
+    common += ["--config.memory.memory_size=256"]
     prompt = "the queen of night sings and no king dares speak the queen"
     ask = [*common, f"--prompt={prompt}", "--max_new_tokens=12", "--explain"]
     sample.command([*ask, "--document=first"])
@@ -111,7 +112,7 @@ def test_sample_carries_explains_and_forgets(played, tmp_path, capsys):
             assert memory["text"] in one["text"] + two["text"]
     sample.command([*common, "--forget=first"])
     forgotten = last_json(capsys)
-    assert forgotten["forgotten"] > 0
+    assert forgotten == {"forgotten": 69, "left": 69}
     with pytest.raises(UserError, match="no document 'first'"):
         sample.command([*common, "--forget=first"])
     data = bytearray(file.read_bytes())
