@@ -66,6 +66,7 @@ class Trainer:
         from jaxgpt.step import init_state, make_step
 
         self.system, self.data, self.config = system, data, system.config
+        self.workdir = workdir
         c = self.config
         mesh = sharding.make_mesh(c.batch_size // c.accumulation)
         everywhere, self.rows = sharding.replicated(mesh), sharding.by_row(mesh)
@@ -133,6 +134,10 @@ class Trainer:
                 found |= self.system.figures(tokens, nll[""])
                 curves = self.system.by_position(tokens, nll[""])
                 self.recorder.write_positions(curves)
+            pictures = self.workdir / "pictures" if split == "val" else None
+            found |= self.system.demonstrate(
+                params, self.data, split, pictures, f"{self.step:07}"
+            )
             result |= {f"{split}_{name}": value for name, value in found.items()}
         return result
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -104,6 +105,7 @@ class System:
     """
 
     extra_tokens = 0
+    judges = False
     goes_past_block = False
 
     def __init__(self, config: ConfigDict):
@@ -184,6 +186,13 @@ class System:
     ) -> dict[str, np.ndarray]:
         """Returns {name: [T]}: means over windows worth drawing by position."""
         del tokens_NT, nll_NT
+        return {}
+
+    def demonstrate(
+        self, params: dict, data: Any, split: str, folder: Path | None, label: str
+    ) -> dict[str, float]:
+        """Generates at an evaluation, and returns what there is to say of it."""
+        del params, data, split, folder, label
         return {}
 
     def reading(
@@ -269,6 +278,7 @@ class System:
 
 SYSTEMS = {
     "sigma": "jaxgpt.systems.sigma:SigmaGPT",
+    "sigma-task": "jaxgpt.systems.sigma.tasks:SigmaTask",
     "causal": "jaxgpt.systems.causal:CausalLM",
     "gssm": "jaxgpt.systems.gssm:GSSM",
 }
