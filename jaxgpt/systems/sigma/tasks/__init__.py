@@ -114,10 +114,17 @@ class SigmaTask(SigmaGPT):
         return super().nll(params, batch, dropout_key) * batch["weight"]
 
     def problems(
-        self, data: dataset.TaskData, split: str, count: int
+        self, data: dataset.TaskData, split: str, count: int, seed: int | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns (tokens [N, T], zero where not given; known [N, T]; all tokens)."""
-        reference_NT, known_NT = dataset.unmark(data.fixed(split, self.window, count))
+        """Returns (tokens [N, T], zero where not given; known [N, T]; all tokens).
+
+        The first ones of a split; with a seed, those that it draws.
+        """
+        if seed is None:
+            marked_NT = data.fixed(split, self.window, count)
+        else:
+            marked_NT = data.batch_at(seed, split, 0, count, self.window)
+        reference_NT, known_NT = dataset.unmark(marked_NT)
         return np.where(known_NT, reference_NT, 0), known_NT, reference_NT
 
     def demonstrate(
