@@ -1,7 +1,8 @@
 """Checkpoints: Orbax, and a digest of every array, since Orbax restores flipped bits.
 
 Resume, in this order:
-  1. the config of the run must equal the one asked for, but for `MAY_CHANGE`;
+  1. the config of the run must equal the one asked for, but for `MAY_CHANGE` and
+     what the command allows;
   2. the newest checkpoint whose arrays all have the dtype, shape and digest they
      were saved with is restored; damaged ones are named, set aside as `N.damaged`,
      and the one before is taken;
@@ -12,20 +13,19 @@ Resume, in this order:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
+import json
 import math
 import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
-from orbax.checkpoint.checkpoint_managers import (
-    AnyPreservationPolicy,
-    BestN,
-    LatestN,
-)
 
 from jaxgpt.cli import say
 from jaxgpt.config import UserError, differences
@@ -36,6 +36,7 @@ MAY_CHANGE = (
     "eval_sequences",
     "checkpoint_interval",
     "log_interval",
+    "nonfinite",
     "keep",
     "tensorboard",
     "wandb_project",
@@ -49,16 +50,19 @@ class DamagedError(Exception):
     """A checkpoint that does not hold what was saved; the message says where."""
 
 
-def check_same_config(old: ConfigDict, new: ConfigDict, workdir: pathlib.Path) -> None:
+def check_same_config(
+    old: ConfigDict, new: ConfigDict, workdir: pathlib.Path, allowed: Sequence[str]
+) -> None:
     """Raises UserError with a table where a run belongs to another config."""
-    changed = {k: v for k, v in differences(old, new).items() if k not in MAY_CHANGE}
+    free = {*MAY_CHANGE, *allowed}
+    changed = {k: v for k, v in differences(old, new).items() if k not in free}
     if changed:
         rows = "\n".join(
             f"  {k}: {a!r} there, {b!r} now" for k, (a, b) in changed.items()
         )
         raise UserError(
-            f"'{workdir}' belongs to another config: take another --workdir or undo\n"
-            + rows
+            f"'{workdir}' belongs to another config: take another --workdir, undo, or "
+            f"let them change with --allow={','.join(changed)}\n{rows}"
         )
 
 
@@ -72,6 +76,11 @@ def digests(state: State) -> dict[str, list]:
     return result
 
 
+def digest(value: Any) -> str:
+    """Returns the sha256 of a value as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def _name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
@@ -80,16 +89,14 @@ class Checkpoints:
     """The checkpoints of one run: items of a state, each a tree of arrays."""
 
     def __init__(self, workdir: pathlib.Path, keep: int = 1, read_only: bool = False):
-        def rank(metrics: dict[str, float]) -> float:
-            return -metrics["val_loss"] if metrics else -math.inf
-
-        best = BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)
         self.folder = workdir.resolve() / "checkpoints"
+        self.read_only = read_only
+        self.saving: int | None = None
+        self.losses: dict[int, float] = {}
         self.manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                best_fn=rank,
-                preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+                preservation_policy=_BestAndLatest(keep, self.val_loss),
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
                 create=not read_only,
@@ -105,39 +112,52 @@ class Checkpoints:
 
         A failure of this or the save before is said in one line; the run goes on.
         """
-        self.report_errors()
+        self.report_errors(wait=True)
         if step in self.steps():
             return
         items = {name: ocp.args.StandardSave(item) for name, item in state.items()}
-        items["digests"] = ocp.args.JsonSave(digests(state))
+        loss = metrics["val_loss"] if metrics else None
+        summary: dict[str, Any] = {"arrays": digests(state), "val_loss": loss}
+        summary["digest"] = digest(summary)
+        items["digests"] = ocp.args.JsonSave(summary)
+        self.losses[step] = math.inf if loss is None else loss
+        self.saving = step
         try:
-            self.manager.save(
-                step,
-                args=ocp.args.Composite(**items),
-                metrics=metrics or {},
-                force=True,
-            )
+            self.manager.save(step, args=ocp.args.Composite(**items), force=True)
         except (OSError, ValueError, RuntimeError) as error:
-            self._say_failed(step, error)
+            self._say_failed(str(error))
 
-    def report_errors(self, wait: bool = False) -> bool:
-        """Says in one line if a background save failed; returns whether it did."""
+    def report_errors(self, wait: bool = False) -> None:
+        """Says in one line if a background save failed; wait waits until it is done."""
+        if self.saving is None:
+            return
         try:
             if wait:
                 self.manager.wait_until_finished()
             else:
                 self.manager.check_for_errors()
         except Exception as error:  # Orbax wraps whatever the file system raised.
-            self._say_failed(None, error)
-            return True
-        return False
+            self._say_failed(str(error) or type(error).__name__)
+            return
+        if not wait and self.manager.is_saving_in_progress():
+            return
+        # Orbax loses errors of saves that fail at once: only the disk knows.
+        if (self.folder / str(self.saving)).is_dir():
+            self.saving = None
+        else:
+            self._say_failed("it is not on the disk")
 
-    def _say_failed(self, step: int | None, error: Exception) -> None:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    def _say_failed(self, message: str) -> None:
+        line = message.strip().splitlines()[0]
         reason = line.split(" [os_error_code")[0].rsplit(": ", 1)[-1][:200]
-        which = "a checkpoint" if step is None else f"checkpoint {step}"
+        with contextlib.suppress(OSError):
+            self.manager.reload()
         left = ", ".join(map(str, self.steps())) or "none"
-        say(f"warning: {which} could not be saved ({reason}); kept steps: {left}")
+        say(
+            f"warning: checkpoint {self.saving} could not be saved ({reason}); kept "
+            f"steps: {left}"
+        )
+        self.saving = None
 
     def restore(self, step: int, abstract: State) -> State:
         """Restores the items of abstract from one checkpoint, and proves them.
@@ -150,7 +170,7 @@ class Checkpoints:
           DamagedError: naming the array or file that is not what was saved.
         """
         try:
-            saved = self._read(step, {"digests": ocp.args.JsonRestore()})["digests"]
+            saved = self._summary(step)["arrays"]
             self._check_shapes(abstract, saved)
             restored = self._read(
                 step,
@@ -167,6 +187,18 @@ class Checkpoints:
                 raise DamagedError(f"array {name} differs from its digest")
         return state
 
+    def _summary(self, step: int) -> dict[str, Any]:
+        """Returns what was saved beside the arrays: their digests, the loss."""
+        items = {"digests": ocp.args.JsonRestore()}
+        try:
+            summary = self._read(step, items)["digests"]
+            whole = summary.pop("digest") == digest(summary)
+        except Exception:  # JSON that is none, or not ours.
+            whole = False
+        if not whole:
+            raise DamagedError("the file of digests is not what was saved")
+        return summary
+
     def _read(self, step: int, items: dict) -> Any:
         return self.manager.restore(step, args=ocp.args.Composite(**items))
 
@@ -179,14 +211,20 @@ class Checkpoints:
             if saved[name][1:] != want:
                 raise DamagedError(f"array {name} is {saved[name][1:]}, not {want}")
 
-    def restore_newest(self, abstract: State) -> tuple[int, State] | None:
+    def restore_newest(
+        self, abstract: State, before: float = math.inf
+    ) -> tuple[int, State] | None:
         """Restores the newest whole checkpoint; None where there is none at all.
+
+        Args:
+          abstract: as in `restore`.
+          before: only steps below it.
 
         Raises:
           UserError: where there are checkpoints and every one is damaged.
         """
         damaged: dict[int, str] = {}
-        for step in reversed(self.steps()):
+        for step in reversed([step for step in self.steps() if step < before]):
             try:
                 state = self.restore(step, abstract)
             except DamagedError as error:
@@ -206,8 +244,9 @@ class Checkpoints:
         """Renames damaged checkpoints, so that their steps can be saved again."""
         for step, reason in damaged.items():
             say(f"warning: checkpoint {step} is damaged ({reason}); using step {used}")
-            folder = self.folder / str(step)
-            folder.rename(folder.with_name(f"{step}.damaged"))
+            if not self.read_only:
+                folder = self.folder / str(step)
+                folder.rename(_unused(folder.with_name(f"{step}.damaged")))
         if damaged:
             self.manager.reload()
 
@@ -221,7 +260,7 @@ class Checkpoints:
         if not steps:
             raise UserError(f"'{self.folder}' holds no finished checkpoint")
         if wanted == "best":
-            losses = {step: self._val_loss(step) for step in steps}
+            losses = {step: self.val_loss(step) for step in steps}
             return min(steps, key=lambda step: (losses[step], -step))
         if wanted == "last":
             return steps[-1]
@@ -230,13 +269,44 @@ class Checkpoints:
         known = ", ".join(map(str, steps))
         raise UserError(f"no checkpoint '{wanted}': there are best, last, {known}")
 
-    def _val_loss(self, step: int) -> float:
-        try:
-            return self.manager.metrics(step)["val_loss"]
-        except Exception:  # Saved without metrics, or they are damaged: ranks last.
-            return float("inf")
+    def val_loss(self, step: int) -> float:
+        """Returns the validation loss a step was saved with; infinity without one."""
+        if step not in self.losses:
+            try:
+                loss = self._summary(step)["val_loss"]
+            except DamagedError:
+                loss = None
+            self.losses[step] = math.inf if loss is None else loss
+        return self.losses[step]
 
     def close(self) -> None:
         """Waits for the last save and frees the manager."""
         self.report_errors(wait=True)
         self.manager.close()
+
+
+def _unused(path: pathlib.Path) -> pathlib.Path:
+    """Returns the path, or where it exists the first free one of path-2, path-3."""
+    found = path
+    for number in itertools.count(2):
+        if not found.exists():
+            break
+        found = path.with_name(f"{path.name}-{number}")
+    return found
+
+
+class _BestAndLatest:
+    """Orbax's preservation policy: the latest, and the lowest validation loss."""
+
+    def __init__(self, keep: int, val_loss: Callable[[int], float]):
+        self.keep, self.val_loss = keep, val_loss
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: Any
+    ) -> list[bool]:
+        """Returns, for each checkpoint, ascending, whether it stays."""
+        del context
+        steps = [info.step for info in checkpoints]
+        losses = {step: self.val_loss(step) for step in steps}
+        best = min(steps, key=lambda step: (losses[step], -step), default=None)
+        return [step in steps[-self.keep :] or step == best for step in steps]

@@ -240,6 +240,11 @@ FIELDS: dict[str, Field] = {
     "eval_sequences": Field(256, "fixed windows per split and evaluation", minimum=1),
     "checkpoint_interval": Field(250, "steps between checkpoints", minimum=1),
     "keep": Field(2, "latest checkpoints kept, beside the best one", minimum=1),
+    "nonfinite": Field(
+        "stop",
+        "a step whose loss or gradient is not finite stops the run, or is skipped",
+        ("stop", "skip"),
+    ),
     "log_interval": Field(10, "steps between metrics lines", minimum=1),
     "tensorboard": Field(False, "also write TensorBoard events (extra: tracking)"),
     "wandb_project": Field("", "also log to this Weights & Biases project"),
@@ -279,11 +284,16 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
         the field cannot hold.
     """
     for key, value in changes.items():
-        if key not in FIELDS:
-            near = difflib.get_close_matches(key, FIELDS, n=1, cutoff=0.0)
-            raise UserError(f"unknown config key '{key}': did you mean '{near[0]}'?")
+        check_key(key)
         config.update_from_flattened_dict({key: _parse(key, FIELDS[key], value)})
     return config
+
+
+def check_key(key: str) -> None:
+    """Raises UserError for an unknown key, naming the nearest known one."""
+    if key not in FIELDS:
+        near = difflib.get_close_matches(key, FIELDS, n=1, cutoff=0.0)
+        raise UserError(f"unknown config key '{key}': did you mean '{near[0]}'?")
 
 
 def with_variant(

@@ -39,18 +39,28 @@ class Recorder:
         # A run that starts over writes its step 0 again.
         before = read_rows(workdir) if start else []
         self.rows = [row for row in before if row["step"] <= start]
+        self._rewrite()
+
+    def _rewrite(self) -> None:
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        temporary = workdir / "metrics.tmp"
+        temporary = self.workdir / "metrics.tmp"
         temporary.write_text(text)
-        temporary.replace(workdir / "metrics.jsonl")
-        self.stream = open(workdir / "metrics.jsonl", "a")  # noqa: SIM115 - kept open
+        temporary.replace(self.workdir / "metrics.jsonl")
 
     def write(self, row: dict[str, Any]) -> None:
-        """Appends one row; a tracker that fails is dropped, with a line."""
-        self.rows.append(row)
+        """Appends a row, or adds to that of the same step.
+
+        A tracker that fails is dropped, with a line.
+        """
+        again = self.rows and self.rows[-1]["step"] == row["step"]
+        self.rows.append(self.rows.pop() | row if again else row)
         with self._tolerating_a_full_disk("metrics.jsonl"):
-            self.stream.write(json.dumps(row) + "\n")
-            self.stream.flush()
+            path = self.workdir / "metrics.jsonl"
+            if again or not path.exists():
+                self._rewrite()
+            else:
+                with open(path, "a") as stream:
+                    stream.write(json.dumps(row) + "\n")
         for tracker in list(self.trackers):
             try:
                 tracker(row)
@@ -213,7 +223,9 @@ class Progress:
     def update(self, step: int, row: dict[str, Any]) -> None:
         """Shows where training stands."""
         self.shown = step - self.start
-        parts = [f"loss {row['loss']:.4f}", f"{row['tokens_per_second']:,.0f} tok/s"]
+        parts = [f"{row['tokens_per_second']:,.0f} tok/s"]
+        if "loss" in row:  # Not where the step was skipped.
+            parts.insert(0, f"loss {row['loss']:.4f}")
         if "mfu" in row:
             parts.append(f"MFU {row['mfu']:.1%}")
         if self.bar:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
+import os
 import pathlib
-from typing import Any
+import socket
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
 
 import jax
 from ml_collections import ConfigDict
@@ -79,15 +84,14 @@ def open_run(workdir: str, step: str = "best") -> Run:
     return Run(folder, config, system, params, chosen, tokenizer)
 
 
-def prepare(config: ConfigDict, workdir: pathlib.Path) -> tuple[systems.System, Any]:
-    """Opens the data, resolves the config, and makes or checks the run's folder.
+def open_system(config: ConfigDict) -> tuple[systems.System, Any]:
+    """Opens the data and resolves the config; writes nothing.
 
     Returns:
-      (system, data): the config is frozen in the folder.
+      (system, data).
 
     Raises:
-      UserError: where data or folder cannot be used, or the folder holds a run of
-        another config; nothing is left behind.
+      UserError: where the data cannot be used.
     """
     systems.kind(config.system).resolve(config)
     sharding.make_mesh(config.batch_size // config.accumulation)
@@ -100,26 +104,97 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> tuple[systems.System, 
             f"model.vocab_size {wanted} is less than the {data.vocab_size} of the data"
         )
     config.model.vocab_size = wanted or data.vocab_size
+    return systems.make(config), data
+
+
+@contextlib.contextmanager
+def claim(
+    config: ConfigDict, data: Any, workdir: pathlib.Path, allowed: Sequence[str] = ()
+) -> Iterator[None]:
+    """Makes or checks the run's folder, and keeps other processes out of it.
+
+    Args:
+      config: frozen in the folder.
+      data: whose vocabulary is kept there.
+      workdir: the folder.
+      allowed: keys that may differ from the run's config, beside the harmless ones.
+
+    Raises:
+      UserError: where the folder cannot be used, is being trained in, or holds a run
+        of another config or vocabulary; nothing is left behind.
+    """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir '{workdir}' is a file: name a folder")
+    check_same_run(config, data, workdir, allowed)
+    if jax.process_index():
+        yield
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = _lock(workdir)
+    except OSError as error:
+        raise UserError(
+            f"--workdir '{workdir}' cannot be written: {error.strerror}"
+        ) from None
+    try:
+        # Another process may have begun a run since it was checked.
+        check_same_run(config, data, workdir, allowed)
+        freeze(config, data, workdir)
+        yield
+    finally:
+        (workdir / "lock").unlink(missing_ok=True)
+        lock.close()
+
+
+def freeze(config: ConfigDict, data: Any, workdir: pathlib.Path) -> None:
+    """Writes config.json and tokenizer.json; UserError where they cannot be."""
+    try:
+        configs.save(config, workdir / "config.json")
+        if data.tokenizer:
+            tok.save(data.tokenizer, workdir / "tokenizer.json")
+    except OSError as error:
+        raise UserError(
+            f"--workdir '{workdir}' cannot be written: {error.strerror}"
+        ) from None
+
+
+def check_same_run(
+    config: ConfigDict, data: Any, workdir: pathlib.Path, allowed: Sequence[str]
+) -> None:
+    """Raises UserError where a folder's run has another config or vocabulary."""
     vocabulary = workdir / "tokenizer.json"
     if (workdir / "config.json").exists():
-        check_same_config(configs.load_frozen(workdir), config, workdir)
+        check_same_config(configs.load_frozen(workdir), config, workdir, allowed)
     if vocabulary.exists() and _differs(tok.load(vocabulary), data.tokenizer):
         raise UserError(
             f"'{workdir}' was trained with another vocabulary than that of "
             f"'{config.data.path}': take another --workdir"
         )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        configs.save(config, workdir / "config.json")
-        if data.tokenizer:
-            tok.save(data.tokenizer, vocabulary)
-    except OSError as error:
-        raise UserError(
-            f"--workdir '{workdir}' cannot be written: {error.strerror}"
-        ) from None
-    return systems.make(config), data
+
+
+def _lock(workdir: pathlib.Path) -> TextIO:
+    """Returns a lock of the folder, which the system frees when the process dies."""
+    path = workdir / "lock"
+    while True:
+        stream = open(path, "a+")  # noqa: SIM115 - held as long as the run
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            owner = stream.read().strip() or "another process"
+            raise UserError(
+                f"'{workdir}' is being trained in by {owner}: wait for it or stop it, "
+                "or take another --workdir"
+            ) from None
+        # The owner before may have removed the file between the two lines above.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                break
+        stream.close()
+    stream.truncate(0)
+    stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+    stream.flush()
+    return stream
 
 
 def _differs(one: tok.Tokenizer, other: tok.Tokenizer) -> bool:

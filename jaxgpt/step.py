@@ -32,10 +32,17 @@ def make_step(system: System, optimizer: optax.GradientTransformation) -> Callab
     """Returns the jitted step: (state, index, tokens) -> (state, metrics).
 
     A pure function; index is the number of steps done before it. The state, as of
-    `init_state`, is donated.
+    `init_state`, is donated. Where `config.nonfinite` is "skip", a step whose loss or
+    gradient is not finite leaves the state as it was.
     """
+    return jax.jit(step_function(system, optimizer), donate_argnums=0)
+
+
+def step_function(system: System, optimizer: optax.GradientTransformation) -> Callable:
+    """Returns the step of `make_step`, not jitted."""
     seed, parts = system.config.seed, system.config.accumulation
     ema_decay = system.config.optimizer.ema_decay
+    skips = system.config.nonfinite == "skip"
 
     def loss(params, batch, dropout_key):
         return system.nll(params, batch, dropout_key).mean()
@@ -71,6 +78,10 @@ def make_step(system: System, optimizer: optax.GradientTransformation) -> Callab
             # Early on the average is over the steps there were (TensorFlow's rule).
             decay = jnp.minimum(ema_decay, (1 + index) / (10 + index))
             new["ema"] = optax.incremental_update(params, state["ema"], 1 - decay)
-        return new, {"loss": value, "grad_norm": optax.tree.norm(grads)}
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
+        if skips:
+            sound = jnp.isfinite(value) & jnp.isfinite(metrics["grad_norm"])
+            new = jax.tree.map(lambda n, o: jnp.where(sound, n, o), new, state)
+        return new, metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return step

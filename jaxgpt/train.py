@@ -5,19 +5,18 @@ python -m jaxgpt.train --config=configs/sigma_char.py:laptop
 
 from __future__ import annotations
 
-import math
-import os
+import contextlib
 import pathlib
-import signal
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.config import UserError
+from jaxgpt.interruption import Interrupted, Interruption
 
 if TYPE_CHECKING:
-    import jax
     from ml_collections import ConfigDict
 
     from jaxgpt.metrics import Progress
@@ -26,104 +25,46 @@ if TYPE_CHECKING:
 SLOW = 15 * 60
 
 
-class DivergedError(Exception):
-    """The loss is no finite number any more."""
-
-
-class Interruption:
-    """Turns the first SIGINT or SIGTERM into a flag; a second SIGINT quits at once."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Interruption:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: Any) -> None:
-        if number == signal.SIGINT and self.signal == signal.SIGINT:
-            os._exit(130)
-        self.signal = number
-        cli.say(f"{signal.Signals(number).name}: saving a checkpoint, then leaving")
-
-
 class Trainer:
     """One run: its state, its files, and how they advance."""
 
     def __init__(self, system: System, data: Any, workdir: pathlib.Path):
         import jax
 
-        from jaxgpt import metrics, optim, sharding
+        from jaxgpt import metrics, optim
         from jaxgpt.checkpoint import Checkpoints
-        from jaxgpt.core import random, transformer
-        from jaxgpt.run import read_start
-        from jaxgpt.step import init_state, make_step
+        from jaxgpt.core import transformer
+        from jaxgpt.guard import Guard
+        from jaxgpt.stepper import Stepper
 
         self.system, self.data, self.config = system, data, system.config
         self.workdir = workdir
         c = self.config
-        mesh = sharding.make_mesh(c.batch_size // c.accumulation)
-        everywhere, self.rows = sharding.replicated(mesh), sharding.by_row(mesh)
-        optimizer = optim.make(c)
-        self.rate = optim.schedule(c)
-
-        def init(key):
-            return init_state(system.init(key), optimizer, c.optimizer.ema_decay > 0)
-
-        key = random.stream(c.seed, "params")
-        abstract = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere),
-            jax.eval_shape(init, key),
-        )
         self.checkpoints = Checkpoints(workdir, c.keep)
-        restored = self.checkpoints.restore_newest(abstract)
-        self.state: dict[str, Any]
-        if restored:
-            self.step, self.state = restored
-        else:
-            self.step, self.state = 0, jax.jit(init, out_shardings=everywhere)(key)
-            if c.init_from:
-                given = read_start(c)[1]
-                for name in {"params", "ema"} & self.state.keys():
-                    self.state[name] = jax.device_put(given, everywhere)
-        self.advance = make_step(system, optimizer)
+        self.stepper = Stepper(system, data, self.checkpoints)
+        self.rate = optim.schedule(c)
         self.recorder = metrics.Recorder(
             workdir, self.step, metrics.open_trackers(c, workdir)
         )
+        self.guard = Guard(self.stepper, workdir)
         self.tokens_per_step = c.batch_size * system.predicted
-        self.parameters = transformer.count_parameters(self.state["params"])
+        self.parameters = transformer.count_parameters(self.stepper.state["params"])
         flops = transformer.flops_per_token(system.model_config, self.parameters)
         self.slow_device = jax.default_backend() == "cpu"
         peak = metrics.peak_flops(jax.devices()[0].device_kind)
         self.mfu = flops / (peak * jax.device_count()) if peak else None
 
-    def run_step(self) -> dict[str, jax.Array]:
-        """Starts one optimizer step; returns its metrics, not yet computed."""
-        import jax
-        import numpy as np
-
-        c = self.config
-        tokens = self.data.batch_at(
-            c.seed, "train", self.step, c.batch_size, self.system.window
-        )
-        self.state, metrics = self.advance(
-            self.state, np.int32(self.step), jax.device_put(tokens, self.rows)
-        )
-        self.step += 1
-        return metrics
+    @property
+    def step(self) -> int:
+        """How many steps are done."""
+        return self.stepper.step
 
     def evaluate(self) -> dict[str, float]:
         """Returns train and validation losses over the same windows every time."""
         from jaxgpt.evaluate import means, scores
         from jaxgpt.step import averaged
 
-        c, params = self.config, averaged(self.state)
+        c, params = self.config, averaged(self.stepper.state)
         result: dict[str, float] = {}
         for split in ("train", "val"):
             tokens = self.data.fixed(split, self.system.window, c.eval_sequences)
@@ -141,9 +82,41 @@ class Trainer:
             result |= {f"{split}_{name}": value for name, value in found.items()}
         return result
 
+    def due(self, interval: int) -> bool:
+        """Returns whether this step ends an interval, or the run."""
+        return self.step % interval == 0 or self.step == self.config.steps
+
+    def owes_evaluation(self) -> bool:
+        """Returns whether this step's evaluation is not on record."""
+        rows = self.recorder.rows
+        done = rows and rows[-1]["step"] == self.step and "val_loss" in rows[-1]
+        return self.due(self.config.eval_interval) and not done
+
+    def record(self, evaluation: dict[str, float], progress: Progress) -> None:
+        """Writes down and shows an evaluation of this step."""
+        tokens = self.step * self.tokens_per_step
+        self.recorder.write({"step": self.step, "tokens": tokens} | evaluation)
+        self.recorder.summarise()
+        progress.evaluated(self.step, evaluation)
+
     def save(self, evaluation: dict[str, float] | None) -> None:
-        """Starts saving a checkpoint; an evaluation of this step ranks it."""
-        self.checkpoints.save(self.step, self.state, evaluation)
+        """Starts saving a checkpoint; an evaluation of this step ranks it.
+
+        A folder that was moved or removed meanwhile is made whole again.
+        """
+        from jaxgpt.run import freeze
+
+        if not (self.workdir / "config.json").exists():
+            cli.say(f"warning: '{self.workdir}' is gone: writing it again")
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            freeze(self.config, self.data, self.workdir)
+        self.checkpoints.save(self.step, self.stepper.state, evaluation)
+
+    def make_sure(self) -> None:
+        """Waits for the last save, and tries once more where it failed."""
+        self.checkpoints.report_errors(wait=True)
+        if self.step not in self.checkpoints.steps():
+            self.save(None)
 
     def row(self, values: dict[str, float], pace: float) -> dict[str, float]:
         """Returns a row of metrics.jsonl; pace is in steps per second."""
@@ -158,60 +131,58 @@ class Trainer:
         return row | values
 
 
-def finite(metrics: dict[str, jax.Array], step: int) -> dict[str, float]:
-    """Waits for the metrics of a step; raises DivergedError where one is not finite."""
-    values = {name: float(value) for name, value in metrics.items()}
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise DivergedError(f"step {step}: the {name} is {value}")
-    return values
-
-
 def loop(trainer: Trainer, progress: Progress, interruption: Interruption) -> None:
     """Advances a run to its last step, or until it is interrupted.
 
     Raises:
       DivergedError: where the loss or the gradient is not finite; the checkpoints
         kept are from before.
+      Interrupted: where an evaluation was broken off.
     """
-    c, recorder = trainer.config, trainer.recorder
+    c, recorder, guard = trainer.config, trainer.recorder, trainer.guard
     pending = None
     marked, mark = trainer.step, time.perf_counter()
     suggested = not trainer.slow_device
     while trainer.step < c.steps and not interruption.signal:
-        metrics = trainer.run_step()
+        metrics = trainer.stepper.run_step()
         step = trainer.step
         if pending is not None:
             # The step before: the device stays busy with this one meanwhile.
-            finite(pending, step - 1)
+            guard.check(pending, step - 1)
         pending = metrics
-        evaluates = step % c.eval_interval == 0 or step == c.steps
-        saves = step % c.checkpoint_interval == 0 or step == c.steps
+        evaluates, saves = (
+            trainer.due(c.eval_interval),
+            trainer.due(c.checkpoint_interval),
+        )
         if not (evaluates or saves or step % c.log_interval == 0):
             continue
-        values = finite(metrics, step)
+        values, pending = guard.check(metrics, step), None
         row = trainer.row(values, (step - marked) / (time.perf_counter() - mark))
-        evaluation = trainer.evaluate() if evaluates else None
-        recorder.write(row | (evaluation or {}))
+        recorder.write(row)
         progress.update(step, row)
-        if evaluation:
-            recorder.summarise()
-            progress.evaluated(step, evaluation)
+        evaluation = None
+        if evaluates:
+            with interruption.evaluating():
+                evaluation = trainer.evaluate()
+            trainer.record(evaluation, progress)
+        trainer.checkpoints.report_errors()
         if saves:
             trainer.save(evaluation)
         if not suggested and step - progress.start >= 2 * c.log_interval:
             suggested = True
             progress.suggest(SLOW)
-        pending = None
         marked, mark = step, time.perf_counter()
 
 
-def train(config: ConfigDict, workdir: str | pathlib.Path) -> int:
+def train(
+    config: ConfigDict, workdir: str | pathlib.Path, allowed: Sequence[str] = ()
+) -> int:
     """Trains a run to its last step, from wherever it stands.
 
     Args:
       config: validated (see config.load).
       workdir: folder of the run; made, or resumed from.
+      allowed: keys in which config may differ from the run's.
 
     Returns:
       The exit code: 0, 1 where the loss diverged, 128 + the signal that ended it.
@@ -220,18 +191,24 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> int:
       UserError: for input that cannot be used.
       CheckError: for an evaluation that cannot be right.
     """
-    import jax
-
-    from jaxgpt.metrics import Progress
-    from jaxgpt.run import adopt_start, prepare
+    from jaxgpt.run import adopt_start, claim, open_system
 
     workdir = configs.user_path(str(workdir))
     cli.use_float64(config.model.dtype)
     if config.init_from:
         adopt_start(config, workdir)
-    system, data = prepare(config, workdir)
-    trainer = Trainer(system, data, workdir)
-    start, steps = trainer.step, system.config.steps
+    system, data = open_system(config)
+    with claim(config, data, workdir, allowed):
+        return _train(Trainer(system, data, workdir), workdir)
+
+
+def _train(trainer: Trainer, workdir: pathlib.Path) -> int:
+    import jax
+
+    from jaxgpt.guard import DivergedError
+    from jaxgpt.metrics import Progress
+
+    start, steps = trainer.step, trainer.config.steps
     progress = Progress(start, steps)
     progress.line(
         f"{workdir}: {trainer.parameters:,} parameters on {jax.device_count()} "
@@ -240,19 +217,22 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> int:
     )
     try:
         with Interruption() as interruption:
-            if start == 0:
-                evaluation = trainer.evaluate()
-                trainer.recorder.write({"step": 0, "tokens": 0} | evaluation)
-                progress.evaluated(0, evaluation)
-            loop(trainer, progress, interruption)
+            with contextlib.suppress(Interrupted):
+                if trainer.owes_evaluation():
+                    with interruption.evaluating():
+                        evaluation = trainer.evaluate()
+                    trainer.record(evaluation, progress)
+                loop(trainer, progress, interruption)
             if interruption.signal:
                 trainer.save(None)
+            trainer.make_sure()
     except DivergedError as error:
         trainer.checkpoints.report_errors(wait=True)
         kept = ", ".join(map(str, trainer.checkpoints.steps())) or "none"
         cli.say(
             f"error: {error}; checkpoints kept: {kept}. Lower "
-            "optimizer.learning_rate or optimizer.grad_clip"
+            "optimizer.learning_rate or optimizer.grad_clip; to see where it began: "
+            f"python -m jaxgpt.train --workdir={workdir} --replay={error.step}"
         )
         return 1
     finally:
@@ -285,6 +265,17 @@ def command(argv: list[str]) -> int:
         "--workdir goes on with the config it has",
     )
     parser.add_argument("--workdir", help="default: runs/NAME or runs/NAME-variant")
+    parser.add_argument(
+        "--allow",
+        default="",
+        help="config keys, with commas, that may differ from those the run has",
+    )
+    parser.add_argument(
+        "--replay",
+        type=int,
+        help="redo this step of the run in --workdir, change nothing, and name the "
+        "first tensor in it that is not finite",
+    )
     args = parser.parse_args(options)
     if args.config:
         config = configs.load(args.config, overrides)
@@ -295,8 +286,15 @@ def command(argv: list[str]) -> int:
         config = configs.validate(configs.override(frozen, overrides))
     else:
         raise UserError("give --config=configs/NAME.py, or --workdir of a run to go on")
+    allowed = [key for key in args.allow.split(",") if key]
+    for key in allowed:
+        configs.check_key(key)
     cli.set_up_jax()
-    return train(config, workdir)
+    if args.replay is not None:
+        from jaxgpt.replay import replay
+
+        return replay(config, configs.user_path(workdir), args.replay)
+    return train(config, workdir, allowed)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tests.conftest import ROOT, TINY
 
 COMMANDS = {"train": train, "evaluate": evaluate, "sample": sample, "verify": verify}
 OPTIONS = {
-    "train": ["--config", "--workdir", *FIELDS],
+    "train": ["--config", "--workdir", "--allow", "--replay", *FIELDS],
     "evaluate": [
         *("--workdir", "--step", "--json", "--split"),
         *("--tokens", "--order", "--logits", "--eval_lengths"),

@@ -9,8 +9,11 @@ LAYERS = (
     {"core", "data"},
     {"cli"},
     {"systems", "interop"},
-    {"optim", "sharding", "checkpoint", "metrics", "step", "live"},
+    {"optim", "sharding", "checkpoint", "metrics", "step", "live", "interruption"},
     {"run"},
+    {"stepper"},
+    {"guard"},
+    {"replay"},
     {"train", "evaluate", "sample", "verify", "convert", "continuations", "grid"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -203,8 +203,9 @@ class Transformer(nnx.Module):
             bits = jax.random.bits(dropout_key, (c.n_layer + 1, 3, 2), jnp.uint32)
             x_BTD = layers.dropout(x_BTD, c.dropout, bits[-1, 0])
             seeds = list(bits[:-1])
-        for block, seeds_32 in zip(self.blocks, seeds, strict=True):
-            x_BTD = block(x_BTD, target, seeds_32)
+        for i, (block, seeds_32) in enumerate(zip(self.blocks, seeds, strict=True)):
+            with jax.named_scope(f"block_{i}"):
+                x_BTD = block(x_BTD, target, seeds_32)
         return self.norm_f(x_BTD)
 
     def extend(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import stat
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,21 @@ def read_integers(name: str) -> np.ndarray:
     if getattr(array, "ndim", 0) != 2 or array.dtype.kind not in "iu" or not array.size:
         raise UserError(f"'{name}' must hold integers [rows, tokens]")
     return array
+
+
+def check_members(archive: zipfile.ZipFile, name: str) -> None:
+    """Raises UserError where an archive has a member that would lie outside it.
+
+    Nothing is ever unpacked to the disk; who writes such names means harm.
+    """
+    for entry in archive.infolist():
+        parts = entry.filename.replace("\\", "/").split("/")
+        link = stat.S_ISLNK(entry.external_attr >> 16)
+        if link or ".." in parts or parts[0] == "" or ":" in parts[0]:
+            kind = "a link" if link else "a path outside of it"
+            raise UserError(
+                f"'{name}' is refused: its member {entry.filename[:80]!r} is {kind}"
+            )
 
 
 def writable(option: str, name: str) -> pathlib.Path:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxgpt.config import UserError
+from jaxgpt.data.arrays import check_members
 from jaxgpt.interop import torch_file
 from jaxgpt.interop.rules import shown
 from jaxgpt.interop.torch_file import one_line
@@ -176,9 +178,13 @@ def _read_safetensors(path: pathlib.Path) -> Arrays:
 
 def _read_npz(path: pathlib.Path) -> Arrays:
     try:
+        with zipfile.ZipFile(path) as archive:
+            check_members(archive, str(path))
         with np.load(path, allow_pickle=False) as file:
             names = [n for n in file.files if n.startswith("param/")] or file.files
             return {name.removeprefix("param/"): file[name] for name in names}
+    except UserError:
+        raise
     except Exception as error:  # A damaged archive can fail in many ways.
         raise UserError(f"'{path}' is no readable .npz: {one_line(error)}") from None
 

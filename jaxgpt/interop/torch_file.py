@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxgpt.config import UserError
+from jaxgpt.data.arrays import check_members
 
 DTYPES = {
     "FloatStorage": np.dtype(np.float32),
@@ -128,6 +129,7 @@ def read(path: pathlib.Path) -> Any:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            check_members(archive, str(path))
             names = archive.namelist()
             pickles = [
                 n for n in names if n.count("/") == 1 and n.endswith("/data.pkl")

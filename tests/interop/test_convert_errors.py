@@ -560,6 +560,13 @@ def test_an_npz_with_code_or_damage(refused, tmp_path, bomb):
         assert f"'{path}' is no readable .npz" in message
 
 
+def test_an_npz_with_a_member_that_would_lie_outside(refused, tmp_path):
+    path = tmp_path / "state.npz"
+    np.savez(path, **{f"param/{WTE}": np.zeros(3), "param/../../x": np.zeros(3)})
+    message = refused("--format=nanogpt", f"--source={path}")
+    assert "'param/../../x.npy' is a path outside of it" in message
+
+
 @pytest.mark.parametrize("array", [np.array(["a"]), np.array([1j]), np.array([b"a"])])
 def test_an_npz_of_what_is_no_number(refused, tmp_path, array):
     path = tmp_path / "state.npz"

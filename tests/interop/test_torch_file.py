@@ -3,6 +3,7 @@ import os
 import pickle
 import posix
 import random
+import stat
 import zipfile
 
 import numpy as np
@@ -412,6 +413,23 @@ def test_a_zip_bomb(made):
     path = made(index, compression=zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 1 << 20
     assert "compressed" in refused(path)
+
+
+@pytest.mark.parametrize("name", ["../out", "a/../../out", "/etc/out", "C:/out"])
+def test_a_member_that_would_lie_outside(saved, name):
+    path = saved({"a": torch.zeros(3)})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(name, b"x")
+    assert f"its member '{name}' is a path outside of it" in refused(path)
+
+
+def test_a_member_that_is_a_link(saved):
+    path = saved({"a": torch.zeros(3)})
+    link = zipfile.ZipInfo("saved/data/9")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(link, b"/etc/passwd")
+    assert "is a link" in refused(path)
 
 
 def test_a_zip_bomb_among_the_storages(made):
