@@ -71,7 +71,7 @@ FIELDS: dict[str, Field] = {
     "model.dropout": Field(0.0, "probability of dropping an activation", minimum=0),
     "model.positions": Field(
         "learned",
-        "how a token knows where it stands; σ-GPT's double ones are learned or sinusoidal",
+        "how a token knows where it stands; σ-GPT's are learned or sinusoidal",
         POSITIONS,
     ),
     "model.sinusoid_scale": Field(
@@ -191,8 +191,8 @@ FIELDS: dict[str, Field] = {
     "task.data_seed": Field(0, "seeds them", minimum=0),
     "task.path": Field(
         "",
-        "of file two texts, TRAIN,VAL; of mnist a folder of IDX files; of vertical a CSV "
-        "of recorded flights, empty to draw flights",
+        "of file two texts, TRAIN,VAL; of mnist a folder of IDX files; of vertical a "
+        "CSV file of flights, empty to draw them",
     ),
     "task.learn": Field(
         "rest",
@@ -214,7 +214,9 @@ FIELDS: dict[str, Field] = {
         10, "maze: rows plus columns from start to goal, at least", minimum=1
     ),
     "task.length": Field(
-        100, "of a sequence: tokens of the toy laws, steps of stack, snake, ...", minimum=1
+        100,
+        "of a sequence: tokens of the toy laws, steps of stack, snake, ...",
+        minimum=1,
     ),
     "task.probability": Field(0.1, "product: of a one", minimum=0),
     "task.step_length": Field(10, "step: ones in a row", minimum=1),

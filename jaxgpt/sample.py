@@ -294,7 +294,10 @@ def command(argv: list[str]) -> None:
 def solve(run: Run, args: argparse.Namespace) -> None:
     """Generates for problems of a split of a task; prints, judges and draws them."""
     from jaxgpt.data.arrays import writable
+    from jaxgpt.systems.sigma.tasks import SigmaTask
 
+    system = run.system
+    assert isinstance(system, SigmaTask)
     if args.prompt is not None or args.template is not None or args.live:
         raise UserError(
             "this run does a task: --split says where its problems are from; --prompt, "
@@ -302,17 +305,17 @@ def solve(run: Run, args: argparse.Namespace) -> None:
         )
     image = writable("image", args.image) if args.image else None
     split = args.split or "val"
-    tokens, known, reference = run.system.problems(
+    tokens, known, reference = system.problems(
         run.open_data(), split, args.num_samples, args.seed
     )
     args.num_samples = len(tokens)
     began = time.perf_counter()
     filled = generate(run, args, tokens, known)
     seconds = time.perf_counter() - began
-    task = run.system.task
+    task = system.task
     verdict = task.judge(filled.tokens_BT, reference, known)
     if image:
-        run.system.draw(image, filled.tokens_BT, reference, known)
+        system.draw(image, filled.tokens_BT, reference, known)
     samples = describe(run, filled, known, "")
     for row, sample in enumerate(samples):
         sample["text"] = task.text(filled.tokens_BT[row])

@@ -76,8 +76,8 @@ class ModelConfig:
             )
         if self.positions == "double-sinusoidal" and self.n_embd % 4:
             raise UserError(
-                f"model.n_embd {self.n_embd} does not divide by 4: double sinusoids are "
-                "two halves of pairs"
+                f"model.n_embd {self.n_embd} does not divide by 4: double sinusoids "
+                "are two halves of pairs"
             )
         if self.key_width and (self.qk_norm or self.positions == "rope"):
             raise UserError(

@@ -17,7 +17,7 @@ import numpy as np
 from jaxgpt.config import UserError
 from jaxgpt.core import generate, layers
 from jaxgpt.core.positions import Positions
-from jaxgpt.data.text import TextData, open_text
+from jaxgpt.data.text import open_text
 from jaxgpt.systems import Batch, Sampling, System, check_order
 from jaxgpt.systems.sigma import orders
 from jaxgpt.systems.sigma.samplers import best_of, exact, unmask
@@ -43,7 +43,7 @@ class SigmaGPT(System):
             "adaptive_norm": c.adaptive_norm,
         }
 
-    def open_data(self) -> TextData:
+    def open_data(self) -> Any:
         """Opens the text of `config.data`."""
         return open_text(self.config, self.window)
 

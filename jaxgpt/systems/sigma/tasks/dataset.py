@@ -150,8 +150,9 @@ def draw(
         if stale == PATIENCE and found < count:
             raise UserError(
                 f"task.{split}_sequences {count} are more than there are without "
-                f"overlap: about {len(taken)} different ones of this {task.config.name} "
-                "exist for both splits; ask for fewer, or for a larger one"
+                f"overlap: about {len(taken)} different ones of this "
+                f"{task.config.name} exist for both splits; ask for fewer, or for a "
+                "larger one"
             )
     return np.concatenate(parts)[:count], taken
 

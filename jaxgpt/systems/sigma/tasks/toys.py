@@ -203,7 +203,9 @@ class Permutation(Toy):
         verdict = self.judge(tokens_NT, reference_NT, known_NT)
         L = self.length
         counts = np.zeros((L, L), int)
-        np.add.at(counts, (tokens_NT, np.broadcast_to(np.arange(L), tokens_NT.shape)), 1)
+        np.add.at(
+            counts, (tokens_NT, np.broadcast_to(np.arange(L), tokens_NT.shape)), 1
+        )
         different = np.sort(verdict["different"])[::-1] * L
         figure, axes = pictures.figure(1, 2, figsize=(11, 5))
         left, right = axes[0]
