@@ -117,8 +117,8 @@ def split_heads(
         parts = jnp.split(qkv_BTC, (HK, 2 * HK), -1)
         heads = [part.reshape(B, T, n_head, -1).swapaxes(1, 2) for part in parts]
         return heads[0], heads[1], heads[2]
-    heads = qkv_BTC.reshape(B, T, 3, n_head, C // 3 // n_head)
-    q, k, v = heads.transpose(2, 0, 3, 1, 4)
+    thirds = qkv_BTC.reshape(B, T, 3, n_head, C // 3 // n_head)
+    q, k, v = thirds.transpose(2, 0, 3, 1, 4)
     return q, k, v
 
 
