@@ -53,6 +53,7 @@ POSITIONS = ("learned", "sinusoidal", "learned-sinusoidal", "alibi", "rope", "no
 TOKENIZERS = ("char", "gpt2", "sentencepiece")
 NORMS = ("layer", "rms", "none")
 ORDERS = ("random", "left-to-right", "fractal", "curriculum")
+SYSTEMS = ("sigma", "sigma-task", "causal", "gssm")
 
 FIELDS: dict[str, Field] = {
     "system": Field("sigma", "what is trained", SYSTEMS),
@@ -70,7 +71,9 @@ FIELDS: dict[str, Field] = {
     "model.vocab_size": Field(0, "tokens known; 0 takes the tokenizer's", minimum=0),
     "model.dropout": Field(0.0, "probability of dropping an activation", minimum=0),
     "model.positions": Field(
-        "learned", "how a token knows where it stands; σ-GPT has its own", POSITIONS
+        "learned",
+        "how a token knows where it stands; σ-GPT's are learned or sinusoidal",
+        POSITIONS,
     ),
     "model.sinusoid_scale": Field(
         0.03, "sinusoidal: their amplitude, about that of fresh token embeddings"
@@ -108,6 +111,9 @@ FIELDS: dict[str, Field] = {
         "width_in ^ -0.5, cut off at three deviations",
         ("gpt2", "fan_in"),
     ),
+    "model.key_width": Field(
+        0, "of a head's queries and keys; 0 is that of its values", minimum=0
+    ),
     "model.qk_norm": Field(False, "bring queries and keys to root mean square 1"),
     "model.dtype": Field(
         "float32",
@@ -131,6 +137,11 @@ FIELDS: dict[str, Field] = {
     ),
     "optimizer.decay_steps": Field(
         0, "step at which the cosine ends; 0 means steps", minimum=0
+    ),
+    "optimizer.rates": Field(
+        "",
+        "instead of the cosine, rates from steps on, like 2000:2e-5,6000:4e-6; before "
+        "them learning_rate",
     ),
     "optimizer.beta1": Field(0.9, "AdamW: decay of the first moment", minimum=0),
     "optimizer.beta2": Field(0.99, "AdamW: decay of the second moment", minimum=0),
@@ -188,6 +199,43 @@ FIELDS: dict[str, Field] = {
     "sigma.adaptive_norm": Field(
         False, "scale and shift each block's norms by the target position (AdaLN)"
     ),
+    "task.name": Field("maze", "what a sigma-task learns; see docs/sigma-tasks.md"),
+    "task.train_sequences": Field(100000, "drawn to train on", minimum=1),
+    "task.val_sequences": Field(10000, "drawn to judge by", minimum=1),
+    "task.data_seed": Field(0, "seeds them", minimum=0),
+    "task.path": Field(
+        "",
+        "of file two texts, TRAIN,VAL; of mnist a folder of IDX files; of vertical a "
+        "CSV file of flights, empty to draw them",
+    ),
+    "task.learn": Field(
+        "rest",
+        "what the loss counts: what follows the given tokens; or all, the given ones "
+        "shuffled too, as the original does",
+        ("rest", "all"),
+    ),
+    "task.strategies": Field(
+        "left-to-right,shuffled,fractal,burst,exact-burst",
+        "ways to generate at an evaluation; empty generates nothing",
+    ),
+    "task.eval_sequences": Field(
+        64, "generated and judged in each way, per split and evaluation", minimum=1
+    ),
+    "task.height": Field(13, "of the grid: maze, snake, picoclvr, ...", minimum=2),
+    "task.width": Field(21, "of the grid", minimum=2),
+    "task.walls": Field(15, "in the grid: maze, greed", minimum=0),
+    "task.min_distance": Field(
+        10, "maze: rows plus columns from start to goal, at least", minimum=1
+    ),
+    "task.length": Field(
+        100,
+        "of a sequence: tokens of the toy laws, steps of stack, snake, ...",
+        minimum=1,
+    ),
+    "task.probability": Field(0.1, "product: of a one", minimum=0),
+    "task.step_length": Field(10, "step: ones in a row", minimum=1),
+    "task.colors": Field(5, "snake, picoclvr: colours", minimum=1),
+    "task.digits": Field(3, "stack, addition: digits of a number", minimum=1),
     "gssm.graph": Field(
         "data/graphs/easy.yaml",
         "a JSON or YAML file with the nodes, or the JSON itself (as a run keeps it)",
@@ -507,6 +555,7 @@ def validate(config: ConfigDict) -> ConfigDict:
     for name, seed in (
         ("seed", config.seed),
         ("gssm.graph_seed", config.gssm.graph_seed),
+        ("task.data_seed", config.task.data_seed),
     ):
         if seed > MAX_SEED:
             raise UserError(f"{name} is at most {MAX_SEED}: not {seed}")
@@ -534,11 +583,13 @@ def validate(config: ConfigDict) -> ConfigDict:
             f"data.val_fraction {config.data.val_fraction} and data.test_fraction "
             f"{config.data.test_fraction} leave nothing to train on: lower one"
         )
-    if config.system == "sigma" and config.model.positions != "learned":
+    double = config.model.positions in ("learned", "sinusoidal")
+    if config.system.startswith("sigma") and not double:
         raise UserError(
             f"model.positions={config.model.positions} is for causal models: σ-GPT has "
-            "double positions, leave it out"
+            "double positions, learned or sinusoidal"
         )
+    rate_steps(config.optimizer.rates)
     for name in ("order_start", "left_to_right_share"):
         if config.sigma[name] > 1:
             raise UserError(f"sigma.{name} is at most 1: not {config.sigma[name]}")
@@ -583,6 +634,24 @@ def _validate_memory(config: ConfigDict) -> None:
             "memory.mode=attention does not go with model.positions=rope, which turns "
             "keys by their place: take learned, sinusoidal, alibi or none"
         )
+
+
+def rate_steps(text: str) -> list[tuple[int, float]]:
+    """Reads optimizer.rates: [(step, rate from there on)], the steps growing.
+
+    Raises:
+      UserError: for anything else.
+    """
+    try:
+        pairs = [word.split(":") for word in text.split(",") if text]
+        found = [(int(step), float(rate)) for step, rate in pairs]
+        if found != sorted(set(found)) or any(s < 0 or r < 0 for s, r in found):
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"optimizer.rates are like 2000:2e-5,6000:4e-6: not '{text}'"
+        ) from None
+    return found
 
 
 def make_folder(workdir: pathlib.Path) -> None:

@@ -39,7 +39,8 @@ def means(nll: dict[str, np.ndarray]) -> dict[str, float]:
 
 def evaluate_split(run: Run, split: str) -> dict:
     """Returns the contract's figures for every whole window of a split."""
-    tokens_NT = run.open_data().fixed(split, run.system.window)
+    data = run.open_data()
+    tokens_NT = data.fixed(split, run.system.window)
     rows = run.config.batch_size // run.config.accumulation
     nll = run.system.scores(run.params, tokens_NT, rows, run.config.seed)
     figures = means(nll)
@@ -47,6 +48,7 @@ def evaluate_split(run: Run, split: str) -> dict:
     if split == "val":
         figures |= run.system.figures(tokens_NT, nll[""])
     figures |= run.system.report(run.params, tokens_NT, rows)
+    figures |= run.system.demonstrate(run.params, data, split, None, "")
     return {
         "loss": loss,
         "perplexity": math.exp(loss),
@@ -66,7 +68,7 @@ def evaluate_orders(run: Run, split: str, num_orders: int) -> dict[str, float]:
     from jaxgpt.core import random
     from jaxgpt.systems.sigma import likelihood
 
-    if run.system.model_config.positions != "double":
+    if not run.system.model_config.any_order:
         raise UserError("--num_orders is for σ-GPT: this model reads left to right")
     c, T = run.config, run.system.window
     tokens_BT = run.open_data().fixed(split, T, c.eval_sequences)
@@ -115,7 +117,7 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
         )
     order_BT = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
     if order:
-        if c.positions != "double":
+        if not c.any_order:
             raise UserError("--order is for σ-GPT: this model reads left to right")
         order_BT = read_integers(order)
         if order_BT.shape != (B, T) or (np.sort(order_BT, 1) != np.arange(T)).any():

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from jaxgpt.config import rate_steps
+
 # Every parameter's last name stands here: a new kind must say whether it decays.
 DECAYS = {
     "kernel": True,
@@ -21,7 +23,8 @@ DECAYS = {
 def schedule(config: ConfigDict) -> optax.Schedule:
     """Returns step -> learning rate: linear warmup, then a cosine to the minimum.
 
-    The first step already learns, as in nanoGPT, unless warmup is from zero.
+    The first step already learns, as in nanoGPT, unless warmup is from zero. With
+    `optimizer.rates` there are steps instead of a cosine.
     """
     c = config.optimizer
     end = c.decay_steps or config.steps
@@ -30,6 +33,11 @@ def schedule(config: ConfigDict) -> optax.Schedule:
     def rate(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, float)
         warm = c.learning_rate * (step + ahead) / max(c.warmup_steps + ahead, 1)
+        if c.rates:
+            cold = c.learning_rate
+            for begin, value in rate_steps(c.rates):
+                cold = jnp.where(step < begin, cold, value)
+            return jnp.where(step < c.warmup_steps, warm, cold)
         done = (step - c.warmup_steps) / max(end - c.warmup_steps, 1)
         cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
         cold = c.min_learning_rate + cosine * (c.learning_rate - c.min_learning_rate)

@@ -1,7 +1,8 @@
-"""Generate from a run: continue a prompt, or fill the gaps of a template.
+"""Generate from a run: continue a prompt, fill the gaps of a template, do a task.
 
 python -m jaxgpt.sample --workdir=runs/sigma_char-laptop --prompt="ROMEO:" --live
 python -m jaxgpt.sample --workdir=DIR --template="<missing:20>my lord.<missing:20>"
+python -m jaxgpt.sample --workdir=runs/sigma_task-maze-laptop --image=mazes.png
 """
 
 from __future__ import annotations
@@ -221,16 +222,20 @@ def generate(
     screen: Screen | None = None,
     memory: Memory | None = None,
 ) -> Filled:
-    """Returns `args.num_samples` fillings of a text [T], or of so many [N, T]."""
+    """Returns `args.num_samples` fillings of a text [T], or of so many [N, T].
+
+    known is [T] or [N, T].
+    """
     import numpy as np
 
     from jaxgpt.core import random
 
-    watch, every = _watch(run, args, int(known.sum()), screen)
+    given = int(known.sum()) if known.ndim == 1 else 0
+    watch, every = _watch(run, args, given, screen)
     return run.system.sample(
         run.params,
         np.broadcast_to(tokens, (args.num_samples, tokens.shape[-1])),
-        np.tile(known, (args.num_samples, 1)),
+        np.broadcast_to(known, (args.num_samples, known.shape[-1])),
         random.stream(args.seed, "sample"),
         dataclasses.replace(_how(args), memory=memory, document=args.document),
         watch,
@@ -239,10 +244,13 @@ def generate(
 
 
 def describe(run: Run, filled: Filled, known: np.ndarray, stop: str) -> list[dict]:
-    """Returns the contract's JSON object of each sample."""
-    given = int(known.sum())
+    """Returns the contract's JSON object of each sample; known is [T] or [N, T]."""
+    import numpy as np
+
     samples = []
+    known_BT = np.broadcast_to(known, filled.tokens_BT.shape)
     for row, tokens in enumerate(filled.tokens_BT):
+        known, given = known_BT[row], int(known_BT[row].sum())
         end = _stop_at(run, tokens, given, stop)
         calls = int(filled.calls_B[row])
         made = int((filled.settled_BT[row] & ~known).sum())
@@ -269,6 +277,11 @@ def command(argv: list[str]) -> None:
     from jaxgpt.run import open_run
 
     run = open_run(args.workdir, args.step, overrides)
+    if args.image and not run.system.judges:
+        raise UserError("--image is for runs of a task: this one writes text")
+    if run.system.judges and args.prompt_ids is None:
+        solve(run, args)
+        return
     memory = _open_memory(run, args)
     if args.forget:
         _forget(memory, args)
@@ -330,6 +343,50 @@ def command(argv: list[str]) -> None:
     )
 
 
+def solve(run: Run, args: argparse.Namespace) -> None:
+    """Generates for problems of a split of a task; prints, judges and draws them."""
+    from jaxgpt.data.arrays import writable
+    from jaxgpt.systems.sigma.tasks import SigmaTask
+
+    system = run.system
+    assert isinstance(system, SigmaTask)
+    if args.prompt is not None or args.template is not None or args.live:
+        raise UserError(
+            "this run does a task: --split says where its problems are from; --prompt, "
+            "--template and --live are for texts"
+        )
+    image = writable("image", args.image) if args.image else None
+    split = args.split or "val"
+    tokens, known, reference = system.problems(
+        run.open_data(), split, args.num_samples, args.seed
+    )
+    args.num_samples = len(tokens)
+    began = time.perf_counter()
+    filled = generate(run, args, tokens, known)
+    seconds = time.perf_counter() - began
+    task = system.task
+    verdict = task.judge(filled.tokens_BT, reference, known)
+    if image:
+        system.draw(image, filled.tokens_BT, reference, known)
+    samples = describe(run, filled, known, "")
+    for row, sample in enumerate(samples):
+        sample["text"] = task.text(filled.tokens_BT[row])
+        sample |= {name: float(values[row]) for name, values in verdict.items()}
+    if args.json:
+        cli.print_json({"samples": samples, "seconds": seconds})
+        return
+    for sample in samples:
+        print(sample["text"])
+        figures = ", ".join(f"{name} {sample[name]:.4g}" for name in verdict)
+        print(f"--- {figures}; {sample['model_calls']} model calls")
+    means = ", ".join(f"{name} {values.mean():.4g}" for name, values in verdict.items())
+    cli.say(
+        f"{len(samples)} of {split}: {means}; {(~known).sum(1).mean():.4g} tokens in "
+        f"{filled.calls_B.mean():.4g} model calls on average, {seconds:.2f} s, "
+        "compilation included"
+    )
+
+
 def _parse(argv: list[str]) -> argparse.Namespace:
     fields = configs.describe_fields("memory.")
     parser = cli.Parser("jaxgpt.sample", __doc__, epilog=fields)
@@ -341,8 +398,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     start.add_argument(
         "--split",
         choices=["train", "val", "test"],
-        help="continue texts of this split, half a block long",
+        help="continue texts of this split, half a block long; of a task, problems of "
+        "it (default val)",
     )
+    parser.add_argument("--image", help="of a task: draw the samples into this PNG")
     parser.add_argument("--max_new_tokens", type=int, help="default: fill the block")
     parser.add_argument(
         "--sampler",

@@ -82,6 +82,10 @@ class Trainer:
                 found |= self.system.figures(tokens, nll[""])
                 curves = self.system.by_position(tokens, nll[""])
                 self.recorder.write_positions(curves)
+            pictures = self.workdir / "pictures" if split == "val" else None
+            found |= self.system.demonstrate(
+                params, self.data, split, pictures, f"{self.step:07}"
+            )
             result |= {f"{split}_{name}": value for name, value in found.items()}
         return result
 

@@ -24,17 +24,17 @@ class Attention(nnx.Module):
     """Causal self-attention; `qkv` holds the three projections side by side."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        D = config.n_embd
+        D, HK = config.n_embd, config.n_head * config.head_key_width
         bias = config.bias and config.attention_bias
         std = init.residual_std(config.n_layer)
-        self.qkv = layers.Linear(D, 3 * D, config, bias=bias, rngs=rngs)
+        self.qkv = layers.Linear(D, 2 * HK + D, config, bias=bias, rngs=rngs)
         self.out = layers.Linear(D, D, config, std=std, bias=bias, rngs=rngs)
         self.config = config
 
     def project(
         self, x_BTD: jax.Array, length: int, start: jax.typing.ArrayLike = 0
     ) -> jax.Array:
-        """Returns fused queries, keys and values [B, T, 3 D].
+        """Returns fused queries, keys and values [B, T, C].
 
         Where devices split the heads they are [B, T, 3, D].
 
@@ -44,7 +44,7 @@ class Attention(nnx.Module):
           start: a scalar or one for each row [B].
         """
         c = self.config
-        split = partition.size(TENSOR) > 1
+        split = partition.size(TENSOR) > 1 and not c.key_width
         qkv_BTC = self.project_heads(x_BTD) if split else self.qkv(x_BTD)
         if c.qk_norm:
             qkv_BTC = layers.normalise_heads(qkv_BTC, c.n_head)
@@ -72,7 +72,7 @@ class Attention(nnx.Module):
         """Attends each token to itself and the earlier ones."""
         c, T = self.config, x_BTD.shape[1]
         qkv_BTC = self.project(x_BTD, T)
-        if c.kernels == "cpu" and qkv_BTC.ndim == 3:
+        if c.kernels == "cpu" and qkv_BTC.ndim == 3 and not c.key_width:
             slopes = positions.alibi_slopes(c.n_head) if c.positions == "alibi" else ()
             y_BTD = cpu.causal_attention(
                 qkv_BTC, seed_2, c.n_head, c.dtype, c.dropout, slopes
@@ -83,7 +83,7 @@ class Attention(nnx.Module):
             return self.out(merge_heads(tpu.causal_attention(q, k, v, c.dtype)))
         own_T = jnp.arange(T)
         mask_TS = jnp.tril(jnp.ones((T, T), bool))
-        q, k, v = split_heads(qkv_BTC, c.n_head)
+        q, k, v = split_heads(qkv_BTC, c.n_head, c.key_width)
         bias = positions.score_bias(own_T, own_T, c)
         return self.out(merge_heads(attend(q, [(k, v)], mask_TS, c, seed_2, bias)))
 
@@ -109,7 +109,8 @@ class Attention(nnx.Module):
         """
         c = self.config
         T, S = x_BTD.shape[1], layer[0].shape[2]
-        q, k, v = split_heads(self.project(x_BTD, S, start), c.n_head)
+        qkv_BTC = self.project(x_BTD, S, start)
+        q, k, v = split_heads(qkv_BTC, c.n_head, c.key_width)
         if among_TT is None:
             among_TT = jnp.tril(jnp.ones((T, T), bool))
         start_B111 = jnp.reshape(start, (-1, 1, 1, 1))
@@ -122,22 +123,28 @@ class Attention(nnx.Module):
         slots_BS = jnp.broadcast_to(jnp.arange(S), (len(own_BT), S))
         bias = positions.score_bias(own_BT, jnp.concatenate([slots_BS, own_BT], -1), c)
         y_BHTK = attend(q, ((layer[0], layer[1]), (k, v)), mask_B1TS, c, bias=bias)
-        layer = kv.write(layer, k + 0 * y_BHTK, v + 0 * y_BHTK, start)
+        after = 0 * (y_BHTK[..., :1] if c.key_width else y_BHTK)
+        layer = kv.write(layer, k + after, v + after, start)
         return self.out(merge_heads(y_BHTK)), layer
 
 
 def split_heads(
-    qkv_BTC: jax.Array, n_head: int
+    qkv_BTC: jax.Array, n_head: int, key_width: int = 0
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Splits fused projections [B, T, 3 H K] into three arrays [B, H, T, K].
+    """Splits fused projections [B, T, C] into three arrays [B, H, T, K].
 
-    Also those of shape [B, T, 3, H K].
+    Also those of shape [B, T, 3, H K]. With a key width, queries and keys are so wide
+    and values take what is left.
     """
-    heads = qkv_BTC.reshape(*qkv_BTC.shape[:2], 3, n_head, -1)
-    q, k, v = (
-        partition.constrain(x_BHTK, BATCH, TENSOR, None, None)
-        for x_BHTK in heads.transpose(2, 0, 3, 1, 4)
-    )
+    if key_width:
+        HK = n_head * key_width
+        parts = jnp.split(qkv_BTC, (HK, 2 * HK), -1)
+        shape = (*qkv_BTC.shape[:2], n_head, -1)
+        heads = [part.reshape(shape).swapaxes(1, 2) for part in parts]
+    else:
+        thirds = qkv_BTC.reshape(*qkv_BTC.shape[:2], 3, n_head, -1)
+        heads = list(thirds.transpose(2, 0, 3, 1, 4))
+    q, k, v = (partition.constrain(x, BATCH, TENSOR, None, None) for x in heads)
     return q, k, v
 
 

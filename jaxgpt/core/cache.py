@@ -19,9 +19,10 @@ KVCache = tuple[LayerCache, ...]
 
 def empty(config: ModelConfig, batch: int, length: int) -> KVCache:
     """Returns zeros: (keys, values), each [B, H, S, K] for S = length, per block."""
-    shape = (batch, config.n_head, length, config.n_embd // config.n_head)
-    zeros = jnp.zeros(shape, accumulator(config.dtype))
-    return tuple((zeros, zeros) for _ in range(config.n_layer))
+    shape, dtype = (batch, config.n_head, length), accumulator(config.dtype)
+    keys = jnp.zeros((*shape, config.head_key_width), dtype)
+    values = jnp.zeros((*shape, config.n_embd // config.n_head), dtype)
+    return tuple((keys, values) for _ in range(config.n_layer))
 
 
 def write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import jax
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 # How many "learned-sinusoidal" makes, as teenyGPT.
 SINUSOIDS = 16
+THETA = 1e4
+# σ-GPT's: 1e5 over twice as many channels as a half has, so half of the range is used.
+DOUBLE_THETA = math.sqrt(1e5)
 Positions = tuple[jax.typing.ArrayLike, ...]
 Target = tuple[jax.Array, jax.Array]
 
@@ -54,7 +58,9 @@ class LearnedPositions(nnx.Module):
 class SinusoidalPositions(nnx.Module):
     """Sines and cosines of the position (arXiv 1706.03762, section 3.5).
 
-    "learned-sinusoidal" makes few of them and maps them by a learned linear layer.
+    "learned-sinusoidal" makes few of them and maps them by a learned linear layer;
+    "double-sinusoidal" concatenates half as many of each of two positions, where the
+    beginning token stands at -1.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -67,13 +73,34 @@ class SinusoidalPositions(nnx.Module):
 
     def __call__(self, positions: Positions) -> jax.Array:
         """Maps an index array [B, T] (or [T]) to embeddings [B, T, D] (or [T, D])."""
-        width = SINUSOIDS if self.linear else self.config.n_embd
-        dtype = self.config.param_dtype
-        angles = jnp.asarray(positions[0])[..., None] * frequencies(width, 1e4)
-        angles = angles.astype(dtype)
+        c = self.config
+        if self.linear:
+            return self.linear(self.encode(positions[0], SINUSOIDS, THETA))
+        if c.positions == "sinusoidal":
+            return c.sinusoid_scale * self.encode(positions[0], c.n_embd, THETA)
+        halves = [self.half(index) for index in positions]
+        return jnp.concatenate(halves, -1)
+
+    def encode(
+        self, index: jax.typing.ArrayLike, width: int, theta: float
+    ) -> jax.Array:
+        """Maps an index array to sines and cosines in turn, [..., width]."""
+        angles = jnp.asarray(index)[..., None] * frequencies(width, theta)
+        angles = angles.astype(self.config.param_dtype)
         pairs = jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1)
-        x = pairs.reshape(*angles.shape[:-1], width)
-        return self.linear(x) if self.linear else self.config.sinusoid_scale * x
+        return pairs.reshape(*angles.shape[:-1], width)
+
+    def half(self, index: jax.typing.ArrayLike) -> jax.Array:
+        """Maps an index array to one half of double positions, [..., D / 2]."""
+        c, index = self.config, jnp.asarray(index)
+        index = jnp.where(index == c.block_size, -1, index)
+        x = self.encode(index, c.n_embd // 2, DOUBLE_THETA)
+        return c.sinusoid_scale * x
+
+    def target(self, positions: Positions) -> Target:
+        """Returns what `Modulation` reads."""
+        table = self.half(jnp.arange(self.config.block_size))
+        return table, jnp.asarray(positions[-1])
 
 
 def embedding(
@@ -206,6 +233,6 @@ def in_order(T: int, config: ModelConfig) -> Positions:
             "(model.positions=alibi, rope, ...) read further"
         )
     own_T = jnp.arange(T)
-    if config.positions == "double":
+    if config.any_order:
         return own_T, jnp.minimum(own_T + 1, config.block_size - 1)
     return (own_T,)

@@ -22,11 +22,16 @@ BLOCK = 512
 def can_attend(config: ModelConfig, seed_2: jax.Array | None) -> bool:
     """Returns whether the kernel has what a model needs.
 
-    It drops no weights and knows no bias of positions (ALiBi), and multiplies in no
-    more than float32.
+    It drops no weights, knows no bias of positions (ALiBi), takes keys and values of
+    one width, and multiplies in no more than float32.
     """
     dropped = seed_2 is not None and config.dropout > 0
-    return not dropped and config.positions != "alibi" and config.dtype != "float64"
+    return (
+        not dropped
+        and not config.key_width
+        and config.positions != "alibi"
+        and config.dtype != "float64"
+    )
 
 
 def causal_attention(

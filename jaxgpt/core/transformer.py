@@ -35,7 +35,8 @@ POLICIES = {
 class ModelConfig:
     """What a model is; the fields of `config.model` plus those a system adds.
 
-    `positions` is one of `config.model`'s, or "double" (own and target position).
+    `positions` is one of `config.model`'s, or "double" or "double-sinusoidal" (own and
+    target position, of a learned table or of sinusoids).
     `begin_token` adds the token `vocab_size`, which stands at position `block_size`,
     is read first and never predicted. `adaptive_norm` makes the norms of each block
     depend on the target position.
@@ -53,6 +54,7 @@ class ModelConfig:
     activation: str = "gelu"
     dtype: str = "float32"
     qk_norm: bool = False
+    key_width: int = 0
     positions: str = "learned"
     sinusoid_scale: float = 0.03
     rope_theta: float = 1e4
@@ -83,6 +85,16 @@ class ModelConfig:
                 f"model.n_embd {self.n_embd} is odd: sinusoids come in pairs of sine "
                 "and cosine, take an even width"
             )
+        if self.positions == "double-sinusoidal" and self.n_embd % 4:
+            raise UserError(
+                f"model.n_embd {self.n_embd} does not divide by 4: double sinusoids "
+                "are two halves of pairs"
+            )
+        if self.key_width and (self.qk_norm or self.positions == "rope"):
+            raise UserError(
+                f"model.key_width={self.key_width} goes neither with model.qk_norm nor "
+                "with model.positions=rope: leave it out"
+            )
         width = self.n_embd // self.n_head
         if self.positions == "rope" and width % 2:
             raise UserError(
@@ -98,6 +110,16 @@ class ModelConfig:
         return jnp.dtype(cpu.accumulator(self.dtype))
 
     @property
+    def head_key_width(self) -> int:
+        """Width of a head's queries and keys."""
+        return self.key_width or self.n_embd // self.n_head
+
+    @property
+    def any_order(self) -> bool:
+        """Whether each token is told the position it must predict."""
+        return self.positions.startswith("double")
+
+    @property
     def hidden_width(self) -> int:
         """Width of the feed-forward; SwiGLU has three matrices to GELU's two."""
         if self.feed_forward_width:
@@ -108,8 +130,11 @@ class ModelConfig:
 
     @property
     def ends_with_block(self) -> bool:
-        """Whether positions stand in a learned table, which has no more rows."""
-        return self.positions in ("learned", "double")
+        """Whether the block is all there is: a learned table has no more rows.
+
+        Double sinusoids go on, but a sampler's place for the beginning token does not.
+        """
+        return self.positions == "learned" or self.any_order
 
 
 class Block(nnx.Module):
@@ -326,10 +351,9 @@ class LanguageModel(nnx.Module):
 
     def target(self, where: positions.Positions) -> positions.Target | None:
         """Returns what `Modulation` reads, where the model has it."""
-        table = self.positions
-        if isinstance(table, positions.LearnedPositions) and self.config.adaptive_norm:
-            return table.target(where)
-        return None
+        if self.positions is None or not self.config.adaptive_norm:
+            return None
+        return self.positions.target(where)
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         """Returns logits [B, T, V] of final hidden states."""

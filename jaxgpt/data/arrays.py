@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import stat
 import zipfile
@@ -48,3 +49,24 @@ def writable(option: str, name: str) -> pathlib.Path:
     if not path.parent.is_dir():
         raise UserError(f"--{option}='{name}': there is no folder '{path.parent}'")
     return path
+
+
+def epoch_rows(seed: int, step: int, size: int, count: int) -> np.ndarray:
+    """Returns which of `count` rows make batch `step`: [size].
+
+    Epochs follow one another, each a shuffle of all rows; a batch may reach from one
+    into the next.
+    """
+    import numpy as np
+
+    place = np.arange(step * size, (step + 1) * size)
+    epochs = range(place[0] // count, place[-1] // count + 1)
+    order = np.concatenate([_shuffled(seed, epoch, count) for epoch in epochs])
+    return order[place - epochs[0] * count]
+
+
+@functools.lru_cache(maxsize=2)
+def _shuffled(seed: int, epoch: int, count: int) -> np.ndarray:
+    import numpy as np
+
+    return np.random.default_rng((seed, epoch)).permutation(count)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -112,6 +113,7 @@ class System:
     """
 
     extra_tokens = 0
+    judges = False
     goes_past_block = False
 
     def __init__(self, config: ConfigDict, platform: str = ""):
@@ -266,6 +268,13 @@ class System:
         del tokens_NT, nll_NT
         return {}
 
+    def demonstrate(
+        self, params: dict, data: Any, split: str, folder: Path | None, label: str
+    ) -> dict[str, float]:
+        """Generates at an evaluation, and returns what there is to say of it."""
+        del params, data, split, folder, label
+        return {}
+
     def reading(
         self, known_BT: np.ndarray, how: Sampling, key: jax.Array
     ) -> np.ndarray:
@@ -349,6 +358,7 @@ class System:
 
 SYSTEMS = {
     "sigma": "jaxgpt.systems.sigma:SigmaGPT",
+    "sigma-task": "jaxgpt.systems.sigma.tasks:SigmaTask",
     "causal": "jaxgpt.systems.causal:CausalLM",
     "gssm": "jaxgpt.systems.gssm:GSSM",
     "memory": "jaxgpt.systems.memory:MemoryLM",

@@ -56,7 +56,7 @@ def measure(
     found = {
         "nll_prefix": _span_nll(system, params, tokens_NT, missing_NT, straight_NT)
     }
-    any_order = system.model_config.positions == "double"
+    any_order = system.model_config.any_order
     if any_order:
         # What is given first, left to right; then the span, left to right.
         order_NT = np.argsort(missing_NT, 1, kind="stable").astype(np.int32)

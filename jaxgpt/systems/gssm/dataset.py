@@ -6,7 +6,6 @@ and in its attributes all that made it.
 
 from __future__ import annotations
 
-import functools
 import pathlib
 from typing import Any
 
@@ -19,6 +18,7 @@ from rich.console import Console
 
 import jaxgpt
 from jaxgpt.config import UserError, user_path
+from jaxgpt.data.arrays import epoch_rows
 from jaxgpt.systems.gssm import baselines
 from jaxgpt.systems.gssm.source import Source
 
@@ -61,11 +61,7 @@ class FiniteData(OnlineData):
         self, seed: int, split: str, step: int, size: int, length: int
     ) -> np.ndarray:
         """Returns int32 [size, length]: epochs one after another, each shuffled."""
-        N = len(self.tokens_NT)
-        place = np.arange(step * size, (step + 1) * size)
-        epochs = range(place[0] // N, place[-1] // N + 1)
-        order = np.concatenate([_shuffled(seed, epoch, N) for epoch in epochs])
-        rows = order[place - epochs[0] * N]
+        rows = epoch_rows(seed, step, size, len(self.tokens_NT))
         return self.tokens_NT[rows, :length].astype(np.int32)
 
     def fixed(self, split: str, length: int, count: int | None = None) -> np.ndarray:
@@ -75,11 +71,6 @@ class FiniteData(OnlineData):
         N = len(self.tokens_NT)
         rows = np.linspace(0, N - 1, min(count or N, N)).astype(np.int64)
         return self.tokens_NT[rows, :length].astype(np.int32)
-
-
-@functools.lru_cache(maxsize=2)
-def _shuffled(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def open_data(config: ConfigDict, source: Source, length: int) -> OnlineData:

@@ -17,12 +17,13 @@ import numpy as np
 from jaxgpt.config import UserError
 from jaxgpt.core import generate, layers
 from jaxgpt.core.positions import Positions
-from jaxgpt.data.text import TextData, open_text
+from jaxgpt.data.text import open_text
 from jaxgpt.systems import Batch, Sampling, System, check_order
 from jaxgpt.systems.sigma import orders
 from jaxgpt.systems.sigma.samplers import best_of, exact, unmask
 
 SAMPLING_ORDERS = (*orders.GENERATION, "low-entropy-first")
+DOUBLE = {"learned": "double", "sinusoidal": "double-sinusoidal"}
 BURST_ORDERS = 5  # The original's default.
 BLOCK_LENGTH = 16
 # On a CPU the cost of a call grows with its tokens from the start: more to a round
@@ -37,12 +38,12 @@ class SigmaGPT(System):
         """Two positions a token; what `config.sigma` adds to the original."""
         c = self.config.sigma
         return {
-            "positions": "double",
+            "positions": DOUBLE[self.config.model.positions],
             "begin_token": c.begin_token,
             "adaptive_norm": c.adaptive_norm,
         }
 
-    def open_data(self) -> TextData:
+    def open_data(self) -> Any:
         """Opens the text of `config.data`."""
         return open_text(self.config, self.window)
 
@@ -129,9 +130,13 @@ class SigmaGPT(System):
                 unmask.advance, rank="entropy", most=1, bound=jnp.float32(jnp.inf)
             )
         if name == "exact-burst":
-            widest = self.window if self.model_config.kernels != "cpu" else CPU_WIDEST
-            return functools.partial(exact.advance, widest=widest)
+            return functools.partial(exact.advance, widest=self.widest)
         return super().sampler(how)
+
+    @property
+    def widest(self) -> int:
+        """The most tokens that an exact burst tries in a round."""
+        return CPU_WIDEST if self.model_config.kernels == "cpu" else self.window
 
     def reading(
         self, known_BT: np.ndarray, how: Sampling, key: jax.Array

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,6 +113,37 @@ def left_to_right(B: int, T: int) -> jax.Array:
 def random(key: jax.Array, B: int, T: int) -> jax.Array:
     """Returns uniform orders [B, T], one per row."""
     return jnp.argsort(jax.random.uniform(key, (B, T)), -1)
+
+
+def given_first(order_BT: jax.Array, known_BT: jax.Array) -> jax.Array:
+    """Returns orders that begin with what is given, left to right.
+
+    Args:
+      order_BT: in which the rest is read.
+      known_BT: true where the token is given.
+    """
+    T = order_BT.shape[1]
+    known_first = jnp.take_along_axis(known_BT, order_BT, 1)
+    rank_BT = jnp.where(known_first, order_BT - T, jnp.arange(T))
+    return jnp.take_along_axis(order_BT, jnp.argsort(rank_BT, -1), 1)
+
+
+def fractal_rest(known_BT: jax.Array) -> jax.Array:
+    """Returns orders that read what is given, then bisect what is not."""
+    T = known_BT.shape[1]
+    index_BT = jnp.cumsum(~known_BT, 1) - 1
+    count_B1 = (~known_BT).sum(1, keepdims=True)
+    rank_BT = jnp.asarray(_fractal_ranks(T))[count_B1, index_BT]
+    return jnp.argsort(jnp.where(known_BT, jnp.arange(T) - T, rank_BT), -1)
+
+
+@functools.lru_cache(maxsize=4)
+def _fractal_ranks(T: int) -> np.ndarray:
+    """Returns [T + 1, T]: when each of n missing tokens is read, for every n."""
+    ranks = np.zeros((T + 1, T), np.int32)
+    for n in range(T + 1):
+        ranks[n, fractal(n)] = np.arange(n)
+    return ranks
 
 
 def training(

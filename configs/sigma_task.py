@@ -1,0 +1,165 @@
+"""σ-GPT beyond text: a task whose generated sequences are judged and drawn.
+
+python -m jaxgpt.train --config=configs/sigma_task.py:maze-laptop
+
+Variants: TASK is the original's size, data and schedule, for one accelerator; the
+judge's figures are in docs/sigma-tasks.md. TASK-laptop is a small one that passes its
+judge in minutes on two cores, seen there. TASK-tiny is for tests. Of every task the
+original's sizes 17K, 4M, 37M, 122M and 352M are variants too: maze-122M.
+
+file needs task.path=TRAIN,VAL; mnist task.path=FOLDER; vertical takes task.path=F.csv,
+and draws flights without it.
+"""
+
+from jaxgpt.config import base, override, with_variant
+
+ORIGINAL = {
+    "system": "sigma-task",
+    "model.positions": "sinusoidal",
+    "model.sinusoid_scale": 1.0,
+    "model.activation": "relu",
+    "model.bias": True,
+    "model.attention_bias": False,
+    "model.final_norm": False,
+    "model.tied_head": False,
+    "model.dropout": 0.1,
+    "optimizer.weight_decay": 0.0,
+    "optimizer.grad_clip": 0.0,
+    "optimizer.beta2": 0.999,
+    "batch_size": 25,
+    "eval_interval": 10000,
+    "checkpoint_interval": 10000,
+    "log_interval": 100,
+    "task.learn": "all",
+}
+# n_layer, n_head, n_embd, key_width, feed_forward_width.
+SIZES = {
+    "17K": (2, 2, 32, 32, 32),
+    "4M": (6, 4, 256, 32, 1024),
+    "37M": (12, 8, 512, 64, 2048),
+    "122M": (24, 8, 768, 64, 2048),
+    "352M": (48, 8, 1024, 64, 2048),
+}
+FIELDS = ("n_layer", "n_head", "n_embd", "key_width", "feed_forward_width")
+# Size, batch size, training sequences, epochs.
+TASKS = {
+    "maze": ("37M", 5, 100000, 25),
+    "product": ("4M", 25, 250000, 25),
+    "step": ("4M", 25, 250000, 25),
+    "permutation": ("4M", 25, 250000, 25),
+    "vertical": ("4M", 25, 250000, 25),
+    "snake": ("37M", 25, 250000, 25),
+    "mixing": ("37M", 25, 250000, 25),
+    "greed": ("37M", 25, 25000, 25),
+    "stack": ("37M", 25, 100000, 25),
+    "expr": ("352M", 25, 2500000, 25),
+    "rpl": ("352M", 5, 2500000, 25),
+    "addition": ("352M", 25, 250000, 25),
+    "twotargets": ("37M", 25, 50000, 25),
+    "byheart": ("37M", 25, 50000, 25),
+    "learnop": ("37M", 25, 50000, 25),
+    "guessop": ("352M", 25, 1000000, 25),
+    "memory": ("37M", 100, 25000, 25),
+    "picoclvr": ("37M", 25, 250000, 25),
+    "mnist": ("37M", 10, 60000, 25),
+    "file": ("37M", 25, 250000, 25),
+}
+GRIDS = {
+    "snake": {"task.height": 9, "task.width": 12, "task.length": 200},
+    "mixing": {"task.height": 4, "task.width": 4, "task.length": 9},
+    "greed": {
+        "task.height": 5, "task.width": 7, "task.walls": 5, "task.colors": 2,
+        "task.length": 25,
+    },
+    "stack": {"task.length": 100, "task.digits": 3},
+    "expr": {"task.length": 40},
+    "addition": {"task.digits": 10},
+    "twotargets": {"task.length": 10},
+    "memory": {"task.length": 25},
+    "picoclvr": {"task.height": 12, "task.width": 16},
+    "vertical": {"task.length": 500},
+}  # fmt: skip
+LAPTOP = {
+    "system": "sigma-task",
+    "model.n_layer": 4,
+    "model.n_head": 4,
+    "model.n_embd": 128,
+    "batch_size": 64,
+    "steps": 1500,
+    "eval_interval": 250,
+    "checkpoint_interval": 250,
+    "eval_sequences": 128,
+    "optimizer.learning_rate": 2e-3,
+    "optimizer.warmup_steps": 50,
+    "task.train_sequences": 50000,
+    "task.val_sequences": 1000,
+}
+SMALL = {
+    "maze": {
+        "task.height": 7, "task.width": 9, "task.walls": 4, "task.min_distance": 4,
+        "steps": 2500,
+    },
+    "product": {"task.length": 64, "steps": 300},
+    "step": {"task.length": 64, "task.step_length": 8, "steps": 600},
+    "permutation": {"task.length": 16, "steps": 1000},
+    "vertical": {"task.length": 60, "steps": 1000},
+    "snake": {"task.height": 4, "task.width": 5, "task.length": 24},
+    "mixing": {"task.height": 3, "task.width": 3, "task.length": 5},
+    "greed": {
+        "task.height": 4, "task.width": 4, "task.walls": 2, "task.colors": 3,
+        "task.length": 5,
+    },
+    "stack": {"task.length": 12, "task.digits": 1},
+    "expr": {"task.length": 10},
+    "rpl": {},
+    "addition": {"task.digits": 3},
+    "twotargets": {"task.length": 10, "steps": 1000},
+    "byheart": {"steps": 500},
+    "learnop": {},
+    "guessop": {},
+    "memory": {"task.length": 25},
+    "picoclvr": {"task.height": 6, "task.width": 8, "task.colors": 4},
+    "mnist": {"batch_size": 16},
+    "file": {},
+}  # fmt: skip
+TINY = {
+    "model.n_layer": 2,
+    "model.n_head": 2,
+    "model.n_embd": 32,
+    "steps": 40,
+    "batch_size": 8,
+    "eval_interval": 20,
+    "checkpoint_interval": 20,
+    "eval_sequences": 16,
+    "task.train_sequences": 500,
+    "task.val_sequences": 100,
+    "task.eval_sequences": 8,
+}
+
+
+def size(name):
+    return {f"model.{f}": v for f, v in zip(FIELDS, SIZES[name], strict=True)}
+
+
+def full(task):
+    """Returns the original's settings: Adam at 1e-4, and a fifth after 10 epochs."""
+    name, batch_size, sequences, epochs = TASKS[task]
+    epoch = sequences // batch_size
+    return ORIGINAL | size(name) | GRIDS.get(task, {}) | {
+        "task.name": task,
+        "task.train_sequences": sequences,
+        "batch_size": batch_size,
+        "steps": epochs * epoch,
+        "optimizer.rates": f"0:1e-4,{10 * epoch}:2e-5,{30 * epoch}:4e-6",
+    }  # fmt: skip
+
+
+def get_config(variant=""):
+    variants = {}
+    for task in TASKS:
+        variants[task] = full(task)
+        small = LAPTOP | {"task.name": task} | SMALL[task]
+        variants[f"{task}-laptop"] = small
+        variants[f"{task}-tiny"] = small | TINY
+        variants |= {f"{task}-{name}": full(task) | size(name) for name in SIZES}
+    return with_variant(override(base(), {}), variant or "maze", variants)

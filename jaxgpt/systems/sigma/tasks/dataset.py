@@ -1,0 +1,165 @@
+"""The sequences of a task: drawn once, kept on disk, read as batches.
+
+An array holds both tokens and what is given of them: a token that is asked for stands
+as its complement, ~token, which is negative.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxgpt import cli
+from jaxgpt.config import UserError, user_path
+from jaxgpt.data.arrays import epoch_rows
+from jaxgpt.systems.sigma.tasks.base import Task
+
+SPLITS = ("train", "val")
+# What changes a generator's sequences must change this too, or old ones are read.
+VERSION = 1
+CHUNK = 10000
+# So many chunks in a row with hardly anything new: there is no more.
+PATIENCE = 10
+UNIMPORTANT = ("learn", "strategies", "eval_sequences")
+LONG = 1 << 24  # Tokens that take seconds to draw.
+
+
+def mark(tokens: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Returns tokens with the complement of those that are not given."""
+    return np.where(known, tokens, ~tokens)
+
+
+def unmark(marked):
+    """Returns (tokens, known) of a marked array; works on NumPy's and JAX's."""
+    return marked ^ (marked >> 31), marked >= 0
+
+
+class TaskData:
+    """The splits of a task."""
+
+    tokenizer = None
+
+    def __init__(self, task: Task, splits: dict[str, np.ndarray]):
+        self.splits, self.vocab_size = splits, task.vocab_size
+
+    def batch_at(
+        self, seed: int, split: str, step: int, size: int, length: int
+    ) -> np.ndarray:
+        """Returns marked int32 [size, length]: epochs one after another."""
+        marked_NT = self._split(split)
+        rows = epoch_rows(seed, step, size, len(marked_NT))
+        return marked_NT[rows, :length].astype(np.int32)
+
+    def fixed(self, split: str, length: int, count: int | None = None) -> np.ndarray:
+        """Returns marked int32 [count, length]: the first sequences; None is all."""
+        return self._split(split)[:count, :length].astype(np.int32)
+
+    def _split(self, split: str) -> np.ndarray:
+        if split not in self.splits:
+            raise UserError(f"--split={split}: a task has {' and '.join(SPLITS)}")
+        return self.splits[split]
+
+
+def open_data(task: Task, config: ConfigDict) -> TaskData:
+    """Opens the sequences of a task; draws them where they were not drawn before.
+
+    Raises:
+      UserError: where more are asked for than there are.
+    """
+    folder = _folder(task, config)
+    paths = {split: folder / f"{split}.npy" for split in SPLITS}
+    if not all(path.exists() for path in paths.values()):
+        _write(task, config, paths)
+    return TaskData(
+        task, {split: np.load(path, mmap_mode="r") for split, path in paths.items()}
+    )
+
+
+def _folder(task: Task, config: ConfigDict) -> pathlib.Path:
+    about = {k: v for k, v in config.task.items() if k not in UNIMPORTANT}
+    for path in task.files:
+        stat = path.stat()
+        about[str(path.resolve())] = (stat.st_size, stat.st_mtime_ns)
+    text = json.dumps([VERSION, about], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    home = user_path(os.environ.get("JAXGPT_CACHE", "~/.cache/jaxgpt"))
+    return home / "tasks" / f"{config.task.name}-{digest}"
+
+
+def _write(task: Task, config: ConfigDict, paths: dict[str, pathlib.Path]) -> None:
+    c = config.task
+    if (c.train_sequences + c.val_sequences) * task.length > LONG and not task.files:
+        cli.say(
+            f"drawing {c.train_sequences + c.val_sequences:,} sequences of {c.name}, "
+            f"once: they are kept in {paths['train'].parent}"
+        )
+    paths["val"].parent.mkdir(parents=True, exist_ok=True)
+    taken = np.zeros(0, np.uint64)
+    # Validation first: training sequences are those that are not among it.
+    for split, count in (("val", c.val_sequences), ("train", c.train_sequences)):
+        given = task.read(split)
+        if given is not None:
+            drawn = mark(*given)[:count]
+        else:
+            drawn, taken = draw(task, split, count, c.data_seed, taken)
+        with tempfile.NamedTemporaryFile(
+            dir=paths[split].parent, delete=False
+        ) as stream:
+            np.save(stream, drawn.astype(np.int16))
+        os.replace(stream.name, paths[split])
+
+
+def draw(
+    task: Task, split: str, count: int, seed: int, taken: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws marked sequences [count, T], distinct ones where the task wants them.
+
+    Args:
+      task: whose sequences.
+      split, seed: of the random numbers.
+      count: how many.
+      taken: hashes of sequences that may not come again.
+
+    Returns:
+      (sequences, hashes of these and of those taken before).
+
+    Raises:
+      UserError: where there are not so many.
+    """
+    parts: list[np.ndarray] = []
+    found, number, stale = 0, 0, 0
+    size = min(CHUNK, max(count, 100))
+    while found < count:
+        rng = np.random.default_rng((seed, 2, SPLITS.index(split), number))
+        tokens_NT, known_NT = task.generate(rng, size, split)
+        if task.distinct:
+            hashes = _hashes(tokens_NT)
+            _, first = np.unique(hashes, return_index=True)
+            first = np.sort(first[~np.isin(hashes[first], taken)])
+            tokens_NT, known_NT = tokens_NT[first], known_NT[first]
+            taken = np.concatenate([taken, hashes[first]])
+            stale = stale + 1 if len(first) < size / 100 else 0
+        parts.append(mark(tokens_NT.astype(np.int32), known_NT))
+        found, number = found + len(tokens_NT), number + 1
+        if stale == PATIENCE and found < count:
+            raise UserError(
+                f"task.{split}_sequences {count} are more than there are without "
+                f"overlap: about {len(taken)} different ones of this "
+                f"{task.config.name} exist for both splits; ask for fewer, or for a "
+                "larger one"
+            )
+    return np.concatenate(parts)[:count], taken
+
+
+def _hashes(tokens_NT: np.ndarray) -> np.ndarray:
+    """Returns a uint64 of each row: a random linear form, modulo 2^64."""
+    factors_T = np.random.default_rng(0).integers(
+        0, 1 << 64, tokens_NT.shape[1], np.uint64, endpoint=False
+    )
+    return (tokens_NT.astype(np.uint64) * (factors_T | np.uint64(1))).sum(1)

@@ -1,0 +1,78 @@
+"""What the tasks' pictures have in common."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+# Of the sequences that are generated, a picture shows this many.
+SHOWN = 48
+LONGEST_LINE = 150
+
+
+def tiles(
+    path: pathlib.Path,
+    images_NHWC: np.ndarray,
+    frames_NC: np.ndarray,
+    columns: int = 8,
+    scale: int = 6,
+) -> None:
+    """Writes RGB images [N, H, W, 3], 0 .. 255, side by side in coloured frames."""
+    from matplotlib.image import imsave
+
+    N, H, W, _ = images_NHWC.shape
+    rows = -(-N // columns)
+    columns = min(columns, N)
+    h, w = (H + 2) * scale, (W + 2) * scale
+    sheet = np.full((rows * h, columns * w, 3), 255, np.uint8)
+    for n, (image, frame) in enumerate(zip(images_NHWC, frames_NC, strict=True)):
+        top, left = n // columns * h, n % columns * w
+        inner = slice(scale // 2, -(scale // 2))
+        cell = sheet[top : top + h, left : left + w]
+        cell[inner, inner] = frame
+        big = image.astype(np.uint8).repeat(scale, 0).repeat(scale, 1)
+        cell[scale:-scale, scale:-scale] = big
+    imsave(path, sheet)
+
+
+def figure(
+    rows: int, columns: int, figsize: tuple[float, float], **grid: Any
+) -> tuple[Any, np.ndarray]:
+    """Returns a figure and its axes [rows, columns], without ticks or frames."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=figsize, layout="constrained")
+    axes = drawn.subplots(rows, columns, squeeze=False, gridspec_kw=grid)
+    for each in axes.flat:
+        each.set(xticks=[], yticks=[])
+        each.spines[:].set_visible(False)
+    return drawn, axes
+
+
+def words(path: pathlib.Path, rows: list[list[tuple[str, str]]]) -> None:
+    """Writes rows of (word, colour) as lines of text, as many as can be shown."""
+    from matplotlib.figure import Figure
+
+    lines: list[list[tuple[int, str, str]]] = []
+    for row in rows[:SHOWN]:
+        column = 0
+        lines.append([])
+        gap = int(any(len(word) > 1 for word, _ in row))
+        for word, colour in row:
+            if column + len(word) > LONGEST_LINE:
+                column = 4
+                lines.append([])
+            lines[-1].append((column, word, colour))
+            column += len(word) + gap
+    wide = max((c + len(w) for line in lines for c, w, _ in line), default=1)
+    character, height = 0.085, 0.18  # Inches, of the 10 point monospaced font.
+    size = (character * wide + 0.4, height * len(lines) + 0.4)
+    drawn = Figure(figsize=size)
+    for number, line in enumerate(lines):
+        y = 1 - (0.2 + height * (number + 0.8)) / size[1]
+        for column, word, colour in line:
+            x = (0.2 + character * column) / size[0]
+            drawn.text(x, y, word, color=colour, family="monospace", size=10)
+    drawn.savefig(path, dpi=100)

@@ -1,0 +1,187 @@
+"""Flights: given the type of aircraft and its cleared levels, at what level it flies.
+
+A sequence is a token of the type, the cleared flight level (hundreds of feet) and the
+flight level at `task.length` times. Levels are 0 .. 449; after the end of a shorter
+flight stands a filler.
+"""
+
+from __future__ import annotations
+
+import csv
+import pathlib
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxgpt.config import UserError, user_path
+from jaxgpt.systems.sigma.tasks import pictures
+from jaxgpt.systems.sigma.tasks.base import Judgement, Task
+
+LEVELS, TYPES = 450, 129
+FILLER = LEVELS + TYPES
+COLUMNS = ("FLIGHT_ID", "AIRCRAFT_TYPE", "CFL", "TRACK_ALTITUDE")
+# A profile that is right: nowhere a larger step, and no larger mean square error.
+LARGEST_STEP = 5
+LARGEST_ERROR = 50.0
+SECONDS = 4  # Between two times of a drawn flight.
+
+
+class Vertical(Task):
+    """Recorded flights of a CSV file, or drawn ones.
+
+    The file has the columns COLUMNS, a line for each time of each flight, in order; a
+    tenth of the flights, the last ones, are for validation.
+    """
+
+    vocab_size = FILLER + 1
+
+    def __init__(self, config: ConfigDict):
+        super().__init__(config)
+        self.times = self.config.length
+        self.length = 1 + 2 * self.times
+
+    @property
+    def files(self) -> tuple[pathlib.Path, ...]:
+        """The CSV file, where there is one."""
+        return (user_path(self.config.path),) if self.config.path else ()
+
+    def generate(self, rng: np.random.Generator, count: int, split: str):
+        """Draws flights: clearances now and then, and climbs and descents to them.
+
+        Each type has rates of climb and descent (800 to 3,800 feet a minute, less
+        where the air is thin), and pilots react to a clearance after 5 to 40 seconds.
+        """
+        del split
+        constants = self.constants()
+        climb = constants.uniform(1500, 3800, TYPES)
+        descent = constants.uniform(1200, 3000, TYPES)
+        kind = rng.integers(0, TYPES, count)
+        level = rng.integers(3, 36, count) * 10.0
+        cleared, followed = level.copy(), level.copy()
+        delay, pace = np.zeros(count), np.ones(count)
+        given, flown = [], []
+        for _ in range(self.times):
+            new = rng.random(count) < 1 / 90
+            wanted = cleared + 10 * rng.integers(-12, 13, count)
+            cleared = np.where(new, wanted.clip(20, LEVELS - 50), cleared)
+            delay = np.where(new, rng.integers(5, 41, count), delay - SECONDS)
+            pace = np.where(new, rng.uniform(0.8, 1.1, count), pace)
+            followed = np.where(delay <= 0, cleared, followed)
+            feet = np.where(followed > level, climb[kind], -descent[kind])
+            thin = np.where(feet > 0, 1.15 - 0.75 * level / LEVELS, 1)
+            move = feet * thin * pace / 100 / 60 * SECONDS
+            left = followed - level
+            level = level + np.where(abs(left) <= abs(move), left, move)
+            given.append(cleared)
+            flown.append(level.round())
+        parts = [LEVELS + kind, *given, *flown]
+        tokens_NT = np.stack(parts, 1).astype(np.int64)
+        return tokens_NT, self.given(tokens_NT)
+
+    def given(self, tokens_NT: np.ndarray) -> np.ndarray:
+        """Returns what is known: the type and the cleared levels."""
+        known_T = np.arange(self.length) <= self.times
+        return np.broadcast_to(known_T, tokens_NT.shape)
+
+    def read(self, split: str):
+        """Returns the flights of a split of the CSV file, where there is one."""
+        if not self.config.path:
+            return None
+        flights = list(self.flights().values())
+        if len(flights) < 2:
+            raise UserError(
+                f"task.path '{self.config.path}' has {len(flights)} flights: two at "
+                "least"
+            )
+        end = len(flights) - max(1, len(flights) // 10)
+        chosen = flights[:end] if split == "train" else flights[end:]
+        tokens_NT = np.full((len(chosen), self.length), FILLER)
+        kinds = list(dict.fromkeys(flight[0][0] for flight in flights))
+        if len(kinds) > TYPES:
+            raise UserError(
+                f"task.path '{self.config.path}' has {len(kinds)} AIRCRAFT_TYPE: "
+                f"{TYPES} at most"
+            )
+        for row, flight in enumerate(chosen):
+            times = min(len(flight), self.times)
+            tokens_NT[row, 0] = LEVELS + kinds.index(flight[0][0])
+            levels = np.array([line[1:] for line in flight[:times]])
+            tokens_NT[row, 1 : 1 + times] = levels[:, 0]
+            start = 1 + self.times
+            tokens_NT[row, start : start + times] = levels[:, 1]
+        return tokens_NT, self.given(tokens_NT)
+
+    def flights(self) -> dict[str, list[tuple[str, int, int]]]:
+        """Returns {FLIGHT_ID: (type, cleared level, level) at each time}."""
+        name = self.config.path
+        found: dict[str, list[tuple[str, int, int]]] = {}
+        try:
+            with open(user_path(name), newline="", encoding="utf-8") as stream:
+                reader = csv.DictReader(stream)
+                missing = [c for c in COLUMNS if c not in (reader.fieldnames or [])]
+                if missing:
+                    raise UserError(
+                        f"task.path '{name}' has no column {missing[0]}: it needs "
+                        f"{', '.join(COLUMNS)}"
+                    )
+                for line in reader:
+                    levels = [
+                        self.level(line[c], c, reader.line_num) for c in COLUMNS[2:]
+                    ]
+                    row = (line["AIRCRAFT_TYPE"], levels[0], levels[1])
+                    found.setdefault(line["FLIGHT_ID"], []).append(row)
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"task.path '{name}' cannot be read: {error}") from None
+        return found
+
+    def level(self, text: str | None, column: str, line: int) -> int:
+        """Returns a flight level; UserError where it is none."""
+        try:
+            value = round(float(text or ""))
+        except (ValueError, OverflowError):
+            value = -1
+        if not 0 <= value < LEVELS:
+            raise UserError(
+                f"task.path '{self.config.path}', line {line}: {column} is a flight "
+                f"level, 0 .. {LEVELS - 1}: not '{text}'"
+            )
+        return value
+
+    def judge(self, tokens_NT, reference_NT, known_NT) -> Judgement:
+        """Is the profile without jumps and near the one flown (accuracy).
+
+        Its error is in flight levels squared, on average over the flight.
+        """
+        del known_NT
+        start = 1 + self.times
+        flown, reference = tokens_NT[:, start:], reference_NT[:, start:]
+        there = reference < LEVELS
+        proper = np.where(there, flown < LEVELS, True).all(1)
+        steps = abs(np.diff(flown, axis=1))
+        pairs = there[:, 1:] & there[:, :-1]
+        smooth = np.where(pairs, steps <= LARGEST_STEP, True).all(1)
+        difference = np.where(there, flown - reference, 0).astype(float)
+        error = (difference**2).sum(1) / np.maximum(there.sum(1), 1)
+        near = error < LARGEST_ERROR
+        smooth &= proper
+        return {"accuracy": smooth & near, "continuous": smooth, "square_error": error}
+
+    def word(self, token: int) -> str:
+        """Returns a level, a type or the filler."""
+        if token < LEVELS:
+            return str(token)
+        return "-" if token == FILLER else f"type{token - LEVELS}"
+
+    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, known_NT) -> None:
+        """Draws cleared levels (grey), flights (black) and what was generated."""
+        right = self.judge(tokens_NT, reference_NT, known_NT)["accuracy"]
+        shown = min(len(tokens_NT), 24)
+        rows, start = -(-shown // 4), 1 + self.times
+        figure, axes = pictures.figure(rows, 4, figsize=(12, 1.8 * rows))
+        hide = lambda levels: np.where(levels < LEVELS, levels, np.nan)
+        for row, each in zip(range(shown), axes.flat, strict=False):
+            each.plot(hide(reference_NT[row, 1:start]), color="0.75", lw=1)
+            each.plot(hide(reference_NT[row, start:]), color="black", lw=1)
+            colour = "green" if right[row] else "red"
+            each.plot(hide(tokens_NT[row, start:]), color=colour, lw=1)
+        figure.savefig(path, dpi=100)

@@ -1,0 +1,367 @@
+"""Every task: what it draws, what its judge says, what it shows and refuses."""
+
+import gzip
+import json
+import struct
+
+import matplotlib.image
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxgpt import config as configs
+from jaxgpt import evaluate, metrics, sample
+from jaxgpt.config import UserError
+from jaxgpt.systems.sigma import tasks
+from jaxgpt.systems.sigma.tasks import dataset, maze, programs
+from jaxgpt.train import train
+from tests.conftest import ROOT
+from tests.systems.sigma import tables
+from tests.systems.sigma.test_samplers import draw_texts, exact_burst
+
+CONFIG = str(ROOT / "configs" / "sigma_task.py")
+FROM_FILES = ("mnist", "file")
+DRAWN = [name for name in tasks.TASKS if name not in FROM_FILES]
+# Tasks that cannot tell a wrong sequence from a right one by one token.
+LENIENT = ("product",)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXGPT_CACHE", str(tmp_path / "cache"))
+
+
+def make(variant, **changes):
+    changes = {f"task.{key}": str(value) for key, value in changes.items()}
+    return tasks.make(configs.load(f"{CONFIG}:{variant}-tiny", changes))
+
+
+def draw(task, count=200, seed=0):
+    return task.generate(np.random.default_rng(seed), count, "train")
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_task_is_a_function_of_its_seed_and_passes_its_own_judge(name):
+    task = make(name)
+    tokens, known = draw(task)
+    assert tokens.shape == known.shape == (200, task.length)
+    assert tokens.min() >= 0 and tokens.max() < task.vocab_size
+    again, _ = draw(task)
+    other, _ = draw(task, seed=1)
+    np.testing.assert_array_equal(tokens, again)
+    assert (tokens != other).any(1).mean() > 0.5
+    assert (~known).any(1).mean() > 0.5
+    verdict = task.judge(tokens, tokens, known)
+    assert verdict["accuracy"].mean() > (0.98 if name in LENIENT else 0.999)
+    assert all(len(values) == 200 for values in verdict.values())
+    assert len(task.text(tokens[0])) > 0
+
+
+@pytest.mark.parametrize("name", sorted(set(DRAWN) - {*LENIENT, "vertical"}))
+def test_a_judge_sees_what_is_asked_for_replaced_by_noise(name):
+    task = make(name)
+    tokens, known = draw(task)
+    rng = np.random.default_rng(1)
+    noise = np.where(known, tokens, rng.integers(0, task.vocab_size, tokens.shape))
+    many = (~known).sum(1) >= 4
+    assert task.judge(noise, tokens, known)["accuracy"][many].mean() < 0.1
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_picture_of_right_and_wrong_sequences(name, tmp_path):
+    task = make(name)
+    tokens, known = draw(task, 6)
+    wrong = tokens.copy()
+    wrong[3:] = np.where(known[3:], tokens[3:], tokens[3:][:, ::-1])
+    task.draw(tmp_path / "p.png", wrong, tokens, known)
+    image = matplotlib.image.imread(tmp_path / "p.png")
+    assert min(image.shape[:2]) > 20 and image.std() > 0
+
+
+# What the tasks are.
+
+
+def test_a_maze_has_its_walls_a_shortest_path_and_no_closed_off_cell():
+    task = make("maze")
+    tokens, known = draw(task, 300)
+    grids, drawn = task.grids(tokens)
+    np.testing.assert_array_equal(known[0], np.arange(task.length) < 63)
+    goal = (grids == maze.GOAL).reshape(300, -1).argmax(1)
+    start = (grids == maze.START).reshape(300, -1).argmax(1)
+    dist = maze.distances((grids == maze.WALL).astype(np.uint8), goal)
+    assert (dist.max((1, 2), where=grids != maze.WALL, initial=0) < maze.FAR).all()
+    steps = dist.reshape(300, -1)[np.arange(300), start]
+    np.testing.assert_array_equal((drawn == maze.PATH).sum((1, 2)), steps - 1)
+    rows, columns = np.divmod(np.stack([start, goal]), 9)
+    assert (abs(np.diff(rows, axis=0)) + abs(np.diff(columns, axis=0)) >= 4).all()
+
+
+def test_a_detour_is_valid_but_not_optimal_and_a_gap_is_neither():
+    task = make("maze", walls=0, min_distance=4)
+    grid = np.zeros((7, 9), int)
+    grid[[0, -1]] = grid[:, [0, -1]] = maze.WALL
+    grid[1, 1], grid[1, 5] = maze.START, maze.GOAL
+    paths = {"straight": grid.copy(), "detour": grid.copy(), "gap": grid.copy()}
+    paths["straight"][1, 2:5] = maze.PATH
+    paths["detour"][[2, 2, 2, 2, 2], [1, 2, 3, 4, 5]] = maze.PATH
+    paths["gap"][1, [2, 4]] = maze.PATH
+    tokens = np.array([np.r_[grid.ravel(), p.ravel()] for p in paths.values()])
+    reference = np.repeat(tokens[:1], 3, 0)
+    verdict = task.judge(tokens, reference, tokens < 0)
+    assert verdict["accuracy"].tolist() == [True, True, False]
+    assert verdict["optimal"].tolist() == [True, False, False]
+
+
+def test_a_program_is_judged_by_what_it_does():
+    task = make("rpl")
+    stacks = [[1, 2, 3]] * 5
+    right, other = ["del"], ["dup", "del", "del"]
+    results = [programs.run(right, stack) for stack in stacks]
+    rows = [task.encode(stacks, results, p) for p in (right, other, ["dup"])]
+    tokens = np.array(rows)
+    verdict = task.judge(tokens, np.repeat(tokens[:1], 3, 0), tokens < 0)
+    assert verdict["accuracy"].tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("program", "before", "after"),
+    [
+        (["add"], [1, 2, 3], [1, 5]),
+        (["swp"], [1, 2], [2, 1]),
+        (["rep"], [4, 3], [4, 4, 4]),
+        (["max", "min"], [1, 5, 3], [1]),
+        (["dup", "del", "del"], [7], []),
+        (["add", "dup"], [], []),
+    ],
+)
+def test_what_a_program_does(program, before, after):
+    assert programs.run(program, before) == after
+
+
+def test_expressions_are_worth_what_python_says():
+    task = make("expr", length=30)
+    for row in draw(task, 100)[0]:
+        program, _, results = task.text(row).partition(" ")
+        names: dict = {}
+        exec(program, {}, names)
+        pairs = [p.split(":") for p in results.rstrip("#").rstrip(";").split(";")]
+        assert {k: int(v) for k, v in pairs} == names
+
+
+def test_popped_numbers_are_those_that_were_pushed():
+    task = make("stack", length=20, digits=2)
+    tokens, known = draw(task, 50)
+    for row, given in zip(tokens, known, strict=True):
+        stacks: dict = {}
+        for step, told in zip(row.reshape(20, 3), given.reshape(20, 3), strict=True):
+            pile = stacks.setdefault(step[0] // 2, [])
+            if step[0] % 2:
+                assert not told[1:].any() and told[0]
+                assert pile.pop() == step[1:].tolist()
+            else:
+                assert told.all()
+                pile.append(step[1:].tolist())
+
+
+def test_flights_are_smooth_and_go_where_they_are_cleared():
+    task = make("vertical", length=300)
+    tokens, known = draw(task, 100)
+    cleared, flown = tokens[:, 1:301], tokens[:, 301:]
+    assert abs(np.diff(flown)).max() <= 5
+    settled = (cleared[:, :-60] == cleared[:, 60:]) & (
+        cleared[:, 1:-59] == cleared[:, 60:]
+    )
+    near = abs(flown[:, 60:] - cleared[:, 60:]) <= abs(flown[:, :-60] - cleared[:, 60:])
+    assert near[settled].mean() > 0.9
+    shifted = tokens.copy()
+    shifted[:, 301:] = np.minimum(flown + 8, 449)
+    jumping = tokens.copy()
+    jumping[:, 350] += 9
+    assert task.judge(shifted, tokens, known)["accuracy"].mean() < 0.05
+    assert task.judge(jumping, tokens, known)["continuous"].mean() < 0.05
+
+
+@pytest.mark.parametrize("name", ["product", "step"])
+def test_exact_burst_has_the_law_of_shuffled_generation(name):
+    """Two samples of 20,000 sequences of the law's own table, chi-square."""
+    task = make(name, length=8, step_length=3, probability=0.2)
+    tokens, _ = draw(task, 200_000)
+    law = np.bincount(tokens @ 2 ** np.arange(8)[::-1], minlength=256)
+    model = tables.joint(law.reshape((2,) * 8))
+    known = np.zeros((100, 8), bool)
+    counts = []
+    for advance in (exact_burst, None):
+        arguments = [advance] if advance else [tables_autoregress()]
+        texts, calls, _ = draw_texts(model, *arguments, 200, known)
+        codes = texts.reshape(-1, 8) @ 2 ** np.arange(8)[::-1]
+        counts.append(np.bincount(codes, minlength=256))
+        if advance:
+            assert calls.mean() <= (2.2 if name == "product" else 5)
+    often = sum(counts) >= 10
+    table = np.stack([np.append(c[often], c[~often].sum()) for c in counts])
+    table = table[:, table.sum(0) > 0]
+    assert stats.chi2_contingency(table).pvalue > 1e-3
+
+
+def tables_autoregress():
+    from jaxgpt.core import generate
+
+    return generate.autoregress
+
+
+# Data.
+
+
+def test_splits_have_no_sequence_in_common_and_are_kept(tmp_path):
+    config = configs.load(f"{CONFIG}:twotargets-tiny", {})
+    data = dataset.open_data(tasks.make(config), config)
+    rows = [{r.tobytes() for r in data.fixed(s, 15)} for s in ("train", "val")]
+    assert [len(r) for r in rows] == [500, 100]
+    assert not rows[0] & rows[1]
+    files = list((tmp_path / "cache" / "tasks").rglob("*.npy"))
+    times = [f.stat().st_mtime_ns for f in files]
+    dataset.open_data(tasks.make(config), config)
+    assert [f.stat().st_mtime_ns for f in files] == times
+
+
+def test_more_than_there_are_is_refused():
+    config = configs.load(
+        f"{CONFIG}:maze-tiny",
+        {"task.height": "3", "task.width": "5", "task.walls": "0"}
+        | {"task.min_distance": "2", "task.train_sequences": "100"},
+    )
+    with pytest.raises(UserError, match="more than there are without overlap"):
+        dataset.open_data(tasks.make(config), config)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("maze", {"name": "labyrinth"}, "task.name is one of maze, product"),
+        ("maze", {"height": 8}, "are odd, 3 at least"),
+        ("maze", {"min_distance": 40}, "does not fit a maze of 7 x 9: 10 at most"),
+        ("maze", {"walls": 50}, "do not fit a maze of 7 x 9: 6 at most"),
+        ("step", {"step_length": 99}, "is longer than task.length"),
+        ("product", {"probability": 1}, "is between 0 and 1"),
+        ("addition", {"digits": 19}, "at most 18"),
+        ("twotargets", {"length": 5}, "at least 8"),
+        ("memory", {"length": 9}, "at least 16"),
+        ("picoclvr", {"colors": 40}, "2 .. 9"),
+        ("greed", {"walls": 14}, "do not fit a grid of 4 x 4"),
+        ("file", {"path": "a.txt"}, "names two texts"),
+        ("file", {"path": "no1,no2"}, "'no1' cannot be read"),
+        ("mnist", {}, "is no folder with train-images-idx3-ubyte"),
+    ],
+)
+def test_what_cannot_be_is_refused(name, changes, expected):
+    with pytest.raises(UserError, match=expected):
+        make(name, **changes)
+
+
+def test_recorded_flights_are_read(tmp_path):
+    path = tmp_path / "flights.csv"
+    lines = ["FLIGHT_ID,AIRCRAFT_TYPE,CFL,TRACK_ALTITUDE"]
+    lines += [f"f{i},A{i % 3},{100 + i},{90 + i}.4" for i in range(20) for _ in "ab"]
+    path.write_text("\n".join(lines))
+    config = configs.load(
+        f"{CONFIG}:vertical-tiny", {"task.path": str(path), "task.length": "3"}
+    )
+    data = dataset.open_data(tasks.make(config), config)
+    tokens, known = dataset.unmark(data.fixed("val", 7))
+    assert tokens.tolist() == [
+        [450, 118, 118, 579, 108, 108, 579],
+        [451, 119, 119, 579, 109, 109, 579],
+    ]
+    assert known[0].tolist() == [True] * 4 + [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("FLIGHT_ID,CFL,TRACK_ALTITUDE\n", "has no column AIRCRAFT_TYPE"),
+        (
+            "FLIGHT_ID,AIRCRAFT_TYPE,CFL,TRACK_ALTITUDE\n1,A,450,3\n",
+            "line 2: CFL is a flight level, 0 .. 449: not '450'",
+        ),
+        (
+            "FLIGHT_ID,AIRCRAFT_TYPE,CFL,TRACK_ALTITUDE\n1,A,4,x\n",
+            "line 2: TRACK_ALTITUDE is a flight level",
+        ),
+        ("FLIGHT_ID,AIRCRAFT_TYPE,CFL,TRACK_ALTITUDE\n", "has 0 flights"),
+    ],
+)
+def test_a_csv_file_that_cannot_be_used(tmp_path, text, expected):
+    (tmp_path / "f.csv").write_text(text)
+    task = make("vertical", path=tmp_path / "f.csv")
+    with pytest.raises(UserError, match=expected):
+        task.read("train")
+
+
+def test_digits_are_read_from_idx_files(tmp_path):
+    for name, count in (("train-images-idx3-ubyte", 3), ("t10k-images-idx3-ubyte", 2)):
+        pixels = np.arange(count * 784) % 256
+        raw = struct.pack(">4i", 2051, count, 28, 28) + pixels.astype("u1").tobytes()
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(raw))
+    task = make("mnist", path=tmp_path)
+    tokens, known = task.read("val")
+    assert tokens.shape == (2, 784) and tokens.max() == 15 and not known.any()
+    task.draw(tmp_path / "p.png", tokens, tokens, known)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(raw[:-5]))
+    with pytest.raises(UserError, match="is truncated: 2 images"):
+        task.read("train")
+
+
+def test_lines_of_two_texts(tmp_path):
+    (tmp_path / "a").write_text("ab\tc\nb\n")
+    (tmp_path / "b").write_text("a\tbc\n")
+    task = make("file", path=f"{tmp_path / 'a'},{tmp_path / 'b'}")
+    tokens, known = task.read("train")
+    assert task.length == 5 and task.vocab_size == 5
+    assert [task.text(row) for row in tokens] == ["ab\tc", "b"]
+    assert known.sum(1).tolist() == [3, 0]
+
+
+# As a user.
+
+
+def test_training_judges_draws_and_can_be_looked_at(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    chosen = ("left_to_right", "burst", "exact_burst")
+    changes = {"steps": "4", "eval_interval": "4", "task.train_sequences": "64"}
+    changes["task.strategies"] = ",".join(chosen).replace("_", "-")
+    assert train(configs.load(f"{CONFIG}:maze-tiny", changes), workdir) == 0
+    last = metrics.read_rows(workdir)[-1]
+    for strategy in chosen:
+        assert 0 <= last[f"val_accuracy_{strategy}"] <= 1
+        assert last[f"val_calls_{strategy}"] >= 1
+        assert (workdir / "pictures" / f"{strategy}_0000004.png").exists()
+    assert last["val_calls_burst"] < 63 == last["val_calls_left_to_right"]
+    capsys.readouterr()
+    evaluate.command([f"--workdir={workdir}", "--json=-"])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"loss", "accuracy_exact_burst", "optimal_burst"} <= figures.keys()
+    image = tmp_path / "out.png"
+    sample.command(
+        [f"--workdir={workdir}", f"--image={image}", "--num_samples=3", "--json=-"]
+    )
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["samples"]
+    assert len(found) == 3 and image.exists()
+    assert {"text", "tokens", "model_calls", "accuracy", "optimal"} <= found[0].keys()
+
+
+def test_training_counts_what_is_asked_for_only(tmp_path):
+    """Of a task whose answers need no thought the loss can be next to nothing."""
+    config = configs.load(f"{CONFIG}:byheart-tiny", {})
+    system = tasks.SigmaTask
+    system.resolve(config)
+    config.model.vocab_size = 11
+    made = system(config)
+    data = dataset.open_data(made.task, config)
+    import jax
+
+    marked = data.batch_at(0, "train", 0, 8, made.window)
+    batch = made.train_batch(jax.numpy.asarray(marked), jax.random.key(0), 0)
+    _, known = dataset.unmark(marked)
+    ordered = np.take_along_axis(~known, np.asarray(batch["order"]), 1)
+    np.testing.assert_array_equal(np.asarray(batch["weight"]) > 0, ordered)
+    assert float(batch["weight"].mean()) == pytest.approx(1)
