@@ -106,7 +106,7 @@ def test_sample_carries_explains_and_forgets(played, tmp_path, capsys):
     sample.command([*ask, "--document=second"])
     two = last_json(capsys)["samples"][0]
     named = {m["document"] for token in two["memories"] for m in token["memories"]}
-    assert named == {"first", "second"}
+    assert "first" in named <= {"first", "second"}
     for token in two["memories"]:
         for memory in token["memories"]:
             assert memory["text"] in one["text"] + two["text"]
