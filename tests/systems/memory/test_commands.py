@@ -112,7 +112,8 @@ def test_sample_carries_explains_and_forgets(played, tmp_path, capsys):
             assert memory["text"] in one["text"] + two["text"]
     sample.command([*common, "--forget=first"])
     forgotten = last_json(capsys)
-    assert forgotten == {"forgotten": 69, "left": 69}
+    # All 58 tokens of the prompt and the 12 new ones.
+    assert forgotten == {"forgotten": 70, "left": 70}
     with pytest.raises(UserError, match="no document 'first'"):
         sample.command([*common, "--forget=first"])
     data = bytearray(file.read_bytes())
