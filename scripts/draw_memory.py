@@ -19,13 +19,13 @@ from jaxgpt.config import user_path
 SIZES = (64, 256, 1024, 4096)
 
 
-def measure(workdir: str, split: str, **overrides: Any) -> dict[str, Any]:
-    """Returns what `report` says of a run's documents, and the loss."""
+def measure(workdir: str, split: str, count: int, **overrides: Any) -> dict[str, Any]:
+    """Returns what `report` says of a run's documents, or the loss where changed."""
     from jaxgpt.run import open_run
 
     given = {f"memory.{name}": str(value) for name, value in overrides.items()}
     run = open_run(workdir, "last", given)
-    windows = run.open_data().fixed(split, run.system.window)
+    windows = run.open_data().fixed(split, run.system.window, count)
     rows = run.config.batch_size
     if overrides:
         nll = run.system.scores(run.params, windows, rows, run.config.seed)
@@ -71,14 +71,17 @@ def command(argv: list[str]) -> None:
     parser.add_argument("--workdir", required=True, help="a run with a memory")
     parser.add_argument("--without", required=True, help="the same with reading=off")
     parser.add_argument("--split", default="test", choices=["val", "test"])
+    parser.add_argument(
+        "--segments", type=int, default=1024, help="about as many, of all documents"
+    )
     parser.add_argument("--output", required=True, help="the .png to write")
     args = parser.parse_args(argv)
     cli.set_up_jax()
-    with_it = measure(args.workdir, args.split)
-    without = measure(args.without, args.split)
+    what = (args.split, args.segments)
+    with_it = measure(args.workdir, *what)
+    without = measure(args.without, *what)
     sizes = {
-        size: measure(args.workdir, args.split, memory_size=size)["loss"]
-        for size in SIZES
+        size: measure(args.workdir, *what, memory_size=size)["loss"] for size in SIZES
     }
     draw(with_it, without, sizes, str(user_path(args.output)))
     rows = [("without", without, "off")]
