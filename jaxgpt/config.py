@@ -301,7 +301,7 @@ FIELDS: dict[str, Field] = {
     ),
     "memory.budget": Field(
         0.0,
-        "associative: loss for each entry kept, growing from 0.3 of the steps on; "
+        "associative: loss for each entry kept, growing from 0.2 to 0.4 of the steps; "
         "store decisions are then drawn in training",
         minimum=0,
     ),

@@ -28,7 +28,8 @@ from jaxgpt.systems.memory.modes import Look
 from jaxgpt.systems.memory.store import Layout, Options, Store, searcher
 
 TRAINING = 0  # The number of the store that training reads and writes.
-BUDGET_FROM = 0.3
+# Shares of training: when storing begins to cost, and how long until it costs all.
+BUDGET_FROM, BUDGET_RAMP = 0.2, 0.2
 
 
 class MemoryLM(CausalLM):
@@ -162,7 +163,7 @@ class MemoryLM(CausalLM):
             module, state, reading, batch, self.memory, False, batch["forget"]
         )
         if self.memory.budget:
-            ramp = (batch["progress"] - BUDGET_FROM) / (1 - BUDGET_FROM)
+            ramp = (batch["progress"] - BUDGET_FROM) / BUDGET_RAMP
             loss += self.memory.budget * jnp.clip(ramp, 0, 1) * keep_BT.mean()
         return loss, state
 
