@@ -48,12 +48,11 @@ class Field:
 
 
 MAX_SEED = 2**32 - 1  # JAX's keys hold no more: larger seeds wrap around or overflow.
-SYSTEMS = ("sigma", "causal", "gssm", "memory")
+SYSTEMS = ("sigma", "sigma-task", "causal", "gssm", "memory")
 POSITIONS = ("learned", "sinusoidal", "learned-sinusoidal", "alibi", "rope", "none")
 TOKENIZERS = ("char", "gpt2", "sentencepiece")
 NORMS = ("layer", "rms", "none")
 ORDERS = ("random", "left-to-right", "fractal", "curriculum")
-SYSTEMS = ("sigma", "sigma-task", "causal", "gssm")
 
 FIELDS: dict[str, Field] = {
     "system": Field("sigma", "what is trained", SYSTEMS),

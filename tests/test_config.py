@@ -93,7 +93,7 @@ def test_values_are_read_as_the_type_of_the_field(key, text, value):
         ("steps", [1], "a whole number"),
         ("optimizer.beta1", "fast", "'optimizer.beta1' holds a finite number: 'fast'"),
         ("model.bias", "yes", "'model.bias' holds true or false: 'yes'"),
-        ("system", "rnn", "'system' is one of sigma, causal, gssm, memory: not 'rnn'"),
+        ("system", "rnn", "one of sigma, sigma-task, causal, gssm, memory: not 'rnn'"),
         ("sigma.order", "Random", "'sigma.order' is one of random, left-to-right"),
         ("model.dtype", "float16", "float32, bfloat16, float64: not 'float16'"),
         ("steps", "0", "'steps' is at least 1: not 0"),
