@@ -91,6 +91,7 @@ LAPTOP = {
     "eval_sequences": 128,
     "optimizer.learning_rate": 2e-3,
     "optimizer.warmup_steps": 50,
+    "sigma.adaptive_norm": True,
     "task.train_sequences": 50000,
     "task.val_sequences": 1000,
 }
@@ -100,7 +101,7 @@ SMALL = {
         "steps": 2500,
     },
     "product": {"task.length": 64, "steps": 300},
-    "step": {"task.length": 64, "task.step_length": 8, "steps": 600},
+    "step": {"task.length": 24, "task.step_length": 5, "steps": 1500},
     "permutation": {"task.length": 16, "steps": 1000},
     "vertical": {"task.length": 60, "steps": 1000},
     "snake": {"task.height": 4, "task.width": 5, "task.length": 24},

@@ -52,9 +52,12 @@ def start(args: argparse.Namespace) -> bool:
         come.
     """
     given = [args.coordinator, args.num_processes, args.process_id]
-    if args.num_processes == 1 or not (any(v is not None for v in given) or found()):
+    asked = any(v is not None for v in given)
+    # A host of a TPU slice learns of the others from its metadata, which JAX reads.
+    tpu = has_tpu() and "cpu" not in os.environ.get("JAX_PLATFORMS", "")
+    if args.num_processes == 1 or not (asked or told_of_others() or tpu):
         return False
-    if any(v is not None for v in given) and None in given:
+    if asked and None in given:
         raise UserError(
             "--coordinator, --num_processes and --process_id go together: give all "
             "three, or none under Slurm and on TPU VMs"
@@ -79,6 +82,8 @@ def start(args: argparse.Namespace) -> bool:
                 shutdown_timeout_seconds=HEARTBEAT,
             )
     except ValueError as error:
+        if not (asked or told_of_others()):
+            return False  # A TPU of one host, which knows of no others.
         raise UserError(f"the processes of this run cannot be found: {error}") from None
     except RuntimeError:
         cli.say(f"error: not all processes came within {TIMEOUT} s: {_HINT}")
@@ -88,8 +93,8 @@ def start(args: argparse.Namespace) -> bool:
     return True
 
 
-def found() -> bool:
-    """Returns whether the surroundings say that there are other processes."""
+def told_of_others() -> bool:
+    """Returns whether the environment says that there are other processes."""
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
     named = "JAX_COORDINATOR_ADDRESS" in os.environ

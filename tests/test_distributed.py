@@ -140,7 +140,7 @@ def test_options_that_do_not_go_together_are_refused():
 )
 def test_other_processes_are_found(monkeypatch, name, value, several):
     monkeypatch.setenv(name, value)
-    assert distributed.found() is several
+    assert distributed.told_of_others() is several
 
 
 def test_a_tpu_that_is_there_is_never_left_aside_silently(tmp_path, monkeypatch):
