@@ -297,6 +297,12 @@ def test_a_csv_file_that_cannot_be_used(tmp_path, text, expected):
         task.read("train")
 
 
+def test_a_missing_file_is_named():
+    config = configs.load(f"{CONFIG}:vertical-tiny", {"task.path": "no.csv"})
+    with pytest.raises(UserError, match="no.csv' cannot be read: .* No such file"):
+        dataset.open_data(tasks.make(config), config)
+
+
 def test_digits_are_read_from_idx_files(tmp_path):
     for name, count in (("train-images-idx3-ubyte", 3), ("t10k-images-idx3-ubyte", 2)):
         pixels = np.arange(count * 784) % 256
