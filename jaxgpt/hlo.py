@@ -28,7 +28,9 @@ CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|true_computation|false_computation|"
     r"async_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}"
 )
-TURNS = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
+LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+CHANNEL = re.compile(r"channel_id=(\d+)")
 SHAPE = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\]")
 
 
@@ -46,8 +48,10 @@ def collectives(text: str) -> dict[str, Traffic]:
     A ring is assumed: of n chips each sends (n - 1) / n of the array gathered or
     scattered, and twice that of one reduced everywhere.
     """
-    own: dict[str, list[tuple[str, float]]] = collections.defaultdict(list)
-    calls: dict[str, list[tuple[str, int]]] = collections.defaultdict(list)
+    own: dict[str, list[tuple[str, str, float]]] = collections.defaultdict(list)
+    calls: dict[str, list[str]] = collections.defaultdict(list)
+    conditions: dict[str, str] = {}
+    limits: dict[str, int] = collections.defaultdict(int)
     entry = name = ""
     for line in text.splitlines():
         begins = COMPUTATION.match(line)
@@ -64,29 +68,40 @@ def collectives(text: str) -> dict[str, Traffic]:
             elif start and kind == "collective-permute":
                 sizes = sizes[:1]
             size = sum(sizes)
-            own[name].append((kind, _sent(kind, size, _members(line))))
-        turns = TURNS.search(line)
+            channel = CHANNEL.search(line)
+            key = channel.group(1) if channel else f"{name} {len(own[name])}"
+            own[name].append((key, kind, _sent(kind, size, _members(line))))
+        conditions |= {body: test for test, body in LOOP.findall(line)}
+        limits[name] = max([limits[name], *map(int, LIMIT.findall(line))])
         for one, many in CALLED.findall(line):
-            for called in [one] if one else re.findall(r"[\w.\-]+", many):
-                # The condition of a loop runs too, but nothing is sent there.
-                calls[name].append((called, int(turns.group(1)) if turns else 1))
+            calls[name] += [one] if one else re.findall(r"[\w.\-]+", many)
+    # A loop of XLA's counts from 0 up to the number in its condition.
+    turns = {body: limits[test] or 1 for body, test in conditions.items()}
+    # What overlaps with arithmetic stands in the text several times: where it starts,
+    # goes on and ends, all on one channel.
+    seen: dict[str, tuple[int, str, float]] = {}
+    for place, times in _times(entry, calls, turns).items():
+        for key, kind, sent in own[place]:
+            seen[key] = max(seen.get(key, (0, kind, 0.0)), (times, kind, sent))
     found: dict[str, Traffic] = {}
-    for place, times in _times(entry, calls).items():
-        for kind, sent in own[place]:
-            traffic = found.setdefault(kind, Traffic())
-            traffic.count += times
-            traffic.bytes += times * sent
+    for times, kind, sent in seen.values():
+        traffic = found.setdefault(kind, Traffic())
+        traffic.count += times
+        traffic.bytes += times * sent
     return found
 
 
-def _times(entry: str, calls: dict[str, list[tuple[str, int]]]) -> dict[str, int]:
+def _times(
+    entry: str, calls: dict[str, list[str]], turns: dict[str, int]
+) -> dict[str, int]:
     """Returns how often each computation runs; the calls have no cycles."""
     times: dict[str, int] = collections.defaultdict(int)
 
     def visit(name: str, count: int) -> None:
+        count *= turns.get(name, 1)
         times[name] += count
-        for called, turns in calls[name]:
-            visit(called, count * turns)
+        for called in calls[name]:
+            visit(called, count)
 
     visit(entry, 1)
     return dict(times)
@@ -106,7 +121,14 @@ def _bits(kind: str) -> int:
 
 
 def _members(line: str) -> int:
-    """Returns how many chips take part: {{0,1},{2,3}} and [2,2]<=[4] have two."""
+    """Returns how many chips take part in each group.
+
+    Two in {{0,1},{2,3}}, in [2,2]<=[4], and in mesh['a'=2,'b'=4] {'a'}.
+    """
+    meshed = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
+    if meshed:
+        sizes = dict(re.findall(r"('\w+')=(\d+)", meshed.group(1)))
+        return math.prod(int(sizes[axis]) for axis in meshed.group(2).split(","))
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
     if listed:
         return listed.group(1).count(",") + 1
