@@ -3,9 +3,10 @@
 python -m jaxgpt.train --config=configs/sigma_task.py:maze-laptop
 
 Variants: TASK is the original's size, data and schedule, for one accelerator; the
-judge's figures are in docs/sigma-tasks.md. TASK-laptop is a small one that passes its
-judge in minutes on two cores, seen there. TASK-tiny is for tests. Of every task the
-original's sizes 17K, 4M, 37M, 122M and 352M are variants too: maze-122M.
+paper's accuracies could not be had. TASK-laptop is a small one for two cores: those
+trained to their end, with what was seen, are in docs/sigma-tasks.md. TASK-tiny is for
+tests. Of every task the original's sizes 17K, 4M, 37M, 122M and 352M are variants too:
+maze-122M.
 
 file needs task.path=TRAIN,VAL; mnist task.path=FOLDER; vertical takes task.path=F.csv,
 and draws flights without it.

@@ -49,7 +49,7 @@ def test_base_is_locked():
         ("stepz", "steps"),
         ("model.n_layers", "model.n_layer"),
         ("n_head", "model.n_head"),
-        ("optimizer.lr_rate", "optimizer.learning_rate"),
+        ("optimizer.learning_rat", "optimizer.learning_rate"),
         ("", ""),
     ],
 )
