@@ -101,7 +101,10 @@ SMALL = {
         "steps": 2500,
     },
     "product": {"task.length": 64, "steps": 300},
-    "step": {"task.length": 24, "task.step_length": 5, "steps": 1500},
+    "step": {
+        "task.length": 16, "task.step_length": 4, "model.n_layer": 3,
+        "model.n_embd": 96, "batch_size": 128, "optimizer.learning_rate": 3e-3,
+    },
     "permutation": {"task.length": 16, "steps": 1000},
     "vertical": {"task.length": 60, "steps": 1000},
     "snake": {"task.height": 4, "task.width": 5, "task.length": 24},

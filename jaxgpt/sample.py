@@ -279,6 +279,8 @@ def command(argv: list[str]) -> None:
     run = open_run(args.workdir, args.step, overrides)
     if args.image and not run.system.judges:
         raise UserError("--image is for runs of a task: this one writes text")
+    if args.image and args.prompt_ids is not None:
+        raise UserError("--image draws problems of a split: leave out --prompt_ids")
     if run.system.judges and args.prompt_ids is None:
         solve(run, args)
         return
@@ -355,7 +357,11 @@ def solve(run: Run, args: argparse.Namespace) -> None:
             "this run does a task: --split says where its problems are from; --prompt, "
             "--template and --live are for texts"
         )
-    image = writable("image", args.image) if args.image else None
+    if args.max_new_tokens is not None:
+        raise UserError(
+            "--max_new_tokens is for texts: a task asks for all it asks for"
+        )
+    image = writable("image", args.image, ".png") if args.image else None
     split = args.split or "val"
     tokens, known, reference = system.problems(
         run.open_data(), split, args.num_samples, args.seed

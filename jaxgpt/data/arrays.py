@@ -43,11 +43,19 @@ def check_members(archive: zipfile.ZipFile, name: str) -> None:
             )
 
 
-def writable(option: str, name: str) -> pathlib.Path:
-    """Returns the path that an option names; UserError where its folder is missing."""
+def writable(option: str, name: str, suffix: str = "") -> pathlib.Path:
+    """Returns the path that an option names.
+
+    Raises:
+      UserError: where its folder is missing, it is a folder, or it ends differently.
+    """
     path = user_path(name)
+    if path.is_dir():
+        raise UserError(f"--{option}='{name}' is a folder: name a file")
     if not path.parent.is_dir():
         raise UserError(f"--{option}='{name}': there is no folder '{path.parent}'")
+    if path.suffix.lower() != suffix and suffix:
+        raise UserError(f"--{option}='{name}' is to be a file that ends in {suffix}")
     return path
 
 

@@ -14,7 +14,7 @@ from jaxgpt import config as configs
 from jaxgpt import evaluate, sample, systems
 from jaxgpt.checkpoint import Checkpoints
 from jaxgpt.config import UserError
-from jaxgpt.run import open_run
+from jaxgpt.run import open_run, open_system
 from jaxgpt.systems.memory.session import Memory
 from jaxgpt.train import Trainer, train
 from tests.conftest import ROOT
@@ -27,7 +27,7 @@ def last_json(capsys):
 
 def digests_of(workdir, step):
     folder = workdir / "checkpoints" / str(step) / "digests"
-    return json.loads(next(folder.rglob("metadata")).read_text())
+    return json.loads(next(folder.rglob("metadata")).read_text())["arrays"]
 
 
 @pytest.mark.parametrize("kind", ["flat", "graph"])
@@ -47,19 +47,20 @@ def test_restore_and_continue_is_bit_equal(tmp_path, kind):
 
 
 def test_evaluation_leaves_the_training_memory_as_it_is(tmp_path):
-    from jaxgpt.run import prepare
-
-    system, data = prepare(configs.load(RECALL, {}), tmp_path / "run")
+    system, data = open_system(configs.load(RECALL, {}))
+    (tmp_path / "run").mkdir()
     trainer = Trainer(system, data, tmp_path / "run")
     for _ in range(3):
-        trainer.run_step()
-    before = jax.tree.map(np.array, trainer.state["carried"])
+        trainer.stepper.run_step()
+    before = jax.tree.map(np.array, trainer.stepper.state["carried"])
     trainer.evaluate()
     for a, b in zip(
-        jax.tree.leaves(before), jax.tree.leaves(trainer.state["carried"]), strict=True
+        jax.tree.leaves(before),
+        jax.tree.leaves(trainer.stepper.state["carried"]),
+        strict=True,
     ):
         np.testing.assert_array_equal(a, b)
-    trainer.run_step()
+    trainer.stepper.run_step()
     trainer.checkpoints.close()
 
 

@@ -87,13 +87,17 @@ class Task:
         reference_NT: np.ndarray,
         known_NT: np.ndarray,
     ) -> None:
-        """Writes a PNG of generated sequences, judged."""
+        """Writes a PNG of generated sequences: given black, right green, wrong red.
+
+        All that was generated of a row is right where the judge says so.
+        """
+        verdict = self.judge(tokens_NT, reference_NT, known_NT)
+        wrong_NT = (tokens_NT != reference_NT) & ~verdict["accuracy"][:, None]
         rows = []
-        for tokens_T, reference_T, known_T in zip(
-            tokens_NT, reference_NT, known_NT, strict=True
+        for tokens_T, wrong_T, known_T in zip(
+            tokens_NT, wrong_NT, known_NT, strict=True
         ):
-            colours = np.where(tokens_T == reference_T, "green", "red")
-            colours[known_T] = "black"
+            colours = np.where(known_T, "black", np.where(wrong_T, "red", "green"))
             words = [self.word(token) for token in tokens_T]
             rows.append(list(zip(words, colours, strict=True)))
         pictures.words(path, rows)

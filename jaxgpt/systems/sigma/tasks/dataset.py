@@ -84,7 +84,10 @@ def open_data(task: Task, config: ConfigDict) -> TaskData:
 def _folder(task: Task, config: ConfigDict) -> pathlib.Path:
     about = {k: v for k, v in config.task.items() if k not in UNIMPORTANT}
     for path in task.files:
-        stat = path.stat()
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise UserError(f"task.path: '{path}' cannot be read: {error}") from None
         about[str(path.resolve())] = (stat.st_size, stat.st_mtime_ns)
     text = json.dumps([VERSION, about], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]

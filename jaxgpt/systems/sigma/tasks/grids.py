@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pathlib
+
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxgpt.config import UserError
+from jaxgpt.systems.sigma.tasks import pictures
 from jaxgpt.systems.sigma.tasks.base import Judgement, Task
 
 # Rows and columns of a step north, east, south, west.
@@ -124,8 +127,21 @@ class Mixing(Task):
         """Returns a number, or a point for what is blanked out."""
         return "." if token == self.cells else str(token)
 
+    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, known_NT) -> None:
+        """Draws the grids of each sequence in a row, a shade a number, blanks white."""
+        c = self.config
+        right = self.judge(tokens_NT, reference_NT, known_NT)["accuracy"]
+        shade = np.linspace(0, 1, self.cells)[:, None]
+        palette = (1 - shade) * (40, 20, 90) + shade * (250, 190, 60)
+        grids = tokens_NT.reshape(-1, c.length, c.height, c.width)
+        pictures.episodes(path, grids, np.vstack([palette, (255, 255, 255)]), right)
+
 
 FLOOR, WALL, COIN, AGENT = range(4)
+# The last one is that of tokens that are no cell.
+CELLS = np.array(
+    [(255, 255, 255), (90, 90, 90), (240, 190, 40), (40, 90, 220), (220, 0, 0)]
+)
 REWARDS = 2
 
 
@@ -211,3 +227,11 @@ class Greed(Task):
         """Returns a cell's sign, a direction, a reward or the total."""
         signs = [*".#$@", *COMPASS, "-", "+"]
         return signs[token] if token < len(signs) else f"={token - self.first_total}"
+
+    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, known_NT) -> None:
+        """Draws the grids of each episode in a row: walls grey, coins yellow."""
+        c = self.config
+        right = self.judge(tokens_NT, reference_NT, known_NT)["accuracy"]
+        steps = tokens_NT[:, 1:].reshape(len(tokens_NT), c.length, -1)
+        grids = steps[..., : self.cells].reshape(-1, c.length, c.height, c.width)
+        pictures.episodes(path, grids, CELLS, right)

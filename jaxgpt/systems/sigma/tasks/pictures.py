@@ -10,6 +10,7 @@ import numpy as np
 # Of the sequences that are generated, a picture shows this many.
 SHOWN = 48
 LONGEST_LINE = 150
+RIGHT, WRONG = (0, 160, 0), (220, 0, 0)
 
 
 def tiles(
@@ -35,6 +36,19 @@ def tiles(
         big = image.astype(np.uint8).repeat(scale, 0).repeat(scale, 1)
         cell[scale:-scale, scale:-scale] = big
     imsave(path, sheet)
+
+
+def episodes(
+    path: pathlib.Path, grids_NSHW: np.ndarray, palette_VC: np.ndarray, right_N
+) -> None:
+    """Writes a row of grids [S, H, W] for each sequence, framed green where right.
+
+    Values that the palette [V, 3] lacks take its last colour.
+    """
+    N, S, H, W = grids_NSHW.shape
+    images = palette_VC[np.minimum(grids_NSHW, len(palette_VC) - 1)]
+    frames = np.where(right_N[:, None], RIGHT, WRONG).repeat(S, 0)
+    tiles(path, images.reshape(N * S, H, W, 3), frames, columns=S)
 
 
 def figure(

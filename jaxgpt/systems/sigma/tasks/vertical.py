@@ -23,6 +23,7 @@ COLUMNS = ("FLIGHT_ID", "AIRCRAFT_TYPE", "CFL", "TRACK_ALTITUDE")
 # A profile that is right: nowhere a larger step, and no larger mean square error.
 LARGEST_STEP = 5
 LARGEST_ERROR = 50.0
+NARROWEST = 30  # Levels of a picture: a flat flight is drawn flat.
 SECONDS = 4  # Between two times of a drawn flight.
 
 
@@ -173,15 +174,32 @@ class Vertical(Task):
         return "-" if token == FILLER else f"type{token - LEVELS}"
 
     def draw(self, path: pathlib.Path, tokens_NT, reference_NT, known_NT) -> None:
-        """Draws cleared levels (grey), flights (black) and what was generated."""
-        right = self.judge(tokens_NT, reference_NT, known_NT)["accuracy"]
+        """Draws cleared levels (grey), flights (black) and what was generated.
+
+        Green where it is right, else red; the marks are the cleared levels.
+        """
+        verdict = self.judge(tokens_NT, reference_NT, known_NT)
         shown = min(len(tokens_NT), 24)
         rows, start = -(-shown // 4), 1 + self.times
-        figure, axes = pictures.figure(rows, 4, figsize=(12, 1.8 * rows))
+        figure, axes = pictures.figure(rows, 4, figsize=(12, 1.9 * rows))
         hide = lambda levels: np.where(levels < LEVELS, levels, np.nan)
         for row, each in zip(range(shown), axes.flat, strict=False):
-            each.plot(hide(reference_NT[row, 1:start]), color="0.75", lw=1)
-            each.plot(hide(reference_NT[row, start:]), color="black", lw=1)
-            colour = "green" if right[row] else "red"
-            each.plot(hide(tokens_NT[row, start:]), color=colour, lw=1)
+            colour = "green" if verdict["accuracy"][row] else "red"
+            lines = {
+                "0.75": reference_NT[row, 1:start],
+                "black": reference_NT[row, start:],
+                colour: tokens_NT[row, start:],
+            }
+            for line_colour, levels in lines.items():
+                each.plot(hide(levels), color=line_colour, lw=1)
+            given = reference_NT[row, 1:start]
+            low, high = each.get_ylim()
+            room = max(0, NARROWEST - (high - low)) / 2
+            each.set(ylim=(low - room, high + room))
+            each.set_yticks(np.unique(given[given < LEVELS]), minor=False)
+            each.tick_params(labelsize=7)
+            error = verdict["square_error"][row]
+            each.set_title(f"mean square error {error:.3g}", size=7)
+        figure.supxlabel("time")
+        figure.supylabel("flight level")
         figure.savefig(path, dpi=100)

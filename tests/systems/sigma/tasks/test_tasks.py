@@ -297,6 +297,12 @@ def test_a_csv_file_that_cannot_be_used(tmp_path, text, expected):
         task.read("train")
 
 
+def test_a_missing_file_is_named():
+    config = configs.load(f"{CONFIG}:vertical-tiny", {"task.path": "no.csv"})
+    with pytest.raises(UserError, match="No such file"):
+        dataset.open_data(tasks.make(config), config)
+
+
 def test_digits_are_read_from_idx_files(tmp_path):
     for name, count in (("train-images-idx3-ubyte", 3), ("t10k-images-idx3-ubyte", 2)):
         pixels = np.arange(count * 784) % 256
@@ -347,6 +353,15 @@ def test_training_judges_draws_and_can_be_looked_at(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out.splitlines()[-1])["samples"]
     assert len(found) == 3 and image.exists()
     assert {"text", "tokens", "model_calls", "accuracy", "optimal"} <= found[0].keys()
+    for options, expected in (
+        ([f"--image={tmp_path}"], "is a folder"),
+        (["--image=out.jpg"], "ends in .png"),
+        (["--prompt_ids=1,2", "--image=out.png"], "leave out --prompt_ids"),
+        (["--max_new_tokens=3"], "is for texts"),
+        (["--prompt=a"], "are for texts"),
+    ):
+        with pytest.raises(UserError, match=expected.replace(".", r"\.")):
+            sample.command([f"--workdir={workdir}", *options])
 
 
 def test_training_counts_what_is_asked_for_only(tmp_path):
