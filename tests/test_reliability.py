@@ -220,13 +220,13 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(straight, tmp_path,
     workdir = tmp_path / "run"
     number = getattr(signal, name)
     code = (
-        "import os, signal, sys; from jaxgpt import cli, evaluate, train\n"
-        "whole, calls = evaluate.scores, []\n"
+        "import os, signal, sys; from jaxgpt import cli, systems, train\n"
+        "whole, calls = systems.System.scores, []\n"
         "def scores(*arguments):\n"
         "    calls.append(1)\n"
         f"    if len(calls) == 4: os.kill(os.getpid(), {int(number)})\n"
         "    return whole(*arguments)\n"
-        "evaluate.scores = scores\n"
+        "systems.System.scores = scores\n"
         "cli.main(train.command)\n"
     )
     process = subprocess.Popen(
