@@ -15,7 +15,10 @@ from tests.conftest import ROOT, TINY
 
 COMMANDS = {"train": train, "evaluate": evaluate, "sample": sample, "verify": verify}
 OPTIONS = {
-    "train": ["--config", "--workdir", "--allow", "--replay", *FIELDS],
+    "train": [
+        *("--config", "--workdir", "--allow", "--replay"),
+        *("--coordinator", "--num_processes", "--process_id", *FIELDS),
+    ],
     "evaluate": [
         *("--workdir", "--step", "--json", "--split"),
         *("--tokens", "--order", "--logits", "--eval_lengths"),
@@ -26,6 +29,7 @@ OPTIONS = {
         *("--max_new_tokens", "--sampler", "--order", "--num_samples"),
         *("--temperature", "--top_k", "--seed", "--split", "--num_orders"),
         *("--block_length", "--top_p", "--stop", "--live"),
+        *("--image", "--memory", "--document", "--explain", "--forget"),
     ],
     "verify": ["--workdir", "--json"],
 }
@@ -234,7 +238,7 @@ def test_options_are_not_abbreviated(refused):
         ("steps", "'steps' holds a whole number: ''"),
         ("model.bias=maybe", "'model.bias' holds true or false: 'maybe'"),
         ("optimizer.learning_rate=-1", "'optimizer.learning_rate' is at least 0"),
-        ("system=rnn", "'system' is one of sigma, causal"),
+        ("system=rnn", "'system' is one of sigma, sigma-task, causal"),
         ("accumulation=3", "batch_size 8 does not divide into accumulation 3"),
         ("seed=99999999999999999999", "seed is at most"),
         ("model.n_head=5", "model.n_embd 32 does not divide into model.n_head 5"),
