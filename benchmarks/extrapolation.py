@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.alternate import machine
 from jaxgpt import cli, config, systems
-from jaxgpt.config import POSITIONS
+from jaxgpt.fields import POSITIONS
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 TIMES = (1, 2, 4, 8)

@@ -146,7 +146,7 @@ def ragged():
 
 
 def numbers_in_prompts():
-    from jaxgpt.sample import GAP
+    from jaxgpt.prompts import GAP
 
     assert GAP.split("42") == ["42"]
     assert GAP.split("4<missing:42>2") == ["4", "42", "2"]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxgpt import evaluate, sample, train, verify
-from jaxgpt.config import FIELDS, UserError
+from jaxgpt.config import UserError
+from jaxgpt.fields import FIELDS
 from tests.conftest import ROOT, TINY
 
 COMMANDS = {"train": train, "evaluate": evaluate, "sample": sample, "verify": verify}

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from jaxgpt import config as configs
-from jaxgpt.config import FIELDS, UserError, base, override
+from jaxgpt.config import UserError, base, override
+from jaxgpt.fields import FIELDS
 
 HEADER = "from jaxgpt.config import base, override, with_variant\n"
 

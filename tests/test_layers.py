@@ -5,6 +5,7 @@ import pathlib
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "jaxgpt"
 LAYERS = (
+    {"fields"},
     {"config"},
     {"core", "data"},
     {"cli", "distributed"},
@@ -32,6 +33,9 @@ LAYERS = (
         "verify",
         "convert",
         "continuations",
+        "prompts",
+        "generation",
+        "solve",
         "grid",
     },
 )

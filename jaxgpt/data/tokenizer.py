@@ -10,7 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
-from jaxgpt.config import TOKENIZERS, UserError
+from jaxgpt.config import UserError
+from jaxgpt.fields import TOKENIZERS
 
 MERGES = pathlib.Path(__file__).parents[2] / "data" / "gpt2_merges.bpe"
 MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"

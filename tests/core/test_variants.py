@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxgpt.config import NORMS, POSITIONS, UserError
+from jaxgpt.config import UserError
 from jaxgpt.core import attention, cache, positions
 from jaxgpt.core.transformer import LanguageModel, ModelConfig
+from jaxgpt.fields import NORMS, POSITIONS
 from tests.core.test_transformer import build
 
 T, S = 12, 17

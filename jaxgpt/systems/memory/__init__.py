@@ -23,9 +23,10 @@ from jaxgpt.data.documents import Segments, open_documents
 from jaxgpt.systems import PLAIN, Batch, Filled, Sampling, Watch
 from jaxgpt.systems.causal import CausalLM
 from jaxgpt.systems.memory import evaluation, model, recall, session
+from jaxgpt.systems.memory.callback import searcher
+from jaxgpt.systems.memory.look import Look
 from jaxgpt.systems.memory.model import Carried, MemoryModel
-from jaxgpt.systems.memory.modes import Look
-from jaxgpt.systems.memory.store import Layout, Options, Store, searcher
+from jaxgpt.systems.memory.store import Layout, Options, Store
 
 TRAINING = 0  # The number of the store that training reads and writes.
 # Shares of training: when storing begins to cost, and how long until it costs all.

@@ -13,7 +13,8 @@ from jaxgpt.core import cache as kv
 from jaxgpt.core import positions
 from jaxgpt.core.transformer import LanguageModel, ModelConfig
 from jaxgpt.systems.memory import entries as ops
-from jaxgpt.systems.memory.modes import MODES, Look
+from jaxgpt.systems.memory.look import Look
+from jaxgpt.systems.memory.modes import MODES
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict

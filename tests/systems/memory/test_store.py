@@ -6,7 +6,8 @@ import pytest
 
 from jaxgpt.config import UserError
 from jaxgpt.systems.memory import index as indices
-from jaxgpt.systems.memory.store import Layout, Options, Store, searcher
+from jaxgpt.systems.memory.callback import searcher
+from jaxgpt.systems.memory.store import Layout, Options, Store
 
 WIDTH = 8
 OPTIONS = {
