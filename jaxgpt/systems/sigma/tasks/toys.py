@@ -49,9 +49,8 @@ class Toy(Task):
         for each, tokens_T, right in zip(
             axes.flat, tokens_NT[:shown], right_N, strict=False
         ):
-            each.step(
-                np.arange(self.length), tokens_T, color=BLACK if right else RED, lw=1
-            )
+            colour = BLACK if right else RED
+            each.stairs(tokens_T, color=colour, lw=1, baseline=None)
             each.set_ylim(-0.2, 1.2)
         figure.savefig(path, dpi=100)
 
