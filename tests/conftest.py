@@ -1,3 +1,4 @@
+import gc
 import os
 import pathlib
 import shutil
@@ -14,6 +15,20 @@ def session_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXGPT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield pathlib.Path(os.environ["JAXGPT_CACHE"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_module():
+    """Drops compiled programs after each module.
+
+    On a CPU each takes some twenty memory maps, and Linux gives a process 65,530: past
+    them the compiler crashes.
+    """
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
