@@ -103,6 +103,20 @@ def test_two_processes_lose_one_and_stop_together_and_one_goes_on(tmp_path, trai
     assert f"on 1 cpu, resuming after step {left}" in alone.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGUSR1", 138)])
+def test_a_signal_to_one_of_two_stops_both(tmp_path, name, code):
+    workdir, port = tmp_path / "run", free_port()
+    pair = [start(workdir, port, i, "--config.steps=100000") for i in (0, 1)]
+    wait_for(workdir, 30, pair[0])
+    pair[1].send_signal(getattr(signal, name))
+    began = time.monotonic()
+    said = [process.communicate(timeout=60)[1] for process in pair]
+    assert [process.returncode for process in pair] == [code, code], said
+    assert time.monotonic() - began < 30
+    assert "stopped after step " in said[0]
+
+
 def test_a_missing_process_is_waited_for_aloud(tmp_path):
     process = start(tmp_path / "run", free_port(), 0)
     line = ""
