@@ -79,24 +79,24 @@ def command(argv: list[str]) -> None:
         _write(run, args, memory)
 
 
-def _given(run: Run, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (tokens [T] or [N, T], known [T]), at least one of them known."""
+def _given(run: Run, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, str]:
+    """Returns (tokens [T] or [N, T], known [T], a note), at least one token known."""
     from jaxgpt import continuations, prompts
     from jaxgpt.generation import show
 
     if args.split:
         longest = prompts.longest(run)
-        return continuations.prompts(
+        tokens, known = continuations.prompts(
             run, args.split, args.num_samples, args.max_new_tokens, args.seed, longest
         )
+        return tokens, known, ""
     tokens, known = prompts.known_text(run, args)
-    if not known.any() and not run.system.model_config.begin_token:
-        tokens[0], known[0] = prompts.start_token(run), True
-        cli.say(
-            f"note: this model cannot begin with nothing; its first token is "
-            f"{show(run, tokens[:1])!r}"
-        )
-    return tokens, known
+    if known.any() or run.system.model_config.begin_token:
+        return tokens, known, ""
+    tokens[0], known[0] = prompts.start_token(run), True
+    first = show(run, tokens[:1])
+    note = f"note: this model cannot begin with nothing; its first token is {first!r}"
+    return tokens, known, note
 
 
 def _write(run: Run, args: argparse.Namespace, memory: Memory | None) -> None:
@@ -105,7 +105,7 @@ def _write(run: Run, args: argparse.Namespace, memory: Memory | None) -> None:
     from jaxgpt.live import Screen
     from jaxgpt.systems.memory import explain
 
-    tokens, known = _given(run, args)
+    tokens, known, note = _given(run, args)
     began = time.perf_counter()
     if args.live and Screen.possible():
         with Screen(run.tokenizer, known) as screen:
@@ -115,6 +115,8 @@ def _write(run: Run, args: argparse.Namespace, memory: Memory | None) -> None:
     if memory and args.memory:
         memory.save(configs.user_path(args.memory))
     seconds = time.perf_counter() - began
+    if note:
+        cli.say(note)
     given = int(known.sum())
     samples = generation.describe(run, filled, known, args.stop)
     for row, sample in enumerate(samples if args.explain else []):
