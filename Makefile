@@ -38,6 +38,7 @@ bench: $(VENV)/.test
 	$(RUN) -m benchmarks.overhead
 	$(RUN) -m benchmarks.gssm_speed
 	$(RUN) -m benchmarks.gssm_learning
+	$(RUN) -m benchmarks.memory --step
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

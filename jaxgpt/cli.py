@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import re
@@ -108,7 +109,7 @@ def set_up_jax() -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)
     for name in ("asyncio", "concurrent.futures"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    sys.unraisablehook = _without_closed_loops
+    sys.unraisablehook = _without_coroutines
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = os.environ.get("JAXGPT_CACHE", "~/.cache/jaxgpt")
         cache = user_path(home) / "xla"
@@ -144,9 +145,13 @@ def _give_virtual_devices_threads() -> None:
         os.environ.setdefault("NPROC", str(2 * int(wanted[1]) + 4))
 
 
-def _without_closed_loops(unraisable: Any) -> None:
-    """Reports what no one can catch, but for saves that end after they failed."""
-    if "Event loop is closed" not in str(unraisable.exc_value):
+def _without_coroutines(unraisable: Any) -> None:
+    """Reports what no one can catch, but for saves and reads that end after a failure.
+
+    Orbax does several at once, in coroutines; the first failure is the one to report.
+    """
+    closed = "Event loop is closed" in str(unraisable.exc_value)
+    if not closed and not inspect.iscoroutine(unraisable.object):
         sys.__unraisablehook__(unraisable)
 
 

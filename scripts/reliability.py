@@ -50,11 +50,12 @@ def campaign(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, dict]:
         for number in numbers
     ]
     found["kill -9 before a change of a file"] = killed(ends)
-    chance = random.Random(0)
-    ends = [
-        faults.resumes_to(straight, faults.killed_after(folder, chance.uniform(0, 1.5)))
-        for _ in range(args.kills)
-    ]
+    often, chance = folder / "often", random.Random(0)
+    assert faults.finish(faults.start(often, faults.OFTEN))[0] == 0
+    ends = []
+    for _ in range(args.kills):
+        workdir = faults.killed_after(folder, chance.uniform(0, 1.5))
+        ends.append(faults.resumes_to(often, workdir, faults.OFTEN))
     found["kill -9 at a random moment"] = killed(ends)
     outcomes: Counter = faults.mutations(folder, args.mutations)
     found["a checkpoint file damaged, values changed"] = {

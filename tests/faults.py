@@ -21,6 +21,8 @@ from jaxgpt.config import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = "configs/sigma_char.py:tiny"
+# Of runs killed at random: a checkpoint writes a row of metrics too.
+OFTEN = "--config.checkpoint_interval=5"
 KINDS = ("flip", "flip", "flip", "truncate", "delete", "empty")
 
 
@@ -78,7 +80,7 @@ def killed_at(folder: pathlib.Path, number: int) -> pathlib.Path:
 def killed_after(folder: pathlib.Path, seconds: float) -> pathlib.Path:
     """Returns the folder of a run that was killed some time after its first row."""
     workdir = folder / f"after-{seconds:.3f}"
-    process = start(workdir, "--config.checkpoint_interval=5")
+    process = start(workdir, OFTEN)
     while process.poll() is None and not metrics.read_rows(workdir):
         time.sleep(0.01)
     time.sleep(seconds)
@@ -87,9 +89,9 @@ def killed_after(folder: pathlib.Path, seconds: float) -> pathlib.Path:
     return workdir
 
 
-def resumes_to(straight: pathlib.Path, workdir: pathlib.Path) -> bool:
+def resumes_to(straight: pathlib.Path, workdir: pathlib.Path, *options: str) -> bool:
     """Resumes a killed run to its end; returns whether it equals one never killed."""
-    code, _ = finish(start(workdir))
+    code, _ = finish(start(workdir, *options))
     same = saved_digests(workdir, 40) == saved_digests(straight, 40)
     return code == 0 and same and record(workdir) == record(straight)
 

@@ -60,11 +60,12 @@ def test_killed_before_any_change_of_a_file(straight, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_random(straight, tmp_path):
-    chance = random.Random(0)
+def test_killed_at_random(tmp_path):
+    straight, chance = tmp_path / "straight", random.Random(0)
+    assert finish(start(straight, faults.OFTEN))[0] == 0
     for _ in range(30):
         workdir = faults.killed_after(tmp_path, chance.uniform(0, 1.5))
-        assert faults.resumes_to(straight, workdir)
+        assert faults.resumes_to(straight, workdir, faults.OFTEN)
 
 
 def test_a_checkpoint_that_was_being_written_is_not_taken_for_one(tmp_path):
