@@ -99,7 +99,7 @@ LAPTOP = {
 SMALL = {
     "maze": {
         "task.height": 7, "task.width": 9, "task.walls": 4, "task.min_distance": 4,
-        "steps": 2500,
+        "steps": 4000, "model.dtype": "bfloat16",
     },
     "product": {"task.length": 64, "steps": 300},
     "step": {

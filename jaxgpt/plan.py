@@ -348,6 +348,10 @@ def command(argv: list[str]) -> int:
     for name, value in QUIET.items():
         os.environ[name] = value
     cli.set_up_jax()
+    import jax
+
+    # Programs for a slice that is not there can be kept, but not be read back.
+    jax.config.update("jax_enable_compilation_cache", False)
     found = plan(config, args.topology)
     if args.json:
         cli.print_json(found)
