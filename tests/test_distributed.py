@@ -64,14 +64,12 @@ def test_two_processes_lose_one_and_stop_together_and_one_goes_on(tmp_path, trai
     pair = [start(workdir, port, index, *long) for index in (0, 1)]
     wait_for(workdir, 30, pair[0])
     pair[1].kill()
-    began = time.monotonic()
     _, said = pair[0].communicate(timeout=60)
     pair[1].communicate()
     assert pair[0].returncode == 1
     assert LOST in said
     assert "resumes" in said
     assert "terminate called" not in said
-    assert time.monotonic() - began < 60
     rows = {row["step"]: row for row in metrics.read_rows(workdir)}
     for row in metrics.read_rows(trained):
         if row["step"] <= 20:
@@ -110,10 +108,8 @@ def test_a_signal_to_one_of_two_stops_both(tmp_path, name, code):
     pair = [start(workdir, port, i, "--config.steps=100000") for i in (0, 1)]
     wait_for(workdir, 30, pair[0])
     pair[1].send_signal(getattr(signal, name))
-    began = time.monotonic()
-    said = [process.communicate(timeout=60)[1] for process in pair]
+    said = [process.communicate(timeout=30)[1] for process in pair]
     assert [process.returncode for process in pair] == [code, code], said
-    assert time.monotonic() - began < 30
     assert "stopped after step " in said[0]
 
 
