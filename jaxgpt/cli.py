@@ -151,7 +151,8 @@ def _without_coroutines(unraisable: Any) -> None:
     Orbax does several at once, in coroutines; the first failure is the one to report.
     """
     closed = "Event loop is closed" in str(unraisable.exc_value)
-    if not closed and not inspect.iscoroutine(unraisable.object):
+    coroutine = unraisable.object if inspect.iscoroutine(unraisable.object) else None
+    if not closed and not (coroutine and "orbax" in coroutine.cr_code.co_filename):
         sys.__unraisablehook__(unraisable)
 
 
