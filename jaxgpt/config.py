@@ -294,6 +294,16 @@ def _validate_memory(config: ConfigDict) -> None:
         raise UserError(
             "accumulation is 1 for system=memory: the memory changes with every segment"
         )
+    if config.deterministic and c.shared:
+        raise UserError(
+            "deterministic goes through a batch in groups of rows, and what they write "
+            "to one memory is no longer in order: leave memory.shared at false"
+        )
+    if config.deterministic and c.reading == "shuffled":
+        raise UserError(
+            "deterministic goes through a batch in groups of rows, which may be one "
+            "row: memory.reading=shuffled, another row's memory, does not go with it"
+        )
     for name in ("forgetfulness_factor", "decay", "weight"):
         if c[name] > 1:
             raise UserError(f"memory.{name} is at most 1: not {c[name]}")

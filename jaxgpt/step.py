@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
-from ml_collections import ConfigDict
 
 from jaxgpt.core import partition, random
 from jaxgpt.core.partition import BATCH, under
@@ -70,9 +69,6 @@ def step_function(
     ema_decay = system.config.optimizer.ema_decay
     skips = system.config.nonfinite == "skip"
 
-    def loss(params, batch, dropout_key):
-        return system.objective(params, batch, {}, dropout_key)[0]
-
     value_and_grad = jax.value_and_grad(system.objective, has_aux=True)
 
     def gradients(params, batch, carried, dropout_key):
@@ -101,14 +97,10 @@ def step_function(
         batch = system.train_batch(tokens_BT, random.at(seed, "order", index), index)
         dropout_key = random.at(seed, "dropout", index)
         carried = state.get("carried", {})
+        find: Callable = gradients
         if system.config.deterministic:
-            value, grads = in_fixed_order(
-                loss, system.config, mesh, state["params"], batch, dropout_key, index
-            )
-        else:
-            (value, carried), grads = gradients(
-                state["params"], batch, carried, dropout_key
-            )
+            find = functools.partial(in_fixed_order, system, mesh, index=index)
+        (value, carried), grads = find(state["params"], batch, carried, dropout_key)
         updates, opt_state = optimizer.update(
             grads, state["opt_state"], state["params"]
         )
@@ -130,26 +122,27 @@ def step_function(
 
 
 def in_fixed_order(
-    loss: Callable,
-    config: ConfigDict,
+    system: System,
     mesh: jax.sharding.Mesh | None,
     params: dict,
     batch: dict,
+    carried: dict,
     dropout_key: jax.Array,
     index: jax.Array,
-) -> tuple[jax.Array, dict]:
-    """Returns loss and gradients that do not depend on the number of devices.
+) -> tuple[tuple[jax.Array, dict], dict]:
+    """Returns what `value_and_grad` of the objective does, on any number of devices.
 
     The batch is cut into `deterministic_groups`; a device goes through its own one at
     a time, by the same program whatever their number, and every device adds up all of
     them in the same order.
     """
-    groups = config.deterministic_groups
+    groups = system.config.deterministic_groups
+    value_and_grad = jax.value_and_grad(system.objective, has_aux=True)
     turns = groups // (mesh.size if mesh else 1)
     # Never more than turns, which the compiler cannot know: a loop of one known turn
     # would be compiled into what stands around it, to other bits.
     hidden_turns = jnp.minimum(turns, index + turns)
-    cut = jax.tree.map(lambda a: a.reshape(groups, -1, *a.shape[1:]), batch)
+    cut = system.divided(batch, carried, groups)
     keys = jax.random.split(dropout_key, groups)
 
     def own(params, hidden_turns, *parts):
@@ -158,30 +151,32 @@ def in_fixed_order(
 
         def of_group(i, found):
             part = jax.tree.map(lambda a: a[i], parts)
-            one = jax.value_and_grad(loss)(params, *part)
+            one = value_and_grad(params, *part)
             return jax.tree.map(lambda all_, a: all_.at[i].set(a), found, one)
 
-        shapes = (jnp.zeros((), param_dtype), params)
+        first = jax.tree.map(lambda a: a[0], parts)
+        shapes = jax.eval_shape(value_and_grad, params, *first)
         found = jax.tree.map(
             lambda a: jnp.zeros((turns + 1, *a.shape), a.dtype), shapes
         )
         found = jax.lax.fori_loop(0, hidden_turns, of_group, found)
         return jax.tree.map(lambda a: a[:turns], found)
 
-    param_dtype = jax.tree.leaves(params)[0].dtype
     if mesh is None:
-        found = own(params, hidden_turns, cut, keys)
+        found = own(params, hidden_turns, *cut, keys)
     else:
         rows, whole = PartitionSpec("data"), PartitionSpec()
         shared = jax.shard_map(
             own,
             mesh=mesh,
-            in_specs=(whole, whole, rows, rows),
+            in_specs=(whole, whole, rows, rows, rows),
             out_specs=rows,
             check_vma=False,
         )
-        found = jax.tree.map(
-            lambda a: partition.constrain(a, *(None,) * a.ndim),
-            shared(params, hidden_turns, cut, keys),
-        )
-    return jax.tree.map(lambda a: functools.reduce(jnp.add, a) / groups, found)
+        found = shared(params, hidden_turns, *cut, keys)
+    (values, carried), grads = found
+    values, grads = jax.tree.map(
+        lambda a: partition.constrain(a, *(None,) * a.ndim), (values, grads)
+    )
+    mean = lambda a: functools.reduce(jnp.add, a) / groups
+    return (mean(values), system.joined(carried)), jax.tree.map(mean, grads)

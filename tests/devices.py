@@ -75,10 +75,11 @@ def losses(file, changes, mesh=None, steps=3):
 
 
 def cases():
+    for name, (file, changes) in SYSTEMS.items():
+        for count in (1, 2, 4, 8):
+            exact = changes | {"deterministic": True}
+            yield f"deterministic {name} on {count}", (file, exact, (count, 1, 1))
     file, changes = SYSTEMS["sigma"]
-    for count in (1, 2, 4, 8):
-        exact = changes | {"deterministic": True}
-        yield f"deterministic on {count}", (file, exact, (count, 1, 1))
     jax.config.update("jax_disable_most_optimizations", True)
     for name, places in {
         "sigma": {"1": ONE, "2": (2, 1, 1), "4": (2, 2, 1), "8": (2, 2, 2)},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
@@ -54,6 +55,16 @@ def under(mesh: Mesh | None, function: Callable) -> Callable:
             return function(*args)
 
     return traced
+
+
+def in_groups(tree: Any, groups: int) -> Any:
+    """Returns arrays [B, ...] as [groups, B / groups, ...]."""
+    return jax.tree.map(lambda a: a.reshape(groups, -1, *a.shape[1:]), tree)
+
+
+def of_one_device(tree: Any) -> Any:
+    """Returns arrays that every device has whole, as one of this process has them."""
+    return jax.tree.map(lambda array: array.addressable_data(0), tree)
 
 
 def _traced() -> AbstractMesh:

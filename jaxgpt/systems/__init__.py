@@ -187,6 +187,17 @@ class System:
         """Returns the scalar that training lowers, and what the next step is handed."""
         return self.nll(params, batch, dropout_key).mean(), carried
 
+    def divided(self, batch: Batch, carried: dict, groups: int) -> tuple[Batch, dict]:
+        """Returns both, cut into groups of rows: an axis of groups before all others.
+
+        Deterministic training goes through them one at a time.
+        """
+        return partition.in_groups(batch, groups), carried
+
+    def joined(self, carried: dict) -> dict:
+        """Returns as one what the groups of `divided` hand on."""
+        return carried
+
     def adopt(self, carried: dict, host: dict[str, np.ndarray]) -> None:
         """Is shown what is carried, fresh or restored, before the first step."""
 
@@ -211,7 +222,7 @@ class System:
         key = random.stream(seed, "eval_order")
         batches = jax.jit(self.eval_batches)(windows, key)
         if layout and self.config.deterministic:
-            params, layout = jax.tree.map(lambda a: a.addressable_data(0), params), None
+            params, layout = partition.of_one_device(params), None
         score = self._scorer(layout.mesh if layout else None)
         result = {}
         for suffix, batch in batches.items():

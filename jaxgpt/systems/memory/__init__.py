@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from jaxgpt.core import layers, random
+from jaxgpt.core import layers, partition, random
 from jaxgpt.data.documents import Segments, open_documents
 from jaxgpt.systems import PLAIN, Batch, Filled, Sampling, Watch
 from jaxgpt.systems.causal import CausalLM
@@ -127,19 +127,64 @@ class MemoryLM(CausalLM):
     # A segment
 
     def train_batch(self, tokens_BT: Any, key: jax.Array, step) -> Batch:
-        """Adds how far training is, and what it forgets at this step."""
-        del key
-        progress = step / self.config.steps
-        forget = random.at(self.config.seed, "memory", step)
-        return dict(tokens_BT) | {"progress": progress, "forget": forget}
+        """Adds how far training is, what it forgets, where rows are, what they weigh.
 
-    def look(self, state: Carried, reading: str) -> Look:
-        """Returns what a batch looks at: its own memory, another row's, or none."""
+        "weight_of_row" is their mean: of a group of rows the loss is a share of the
+        whole batch's.
+        """
+        del key
+        weight_BT = tokens_BT["weight"]
+        rows = len(weight_BT)
+        return dict(tokens_BT) | {
+            "progress": step / self.config.steps,
+            "forget": random.at(self.config.seed, "memory", step),
+            "row": jnp.arange(rows) % self.layout(rows).rows,
+            "weight_of_row": jnp.maximum(weight_BT.sum(), 1) / rows,
+        }
+
+    def divided(
+        self, batch: Batch, carried: Carried, groups: int
+    ) -> tuple[Batch, Carried]:
+        """See `System.divided`: a memory goes with the row whose it is."""
+        alike = lambda array: jnp.broadcast_to(array, (groups, *jnp.shape(array)))
+        of_rows = {name: array for name, array in batch.items() if jnp.ndim(array)}
+        whole = {
+            "progress": alike(batch["progress"]),
+            "weight_of_row": alike(batch["weight_of_row"]),
+            "forget": jax.random.split(batch["forget"], groups),
+        }
+        entries = dict(carried["entries"])
+        version = alike(entries.pop("version"))
+        held = partition.in_groups(carried | {"entries": entries}, groups)
+        held["entries"]["version"] = version
+        return partition.in_groups(of_rows, groups) | whole, held
+
+    def joined(self, carried: Carried) -> Carried:
+        """See `System.joined`."""
+        entries = dict(carried["entries"])
+        version = entries.pop("version")[0]
+        join = lambda array: array.reshape(-1, *array.shape[2:])
+        one = jax.tree.map(join, carried | {"entries": entries})
+        one["entries"]["version"] = version
+        return one
+
+    def look(
+        self, state: Carried, reading: str, store_row_B: jax.Array | None = None
+    ) -> Look:
+        """Returns what a batch looks at: its own memory, another row's, or none.
+
+        Args:
+          state: the memory.
+          reading: "on", "shuffled" or "off".
+          store_row_B: which rows of the store these are; by default the first ones.
+        """
         rows, memories = len(state["recent"]), len(state["entries"]["id"])
         row_B = jnp.arange(rows) % memories
+        store_row_B = row_B if store_row_B is None else store_row_B
         if reading == "shuffled":
-            row_B = jnp.roll(row_B, 1)
-        return Look(None if reading == "off" else state["entries"], row_B, self.search)
+            row_B, store_row_B = jnp.roll(row_B, 1), jnp.roll(store_row_B, 1)
+        entries = None if reading == "off" else state["entries"]
+        return Look(entries, row_B, self.search, store_row_B)
 
     def objective(
         self, params: dict, batch: Batch, carried: Carried, dropout_key: jax.Array
@@ -153,13 +198,12 @@ class MemoryLM(CausalLM):
         tokens = batch["tokens"]
         state = model.begin(carried, batch["start"] == 0)
         reads = self.memory.reading if self._mode_reads else "off"
-        look = self.look(state, reads)
+        look = self.look(state, reads, batch["row"])
         if self.memory.budget:
             look.draw = jax.random.fold_in(batch["forget"], 1)
         reading = module.segment(tokens[:, :-1], state["recent"], look, dropout_key)
         nll_BT = layers.cross_entropy(reading.logits_BTV, tokens[:, 1:])
-        weight_BT = batch["weight"]
-        loss = (nll_BT * weight_BT).sum() / jnp.maximum(weight_BT.sum(), 1)
+        loss = (nll_BT * batch["weight"]).sum() / (batch["weight_of_row"] * len(tokens))
         state, keep_BT = model.commit(
             module, state, reading, batch, self.memory, False, batch["forget"]
         )
@@ -188,7 +232,9 @@ class MemoryLM(CausalLM):
         layout: Any = None,
     ) -> dict[str, np.ndarray]:
         """Returns {"": nats of every prediction that counts}, of documents read."""
-        del seed, layout
+        del seed
+        if layout and self.config.deterministic:
+            params = partition.of_one_device(params)
         read = evaluation.read(self, params, windows, rows, self.memory.reading)
         return {"": read.nll_NT[windows.weight_NT > 0]}
 

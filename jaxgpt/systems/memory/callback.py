@@ -53,6 +53,9 @@ def searcher(stores: dict[int, Store], k: int) -> Search:
 
 
 def device_count() -> int:
-    """Returns how many devices the program that is being traced is split over."""
+    """Returns how many devices the program that is being traced is split over.
+
+    Inside of `shard_map` it is that of one.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.size
+    return 1 if mesh.empty or mesh.are_all_axes_manual else mesh.size

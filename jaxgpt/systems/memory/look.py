@@ -23,6 +23,7 @@ class Look:
       entries: of the memory, which rows row_B read; None reads nothing.
       row_B: the memory row that each row of the batch reads.
       search: finds places.
+      store_row_B: the rows of the store that those are.
       draw: the key that store decisions are drawn with in training, None for their
         probability.
       place_BTM: what was found, -1 none (in `attention`, of the first head).
@@ -33,6 +34,7 @@ class Look:
     entries: Entries | None
     row_B: jax.Array
     search: Search
+    store_row_B: jax.Array
     draw: jax.Array | None = None
     place_BTM: jax.Array | None = None
     weight_BTM: jax.Array | None = None
@@ -41,7 +43,7 @@ class Look:
     def find(self, query_BTGK: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns places [B, T, G, M] (0 for none) and which are entries."""
         assert self.entries is not None
-        place = self.search(self.entries["version"], self.row_B, query_BTGK)
+        place = self.search(self.entries["version"], self.store_row_B, query_BTGK)
         # The index still has what a document that just began has left behind.
         there = self.take(self.entries["id"], place) >= 0
         return jnp.maximum(place, 0), (place >= 0) & there

@@ -61,7 +61,8 @@ class MemoryModel(LanguageModel):
         """Returns logits [B, T, V] of texts read left to right without a memory."""
         del where
         recent_BW = jnp.full((len(tokens_BT), self.memory.context), -1, jnp.int32)
-        blind = Look(None, jnp.arange(len(tokens_BT)), _nothing)
+        row_B = jnp.arange(len(tokens_BT))
+        blind = Look(None, row_B, _nothing, row_B)
         return self.segment(tokens_BT, recent_BW, blind, dropout_key).logits_BTV
 
     def segment(

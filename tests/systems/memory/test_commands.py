@@ -222,26 +222,38 @@ def test_a_memory_is_added_to_a_trained_run(documents, played, tmp_path):
         train(configs.load(PLAYS, changes), tmp_path / "other")
 
 
-def test_devices_change_no_loss_and_rows_stay(tmp_path):
-    losses = {}
+@pytest.mark.parametrize("exact", ["false", "true"])
+def test_devices_change_no_loss_and_rows_stay(tmp_path, exact):
+    found = {}
     for count in (1, 2, 4, 8):
         flags = f"--xla_force_host_platform_device_count={count}"
         env = {**os.environ, "XLA_FLAGS": flags}
         workdir = tmp_path / str(count)
         command = [sys.executable, "-m", "jaxgpt.train", f"--config={RECALL}"]
         command += [f"--workdir={workdir}", "--config.steps=6"]
-        command += ["--config.eval_interval=1000", "--config.log_interval=1"]
+        command += ["--config.eval_interval=6", "--config.log_interval=1"]
+        command += [f"--config.deterministic={exact}"]
         subprocess.run(command, env=env, check=True, capture_output=True, timeout=200)
         rows = (workdir / "metrics.jsonl").read_text().splitlines()
-        losses[count] = [json.loads(row).get("loss") for row in rows[1:]]
+        rows = [json.loads(row) for row in rows]
+        losses = [row["loss"] for row in rows if "loss" in row]
+        losses += [row["val_loss"] for row in rows if "val_loss" in row]
+        assert len(losses) == 6 + 2
+        found[count] = losses, digests_of(workdir, 6)
     for count in (2, 4, 8):
-        np.testing.assert_allclose(losses[1], losses[count], atol=1e-5)
+        np.testing.assert_allclose(found[1][0], found[count][0], atol=1e-5)
+        assert (found[1] == found[count]) == (exact == "true")
 
 
 @pytest.mark.parametrize(
     "changes, expected",
     [
         ({"accumulation": "2"}, "accumulation is 1 for system=memory"),
+        ({"deterministic": "true", "memory.shared": "true"}, "leave memory.shared at"),
+        (
+            {"deterministic": "true", "memory.reading": "shuffled"},
+            "memory.reading=shuffled, another row's memory, does not go with it",
+        ),
         ({"memory.layer": "9"}, "memory.layer is -1 to 1: not 9"),
         ({"memory.mode": "none"}, "is one of associative, attention, output"),
         (

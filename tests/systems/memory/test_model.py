@@ -43,8 +43,6 @@ def segments(count, B=2, seed=0):
             "document": np.arange(B, dtype=np.int32),
             "start": np.full(B, nth * T, np.int32),
             "weight": np.ones((B, T), np.float32),
-            "progress": np.float32(1),
-            "forget": jax.random.key(0),
         }
 
 
@@ -177,6 +175,7 @@ def test_gradients_reach_every_part(mode):
     system.adopt(carried, {})
     grad = jax.jit(jax.grad(system.objective, has_aux=True))
     for batch in segments(4):
+        batch = system.train_batch(batch, None, 0)
         grads, carried = grad(params, batch, carried, None)
         system.settle(carried)
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
@@ -188,7 +187,7 @@ def test_one_search_for_each_forward_and_a_stale_index_is_an_error():
     carried = system.carried(2)
     system.adopt(carried, {})
     grad = jax.jit(jax.grad(system.objective, has_aux=True))
-    batches = list(segments(3))
+    batches = [system.train_batch(batch, None, 0) for batch in segments(3)]
     for batch in batches:
         _, carried = grad(params, batch, carried, None)
         system.settle(carried)
@@ -236,7 +235,8 @@ def test_the_loss_is_cross_entropy_of_what_counts():
     system.adopt(carried, {})
     batch = next(segments(1))
     batch["weight"] = (np.arange(T) < 3)[None].repeat(2, 0).astype(np.float32)
-    loss, _ = jax.jit(system.objective)(params, batch, carried, None)
+    batch_and_more = system.train_batch(batch, None, 0)
+    loss, _ = jax.jit(system.objective)(params, batch_and_more, carried, None)
     logits = plain(system, params, batch["tokens"][:, :-1])
     nll = layers.cross_entropy(logits, batch["tokens"][:, 1:])
     assert float(loss) == pytest.approx(float(nll[:, :3].mean()), rel=1e-5)
