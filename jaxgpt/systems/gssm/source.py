@@ -16,8 +16,9 @@ from jaxgpt.core import random
 from jaxgpt.systems.gssm import generator, graph, kernels, likelihood
 from jaxgpt.systems.gssm.graph import Graph
 
-# What sequences are for: training, evaluation, fitting the baselines.
-SPLITS = ("train", "val", "fit")
+# What sequences are for: training, evaluation, fitting the baselines, a last test. The
+# place of a split draws its sequences.
+SPLITS = ("train", "val", "fit", "test")
 
 
 class Source:

@@ -76,6 +76,9 @@ def test_evaluate_and_sample_know_the_system(trained_gssm):
     row = [r for r in metrics.read_rows(trained_gssm) if "val_gap" in r][-1]
     assert figures["gap"] == pytest.approx(row["val_gap"], abs=1e-6)
     assert figures["loss_exact"] == row["val_loss_exact"]
+    losses = {s: evaluate_split(opened, s)["loss"] for s in ("train", "val", "test")}
+    assert len(set(losses.values())) == 3, "the splits hold other sequences each"
+    assert losses["test"] == pytest.approx(losses["val"], abs=0.2)
     tokens, known = np.zeros((3, 9), np.int32), np.arange(9) < np.full((3, 1), 1)
     filled = opened.system.sample(opened.params, tokens, known, jax.random.key(0))
     assert filled.tokens_BT.shape == (3, 9)
