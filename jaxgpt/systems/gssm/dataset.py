@@ -51,7 +51,7 @@ class OnlineData:
 
 
 class FiniteData(OnlineData):
-    """Training sequences of an array, each once an epoch; validation is drawn."""
+    """Training sequences of an array, each once an epoch; other splits are drawn."""
 
     def __init__(self, config: ConfigDict, source: Source, tokens_NT: np.ndarray):
         super().__init__(config, source)
@@ -59,8 +59,10 @@ class FiniteData(OnlineData):
 
     def batch_at(
         self, seed: int, split: str, step: int, size: int, length: int
-    ) -> np.ndarray:
+    ) -> jax.Array | np.ndarray:
         """Returns int32 [size, length]: epochs one after another, each shuffled."""
+        if split != "train":
+            return super().batch_at(seed, split, step, size, length)
         rows = epoch_rows(seed, step, size, len(self.tokens_NT))
         return self.tokens_NT[rows, :length].astype(np.int32)
 

@@ -134,6 +134,9 @@ def test_validation_is_drawn_and_shares_no_sequence_with_the_file(write):
     trained = {row.tobytes() for row in data.fixed("train", 17)}
     assert len(trained) == 64
     assert not trained & {row.tobytes() for row in held_out}
+    for split in ("val", "test"):
+        batch = np.asarray(data.batch_at(0, split, 0, 8, 17))
+        assert not trained & {row.tobytes() for row in batch}, split
 
 
 def refused(path, expected, **changes):
