@@ -128,3 +128,15 @@ def test_the_error_of_a_context_gap_is_over_batches():
     figures = system.figures(tokens, floor + excess)
     assert figures["gap_error"] == pytest.approx(np.std(np.arange(8), ddof=1) / 8**0.5)
     assert baselines.mean(excess).error < figures["gap_error"] / 2
+
+
+def test_a_leak_shows_in_few_batches_of_a_context_graph():
+    config = load(gssm__graph='[{"name": "X", "state_dim": 3, "alpha": 1, '
+                  '"mode": "context"}]', model__vocab_size="3")  # fmt: skip
+    system = systems.make(config)
+    tokens = system.source.held_out(0, "val", 16, 8, 17)
+    floor, _ = system.references(tokens)
+    noise = np.random.default_rng(0).normal(0, 0.1, floor.shape)
+    assert abs(system.figures(tokens, floor + noise)["gap"]) < 0.05
+    with pytest.raises(CheckError, match="below the estimate one"):
+        system.figures(tokens, floor - 0.5 + noise)
