@@ -105,12 +105,16 @@ def arguments(study: Study, folder: pathlib.Path, point: int) -> list[str]:
 
 
 def last_row(study: Study, folder: pathlib.Path, point: int) -> dict[str, Any] | None:
-    """Returns the last row of a finished run; None where it is not finished."""
+    """Returns the last row of a finished run; None where it is not finished.
+
+    A run killed within its last evaluation has a row of the last step without one.
+    """
     from jaxgpt.metrics import read_rows
 
     rows = read_rows(study.workdir(folder, point))
     steps = configs.load(study.config, study.points[point]).steps
-    return rows[-1] if rows and rows[-1]["step"] >= steps else None
+    finished = rows and rows[-1]["step"] >= steps and "val_loss" in rows[-1]
+    return rows[-1] if finished else None
 
 
 def gather(study: Study, folder: pathlib.Path) -> int:

@@ -68,6 +68,20 @@ def test_it_trains_what_is_missing_and_gathers(study, tmp_path, monkeypatch, cap
     assert (folder / "results.png").stat().st_size > 5000
 
 
+def test_a_run_without_its_last_evaluation_is_not_finished(study, tmp_path):
+    read = grid.read(study())
+    workdir = read.workdir(tmp_path, 0)
+    workdir.mkdir()
+    rows = [{"step": 0, "val_loss": 3.0, "val_gap": 1.0}, {"step": 2, "loss": 2.0}]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (workdir / "metrics.jsonl").write_text("".join(lines))
+    assert grid.last_row(read, tmp_path, 0) is None
+    assert grid.gather(read, tmp_path) == 0
+    evaluated = rows[1] | {"val_loss": 2.0, "val_gap": 0.5}
+    (workdir / "metrics.jsonl").write_text(lines[0] + json.dumps(evaluated) + "\n")
+    assert grid.last_row(read, tmp_path, 0) == evaluated
+
+
 def test_a_failed_run_is_named_and_the_others_go_on(
     study, tmp_path, monkeypatch, capsys
 ):
