@@ -81,6 +81,8 @@ def command(argv: list[str]) -> None:
     args = _parse(options)
     if args.config:
         config = configs.load(args.config, overrides)
+        if config.system != "gssm":
+            raise UserError(f"'{args.config}' is of system {config.system}: not gssm")
     else:
         config = configs.override(configs.base(), {"gssm.graph": args.graph})
         config = configs.validate(configs.override(config, overrides))

@@ -112,6 +112,7 @@ def test_generate_writes_what_training_reads(tmp_path, capsys):
         (generate, ["--config.gssm.graph=none.yaml"], "no graph file 'none.yaml'"),
         (generate, ["--config.gssm.clip=1"], "gssm.clip is below 1"),
         (entropy, [], "one of the arguments --config --graph is required"),
+        (entropy, ["--config={1}/configs/sigma_char.py"], "of system sigma: not gssm"),
         (entropy, ["--graph={0}/none.json"], "no graph file"),
         (entropy, ["--graph={0}/t.npy"], "cannot be read"),
         (entropy, ["--graph={0}/g.json", "--num_sequences=0"], "at least 1"),
