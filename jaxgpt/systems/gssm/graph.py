@@ -26,6 +26,8 @@ MODES = ("default", "slow", "dead", "context")
 KERNELS = ("fullrank", "product")
 REPOSITORY = pathlib.Path(__file__).parents[3]
 LARGEST_INDEX = 2**31 - 1
+# Beyond these, 1 / alpha or alpha itself leaves float32, which context kernels are in.
+LEAST_ALPHA, LARGEST_ALPHA = 1e-30, 1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +193,10 @@ def _node(entry: Any, source: str) -> Node:
     alpha = _number(entry["alpha"], where, "alpha")
     if alpha <= 0:
         raise UserError(f"{where}: alpha {alpha:g} is not above 0")
+    if not LEAST_ALPHA <= alpha <= LARGEST_ALPHA:
+        raise UserError(
+            f"{where}: alpha {alpha:g} is not from {LEAST_ALPHA:g} to {LARGEST_ALPHA:g}"
+        )
     parents = entry.get("parents") or []
     if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
         raise UserError(f"{where}: parents are a list of names")

@@ -64,6 +64,8 @@ WRONG = {
     "state_dim 0": ([Z | {"state_dim": 0}, X], "state_dim 0 is no whole number"),
     "state_dim 2.5": ([Z | {"state_dim": 2.5}, X], "state_dim 2.5"),
     "alpha 0": ([Z | {"alpha": 0}, X], "alpha 0 is not above 0"),
+    "alpha tiny": ([Z | {"alpha": 1e-310}, X], "alpha 1e-310 is not from 1e-30 to"),
+    "alpha huge": ([Z | {"alpha": 1e40}, X], "alpha 1e+40 is not from 1e-30 to 1e+30"),
     "alpha text": ([Z | {"alpha": "small"}, X], "alpha is a number: not 'small'"),
     "alpha nan": ([Z | {"alpha": float("nan")}, X], "alpha is a number"),
     "alpha true": ([Z | {"alpha": True}, X], "alpha is a number"),

@@ -74,6 +74,16 @@ def test_the_graph_depends_on_its_seed_and_nothing_else():
         assert np.abs(first[name] - other[name]).max() > 0.01
 
 
+@pytest.mark.parametrize("alpha", [graph.LEAST_ALPHA, graph.LARGEST_ALPHA])
+@pytest.mark.parametrize("clip", [0, 1e-10])
+def test_rows_are_distributions_at_the_limits_of_alpha(alpha, clip):
+    nodes = [Z | {"alpha": alpha, "mode": "context"}, X | {"alpha": alpha}]
+    parsed = graph.parse(nodes, "test")
+    drawn = kernels.draw_context(jax.random.key(0), parsed, clip)["Z"]
+    for table in (*kernels.draw(parsed, 0, clip).values(), np.exp(drawn)):
+        np.testing.assert_allclose(table.sum(-1), 1, atol=1e-6)
+
+
 def test_context_kernels_keep_their_mode_shape_and_differ_by_key():
     nodes = [Z | {"mode": "context", "parents": ["X"]}, X | {"mode": "context"}]
     parsed = graph.parse(nodes, "test")
