@@ -60,7 +60,10 @@ def zlib_nats(tokens_BT: np.ndarray, vocab_size: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """A mean over sequences, and its standard error (None of a single one)."""
+    """A mean over sequences, and its standard error.
+
+    It has none of a single sequence, nor where one is impossible: infinite.
+    """
 
     value: float
     error: float | None
@@ -78,5 +81,6 @@ def mean(nll_BT: np.ndarray, group: int = 1) -> Mean:
     rows = nll_BT.mean(1, dtype=np.float64)
     groups = np.array([rows[i : i + group].mean() for i in range(0, B, group)])
     n = len(groups)
-    error = float(groups.std(ddof=1) / math.sqrt(n)) if n > 1 else None
+    spreads = n > 1 and np.isfinite(groups).all()
+    error = float(groups.std(ddof=1) / math.sqrt(n)) if spreads else None
     return Mean(float(rows.mean()), error)

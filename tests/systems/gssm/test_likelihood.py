@@ -141,3 +141,5 @@ def test_standard_errors_are_over_independent_sequences():
     assert baselines.mean(scores).error == pytest.approx(1 / 3**0.5)
     assert baselines.mean(scores, group=2).error == 0
     assert baselines.mean(scores[:1]).error is None
+    scores[0, 2] = np.inf
+    assert baselines.mean(scores) == baselines.Mean(np.inf, None)
