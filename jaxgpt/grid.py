@@ -46,11 +46,23 @@ class Study:
     def workdir(self, folder: pathlib.Path, point: int) -> pathlib.Path:
         """Returns the folder of a point's run."""
         parts = [
-            f"{key.rsplit('.', 1)[-1]}={pathlib.Path(self.points[point][key]).stem}"
+            f"{key.rsplit('.', 1)[-1]}={short(self.points[point][key])}"
             for key in self.grid
         ]
         name = re.sub(r"[^\w.=-]+", "_", "-".join(parts))[:100]
         return folder / f"{point:03}-{name}"
+
+
+def short(value: str) -> str:
+    """Returns a value of a grid as it is shown: a file's name without folder, suffix.
+
+    0.05 is no file 0 of suffix .05.
+    """
+    try:
+        float(value)
+    except ValueError:
+        return pathlib.Path(value).stem
+    return value
 
 
 def read(name: str) -> Study:
@@ -164,21 +176,21 @@ def plot(study: Study, results: list[dict], path: pathlib.Path) -> None:
             by_x.setdefault(places[run[study.x]], []).append(run[study.y])
         xs = sorted(by_x)
         medians = [statistics.median(by_x[x]) for x in xs]
-        label = pathlib.Path(line).stem or "median"
+        label = short(line) or "median"
         (drawn,) = axes.plot(xs, medians, marker="_", markersize=14, label=label)
         dots = [(x, y) for x in xs for y in by_x[x]]
         axes.plot(*zip(*dots, strict=True), "o", color=drawn.get_color(), alpha=0.4)
     if all(run[study.y] > 0 for run in results):
         axes.set_yscale("log")
     if numeric and numbers[0] > 0 and numbers[-1] > 8 * numbers[0]:
-        axes.set_xscale("log", base=2)
-    if not numeric:
-        names = [pathlib.Path(label).stem for label in labels]
-        axes.set_xticks(range(len(labels)), names)
+        axes.set_xscale("log")
+    if not numeric or axes.get_xscale() == "log":
+        axes.set_xticks(list(places.values()), [short(label) for label in labels])
+        axes.xaxis.minorticks_off()
     axes.set(xlabel=study.x, ylabel=study.y.replace("_", " "), title=study.title)
     axes.grid(color="0.93")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, title=study.lines or None)
     figure.savefig(path, dpi=120)
 
 

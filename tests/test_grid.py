@@ -68,6 +68,32 @@ def test_it_trains_what_is_missing_and_gathers(study, tmp_path, monkeypatch, cap
     assert (folder / "results.png").stat().st_size > 5000
 
 
+def test_values_are_shown_whole_and_files_by_name(study, tmp_path):
+    shown = map(grid.short, ["0.05", "1e-3", "-2", "data/graphs/easy.yaml", ""])
+    assert list(shown) == ["0.05", "1e-3", "-2", "easy", ""]
+    read = grid.read(study())
+    names = [read.workdir(tmp_path, point).name for point in range(2)]
+    assert names == ["000-graph_seed=0-learning_rate=1e-3",
+                     "001-graph_seed=0-learning_rate=0.01"]  # fmt: skip
+
+
+def test_the_figure_names_the_values_tried_and_the_field_of_its_lines(
+    study, tmp_path, monkeypatch
+):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    read = grid.read(study())
+    results = [p | {"val_gap": 0.5 / (i + 1)} for i, p in enumerate(read.points)]
+    grid.plot(read, results, tmp_path / "f.png")
+    (axes,) = drawn[0].axes
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["1e-3", "0.01"]
+    legend = axes.get_legend()
+    assert legend.get_title().get_text() == "gssm.graph_seed"
+    assert [t.get_text() for t in legend.get_texts()] == ["0", "1"]
+
+
 def test_a_run_without_its_last_evaluation_is_not_finished(study, tmp_path):
     read = grid.read(study())
     workdir = read.workdir(tmp_path, 0)
