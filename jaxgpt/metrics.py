@@ -129,11 +129,15 @@ def read_rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def plot_losses(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """Draws every loss of the rows against the step; dashed one that never changes."""
+    """Draws every loss of the rows against the step; dashed one that never changes.
+
+    Where there is a floor, a second panel has what is left above it.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
+    gaps = [row for row in rows if "val_gap" in row]
+    figure = Figure(figsize=(8, 7 if gaps else 4.5), layout="constrained")
+    axes, *below = figure.subplots(1 + bool(gaps), sharex=True, squeeze=False)[:, 0]
     names = [n for n in dict.fromkeys(k for row in rows for k in row) if "loss" in n]
     for name in names:
         points = [(row["step"], row[name]) for row in rows if name in row]
@@ -147,8 +151,37 @@ def plot_losses(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
             linestyle="--" if level else "-",
             zorder=1 if batch else 2,
         )
-    axes.set_xlabel("step")
+    for panel in below:
+        _draw_gap(panel, gaps, {line.get_label(): line for line in axes.lines})
+    (below or [axes])[-1].set_xlabel("step")
     _finish(figure, axes, path)
+
+
+def _draw_gap(axes: Any, rows: list[dict[str, Any]], above: dict[str, Any]) -> None:
+    """Draws the validation gap, and those of the baselines, which are dashed.
+
+    Args:
+      axes: drawn on.
+      rows: with a gap each.
+      above: {label: line} of the losses, whose colors are taken up.
+    """
+    steps = [row["step"] for row in rows]
+    gaps = [row["val_gap"] for row in rows]
+    errors = [2 * row["val_gap_error"] for row in rows]
+    color = above["val loss"].get_color()
+    label = "val gap, ± 2 standard errors"
+    axes.errorbar(steps, gaps, errors, label=label, color=color, linewidth=1.6)
+    floors = [row["val_loss"] - row["val_gap"] for row in rows]
+    for name in [name for name in rows[0] if name.startswith("val_loss_")]:
+        excess = [row[name] - floor for row, floor in zip(rows, floors, strict=True)]
+        if min(excess) > 1e-6:  # Not the floor itself.
+            color = above[name.replace("_", " ")].get_color()
+            label = name.removeprefix("val_loss_")
+            axes.plot(steps, excess, "--", label=label, color=color, linewidth=1.6)
+    if min(gaps) > 0:
+        axes.set_yscale("log")
+    _dress(axes)
+    axes.set_ylabel("nats per token above the floor")
 
 
 def plot_positions(curves: dict[str, Any], path: pathlib.Path) -> None:
@@ -164,12 +197,16 @@ def plot_positions(curves: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def _finish(figure: Any, axes: Any, path: pathlib.Path) -> None:
+    _dress(axes)
+    figure.savefig(path, dpi=120)
+
+
+def _dress(axes: Any) -> None:
     axes.set_ylabel("nats per token")
     axes.grid(color="0.93")
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:
         axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
 
 
 def open_trackers(config, workdir: pathlib.Path) -> list:

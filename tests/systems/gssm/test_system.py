@@ -38,6 +38,30 @@ def test_a_run_shows_its_gap_to_the_floor_and_the_baselines(trained_gssm):
     assert exact.mean() == pytest.approx(rows[-1]["val_loss_exact"])
 
 
+def test_the_gap_is_drawn_below_the_floor_and_the_baselines(trained_gssm, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    rows = metrics.read_rows(trained_gssm)
+    metrics.plot_losses(rows, trained_gssm / "loss.png")
+    losses, gaps = drawn[0].axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in losses.lines}
+    last = [row for row in rows if "val_gap" in row][-1]
+    for name in ("exact", "unigram", "bigram"):
+        assert set(lines[f"val loss {name}"]) == {last[f"val_loss_{name}"]}
+    shown = [text.get_text() for text in gaps.get_legend().get_texts()]
+    assert sorted(shown) == ["bigram", "unigram", "val gap, ± 2 standard errors"]
+    gap, *baselines_ = (
+        line.get_ydata() for line in gaps.lines if len(line.get_ydata())
+    )
+    assert gap[-1] == last["val_gap"]
+    excess = [values[-1] + last["val_loss_exact"] for values in baselines_]
+    assert sorted(excess) == pytest.approx(
+        [last["val_loss_bigram"], last["val_loss_unigram"]]
+    )
+
+
 def test_a_run_keeps_its_graph_and_needs_no_file(trained_gssm):
     config = json.loads((trained_gssm / "config.json").read_text())
     assert json.loads(config["gssm"]["graph"])["nodes"][0]["name"] == "Z1"
