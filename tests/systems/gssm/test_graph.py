@@ -85,7 +85,7 @@ WRONG = {
     "text": ("nodes", "has no list of nodes"),
     "large": ([named(f"Z{i}", state_dim=1000) for i in range(9)]
               + [X | {"parents": [f"Z{i}" for i in range(9)]}],
-              "takes 10^28 B, too much for this machine's"),
+              "takes 10^28 B, 8 times while it is drawn, too much for this machine's"),
     "largest": ([Z | {"state_dim": 10**300}, X], "state_dim 1e+300 is no whole number"),
     "base": ([Z | {"state_dim": 10**6}, X], "kernel of 1000000 x 1000000 entries"),
     "digits": ([named(f"Z{i}", state_dim=10**9) for i in range(999)]
@@ -100,6 +100,17 @@ def test_a_graph_that_cannot_be_is_refused_in_one_line(name):
         graph.load(json.dumps({"nodes": nodes}))
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_table_must_fit_as_often_as_drawing_holds_it(monkeypatch):
+    nodes = json.dumps([Z | {"state_dim": 1024}, X | {"state_dim": 1}])
+    table = 8 * 1024 * (1024 + 1)
+    memory = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": graph.COPIES * table}
+    monkeypatch.setattr(graph.os, "sysconf", memory.get)
+    assert graph.load(nodes).latents[0].state_dim == 1024
+    memory["SC_PHYS_PAGES"] -= 1
+    with pytest.raises(UserError, match="8 times while it is drawn"):
+        graph.load(nodes)
 
 
 @pytest.mark.parametrize(
