@@ -15,6 +15,7 @@ import itertools
 import os
 import pathlib
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.config import UserError
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 FIELDS = {"config", "overrides", "grid", "x", "y", "lines", "title"}
 
 
@@ -194,6 +196,35 @@ def plot(study: Study, results: list[dict], path: pathlib.Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def supervise(words: list[str]) -> int:
+    """Runs a process to its end and hands on the signals that end it.
+
+    It has a process group of its own: a terminal's Ctrl-C, sent to both and handed on,
+    would be the second one, at which training quits without a checkpoint.
+
+    Returns:
+      Its exit code, 128 + the signal where one was handed on.
+    """
+    started: list[subprocess.Popen] = []
+    asked: list[int] = []
+
+    def hand_on(number: int, _: Any) -> None:
+        asked.append(number)
+        for process in started:
+            process.send_signal(number)
+
+    # Under nohup SIGHUP stays ignored.
+    heard = [n for n in ENDING if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, hand_on) for number in heard}
+    try:
+        started.append(subprocess.Popen(words, process_group=0))
+        code = started[0].wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 128 + asked[0] if asked else code
+
+
 def run(study: Study, folder: pathlib.Path) -> int:
     """Trains what is not finished, one process at a time; returns an exit code."""
     failed = []
@@ -203,8 +234,8 @@ def run(study: Study, folder: pathlib.Path) -> int:
             cli.say(f"[{point + 1}/{len(study.points)}] {shown}: finished before")
             continue
         cli.say(f"[{point + 1}/{len(study.points)}] {shown}")
-        code = subprocess.run(arguments(study, folder, point), check=False).returncode
-        if code in (130, 143):
+        code = supervise(arguments(study, folder, point))
+        if code > 128:
             return code
         if code:
             failed.append(shown)

@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -47,15 +48,13 @@ def test_it_trains_what_is_missing_and_gathers(study, tmp_path, monkeypatch, cap
     folder = tmp_path / "runs"
     options = [f"--study={study()}", f"--workdir={folder}"]
     started = []
-    whole = subprocess.run
+    whole = grid.supervise
 
-    def interrupted(command, **more):
-        started.append(command)
-        if len(started) == 3:
-            return subprocess.CompletedProcess(command, 130)
-        return whole(command, **more)
+    def interrupted(words):
+        started.append(words)
+        return 130 if len(started) == 3 else whole(words)
 
-    monkeypatch.setattr(subprocess, "run", interrupted)
+    monkeypatch.setattr(grid, "supervise", interrupted)
     assert grid.command(options) == 130
     assert "2 of 4 runs" in capsys.readouterr().err
     assert grid.command(options) == 0
@@ -112,12 +111,38 @@ def test_a_failed_run_is_named_and_the_others_go_on(
     study, tmp_path, monkeypatch, capsys
 ):
     codes = iter([1, 0])
-    monkeypatch.setattr(
-        subprocess, "run", lambda c, **_: subprocess.CompletedProcess(c, next(codes))
-    )
+    monkeypatch.setattr(grid, "supervise", lambda words: next(codes))
     path = study(grid={"gssm.graph_seed": [0, 1]}, x="gssm.graph_seed", lines="")
     assert grid.command([f"--study={path}", f"--workdir={tmp_path / 'runs'}"]) == 1
     assert "1 runs failed: 000-graph_seed=0" in capsys.readouterr().err
+
+
+CHILD = """
+import signal, sys, time
+heard = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: heard.append(number))
+print("ready", flush=True)
+while not heard:
+    time.sleep(0.01)
+time.sleep(1)  # Saves.
+print("heard", *heard, flush=True)
+sys.exit(128 + heard[0])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_handed_on_once_and_the_run_is_waited_for(number):
+    """It is sent to the whole group, as a terminal does at Ctrl-C."""
+    code = "import sys; from jaxgpt import grid; sys.exit(grid.supervise(sys.argv[1:]))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, sys.executable, "-c", CHILD],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    ) as study:  # fmt: skip
+        assert study.stdout.readline() == "ready\n"
+        os.killpg(study.pid, number)
+        assert study.stdout.readline() == f"heard {int(number)}\n"
+        assert study.wait(timeout=60) == 128 + number
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")))
