@@ -236,8 +236,11 @@ def _check(graph: Graph, source: str) -> None:
         raise UserError(f"{where} has two nodes named {twice}")
     observed = [node.name for node in graph.nodes if node.observed]
     if len(observed) != 1:
-        found = " and ".join(observed) or "none"
-        raise UserError(f"{where} has one observed node: {found} is marked")
+        found = f"{' and '.join(observed)} are" if observed else "none is"
+        raise UserError(
+            f"{where} needs one observed node: {found} marked; give one of its nodes "
+            "observed: true"
+        )
     for node in graph.nodes:
         here = f"{where}, node {node.name}"
         if unknown := next((p for p in node.parents if p not in names), None):
