@@ -123,12 +123,14 @@ def last_row(study: Study, folder: pathlib.Path, point: int) -> dict[str, Any] |
 
     A run killed within its last evaluation has a row of the last step without one.
     """
-    from jaxgpt.metrics import read_rows
+    from jaxgpt.metrics import out_of_patience, read_rows
 
     rows = read_rows(study.workdir(folder, point))
-    steps = configs.load(study.config, study.points[point]).steps
-    finished = rows and rows[-1]["step"] >= steps and "val_loss" in rows[-1]
-    return rows[-1] if finished else None
+    c = configs.load(study.config, study.points[point])
+    if not rows or "val_loss" not in rows[-1]:
+        return None
+    ended = rows[-1]["step"] >= c.steps or out_of_patience(rows, c.patience)
+    return rows[-1] if ended else None
 
 
 def gather(study: Study, folder: pathlib.Path) -> int:

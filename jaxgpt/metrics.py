@@ -128,6 +128,14 @@ def read_rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return rows
 
 
+def out_of_patience(rows: list[dict[str, Any]], patience: int) -> bool:
+    """Returns whether the best validation loss was too many evaluations ago."""
+    losses = [row["val_loss"] for row in rows if "val_loss" in row]
+    if not (losses and patience):
+        return False
+    return len(losses) - 1 - losses.index(min(losses)) >= patience
+
+
 def plot_losses(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     """Draws every loss of the rows against the step; dashed one that never changes.
 

@@ -101,10 +101,9 @@ class Trainer:
 
     def out_of_patience(self) -> bool:
         """Returns whether the best validation loss was too many evaluations ago."""
-        losses = [row["val_loss"] for row in self.recorder.rows if "val_loss" in row]
-        if not (losses and self.config.patience):
-            return False
-        return len(losses) - 1 - losses.index(min(losses)) >= self.config.patience
+        from jaxgpt.metrics import out_of_patience
+
+        return out_of_patience(self.recorder.rows, self.config.patience)
 
     def record(self, evaluation: dict[str, float], progress: Progress) -> None:
         """Writes down and shows an evaluation of this step."""

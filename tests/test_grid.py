@@ -107,6 +107,19 @@ def test_a_run_without_its_last_evaluation_is_not_finished(study, tmp_path):
     assert grid.last_row(read, tmp_path, 0) == evaluated
 
 
+def test_a_run_that_ran_out_of_patience_is_finished(study, tmp_path):
+    overrides = {"steps": 100, "patience": 2}
+    read = grid.read(study(overrides=overrides))
+    workdir = read.workdir(tmp_path, 0)
+    workdir.mkdir()
+    for losses, finished in (([3.0, 2.0, 2.5], False), ([3.0, 2.0, 2.5, 2.1], True)):
+        rows = [{"step": i, "val_loss": loss} for i, loss in enumerate(losses)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (workdir / "metrics.jsonl").write_text(text)
+        expected = rows[-1] if finished else None
+        assert grid.last_row(read, tmp_path, 0) == expected
+
+
 def test_a_failed_run_is_named_and_the_others_go_on(
     study, tmp_path, monkeypatch, capsys
 ):
