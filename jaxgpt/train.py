@@ -221,6 +221,10 @@ def train(
       UserError: for input that cannot be used.
       CheckError: for an evaluation that cannot be right.
     """
+    from jaxgpt import systems
+
+    # Before all else is loaded: a file that cannot be used is said at once.
+    systems.kind(config.system).resolve(config)
     from jaxgpt.run import adopt_start, claim, open_system
 
     workdir = configs.user_path(str(workdir))

@@ -32,8 +32,10 @@ class GSSM(CausalLM):
 
     @classmethod
     def resolve(cls, config: ConfigDict) -> None:
-        """Puts the graph itself where its file was named."""
+        """Puts the graph itself where its file was named; looks at `data.path`."""
         config.gssm.graph = graph.load(config.gssm.graph).to_json()
+        if config.data.path:
+            dataset.check(config.data.path, config)
 
     @functools.cached_property
     def source(self) -> source.Source:

@@ -6,6 +6,7 @@ and in its attributes all that made it.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -105,11 +106,22 @@ def open_data(config: ConfigDict, source: Source, length: int) -> OnlineData:
     return FiniteData(config, source, tokens_NT[: first or None])
 
 
-def read(name: str, source: Source) -> np.ndarray:
-    """Memory-maps the tokens [N, T] of a file that `write` made.
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a file says of its tokens [N, T]: where they lie, and what made them."""
+
+    path: pathlib.Path
+    shape: tuple[int, int]
+    dtype: np.dtype
+    offset: int
+    attributes: dict[str, Any]
+
+
+def open_file(name: str) -> Header:
+    """Reads the header of a file that `write` made.
 
     Raises:
-      UserError: where it is no such file, truncated, or of another graph.
+      UserError: where it is no such file, or truncated.
     """
     path = user_path(name)
     if not path.is_file():
@@ -119,8 +131,8 @@ def read(name: str, source: Source) -> np.ndarray:
         )
     try:
         with h5py.File(path, "r") as file:
-            attributes = dict(file.attrs)
-            if attributes.get("format") != FORMAT or "tokens" not in file:
+            found = dict(file.attrs)
+            if found.get("format") != FORMAT or "tokens" not in file:
                 raise UserError(
                     f"'{name}' is no dataset of python -m jaxgpt.systems.gssm.generate"
                 )
@@ -131,15 +143,41 @@ def read(name: str, source: Source) -> np.ndarray:
         raise UserError(
             f"'{name}' is truncated or no HDF5 file ({reason}): generate it again"
         ) from None
-    if attributes.get("digest") != source.digest:
-        raise UserError(
-            f"'{name}' holds sequences of another graph (graph_seed "
-            f"{attributes.get('graph_seed')}): the gssm.* fields must be those it was "
-            "written with"
-        )
     if offset is None or path.stat().st_size < offset + dtype.itemsize * np.prod(shape):
         raise UserError(f"'{name}' is truncated: generate it again")
-    return np.memmap(path, dtype, "r", offset, shape)
+    return Header(path, shape, dtype, offset, found)
+
+
+def check(name: str, config: ConfigDict) -> None:
+    """Refuses a file of another graph by its header alone: no kernel is drawn.
+
+    Raises:
+      UserError: where it is no such file, truncated, or of other `gssm` fields.
+    """
+    found, c = open_file(name).attributes, config.gssm
+    for field in ("graph", "graph_seed", "clip", "first_token"):
+        if field in found and found[field] != c[field]:
+            raise _another_graph(name, found)
+
+
+def _another_graph(name: str, attributes: dict[str, Any]) -> UserError:
+    return UserError(
+        f"'{name}' holds sequences of another graph (graph_seed "
+        f"{attributes.get('graph_seed')}): the gssm.* fields must be those it was "
+        "written with"
+    )
+
+
+def read(name: str, source: Source) -> np.ndarray:
+    """Memory-maps the tokens [N, T] of a file that `write` made.
+
+    Raises:
+      UserError: where it is no such file, truncated, or of another graph.
+    """
+    header = open_file(name)
+    if header.attributes.get("digest") != source.digest:
+        raise _another_graph(name, header.attributes)
+    return np.memmap(header.path, header.dtype, "r", header.offset, header.shape)
 
 
 def attributes(config: ConfigDict, source: Source) -> dict[str, Any]:
