@@ -28,7 +28,7 @@ def get_config(variant=""):
             "model.n_head": 12,
             "model.n_embd": 768,
             # The first token is given: 1,024 are predicted, which TPUs have tiles for.
-            # With 1,023 the step takes half as long again to compile.
+            # With 1,023 the step takes eight times as long to compile.
             "model.block_size": 1025,
             # 50257 and a little more: a multiple of 128 fills the units of a TPU.
             "model.vocab_size": 50304,
