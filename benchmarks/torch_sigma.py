@@ -12,9 +12,11 @@ and orders named *_BT in a loop are in generation order: known first, missing la
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 import torch
 
+from jaxgpt.interop import torch_file
 from parity_tests.torch_gpt import GPT, GPTConfig
 
 
@@ -103,10 +105,13 @@ class SigmaTwin:
     @classmethod
     def load(cls, path) -> SigmaTwin:
         """Reads a checkpoint in nanoGPT's format."""
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch_file.read(pathlib.Path(path))
         gpt = GPT(GPTConfig(**checkpoint["model_args"], double=True))
         prefix = "_orig_mod."  # torch.compile leaves it in the names.
-        state = {k.removeprefix(prefix): a for k, a in checkpoint["model"].items()}
+        state = {
+            name.removeprefix(prefix): torch.from_numpy(array.copy())
+            for name, array in checkpoint["model"].items()
+        }
         gpt.load_state_dict(state)
         return cls(gpt)
 
