@@ -99,12 +99,13 @@ LAPTOP = {
 SMALL = {
     "maze": {
         "task.height": 7, "task.width": 9, "task.walls": 4, "task.min_distance": 4,
-        "steps": 4000, "model.dtype": "bfloat16",
+        "steps": 10000, "model.dtype": "bfloat16", "task.train_sequences": 200000,
     },
     "product": {"task.length": 64, "steps": 300},
     "step": {
         "task.length": 16, "task.step_length": 4, "model.n_layer": 3,
         "model.n_embd": 96, "batch_size": 128, "optimizer.learning_rate": 3e-3,
+        "steps": 2500,
     },
     "permutation": {"task.length": 16, "steps": 1000},
     "vertical": {"task.length": 60, "steps": 1000},
