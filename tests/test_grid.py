@@ -144,12 +144,20 @@ sys.exit(128 + heard[0])
 """
 
 
+# Tests that run in the background of a shell are started with SIGINT ignored.
+STUDY = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from jaxgpt import grid
+sys.exit(grid.supervise(sys.argv[1:]))
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_handed_on_once_and_the_run_is_waited_for(number):
     """It is sent to the whole group, as a terminal does at Ctrl-C."""
-    code = "import sys; from jaxgpt import grid; sys.exit(grid.supervise(sys.argv[1:]))"
     with subprocess.Popen(
-        [sys.executable, "-c", code, sys.executable, "-c", CHILD],
+        [sys.executable, "-c", STUDY, sys.executable, "-c", CHILD],
         cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
     ) as study:  # fmt: skip
         assert study.stdout.readline() == "ready\n"
