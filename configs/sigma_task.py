@@ -4,8 +4,8 @@ python -m jaxgpt.train --config=configs/sigma_task.py:maze-laptop
 
 Variants: TASK is the original's size, data and schedule, for one accelerator; the
 paper's accuracies could not be had. TASK-laptop is a small one for two cores. TASK-tiny
-is for tests. Of every task the original's sizes 17K, 4M, 37M, 122M and 352M are variants
-too: maze-122M.
+is for tests. Of every task the original's sizes 17K, 4M, 37M, 122M and 352M are
+variants too: maze-122M.
 
 Seen of TASK-laptop on 2 cores of an Intel Xeon (docs/sigma-tasks.md has more): what is
 right of the sequences generated for held-out problems in random order, and in exact
@@ -20,8 +20,9 @@ twotargets   1.00   1.00    2.0 for 4
 byheart      0.977  0.977   2.0 for 8
 addition     0.953  0.953   2.0 for 4
 file         1.00   1.00    3.8 for 11
-Not learned at these steps: memory 0.53, picoclvr 0.16, stack 0.08, mixing, greed, learnop 0.00. Not
-trained to their end: snake, expr, rpl, guessop, mnist.
+
+Not learned at these steps: memory 0.53, picoclvr 0.16, stack 0.08, mixing, greed,
+learnop 0.00. Not trained to their end: snake, expr, rpl, guessop, mnist.
 
 file needs task.path=TRAIN,VAL; mnist task.path=FOLDER; vertical takes task.path=F.csv,
 and draws flights without it.
