@@ -11,7 +11,7 @@ Seen of TASK-laptop on 2 cores of an Intel Xeon (docs/sigma-tasks.md has more): 
 right of the sequences generated for held-out problems in random order, and in exact
 bursts; model calls of a burst.
 
-maze         0.887  0.902   8.2 for 63 tokens; 52 minutes
+maze         0.887  0.902   8.2 for 63 tokens; about 52 minutes
 product      1.00   1.00    8.0 for 64
 step         0.969  0.969   5.6 for 16
 permutation  0.84   0.83    8.1 for 16

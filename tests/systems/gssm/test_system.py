@@ -142,12 +142,16 @@ def test_the_floor_of_a_context_graph_is_called_an_estimate(tmp_path):
     assert header == "position,model,estimate"
 
 
+def context_batches(count):
+    """A system of a context graph; held-out sequences, eight a batch; their floor."""
+    graph = '[{"name": "X", "state_dim": 3, "alpha": 1, "mode": "context"}]'
+    system = systems.make(load(gssm__graph=graph, model__vocab_size="3"))
+    tokens = system.source.held_out(0, "val", count, 8, 17)
+    return system, tokens, system.references(tokens)[0]
+
+
 def test_the_error_of_a_context_gap_is_over_batches():
-    config = load(gssm__graph='[{"name": "X", "state_dim": 3, "alpha": 1, '
-                  '"mode": "context"}]', model__vocab_size="3")  # fmt: skip
-    system = systems.make(config)
-    tokens = system.source.held_out(0, "val", 64, 8, 17)
-    floor, _ = system.references(tokens)
+    system, tokens, floor = context_batches(64)
     excess = np.repeat(np.arange(8.0), 8)[:, None] + np.zeros_like(floor)
     figures = system.figures(tokens, floor + excess)
     assert figures["gap_error"] == pytest.approx(np.std(np.arange(8), ddof=1) / 8**0.5)
@@ -155,11 +159,7 @@ def test_the_error_of_a_context_gap_is_over_batches():
 
 
 def test_a_leak_shows_in_few_batches_of_a_context_graph():
-    config = load(gssm__graph='[{"name": "X", "state_dim": 3, "alpha": 1, '
-                  '"mode": "context"}]', model__vocab_size="3")  # fmt: skip
-    system = systems.make(config)
-    tokens = system.source.held_out(0, "val", 16, 8, 17)
-    floor, _ = system.references(tokens)
+    system, tokens, floor = context_batches(16)
     noise = np.random.default_rng(0).normal(0, 0.1, floor.shape)
     assert abs(system.figures(tokens, floor + noise)["gap"]) < 0.05
     with pytest.raises(CheckError, match="below the estimate one"):
