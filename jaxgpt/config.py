@@ -299,6 +299,11 @@ def _validate_memory(config: ConfigDict) -> None:
             "deterministic goes through a batch in groups of rows, and what they write "
             "to one memory is no longer in order: leave memory.shared at false"
         )
+    if config.deterministic and c.mode == "attention":
+        raise UserError(
+            "deterministic does not go with memory.mode=attention, whose gradients "
+            "differ in the last bit between numbers of devices: leave one of them"
+        )
     if config.deterministic and c.reading == "shuffled":
         raise UserError(
             "deterministic goes through a batch in groups of rows, which may be one "

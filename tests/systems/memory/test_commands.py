@@ -251,6 +251,10 @@ def test_devices_change_no_loss_and_rows_stay(tmp_path, exact):
         ({"accumulation": "2"}, "accumulation is 1 for system=memory"),
         ({"deterministic": "true", "memory.shared": "true"}, "leave memory.shared at"),
         (
+            {"deterministic": "true", "memory.mode": "attention"},
+            "does not go with memory.mode=attention",
+        ),
+        (
             {"deterministic": "true", "memory.reading": "shuffled"},
             "memory.reading=shuffled, another row's memory, does not go with it",
         ),
