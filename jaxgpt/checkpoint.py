@@ -54,6 +54,8 @@ MAY_CHANGE = (
 State = dict[str, Any]
 # An item of arrays by name that may have any shape, and need not be there.
 AS_SAVED = "host"
+# Orbax limits a save by the clock on the wall, which may be set forward within it.
+SAVE_LIMIT_S = 7 * 24 * 3600
 
 
 class DamagedError(Exception):
@@ -123,6 +125,7 @@ class Checkpoints:
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
                 create=not read_only,
+                async_options=ocp.AsyncOptions(timeout_secs=SAVE_LIMIT_S),
             ),
         )
 

@@ -191,7 +191,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(capsys):
 
 @pytest.mark.parametrize("jump", [-86400, 86400])
 def test_a_clock_that_jumps_changes_nothing(straight, tmp_path, monkeypatch, jump):
-    """It jumps within the second save: forward, into its time limit; tried again."""
+    """It jumps within the second save, which has no time limit that short."""
     now, folder, jumped = time.time, tmp_path / "run" / "checkpoints", []
 
     def clock():
