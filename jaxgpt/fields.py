@@ -196,13 +196,16 @@ FIELDS: dict[str, Field] = {
     ),
     "task.length": Field(
         100,
-        "of a sequence: tokens of the toy laws, steps of stack, snake, ...",
+        "of a sequence: tokens of the toy laws, steps of stack, snake, "
+        "instructions of rpl, places of guessop, ...",
         minimum=1,
     ),
     "task.probability": Field(0.1, "product: of a one", minimum=0),
     "task.step_length": Field(10, "step: ones in a row", minimum=1),
     "task.colors": Field(5, "snake, picoclvr: colours", minimum=1),
-    "task.digits": Field(3, "stack, addition: digits of a number", minimum=1),
+    "task.digits": Field(
+        3, "of a number: stack, addition, learnop; of the source: guessop", minimum=1
+    ),
     "gssm.graph": Field(
         "data/graphs/easy.yaml",
         "a JSON or YAML file with the nodes, or the JSON itself (as a run keeps it)",

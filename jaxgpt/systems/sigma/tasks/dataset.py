@@ -22,7 +22,7 @@ from jaxgpt.systems.sigma.tasks.base import Task
 
 SPLITS = ("train", "val")
 # What changes a generator's sequences must change this too, or old ones are read.
-VERSION = 1
+VERSION = 2
 CHUNK = 10000
 # So many chunks in a row with hardly anything new: there is no more.
 PATIENCE = 10

@@ -138,9 +138,12 @@ def run(program: list[str], stack: list[int]) -> list[int]:
 
 
 class RPL(Task):
-    """Five stacks before and after a program; asked for is a program that does this."""
+    """Five stacks before and after a program; asked for is a program that does this.
 
-    runs, inputs, outputs, instructions = 5, 3, 6, 6
+    It has at most `task.length` instructions.
+    """
+
+    runs, inputs, outputs = 5, 3, 6
     largest = 39
     words = (
         *map(str, range(largest + 1)),
@@ -148,14 +151,19 @@ class RPL(Task):
         *("<in>", "<out>", "<prg>", "<end>", "<nul>"),
     )
     vocab_size = len(words)
-    length = runs * (2 + inputs + outputs) + 1 + instructions + 1
+
+    def __init__(self, config: ConfigDict):
+        super().__init__(config)
+        stacks = self.runs * (2 + self.inputs + self.outputs)
+        self.length = stacks + 1 + self.config.length + 1
 
     def generate(self, rng: np.random.Generator, count: int, split: str):
-        """Draws programs, half of them of six instructions, until enough will do."""
+        """Draws programs, half of them as long as can be, until enough will do."""
         del split
+        most = self.config.length
         rows: list[list[int]] = []
         while len(rows) < count:
-            size = min(self.instructions, int(rng.integers(1, 2 * self.instructions)))
+            size = min(most, int(rng.integers(1, 2 * most)))
             names = list(OPERATIONS)
             program = [names[i] for i in rng.integers(0, len(names), size)]
             stacks = rng.integers(0, 10, (self.runs, self.inputs)).tolist()

@@ -91,39 +91,60 @@ class ByHeart(CharacterTask):
 
 
 class LearnOperator(CharacterTask):
-    """A hundred maps that copy six digits to nine places, always the same ones.
+    """Maps that copy six digits to nine places, always the same ones.
 
-    Given the number of a map and what it is applied to, what comes of it.
+    Given the number of a map, of `task.digits` digits, and what it is applied to; asked
+    for is what comes of it.
     """
 
     alphabet = "0123456789|>"
-    length = 2 + 1 + 6 + 1 + 9
+    most_digits = 4
+
+    def __init__(self, config: ConfigDict):
+        super().__init__(config)
+        digits = self.config.digits
+        if digits > self.most_digits:
+            raise UserError(
+                f"task.digits is at most {self.most_digits} for learnop: not {digits}"
+            )
+        self.length = digits + 1 + 6 + 1 + 9
 
     def generate(self, rng: np.random.Generator, count: int, split: str):
         """Draws a map's number, and six different digits."""
         del split
-        maps = self.constants().integers(0, 6, (100, 9))
-        number = rng.integers(0, 100, count)
+        digits = self.config.digits
+        maps = self.constants().integers(0, 6, (10**digits, 9))
+        number = rng.integers(0, len(maps), count)
         source = rng.random((count, 10)).argsort(1)[:, :6]
         result = np.take_along_axis(source, maps[number], 1)
-        parts = [digits_of(number, 2), column(10, count), source]
+        parts = [digits_of(number, digits), column(10, count), source]
         tokens_NT = np.concatenate([*parts, column(11, count), result], 1)
         return tokens_NT, ~after(tokens_NT, 11)
 
 
 class GuessOperator(CharacterTask):
-    """A map shown once, on five different digits; it is to be applied to others."""
+    """A map shown once, on different digits; it is to be applied to others.
+
+    It copies `task.digits` digits to `task.length` places.
+    """
 
     alphabet = "0123456789>|~"
-    length = 5 + 1 + 8 + 1 + 5 + 1 + 8
+
+    def __init__(self, config: ConfigDict):
+        super().__init__(config)
+        digits, places = self.config.digits, self.config.length
+        if not 2 <= digits <= 10:
+            raise UserError(f"task.digits is 2 .. 10 for guessop: not {digits}")
+        self.length = 2 * (digits + 1 + places) + 1
 
     def generate(self, rng: np.random.Generator, count: int, split: str):
         """Draws a map for every sequence."""
         del split
-        maps = rng.integers(0, 5, (count, 8))
-        shown = rng.random((count, 10)).argsort(1)[:, :5]
-        source = rng.integers(0, 10, (count, 5))
-        apply = lambda digits: np.take_along_axis(digits, maps, 1)
+        digits, places = self.config.digits, self.config.length
+        maps = rng.integers(0, digits, (count, places))
+        shown = rng.random((count, 10)).argsort(1)[:, :digits]
+        source = rng.integers(0, 10, (count, digits))
+        apply = lambda numbers: np.take_along_axis(numbers, maps, 1)
         parts = [shown, column(10, count), apply(shown), column(11, count)]
         parts += [source, column(12, count), apply(source)]
         tokens_NT = np.concatenate(parts, 1)

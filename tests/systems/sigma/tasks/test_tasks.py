@@ -123,6 +123,30 @@ def test_a_program_is_judged_by_what_it_does():
     assert verdict["accuracy"].tolist() == [True, True, False]
 
 
+def test_programs_are_no_longer_than_task_length():
+    task = make("rpl", length=3)
+    programs_ = [task.text(row).split("<prg>")[1] for row in draw(task, 100)[0]]
+    sizes = [len(p.split("<end>")[0].split()) for p in programs_]
+    assert set(sizes) == {1, 2, 3}
+
+
+def test_an_operator_is_guessed_from_what_it_did():
+    tokens, known = draw(make("guessop", digits=4, length=5))
+    shown, did, source, does = np.split(tokens, [5, 11, 16], 1)
+    index = (shown[:, None, :4] == did[:, :5, None]).argmax(2)
+    np.testing.assert_array_equal(np.take_along_axis(source, index, 1), does)
+    np.testing.assert_array_equal(known[0], np.arange(21) < 16)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_operator_has_a_number_and_does_the_same_every_time(split):
+    task, rng = make("learnop"), np.random.default_rng(1)
+    number, source, does = np.split(task.generate(rng, 300, split)[0], [2, 9], 1)
+    index = (source[:, None, :6] == does[:, :, None]).argmax(2)
+    maps = task.constants().integers(0, 6, (10, 9))
+    np.testing.assert_array_equal(index, maps[number[:, 0]])
+
+
 @pytest.mark.parametrize(
     ("program", "before", "after"),
     [
@@ -240,6 +264,8 @@ def test_more_than_there_are_is_refused():
         ("maze", {"name": "labyrinth"}, "task.name is one of maze, product"),
         ("maze", {"height": 8}, "are odd, 3 at least"),
         ("maze", {"min_distance": 40}, "does not fit a maze of 7 x 9: 10 at most"),
+        ("learnop", {"digits": 5}, "task.digits is at most 4 for learnop: not 5"),
+        ("guessop", {"digits": 11}, "task.digits is 2 .. 10 for guessop: not 11"),
         ("maze", {"walls": 50}, "do not fit a maze of 7 x 9: 6 at most"),
         ("step", {"step_length": 99}, "is longer than task.length"),
         ("product", {"probability": 1}, "is between 0 and 1"),
