@@ -97,7 +97,7 @@ GRIDS = {
     "guessop": {"task.digits": 5, "task.length": 8},
     "twotargets": {"task.length": 10},
     "memory": {"task.length": 25},
-    "picoclvr": {"task.height": 12, "task.width": 16},
+    "picoclvr": {"task.height": 12, "task.width": 16, "task.length": 6},
     "vertical": {"task.length": 500},
 }  # fmt: skip
 LAPTOP = {
@@ -144,7 +144,9 @@ SMALL = {
     "learnop": {"task.digits": 1},
     "guessop": {"task.digits": 3, "task.length": 4},
     "memory": {"task.length": 25, "steps": 4000},
-    "picoclvr": {"task.height": 6, "task.width": 8, "task.colors": 4},
+    "picoclvr": {
+        "task.height": 4, "task.width": 4, "task.colors": 3, "task.length": 2,
+    },
     "mnist": {"batch_size": 16},
     "file": {},
 }  # fmt: skip

@@ -197,7 +197,7 @@ FIELDS: dict[str, Field] = {
     "task.length": Field(
         100,
         "of a sequence: tokens of the toy laws, steps of stack, snake, "
-        "instructions of rpl, places of guessop, ...",
+        "properties of picoclvr, instructions of rpl, places of guessop, ...",
         minimum=1,
     ),
     "task.probability": Field(0.1, "product: of a one", minimum=0),

@@ -28,7 +28,6 @@ COLOURS = {
 PALETTE = np.array(list(COLOURS.values()))
 RELATIONS = ("there", "top", "bottom", "left", "right")
 PAIRS = ("above", "below", "left_of", "right_of")
-PROPERTIES = 6
 MOST_SQUARES = 5
 
 
@@ -36,7 +35,7 @@ class Picoclvr(Task):
     """A few squares on a grid, after words that are true of them.
 
     A property is three tokens: a colour, a relation, and another colour or nothing;
-    PROPERTIES of them or fewer are given. Asked for is an image that has them all.
+    `task.length` of them or fewer are given. Asked for is an image that has them all.
     """
 
     def __init__(self, config: ConfigDict):
@@ -55,12 +54,19 @@ class Picoclvr(Task):
         self.words = [*list(COLOURS)[: c.colors + 1], *RELATIONS, *PAIRS]
         self.vocab_size = len(self.words)
         self.first_relation = c.colors + 1
-        self.length = 3 * PROPERTIES + c.height * c.width
+        self.properties = c.length
+        if c.length > len(self.all_properties()):
+            raise UserError(
+                f"task.length {c.length} properties are more than "
+                f"{len(self.all_properties())}, which is all that can be said of "
+                f"{c.colors} colours"
+            )
+        self.length = 3 * self.properties + c.height * c.width
 
     def generate(self, rng: np.random.Generator, count: int, split: str):
         """Draws images, and for each some of all that is true of it."""
         del split
-        c = self.config
+        c, properties = self.config, self.properties
         cells = c.height * c.width
         most = min(MOST_SQUARES, c.colors)
         place = rng.random((count, cells)).argsort(1)[:, :most]
@@ -72,12 +78,12 @@ class Picoclvr(Task):
         every = self.all_properties()
         true_NP = self.holds(image, np.broadcast_to(every, (count, *every.shape)))
         chance = np.where(true_NP, rng.random(true_NP.shape), -1)
-        chosen = chance.argsort(1)[:, ::-1][:, :PROPERTIES]
-        asked = rng.integers(1, PROPERTIES + 1, (count, 1))
+        chosen = chance.argsort(1)[:, ::-1][:, :properties]
+        asked = rng.integers(1, properties + 1, (count, 1))
         asked = np.minimum(asked, true_NP.sum(1, keepdims=True))
-        kept = np.arange(PROPERTIES) < asked
+        kept = np.arange(properties) < asked
         caption = np.where(kept[..., None], every[chosen], 0).reshape(count, -1)
-        known = np.arange(self.length) < np.full((count, 1), 3 * PROPERTIES)
+        known = np.arange(self.length) < np.full((count, 1), 3 * properties)
         return np.concatenate([caption, image], 1), known
 
     def all_properties(self) -> np.ndarray:
@@ -125,8 +131,8 @@ class Picoclvr(Task):
     def judge(self, tokens_NT, reference_NT, known_NT) -> Judgement:
         """Has the image all properties (accuracy); and what share of them."""
         del known_NT
-        N, words = len(tokens_NT), 3 * PROPERTIES
-        properties = reference_NT[:, :words].reshape(N, PROPERTIES, 3)
+        N, words = len(tokens_NT), 3 * self.properties
+        properties = reference_NT[:, :words].reshape(N, self.properties, 3)
         image = tokens_NT[:, words:]
         proper = (image <= self.config.colors).all(1)
         image = np.minimum(image, self.config.colors)
@@ -144,13 +150,13 @@ class Picoclvr(Task):
     def text(self, tokens_T: np.ndarray) -> str:
         """Returns the properties, then the rows of the image by colours' letters."""
         words = [self.word(token) for token in tokens_T]
-        properties = [words[i : i + 3] for i in range(0, 3 * PROPERTIES, 3)]
+        properties = [words[i : i + 3] for i in range(0, 3 * self.properties, 3)]
         said = "; ".join(
             " ".join(w for w in p if w != "white")
             for p in properties
             if p[0] != "white"
         )
-        cells = ["." if w == "white" else w[:2] for w in words[3 * PROPERTIES :]]
+        cells = ["." if w == "white" else w[:2] for w in words[3 * self.properties :]]
         width = self.config.width
         rows = [cells[i : i + width] for i in range(0, len(cells), width)]
         return "\n".join([said, *(" ".join(f"{c:2}" for c in row) for row in rows)])
@@ -158,7 +164,7 @@ class Picoclvr(Task):
     def draw(self, path: pathlib.Path, tokens_NT, reference_NT, known_NT) -> None:
         """Draws the images, in green frames where all properties hold, else red."""
         c, right = self.config, self.judge(tokens_NT, reference_NT, known_NT)
-        image = tokens_NT[:, 3 * PROPERTIES :].clip(0, c.colors)
+        image = tokens_NT[:, 3 * self.properties :].clip(0, c.colors)
         rgb = PALETTE[image].reshape(-1, c.height, c.width, 3)
         frames = np.where(right["accuracy"][:, None], (0, 160, 0), (220, 0, 0))
         pictures.tiles(path, rgb, frames)

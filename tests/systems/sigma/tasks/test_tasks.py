@@ -273,6 +273,7 @@ def test_more_than_there_are_is_refused():
         ("twotargets", {"length": 5}, "at least 8"),
         ("memory", {"length": 9}, "at least 16"),
         ("picoclvr", {"colors": 40}, "2 .. 9"),
+        ("picoclvr", {"colors": 2, "length": 19}, "19 properties are more than 18"),
         ("greed", {"walls": 14}, "do not fit a grid of 4 x 4"),
         ("file", {"path": "a.txt"}, "names two texts"),
         ("file", {"path": "no1,no2"}, "'no1' cannot be read"),
