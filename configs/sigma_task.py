@@ -116,6 +116,16 @@ LAPTOP = {
     "task.train_sequences": 50000,
     "task.val_sequences": 1000,
 }
+# Learns sooner to look things up in what is given, where LAPTOP stays for thousands of
+# steps at knowing which tokens there are.
+NARROW = {
+    "model.n_layer": 3,
+    "model.n_embd": 64,
+    "model.init": "fan_in",
+    "batch_size": 128,
+    "optimizer.learning_rate": 5e-3,
+    "task.train_sequences": 200000,
+}
 SMALL = {
     "maze": {
         "task.height": 7, "task.width": 9, "task.walls": 4, "task.min_distance": 4,
@@ -129,23 +139,26 @@ SMALL = {
     },
     "permutation": {"task.length": 16, "steps": 1000},
     "vertical": {"task.length": 60, "steps": 1000},
-    "snake": {"task.height": 4, "task.width": 5, "task.length": 24},
-    "mixing": {"task.height": 3, "task.width": 3, "task.length": 5},
-    "greed": {
-        "task.height": 4, "task.width": 4, "task.walls": 2, "task.colors": 3,
-        "task.length": 5,
+    "snake": NARROW | {
+        "task.height": 2, "task.width": 3, "task.length": 10, "steps": 1500,
     },
-    "stack": {"task.length": 12, "task.digits": 1},
-    "expr": {"task.length": 10},
-    "rpl": {"task.length": 2},
+    "mixing": {"task.height": 3, "task.width": 3, "task.length": 5},
+    "greed": NARROW | {
+        "task.height": 3, "task.width": 3, "task.walls": 1, "task.colors": 2,
+        "task.length": 3, "steps": 6000, "task.train_sequences": 90000,
+    },
+    "stack": NARROW | {"task.length": 6, "task.digits": 1, "steps": 4000},
+    "expr": NARROW | {"task.length": 8, "task.train_sequences": 50000, "steps": 3000},
+    "rpl": NARROW | {"task.length": 2, "task.train_sequences": 50000, "steps": 3000},
     "addition": {"task.digits": 3},
     "twotargets": {"task.length": 10, "steps": 1000},
     "byheart": {"steps": 500},
-    "learnop": {"task.digits": 1},
+    "learnop": NARROW | {"task.digits": 1, "steps": 800},
     "guessop": {"task.digits": 3, "task.length": 4},
     "memory": {"task.length": 25, "steps": 4000},
-    "picoclvr": {
+    "picoclvr": NARROW | {
         "task.height": 4, "task.width": 4, "task.colors": 3, "task.length": 2,
+        "steps": 4000, "optimizer.learning_rate": 1e-2,
     },
     "mnist": {"batch_size": 16},
     "file": {},

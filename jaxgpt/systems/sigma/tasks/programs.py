@@ -57,7 +57,8 @@ class Stack(Task):
 class Expression(CharacterTask):
     """Assignments to five variables, then, asked for, what each holds in the end.
 
-    A program has `task.length` characters or a few more; half of them are shorter.
+    A program has `task.length` characters or a few more; half of them are shorter. An
+    expression has no more than that, and 20 at most.
     """
 
     variables = "ABCDE"
@@ -66,7 +67,8 @@ class Expression(CharacterTask):
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
-        self.longest = self.config.length + 24
+        self.budget = min(20, self.config.length)
+        self.longest = self.config.length + self.budget + 4
         self.length = self.longest + 1 + 5 * len(self.variables)
 
     def generate(self, rng: np.random.Generator, count: int, split: str):
@@ -93,7 +95,7 @@ class Expression(CharacterTask):
         values: dict[str, int] = {}
         while len(text) < length:
             name = self.variables[rng.integers(len(self.variables))]
-            expression, value, _ = self.expression(rng, values, 20)
+            expression, value, _ = self.expression(rng, values, self.budget)
             text += f"{name}={expression};"
             values[name] = value
         return text, values
