@@ -147,7 +147,10 @@ SMALL = {
         "task.height": 3, "task.width": 3, "task.walls": 1, "task.colors": 2,
         "task.length": 3, "steps": 6000, "task.train_sequences": 90000,
     },
-    "stack": NARROW | {"task.length": 6, "task.digits": 1, "steps": 4000},
+    "stack": NARROW | {
+        "task.length": 6, "task.digits": 1, "model.init": "gpt2", "batch_size": 256,
+        "optimizer.learning_rate": 2e-3, "steps": 3000,
+    },
     "expr": NARROW | {"task.length": 8, "task.train_sequences": 50000, "steps": 3000},
     "rpl": NARROW | {"task.length": 2, "task.train_sequences": 50000, "steps": 3000},
     "addition": {"task.digits": 3},
