@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jaxgpt.systems import System
 
 SLOW = 15 * 60
+RETRY_WAIT_S = 1.0
 
 
 class Trainer:
@@ -129,6 +130,8 @@ class Trainer:
         """Waits for the last save, and tries once more where it failed."""
         self.checkpoints.report_errors(wait=True)
         if self.step not in self.checkpoints.steps():
+            # Threads of the failed save may write to the folder that is made anew.
+            time.sleep(RETRY_WAIT_S)
             self.save(None)
 
     def row(self, values: dict[str, float], pace: float) -> dict[str, float]:
