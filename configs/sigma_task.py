@@ -157,7 +157,11 @@ SMALL = {
     "twotargets": {"task.length": 10, "steps": 1000},
     "byheart": {"steps": 500},
     "learnop": NARROW | {"task.digits": 1, "steps": 800},
-    "guessop": {"task.digits": 3, "task.length": 4},
+    "guessop": NARROW | {
+        "task.digits": 2, "task.length": 2, "model.n_layer": 4, "model.init": "gpt2",
+        "batch_size": 256, "optimizer.learning_rate": 2e-3, "steps": 2000,
+        "task.train_sequences": 15000,
+    },
     "memory": {"task.length": 25, "steps": 4000},
     "picoclvr": NARROW | {
         "task.height": 4, "task.width": 4, "task.colors": 3, "task.length": 2,
