@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxgpt.config import UserError
 from jaxgpt.systems.sigma.tasks.base import CharacterTask, Judgement, Task, after
 from jaxgpt.systems.sigma.tasks.words import digits_of
 
@@ -146,6 +147,8 @@ class RPL(Task):
     """
 
     runs, inputs, outputs = 5, 3, 6
+    # Longer ones hardly ever leave stacks that are short and numbers that are small.
+    longest = 12
     largest = 39
     words = (
         *map(str, range(largest + 1)),
@@ -156,6 +159,11 @@ class RPL(Task):
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
+        if self.config.length > self.longest:
+            raise UserError(
+                f"task.length is at most {self.longest} for rpl: not "
+                f"{self.config.length}"
+            )
         stacks = self.runs * (2 + self.inputs + self.outputs)
         self.length = stacks + 1 + self.config.length + 1
 

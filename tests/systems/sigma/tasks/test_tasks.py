@@ -267,6 +267,7 @@ def test_more_than_there_are_is_refused():
         ("maze", {"height": 8}, "are odd, 3 at least"),
         ("maze", {"min_distance": 40}, "does not fit a maze of 7 x 9: 10 at most"),
         ("learnop", {"digits": 5}, "task.digits is at most 4 for learnop: not 5"),
+        ("rpl", {"length": 13}, "task.length is at most 12 for rpl: not 13"),
         ("guessop", {"digits": 11}, "task.digits is 2 .. 10 for guessop: not 11"),
         ("maze", {"walls": 50}, "do not fit a maze of 7 x 9: 6 at most"),
         ("step", {"step_length": 99}, "is longer than task.length"),
