@@ -145,7 +145,7 @@ SMALL = {
     "mixing": {"task.height": 3, "task.width": 3, "task.length": 5},
     "greed": NARROW | {
         "task.height": 3, "task.width": 3, "task.walls": 1, "task.colors": 2,
-        "task.length": 3, "steps": 6000, "task.train_sequences": 90000,
+        "task.length": 2, "steps": 4000, "task.train_sequences": 20000,
     },
     "stack": NARROW | {
         "task.length": 6, "task.digits": 1, "model.init": "gpt2", "batch_size": 256,
