@@ -142,7 +142,10 @@ SMALL = {
     "snake": NARROW | {
         "task.height": 2, "task.width": 3, "task.length": 10, "steps": 1500,
     },
-    "mixing": {"task.height": 3, "task.width": 3, "task.length": 5},
+    "mixing": NARROW | {
+        "task.height": 3, "task.width": 3, "task.length": 3, "steps": 2000,
+        "task.train_sequences": 600, "task.val_sequences": 100,
+    },
     "greed": NARROW | {
         "task.height": 3, "task.width": 3, "task.walls": 1, "task.colors": 2,
         "task.length": 2, "steps": 4000, "task.train_sequences": 20000,
