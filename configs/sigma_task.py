@@ -143,7 +143,7 @@ SMALL = {
         "task.height": 2, "task.width": 3, "task.length": 10, "steps": 1500,
     },
     "mixing": NARROW | {
-        "task.height": 3, "task.width": 3, "task.length": 3, "steps": 2000,
+        "task.height": 3, "task.width": 3, "task.length": 3, "steps": 5000,
         "task.train_sequences": 600, "task.val_sequences": 100,
     },
     "greed": NARROW | {

@@ -74,7 +74,8 @@ def test_cpu_kernels_equal_plain_jax(length, dropout):
     (loss_a, grads_a), (loss_b, grads_b) = results
     assert loss_a == pytest.approx(float(loss_b), rel=1e-6)
     for a, b in zip(jax.tree.leaves(grads_a), jax.tree.leaves(grads_b), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-6 * np.abs(b).max() + 1e-7)
+        # Rounding in two orders: 2.3e-6 of the largest on a processor without AVX-512.
+        np.testing.assert_allclose(a, b, atol=5e-6 * np.abs(b).max() + 1e-7)
 
 
 @pytest.mark.parametrize("kernels", ["cpu", "xla"])
