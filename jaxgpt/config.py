@@ -12,7 +12,7 @@ import importlib.util
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -88,9 +88,26 @@ def with_variant(
 ) -> ConfigDict:
     """Applies the named variant of a config file; "" changes nothing."""
     if variant and variant not in variants:
-        known = ", ".join(f":{name}" for name in variants) or "none"
-        raise UserError(f"unknown variant ':{variant}': this config has {known}")
+        raise UserError(
+            f"unknown variant ':{variant}': this config has {_listed(variants)}"
+        )
     return override(config, variants.get(variant, {}))
+
+
+def _listed(variants: Iterable[str]) -> str:
+    """Returns names to read; endings that all of them have, once."""
+    sizes: dict[str, list[str]] = {}
+    for name in variants:
+        stem, _, size = name.rpartition("-")
+        if stem in sizes:
+            sizes[stem].append(f"-{size}")
+        else:
+            sizes[name] = []
+    ends = list(sizes.values())
+    if len(ends) > 1 and ends[0] and all(end == ends[0] for end in ends):
+        stems = ", ".join(f":{stem}" for stem in sizes)
+        return f"{stems}, each of them also with {', '.join(ends[0])}"
+    return ", ".join(f":{name}" for name in variants) or "none"
 
 
 def _parse(key: str, field: Field, value: Any) -> Any:

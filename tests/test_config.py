@@ -5,6 +5,7 @@ import pytest
 from jaxgpt import config as configs
 from jaxgpt.config import UserError, base, override
 from jaxgpt.fields import FIELDS
+from tests.conftest import ROOT
 
 HEADER = "from jaxgpt.config import base, override, with_variant\n"
 
@@ -150,6 +151,15 @@ def test_variant_of_a_config_without_any(config_file):
         "def get_config(variant=''):\n    return with_variant(base(), variant, {})\n"
     )
     assert "this config has none" in refusal(configs.load, f"{path}:x", {})
+
+
+def test_variants_in_every_size_are_listed_briefly():
+    path = ROOT / "configs" / "sigma_task.py"
+    message = refusal(configs.load, f"{path}:labyrinth", {})
+    assert "this config has :maze, :product, " in message
+    assert message.endswith(
+        ":file, each of them also with -laptop, -tiny, -17K, -4M, -37M, -122M, -352M"
+    )
 
 
 def test_missing_config_file_lists_the_known_ones(tmp_path, monkeypatch):
