@@ -41,14 +41,18 @@ def tiles(
 def episodes(
     path: pathlib.Path, grids_NSHW: np.ndarray, palette_VC: np.ndarray, right_N
 ) -> None:
-    """Writes a row of grids [S, H, W] for each sequence, framed green where right.
+    """Writes the grids [S, H, W] of each sequence in a row, framed green where right.
 
-    Values that the palette [V, 3] lacks take its last colour.
+    A gap ends a sequence; short ones share a line. Values that the palette [V, 3] lacks
+    take its last colour.
     """
     N, S, H, W = grids_NSHW.shape
     images = palette_VC[np.minimum(grids_NSHW, len(palette_VC) - 1)]
-    frames = np.where(right_N[:, None], RIGHT, WRONG).repeat(S, 0)
-    tiles(path, images.reshape(N * S, H, W, 3), frames, columns=S)
+    images = np.concatenate([images, np.full((N, 1, H, W, 3), 255)], 1)
+    frames = np.where(right_N[:, None, None], RIGHT, WRONG).repeat(S, 1)
+    frames = np.concatenate([frames, np.full((N, 1, 3), 255)], 1)
+    columns = (S + 1) * max(1, 12 // (S + 1))
+    tiles(path, images.reshape(-1, H, W, 3), frames.reshape(-1, 3), columns)
 
 
 def figure(
