@@ -241,10 +241,9 @@ def test_devices_change_no_loss_and_rows_stay(tmp_path, exact):
         assert len(losses) == 6 + 2
         found[count] = losses, digests_of(workdir, 6)
     for count in (2, 4, 8):
-        # Of two vectors nearly as near, rounding decides which one is found; from then
-        # on losses are 5e-5 to 2e-4 apart. Deterministic runs have the same bits.
-        np.testing.assert_allclose(found[1][0][:3], found[count][0][:3], atol=1e-5)
-        np.testing.assert_allclose(found[1][0], found[count][0], atol=1e-3)
+        # Later, rounding may decide which of two vectors nearly as near is found, and
+        # losses part; deterministic runs have the same bits to the end.
+        np.testing.assert_allclose(found[1][0][:4], found[count][0][:4], atol=1e-5)
         assert (found[1] == found[count]) == (exact == "true")
 
 
