@@ -117,7 +117,7 @@ def test_loss_and_parameters_of_60_training_steps(load, name):
         there = golden["traj_loss__f64"][index]
         assert abs(float(value) - there) < FLOAT32["loss of a trajectory"]
     there = tree_of(golden, "final__f64", system, table)
-    assert worst(params, there) < FLOAT32["parameters after a step"]
+    assert worst(params, there) < FLOAT32["parameters after 60 steps"]
 
 
 @pytest.mark.parametrize("name", [n for n in COMBINATIONS if "ROPE" not in n])
