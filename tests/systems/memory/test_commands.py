@@ -222,8 +222,10 @@ def test_a_memory_is_added_to_a_trained_run(documents, played, tmp_path):
         train(configs.load(PLAYS, changes), tmp_path / "other")
 
 
-@pytest.mark.parametrize("exact", ["false", "true"])
-def test_devices_change_no_loss_and_rows_stay(tmp_path, exact):
+# Addresses of one token come again, and rounding decides between equal ones: without
+# `deterministic` those of four, all of them different here, are compared.
+@pytest.mark.parametrize("exact, context", [("false", "4"), ("true", "1")])
+def test_devices_change_no_loss_and_rows_stay(tmp_path, exact, context):
     found = {}
     for count in (1, 2, 4, 8):
         flags = f"--xla_force_host_platform_device_count={count}"
@@ -233,6 +235,7 @@ def test_devices_change_no_loss_and_rows_stay(tmp_path, exact):
         command += [f"--workdir={workdir}", "--config.steps=6"]
         command += ["--config.eval_interval=6", "--config.log_interval=1"]
         command += [f"--config.deterministic={exact}"]
+        command += [f"--config.memory.context={context}"]
         subprocess.run(command, env=env, check=True, capture_output=True, timeout=200)
         rows = (workdir / "metrics.jsonl").read_text().splitlines()
         rows = [json.loads(row) for row in rows]
@@ -241,10 +244,7 @@ def test_devices_change_no_loss_and_rows_stay(tmp_path, exact):
         assert len(losses) == 6 + 2
         found[count] = losses, digests_of(workdir, 6)
     for count in (2, 4, 8):
-        # After a step losses part by up to 1.3e-2, differently in every run, on some
-        # processors; deterministic runs have the same bits to the end.
-        np.testing.assert_allclose(found[1][0][:1], found[count][0][:1], atol=1e-5)
-        np.testing.assert_allclose(found[1][0], found[count][0], rtol=1e-2)
+        np.testing.assert_allclose(found[1][0], found[count][0], atol=1e-5)
         assert (found[1] == found[count]) == (exact == "true")
 
 
