@@ -22,7 +22,7 @@ from jaxgpt.systems.sigma.tasks.base import Task
 
 SPLITS = ("train", "val")
 # What changes a generator's sequences must change this too, or old ones are read.
-VERSION = 2
+VERSION = 3
 CHUNK = 10000
 # So many chunks in a row with hardly anything new: there is no more.
 PATIENCE = 10
@@ -144,7 +144,8 @@ def draw(
         if task.distinct:
             hashes = _hashes(tokens_NT)
             _, first = np.unique(hashes, return_index=True)
-            first = np.sort(first[~np.isin(hashes[first], taken)])
+            # What is left over here is not taken from the other split.
+            first = np.sort(first[~np.isin(hashes[first], taken)])[: count - found]
             tokens_NT, known_NT = tokens_NT[first], known_NT[first]
             taken = np.concatenate([taken, hashes[first]])
             stale = stale + 1 if len(first) < size / 100 else 0

@@ -250,6 +250,20 @@ def test_splits_have_no_sequence_in_common_and_are_kept(tmp_path):
     assert [f.stat().st_mtime_ns for f in files] == times
 
 
+def test_a_small_split_leaves_the_other_all_that_it_does_not_keep():
+    # 81 different ones: 9 beginnings, and what a row or a column makes of each.
+    config = configs.load(
+        f"{CONFIG}:mixing-tiny",
+        {"task.height": "3", "task.width": "3", "task.length": "2"}
+        | {"task.train_sequences": "71", "task.val_sequences": "10"},
+    )
+    splits = dataset.open_data(tasks.make(config), config).splits
+    assert {name: len(rows) for name, rows in splits.items()} == {
+        "train": 71,
+        "val": 10,
+    }
+
+
 def test_more_than_there_are_is_refused():
     config = configs.load(
         f"{CONFIG}:maze-tiny",
