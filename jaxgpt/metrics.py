@@ -29,8 +29,13 @@ def peak_flops(device_kind: str) -> float | None:
     return next((peak for name, peak in PEAKS.items() if name in device_kind), None)
 
 
+# While training goes on figures are drawn at most this often: each drawing keeps the
+# loop waiting for half a second.
+DRAWING_INTERVAL_S = 10.0
+
+
 class Recorder:
-    """Writes metrics.jsonl as it goes, metrics.csv and loss.png at evaluations."""
+    """Writes metrics.jsonl as it goes, metrics.csv and figures at evaluations."""
 
     def __init__(
         self, workdir: pathlib.Path, start: int, trackers: list, writes: bool = True
@@ -39,6 +44,8 @@ class Recorder:
         self.workdir, self.writes = workdir, writes
         self.trackers = trackers
         self.failed: set[str] = set()
+        self.curves: dict[str, Any] = {}
+        self.drawn = time.monotonic()
         # A run that starts over writes its step 0 again.
         before = read_rows(workdir) if start else []
         self.rows = [row for row in before if row["step"] <= start]
@@ -75,8 +82,12 @@ class Recorder:
                 self.trackers.remove(tracker)
                 say(f"warning: a tracker failed and is off from here: {error}")
 
-    def summarise(self) -> None:
-        """Rewrites metrics.csv and loss.png from all rows."""
+    def summarise(self, last: bool = True) -> None:
+        """Rewrites metrics.csv, and the figures if the last ones are old enough.
+
+        Args:
+          last: draws the figures in any case, since nothing comes after.
+        """
         if not self.writes:
             return
         names = list(dict.fromkeys(name for row in self.rows for name in row))
@@ -87,13 +98,21 @@ class Recorder:
             writer = csv.DictWriter(stream, names)
             writer.writeheader()
             writer.writerows(self.rows)
+        now = time.monotonic()
+        if not last and now - self.drawn < DRAWING_INTERVAL_S:
+            return
+        self.drawn = now
         with self._tolerating_a_full_disk("loss.png"):
             plot_losses(self.rows, self.workdir / "loss.png")
+        if self.curves:
+            with self._tolerating_a_full_disk("position.png"):
+                plot_positions(self.curves, self.workdir / "position.png")
 
     def write_positions(self, curves: dict[str, Any]) -> None:
-        """Rewrites position.csv and position.png: means [T] at an evaluation."""
+        """Rewrites position.csv, means [T] at an evaluation; `summarise` draws them."""
         if not curves or not self.writes:
             return
+        self.curves = curves
         with (
             self._tolerating_a_full_disk("position.csv"),
             open(self.workdir / "position.csv", "w", newline="") as stream,
@@ -102,8 +121,6 @@ class Recorder:
             writer.writerow(["position", *curves])
             values = zip(*curves.values(), strict=True)
             writer.writerows([i + 1, *row] for i, row in enumerate(values))
-        with self._tolerating_a_full_disk("position.png"):
-            plot_positions(curves, self.workdir / "position.png")
 
     @contextlib.contextmanager
     def _tolerating_a_full_disk(self, name: str):

@@ -110,7 +110,7 @@ class Trainer:
         """Writes down and shows an evaluation of this step."""
         tokens = self.step * self.tokens_per_step
         self.recorder.write({"step": self.step, "tokens": tokens} | evaluation)
-        self.recorder.summarise()
+        self.recorder.summarise(last=False)
         progress.evaluated(self.step, evaluation)
 
     def save(self, evaluation: dict[str, float] | None) -> None:
