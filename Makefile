@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 RUFF := $(VENV)/bin/ruff
+# Two workers: more gain nothing on two cores, and each takes up to 4 GB.
+PYTEST := $(RUN) -m pytest -n 2 --dist=loadgroup --no-loadscope-reorder
 
-.PHONY: train test parity certificate slow lint format bench clean
+.PHONY: train test quick costs parity certificate slow lint format bench clean
 
 train: $(VENV)/.base
 	$(RUN) -m jaxgpt.train --config=configs/sigma_char.py:laptop
@@ -12,10 +14,18 @@ train: $(VENV)/.base
 	$(RUN) -m jaxgpt.sample --workdir=runs/sigma_char-laptop --prompt="ROMEO:" --num_samples=3
 
 test: $(VENV)/.test
-	$(RUN) -m pytest
+	$(PYTEST)
+
+# What to run after every edit: the tests that neither start a process nor train.
+quick: $(VENV)/.test
+	$(PYTEST) -m "not (process or trains or slow)"
+
+# The whole suite, and a table of the tests that take longest.
+costs: $(VENV)/.test
+	$(PYTEST) -p tests.costs
 
 parity: $(VENV)/.test
-	$(RUN) -m pytest parity_tests
+	$(PYTEST) parity_tests
 
 certificate: $(VENV)/.test
 	$(RUN) -m parity_tests.certificate
@@ -53,5 +63,6 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@$(RUN) -m scripts.install_torch
 	$(RUN) -m pip install --quiet -c constraints.txt -e '.[test]'
 	@touch $@ $(VENV)/.base

@@ -14,7 +14,7 @@ import pytest
 from jaxgpt import config as configs
 from jaxgpt import systems
 from jaxgpt.interop import formats, rules
-from tests.conftest import programs_of_one_module  # noqa: F401
+from tests.suite import *  # noqa: F403 - hooks and fixtures
 
 try:
     import torch  # noqa: F401

@@ -63,16 +63,18 @@ def drafts(garbage: int):
     state = generate.start(reader, params, tokens, own, jnp.roll(own, -1, 1), given)
     uniform = jnp.zeros((1, T - 4))
     task = Sampling().task(T, jax.random.key(0))
-    return tokens, own, window.draft(reader, params, state, task, uniform).logits_BWV[0]
+    draft = jax.jit(lambda *arguments: window.draft(reader, *arguments).logits_BWV)
+    return tokens, own, draft(params, state, task, uniform)[0]
 
 
 def draft_positions():
     system, params = model()
     tokens, own, logits = drafts(0)
+    plain_pass = jax.jit(lambda params, *args: system.model(params)(*args)[0, -1])
     worst = 0.0
     for slot in range(4, T):
         target = jnp.concatenate([own[:, 1:4], own[:, slot : slot + 1]], 1)
-        plain = system.model(params)(tokens[:, :4], (own[:, :4], target))[0, -1]
+        plain = plain_pass(params, tokens[:, :4], (own[:, :4], target))
         worst = max(worst, float(abs(plain - logits[slot - 4]).max()))
     assert worst < 1e-4
     return f"largest difference of a draft's logits from a plain pass {worst:.0e}"

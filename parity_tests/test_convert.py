@@ -13,6 +13,8 @@ from jaxgpt.run import open_run
 from parity_tests.conftest import GOLDEN, relative
 from parity_tests.tolerances import FLOAT32
 
+pytestmark = pytest.mark.unoptimised
+
 
 def last_json(capsys) -> dict:
     return json.loads(capsys.readouterr().out.strip().splitlines()[-1])

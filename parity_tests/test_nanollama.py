@@ -171,6 +171,7 @@ def test_a_plain_gpt_is_no_nanollama(settings, tmp_path):
         convert.export_run("nanollama", run, tmp_path / "out.npz")
 
 
+@pytest.mark.trains
 def test_imported_weights_learn_a_graph_and_go_out_again(settings, tmp_path):
     convert.import_run("nanollama", str(SOURCE), tmp_path / "imported", settings)
     changes = {

@@ -6,6 +6,8 @@ import pytest
 
 from parity_tests.sigma_defects import DEFECTS
 
+pytestmark = pytest.mark.unoptimised
+
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.check.__name__)
 def test_defect_is_not_ours(defect, monkeypatch):

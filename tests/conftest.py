@@ -1,9 +1,10 @@
-import gc
 import os
 import pathlib
 import shutil
 
 import pytest
+
+from tests.suite import *  # noqa: F403 - hooks and fixtures
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = f"{ROOT}/configs/sigma_char.py:tiny"
@@ -15,20 +16,6 @@ def session_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXGPT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield pathlib.Path(os.environ["JAXGPT_CACHE"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs_of_one_module():
-    """Drops compiled programs after each module.
-
-    On a CPU each takes some twenty memory maps, and Linux gives a process 65,530: past
-    them the compiler crashes.
-    """
-    yield
-    import jax
-
-    jax.clear_caches()
-    gc.collect()
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from jaxgpt.config import UserError
 from jaxgpt.fields import FIELDS
 from tests.conftest import ROOT, TINY
 
+pytestmark = pytest.mark.unoptimised
+
 COMMANDS = {"train": train, "evaluate": evaluate, "sample": sample, "verify": verify}
 OPTIONS = {
     "train": [
@@ -135,6 +137,7 @@ def assert_refused(process):
     assert "Traceback" not in process.stderr
 
 
+@pytest.mark.process
 def test_train_process_without_its_text(tmp_path):
     workdir = tmp_path / "run"
     text = tmp_path / "none.txt"
@@ -146,6 +149,7 @@ def test_train_process_without_its_text(tmp_path):
     assert not workdir.exists()
 
 
+@pytest.mark.process
 def test_train_process_in_the_workdir_of_another_config(run_copy):
     before = contents(run_copy)
     options = ["--config.model.n_layer=3", "--config.seed=5", "--config.steps=50"]
@@ -157,6 +161,7 @@ def test_train_process_in_the_workdir_of_another_config(run_copy):
     assert contents(run_copy) == before
 
 
+@pytest.mark.process
 def test_evaluate_process_with_ids_out_of_range(trained, npy):
     before = contents(trained)
     file = npy(np.full((2, 8), 65))
@@ -167,6 +172,7 @@ def test_evaluate_process_with_ids_out_of_range(trained, npy):
     assert contents(trained) == before
 
 
+@pytest.mark.process
 def test_sample_process_with_an_unknown_character(trained):
     before = contents(trained)
     process = run("sample", f"--workdir={trained}", "--prompt=ROMEO€")
@@ -176,6 +182,7 @@ def test_sample_process_with_an_unknown_character(trained):
     assert contents(trained) == before
 
 
+@pytest.mark.process
 def test_verify_process_without_a_run(tmp_path):
     process = run("verify", f"--workdir={tmp_path / 'none'}")
     assert_refused(process)
@@ -184,6 +191,7 @@ def test_verify_process_without_a_run(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_lists_every_option_and_loads_neither_jax_nor_torch(name):
     process = run(name, "--help", python=["-X", "importtime"])

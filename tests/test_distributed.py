@@ -56,6 +56,7 @@ def wait_for(workdir, step, process):
         time.sleep(0.05)
 
 
+@pytest.mark.process
 def test_two_processes_lose_one_and_stop_together_and_one_goes_on(tmp_path, trained):
     """One run, in three lives: losing a process, a signal to one of two, then alone."""
     workdir, long = tmp_path / "run", ["--config.steps=100000"]
@@ -113,6 +114,7 @@ def test_a_signal_to_one_of_two_stops_both(tmp_path, name, code):
     assert "stopped after step " in said[0]
 
 
+@pytest.mark.process
 def test_a_missing_process_is_waited_for_aloud(tmp_path):
     process = start(tmp_path / "run", free_port(), 0)
     line = ""

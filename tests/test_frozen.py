@@ -17,6 +17,8 @@ from tests.conftest import ROOT
 FROZEN = ROOT / "tests" / "frozen"
 
 
+@pytest.mark.unoptimised
+@pytest.mark.trains
 @pytest.mark.parametrize("name", ["sigma", "teeny", "gssm", "memory"])
 def test_a_run_of_the_first_layout(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)

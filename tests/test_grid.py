@@ -43,6 +43,7 @@ def test_points_are_all_combinations(study):
     ]  # fmt: skip
 
 
+@pytest.mark.process
 def test_it_trains_what_is_missing_and_gathers(study, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     folder = tmp_path / "runs"
@@ -153,6 +154,7 @@ sys.exit(grid.supervise(sys.argv[1:]))
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_handed_on_once_and_the_run_is_waited_for(number):
     """It is sent to the whole group, as a terminal does at Ctrl-C."""
@@ -205,6 +207,7 @@ def test_a_point_outside_the_study_is_refused(study, tmp_path):
         grid.command([f"--study={study()}", f"--workdir={tmp_path}", "--point=4"])
 
 
+@pytest.mark.process
 def test_the_array_job_runs_every_point(study, tmp_path):
     output, folder = tmp_path / "job.sbatch", tmp_path / "my runs"
     done = subprocess.run(

@@ -7,6 +7,7 @@ import sys
 import time
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from jaxgpt.data.tokenizer import CharTokenizer
@@ -83,6 +84,7 @@ def watch(trained, *options, interrupt=False):
 OTHER, BACK = "\x1b[?1049h", "\x1b[?1049l"
 
 
+@pytest.mark.process
 def test_a_terminal_shows_it_and_is_itself_again(trained):
     status, written = watch(trained, "--live", "--prompt=ROMEO:")
     assert status == 0
@@ -92,6 +94,7 @@ def test_a_terminal_shows_it_and_is_itself_again(trained):
     assert "ROMEO:" in after
 
 
+@pytest.mark.process
 def test_an_interrupt_gives_the_terminal_back(trained):
     status, written = watch(trained, "--live", "--sampler=ar", interrupt=True)
     assert status == 130
@@ -99,6 +102,7 @@ def test_an_interrupt_gives_the_terminal_back(trained):
     assert "Traceback" not in written
 
 
+@pytest.mark.process
 def test_without_a_terminal_it_is_plain(trained):
     done = subprocess.run(
         [sys.executable, "-m", "jaxgpt.sample", f"--workdir={trained}", "--live"],

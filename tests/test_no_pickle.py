@@ -40,6 +40,7 @@ def hooked(name, *options):
     return done
 
 
+@pytest.mark.process
 def test_the_hook_sees_pickles(tmp_path):
     code = HOOKED.partition("sys.argv =")[0] + "pickle._loads(pickle.dumps(hook))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -54,6 +55,7 @@ def workdir(tmp_path_factory):
     return folder
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "options",
     [
@@ -68,12 +70,14 @@ def test_no_command_loads_a_pickle(workdir, options):
     hooked(options[0], f"--workdir={workdir}", *options[1:])
 
 
+@pytest.mark.process
 def test_conversion_of_a_pt_file_loads_no_pickle(tmp_path):
     run = f"--workdir={tmp_path / 'run'}"
     hooked("convert", "--format=nanogpt", f"--source={NANO}", run)
     hooked("convert", "--format=nanogpt", run, f"--output={tmp_path / 'out.npz'}")
 
 
+@pytest.mark.process
 def test_gssm_commands_load_no_pickle(tmp_path):
     config, file = "--config=configs/gssm_easy.py", tmp_path / "f.h5"
     hooked("systems.gssm.generate", config, f"--output={file}", "--num_sequences=8")

@@ -26,6 +26,7 @@ def run(*arguments):
     )
 
 
+@pytest.mark.process
 @needs_libtpu
 def test_a_step_is_compiled_for_a_slice():
     small = ["--config=configs/sigma_text.py:tiny", "--config.mesh.fsdp=4"]
@@ -45,6 +46,7 @@ def test_a_step_is_compiled_for_a_slice():
     assert 0 < found["mfu_without_overlap"] <= found["mfu"] <= 1
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["v5e", "v9z:2x2", "v5litepod-8", "v5e:0x"])
 def test_an_unknown_topology_is_one_line(name):
     ran = run("--config=configs/sigma_text.py:tiny", f"--topology={name}")

@@ -43,11 +43,13 @@ def test_local_files_are_read(tmp_path):
         list(prepare_text.open_documents(*options, "body"))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["tpu_vm.sh", "train.sbatch"])
 def test_scripts_are_shell(name):
     subprocess.run(["bash", "-n", f"scripts/{name}"], check=True)
 
 
+@pytest.mark.process
 def test_the_slice_script_says_what_it_knows():
     ran = subprocess.run(
         ["bash", "scripts/tpu_vm.sh", "nonsense"],

@@ -6,6 +6,7 @@ from jaxgpt.train import train
 from tests.conftest import TINY
 
 
+@pytest.mark.trains
 def test_chosen_steps_are_traced_and_the_time_of_a_step_is_told(tmp_path, capsys):
     config = configs.load(TINY, {"profile": "5:6", "steps": "10"})
     assert train(config, tmp_path / "run") == 0

@@ -112,6 +112,7 @@ def test_a_thousand_mutations(tmp_path):
     assert found["detected"] + found["harmless"] == 1000
 
 
+@pytest.mark.trains
 def test_verify_and_resume_agree_on_the_damage(straight, copied, capsys):
     file = max(
         (copied / "checkpoints" / "40" / "params").rglob("*"),
@@ -145,6 +146,8 @@ def test_a_validation_loss_that_was_changed_never_makes_a_best_one(tmp_path):
 # The disk and the folder.
 
 
+@pytest.mark.process
+@pytest.mark.trains
 def test_a_second_run_in_the_same_folder_is_told_who_is_there(tmp_path, capsys):
     workdir = tmp_path / "run"
     process = start(workdir, "--config.steps=100000")
@@ -168,6 +171,7 @@ def wait_for_row(workdir, step, process):
         time.sleep(0.01)
 
 
+@pytest.mark.process
 def test_a_folder_that_vanishes_is_written_again(straight, tmp_path):
     workdir = tmp_path / "run"
     process = start(workdir, "--config.log_interval=5", "--config.steps=60")
@@ -182,6 +186,7 @@ def test_a_folder_that_vanishes_is_written_again(straight, tmp_path):
     assert verify.command([f"--workdir={workdir}"]) == 0
 
 
+@pytest.mark.process
 def test_a_folder_that_cannot_be_made_is_one_line(capsys):
     code, said = finish(start("/proc/jaxgpt"))
     assert code == 2
@@ -189,6 +194,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(capsys):
     assert said.count("\n") == 1
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("jump", [-86400, 86400])
 def test_a_clock_that_jumps_changes_nothing(
     straight, tmp_path, monkeypatch, capsys, jump
@@ -223,6 +229,7 @@ def test_a_failed_save_is_said_at_the_next_log_line(tmp_path, capsys):
 # Signals.
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
 def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(straight, tmp_path, name):
     """The evaluation that was broken off is made up for."""
@@ -272,6 +279,8 @@ def poisoned(system, monkeypatch, at):
     monkeypatch.setattr(system, "train_batch", train_batch)
 
 
+@pytest.mark.unoptimised
+@pytest.mark.trains
 def test_a_bad_step_stops_the_run_and_can_be_replayed(tmp_path, monkeypatch, capsys):
     from jaxgpt.systems.sigma import SigmaGPT
 
@@ -295,6 +304,7 @@ def test_a_bad_step_stops_the_run_and_can_be_replayed(tmp_path, monkeypatch, cap
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
 
 
+@pytest.mark.trains
 def test_a_bad_step_is_skipped_where_the_config_says_so(tmp_path, monkeypatch, capsys):
     from jaxgpt.systems.sigma import SigmaGPT
 
@@ -306,6 +316,7 @@ def test_a_bad_step_is_skipped_where_the_config_says_so(tmp_path, monkeypatch, c
     assert "loss" not in rows[30] and np.isfinite(rows[40]["loss"])
 
 
+@pytest.mark.trains
 def test_a_run_in_which_every_step_is_bad_ends(tmp_path, capsys):
     changes = {"optimizer.learning_rate": "1e30", "optimizer.warmup_steps": "0"}
     changes |= {"nonfinite": "skip", "steps": "60", "checkpoint_interval": "1"}
@@ -323,6 +334,7 @@ def test_a_replay_of_a_step_that_is_not_there(straight):
 # Configs.
 
 
+@pytest.mark.trains
 def test_a_change_is_refused_unless_it_is_allowed(copied):
     changes = {"optimizer.learning_rate": "5e-4", "steps": "41"}
     config = configs.load(TINY, changes)
@@ -332,12 +344,14 @@ def test_a_change_is_refused_unless_it_is_allowed(copied):
     assert configs.load_frozen(copied).optimizer.learning_rate == 5e-4
 
 
+@pytest.mark.trains
 def test_an_allowed_change_of_the_shape_is_still_no_checkpoint_of_it(copied):
     with pytest.raises(UserError, match="can be restored"):
         train(configs.load(TINY, {"model.n_embd": "64"}), copied, ["model.n_embd"])
     assert sorted(Checkpoints(copied, read_only=True).steps()) == [20, 40]
 
 
+@pytest.mark.process
 def test_an_unknown_key_cannot_be_allowed(tmp_path):
     process = start(tmp_path / "run", "--allow=optimizer.learning_rat")
     code, said = finish(process)

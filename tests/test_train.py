@@ -77,6 +77,7 @@ def test_a_run_leaves_what_the_contract_names(uninterrupted):
     assert {"step", "loss", "val_loss", "learning_rate"} <= set(header.split(","))
 
 
+@pytest.mark.process
 def test_resume_after_kill_9_ends_in_the_same_bits(uninterrupted, tmp_path):
     workdir = tmp_path / "killed"
     for step in (10, 20, 30):
@@ -92,6 +93,7 @@ def test_resume_after_kill_9_ends_in_the_same_bits(uninterrupted, tmp_path):
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 )
@@ -112,6 +114,7 @@ def test_a_signal_saves_and_the_same_command_resumes(
     assert f"resuming after step {left}" in said
 
 
+@pytest.mark.process
 def test_a_second_interrupt_quits_at_once(tmp_path):
     process = start(tmp_path / "run", "--config.steps=100000")
     wait_for_step(tmp_path / "run", 10, process)
@@ -120,6 +123,7 @@ def test_a_second_interrupt_quits_at_once(tmp_path):
     assert finish(process)[0] == 130
 
 
+@pytest.mark.process
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path):
     workdir = tmp_path / "run"
     overrides = ["--config.optimizer.learning_rate=1e30", "--config.steps=60"]
@@ -130,6 +134,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path)
     assert "checkpoints kept: " in said
 
 
+@pytest.mark.process
 def test_a_full_disk_keeps_the_older_steps_and_says_so(tmp_path):
     workdir = tmp_path / "run"
     assert finish(start(workdir, "--config.steps=20"))[0] == 0
@@ -144,6 +149,7 @@ def test_a_full_disk_keeps_the_older_steps_and_says_so(tmp_path):
     assert "resuming after step 20" in said
 
 
+@pytest.mark.process
 def test_a_checkpoint_of_8_devices_restores_on_1(tmp_path):
     eight = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     workdir = tmp_path / "run"
@@ -155,6 +161,7 @@ def test_a_checkpoint_of_8_devices_restores_on_1(tmp_path):
     assert "on 1 cpu, resuming after step 20" in said
 
 
+@pytest.mark.process
 def test_device_count_changes_no_curve(uninterrupted, tmp_path):
     eight = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     assert finish(start(tmp_path / "run", env=eight))[0] == 0
@@ -185,6 +192,7 @@ def steps_of(changes, count=3):
     return state["params"], losses
 
 
+@pytest.mark.unoptimised
 @pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("system", ["sigma", "causal"])
 def test_accumulation_changes_nothing(system, parts):
@@ -255,12 +263,14 @@ def test_a_long_run_on_a_cpu_is_pointed_to_the_laptop_size(capsys):
     assert ":laptop" in capsys.readouterr().err
 
 
+@pytest.mark.trains
 def test_training_twice_does_nothing_the_second_time(uninterrupted, capsys):
     before = saved_digests(uninterrupted, 40)
     assert train(configs.load(TINY, {}), uninterrupted) == 0
     assert saved_digests(uninterrupted, 40) == before
 
 
+@pytest.mark.trains
 def test_training_starts_from_another_run_with_its_shape(uninterrupted, tmp_path):
     changes = {"init_from": str(uninterrupted), "steps": "1", "model.n_layer": "5"}
     workdir = tmp_path / "run"
@@ -279,6 +289,7 @@ def test_a_start_of_another_vocabulary_is_refused(uninterrupted, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.trains
 def test_averaged_parameters_follow_the_steps_and_are_what_is_evaluated(tmp_path):
     from jaxgpt.checkpoint import Checkpoints
     from jaxgpt.run import open_run

@@ -8,6 +8,8 @@ from jaxgpt import systems
 from jaxgpt.core import generate
 from jaxgpt.systems import Sampling
 
+pytestmark = pytest.mark.unoptimised
+
 T = 17
 
 

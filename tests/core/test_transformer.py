@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,22 +16,45 @@ from jaxgpt.core.transformer import (
     flops_per_token,
 )
 
+pytestmark = pytest.mark.unoptimised
+
 # Prime or odd sizes, so that no transposed axis fits by chance.
 CONFIG = ModelConfig(2, 3, 42, 131, 11, positions="double", bias=True)
 B, T = 2, 13
 
 
 def build(config, scale=0.3):
-    """A model far from its initial symmetry: no gain is 1 and no bias 0."""
-    model = LanguageModel(config, rngs=nnx.Rngs(0))
-    graphdef, state = nnx.split(model)
-    leaves, tree = jax.tree.flatten(nnx.to_pure_dict(state))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [
-        leaf + scale * jax.random.normal(key, leaf.shape, leaf.dtype)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    return graphdef, jax.tree.unflatten(tree, leaves)
+    """A model far from its initial symmetry: no gain is 1 and no bias 0.
+
+    Drawn by numpy: XLA takes seconds to compile a model's draws.
+    """
+    make = lambda: LanguageModel(config, rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(nnx.eval_shape(make))
+    rng = np.random.default_rng(1)
+
+    def draw(path, leaf):
+        start = 1.0 if path[-1].key == "scale" else 0.0
+        drawn = start + scale * rng.normal(size=leaf.shape)
+        return jnp.asarray(drawn, leaf.dtype)
+
+    return graphdef, jax.tree_util.tree_map_with_path(draw, nnx.to_pure_dict(state))
+
+
+def compiled(graphdef, params, call=lambda model, *args: model(*args)):
+    """The model, or a function of it and more, as one program: eager calls are many."""
+    run = jax.jit(lambda params, *args: call(nnx.merge(graphdef, params), *args))
+    return functools.partial(run, params)
+
+
+def read_in_pieces(model, tokens, where, config, slots):
+    """Logits of tokens read in three pieces through the cache."""
+    layers = cache.empty(config, len(tokens), slots)
+    pieces = []
+    for start, end in ((0, 1), (1, 6), (6, tokens.shape[1])):
+        here = tuple(index[..., start:end] for index in where)
+        x, layers = model.extend(tokens[:, start:end], here, layers, start)
+        pieces.append(model.head(x))
+    return jnp.concatenate(pieces, 1)
 
 
 def inputs(length=T, seed=0):
@@ -44,15 +68,16 @@ def inputs(length=T, seed=0):
 @pytest.mark.parametrize("length", [13, 128])
 def test_no_logit_depends_on_a_later_token_in_any_order(kernels, length):
     graphdef, params = build(dataclasses.replace(CONFIG, kernels=kernels))
-    model = nnx.merge(graphdef, params)
-    tokens, where = inputs(length)
-    x = model.embed(tokens, where)
+    x = compiled(graphdef, params, LanguageModel.embed)(*inputs(length))
 
-    def logit_sum(x, t):
+    def logit_sum(x, model, t):
         return model.head(model.transformer(x))[:, t].sum()
 
+    gradient_of = compiled(
+        graphdef, params, lambda model, x, t: jax.grad(logit_sum)(x, model, t)
+    )
     for t in (0, length // 2, length - 1):
-        gradient = jax.grad(logit_sum)(x, t)
+        gradient = gradient_of(x, t)
         assert not np.any(np.asarray(gradient[:, t + 1 :]))
         assert np.all(np.any(np.asarray(gradient[:, : t + 1]), -1))
 
@@ -84,8 +109,8 @@ def test_bfloat16_stays_close_to_float32_and_keeps_float32_parameters(kernels):
     config = dataclasses.replace(CONFIG, kernels=kernels)
     graphdef, params = build(config, scale=0.05)
     half, _ = build(dataclasses.replace(config, dtype="bfloat16"))
-    exact = nnx.merge(graphdef, params)(tokens, where)
-    rounded = nnx.merge(half, params)(tokens, where)
+    exact = compiled(graphdef, params)(tokens, where)
+    rounded = compiled(half, params)(tokens, where)
     assert rounded.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     p, q = jax.nn.log_softmax(exact), jax.nn.log_softmax(rounded)
@@ -94,21 +119,15 @@ def test_bfloat16_stays_close_to_float32_and_keeps_float32_parameters(kernels):
 
 def test_cache_in_pieces_equals_one_pass():
     graphdef, params = build(CONFIG)
-    model = nnx.merge(graphdef, params)
     tokens, where = inputs()
-    whole = model(tokens, where)
-    layers = cache.empty(CONFIG, B, 17)
-    pieces = []
-    for start, end in ((0, 1), (1, 6), (6, 13)):
-        x = model.embed(tokens[:, start:end], tuple(i[:, start:end] for i in where))
-        x, layers = model.transformer.extend(x, layers, start)
-        pieces.append(model.head(x))
-    np.testing.assert_allclose(jnp.concatenate(pieces, 1), whole, atol=2e-5)
+    whole = compiled(graphdef, params)(tokens, where)
+    in_pieces = functools.partial(read_in_pieces, config=CONFIG, slots=17)
+    pieces = compiled(graphdef, params, in_pieces)(tokens, where)
+    np.testing.assert_allclose(pieces, whole, atol=2e-5)
 
 
 def test_identity_order_is_the_causal_model():
-    graphdef, params = build(CONFIG)
-    model = nnx.merge(graphdef, params)
+    model = compiled(*build(CONFIG))
     tokens, _ = inputs()
     order = jnp.tile(jnp.arange(T + 1), (B, 1))
     straight = model(tokens, (order[:, :-1], order[:, 1:]))
@@ -116,8 +135,7 @@ def test_identity_order_is_the_causal_model():
 
 
 def test_rows_do_not_see_each_other():
-    graphdef, params = build(CONFIG)
-    model = nnx.merge(graphdef, params)
+    model = compiled(*build(CONFIG))
     tokens, where = inputs()
     alone = model(tokens[1:], tuple(index[1:] for index in where))
     np.testing.assert_allclose(model(tokens, where)[1:], alone, atol=1e-5)

@@ -13,6 +13,8 @@ from jaxgpt.fields import POSITIONS
 from jaxgpt.systems import Sampling, lengths
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.unoptimised
+
 BLOCK = 8
 
 
@@ -28,6 +30,10 @@ def system_with(**changes):
     system = systems.make(configs.override(configs.base(), fields | changes))
     params = system.init(jax.random.key(0))
     return system, jax.tree.map(lambda a: a * 8 if a.ndim > 1 else a, params)
+
+
+def logits_of(system, params, tokens):
+    return jax.jit(lambda params: system.model(params)(tokens))(params)
 
 
 def ask(system, params, T, given=3, **how):
@@ -53,7 +59,7 @@ def test_alibi_goes_on_past_its_block_from_the_beginning(T, given):
     fast = ask(system, params, T, given)
     np.testing.assert_array_equal(fast, ask(system, params, T, given, cached=False))
     greedy = ask(system, params, T, given, temperature=0.0)
-    logits = system.model(params)(greedy)
+    logits = logits_of(system, params, greedy)
     likeliest = np.asarray(logits.argmax(-1))[:, given - 1 : -1]
     np.testing.assert_array_equal(greedy[:, given:], likeliest)
 
@@ -63,7 +69,7 @@ def test_others_move_one_block_over_the_text(name):
     system, params = system_with(**{"model.positions": name})
     greedy = ask(system, params, 13, temperature=0.0)
     window = greedy[:, 13 - 1 - BLOCK : -1]
-    likeliest = np.asarray(system.model(params)(window)[:, -1].argmax(-1))
+    likeliest = np.asarray(logits_of(system, params, window)[:, -1].argmax(-1))
     np.testing.assert_array_equal(greedy[:, -1], likeliest)
 
 
@@ -162,6 +168,7 @@ def test_continuations_that_cannot_be(teeny):
             sample.command([teeny, *options])
 
 
+@pytest.mark.trains
 def test_a_learned_table_is_refused_beyond_its_end(tmp_path, capsys):
     changes = {"steps": "2", "model.positions": "learned"}
     config = configs.load(f"{ROOT}/configs/teeny_char.py:tiny", changes)

@@ -9,6 +9,8 @@ from jaxgpt import config as configs
 from jaxgpt import systems
 from jaxgpt.systems.sigma import orders
 
+pytestmark = pytest.mark.unoptimised
+
 
 def test_fractal_order_halves_what_is_left():
     assert orders.fractal(0).tolist() == []

@@ -10,6 +10,8 @@ from tests.systems.gssm.conftest import MIXED
 from tests.systems.gssm.test_dataset import TINY
 from tests.test_commands import run
 
+pytestmark = pytest.mark.unoptimised
+
 
 @pytest.fixture
 def files(tmp_path):
@@ -28,6 +30,7 @@ def printed(capsys):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["generate", "entropy"])
 def test_help_lists_every_option_and_field(name):
     done = run(f"systems.gssm.{name}", "--help")
@@ -36,6 +39,7 @@ def test_help_lists_every_option_and_field(name):
         assert option in done.stdout
 
 
+@pytest.mark.process
 def test_entropy_of_files(files):
     folder, parsed, tables, tokens = files
     done = run(
@@ -89,6 +93,7 @@ def test_entropy_of_fresh_sequences(capsys):
     assert printed(capsys)["exact"] != figures["exact"]
 
 
+@pytest.mark.trains
 def test_generate_writes_what_training_reads(tmp_path, capsys):
     from jaxgpt import config as configs
     from jaxgpt.train import train

@@ -79,6 +79,7 @@ def test_an_interrupted_file_is_resumed_to_the_same_tokens(write, monkeypatch):
     assert not part.exists()
 
 
+@pytest.mark.process
 def test_a_part_that_another_process_writes_is_left_alone(write, tmp_path):
     config = load()
     made = source.from_config(config)

@@ -11,6 +11,8 @@ from jaxgpt.systems.gssm import baselines, dataset, source
 from jaxgpt.train import train
 from tests.systems.gssm.test_dataset import TINY, load
 
+pytestmark = pytest.mark.unoptimised
+
 
 @pytest.fixture(scope="module")
 def trained_gssm(tmp_path_factory):
@@ -19,6 +21,7 @@ def trained_gssm(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.trains
 def test_a_run_shows_its_gap_to_the_floor_and_the_baselines(trained_gssm):
     names = {path.name for path in trained_gssm.iterdir()}
     assert {"loss.png", "position.csv", "position.png"} <= names
@@ -68,12 +71,14 @@ def test_a_run_keeps_its_graph_and_needs_no_file(trained_gssm):
     assert config["model"]["vocab_size"] == 16
 
 
+@pytest.mark.trains
 def test_the_same_command_resumes_and_another_graph_is_refused(trained_gssm):
     assert train(configs.load(TINY, {}), trained_gssm) == 0
     with pytest.raises(configs.UserError, match=r"gssm\.graph_seed: 1 there, 4 now"):
         train(configs.load(TINY, {"gssm.graph_seed": "4"}), trained_gssm)
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("offline", [False, True], ids=["online", "hdf5"])
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path, offline):
     changes = {}
@@ -128,6 +133,7 @@ def test_a_few_sequences_prove_no_leak():
     assert figures["gap"] < 0 == figures["gap_error"]
 
 
+@pytest.mark.trains
 def test_the_floor_of_a_context_graph_is_called_an_estimate(tmp_path):
     nodes = [
         {"name": "Z", "state_dim": 3, "alpha": 0.3, "mode": "context"},

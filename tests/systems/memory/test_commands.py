@@ -20,6 +20,8 @@ from jaxgpt.train import Trainer, train
 from tests.conftest import ROOT
 from tests.systems.memory.conftest import PLAYS, RECALL
 
+pytestmark = pytest.mark.unoptimised
+
 
 def last_json(capsys):
     return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
@@ -30,6 +32,7 @@ def digests_of(workdir, step):
     return json.loads(next(folder.rglob("metadata")).read_text())["arrays"]
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("kind", ["flat", "graph"])
 def test_restore_and_continue_is_bit_equal(tmp_path, kind):
     changes = {"memory.index_type": kind, "steps": "10", "memory.memory_size": "64"}
@@ -46,6 +49,7 @@ def test_restore_and_continue_is_bit_equal(tmp_path, kind):
     assert one == other
 
 
+@pytest.mark.trains
 def test_evaluation_leaves_the_training_memory_as_it_is(tmp_path):
     system, data = open_system(configs.load(RECALL, {}))
     (tmp_path / "run").mkdir()
@@ -77,6 +81,7 @@ def test_evaluate_reports_the_memory_on_off_and_shuffled(played, capsys):
     assert f"{figures['loss_off']:.6g}" in capsys.readouterr().out
 
 
+@pytest.mark.trains
 def test_output_mode_reads_any_causal_run(tmp_path, capsys):
     workdir = tmp_path / "run"
     config = configs.load(f"{ROOT}/configs/teeny_char.py:tiny", {"steps": "3"})
@@ -198,6 +203,7 @@ def test_generation_through_the_cache_equals_the_forward_pass(played):
         state = memory.state
 
 
+@pytest.mark.trains
 def test_patience_ends_a_run_and_it_stays_ended(documents, tmp_path, capsys):
     changes = {"data.path": str(documents), "patience": "2", "steps": "1000"}
     changes |= {"optimizer.learning_rate": "0", "optimizer.min_learning_rate": "0"}
@@ -211,6 +217,7 @@ def test_patience_ends_a_run_and_it_stays_ended(documents, tmp_path, capsys):
     assert Checkpoints(tmp_path / "run", read_only=True).steps()[-1] == last
 
 
+@pytest.mark.trains
 def test_a_memory_is_added_to_a_trained_run(documents, played, tmp_path):
     start = tmp_path / "causal"
     changes = {"data.path": str(documents), "memory.mode": "output", "steps": "2"}
@@ -224,18 +231,21 @@ def test_a_memory_is_added_to_a_trained_run(documents, played, tmp_path):
 
 # Addresses of one token come again, and rounding decides between equal ones: without
 # `deterministic` those of four, all of them different here, are compared.
+@pytest.mark.process
 @pytest.mark.parametrize("exact, context", [("false", "4"), ("true", "1")])
 def test_devices_change_no_loss_and_rows_stay(tmp_path, exact, context):
-    found = {}
-    for count in (1, 2, 4, 8):
+    found, counts = {}, (1, 2, 4, 8) if exact == "true" else (1, 2, 8)
+    for count in counts:
         flags = f"--xla_force_host_platform_device_count={count}"
         env = {**os.environ, "XLA_FLAGS": flags}
+        if exact == "false":  # Equal to 1e-5, however it is compiled.
+            env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
         workdir = tmp_path / str(count)
         command = [sys.executable, "-m", "jaxgpt.train", f"--config={RECALL}"]
         command += [f"--workdir={workdir}", "--config.steps=6"]
         command += ["--config.eval_interval=6", "--config.log_interval=1"]
         command += [f"--config.deterministic={exact}"]
-        command += [f"--config.memory.context={context}"]
+        command += [f"--config.memory.context={context}", "--config.model.n_layer=1"]
         subprocess.run(command, env=env, check=True, capture_output=True, timeout=200)
         rows = (workdir / "metrics.jsonl").read_text().splitlines()
         rows = [json.loads(row) for row in rows]
@@ -243,7 +253,7 @@ def test_devices_change_no_loss_and_rows_stay(tmp_path, exact, context):
         losses += [row["val_loss"] for row in rows if "val_loss" in row]
         assert len(losses) == 6 + 2
         found[count] = losses, digests_of(workdir, 6)
-    for count in (2, 4, 8):
+    for count in counts[1:]:
         np.testing.assert_allclose(found[1][0], found[count][0], atol=1e-5)
         assert (found[1] == found[count]) == (exact == "true")
 

@@ -36,6 +36,7 @@ def check(found, devices, steps):
     assert found["version"][1] == 3 + steps
 
 
+@pytest.mark.process
 def test_two_devices_take_two_hundred_steps(tmp_path):
     found = run(tmp_path, 2, 200)
     check(found, 2, 200)

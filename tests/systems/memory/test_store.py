@@ -9,6 +9,8 @@ from jaxgpt.systems.memory import index as indices
 from jaxgpt.systems.memory.callback import searcher
 from jaxgpt.systems.memory.store import Layout, Options, Store
 
+pytestmark = pytest.mark.unoptimised
+
 WIDTH = 8
 OPTIONS = {
     "flat": Options(),

@@ -19,6 +19,8 @@ from tests.conftest import ROOT
 from tests.systems.sigma import tables
 from tests.systems.sigma.test_samplers import draw_texts, exact_burst
 
+pytestmark = pytest.mark.unoptimised
+
 CONFIG = str(ROOT / "configs" / "sigma_task.py")
 FROM_FILES = ("mnist", "file")
 DRAWN = [name for name in tasks.TASKS if name not in FROM_FILES]
@@ -374,6 +376,7 @@ def test_lines_of_two_texts(tmp_path):
 # As a user.
 
 
+@pytest.mark.trains
 def test_training_judges_draws_and_can_be_looked_at(tmp_path, capsys):
     workdir = tmp_path / "run"
     chosen = ("left_to_right", "exact_burst")

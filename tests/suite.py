@@ -1,0 +1,142 @@
+"""Hooks and fixtures of the whole suite: tests/ and parity_tests/ import them.
+
+How the suite is kept fast is in docs/testing.md.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+
+import pytest
+
+CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+# Beyond this the compiled programs of earlier sessions are dropped: each change of the
+# code leaves some that nothing will ask for again.
+CACHE_BYTES = 2 << 30
+# Fixtures that train or start a process, with the mark of the tests that use them.
+MARKS = {
+    "trained": "trains",
+    "played": "trains",
+    "teeny": "trains",
+    "straight": "process",
+    "uninterrupted": "process",
+    "device_losses": "process",
+}
+
+__all__ = [
+    "optimisation",
+    "programs_of_one_module",
+    "pytest_collection_modifyitems",
+    "pytest_configure",
+    "pytest_report_teststatus",
+    "quick_unless_marked",
+]
+
+
+def shared_cache() -> pathlib.Path:
+    """Returns the folder of compiled programs that all clones on a machine share."""
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(home) / "jaxgpt-tests" / "xla"
+
+
+def pytest_configure() -> None:
+    """Sets up what this process and those it starts share, before JAX is loaded."""
+    # All programs are kept, the smallest too: most tests compile dozens of those, and
+    # each takes XLA 20 ms to compile and 2 ms to load.
+    os.environ.setdefault(CACHE_VARIABLE, str(cache_folder(shared_cache())))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    # Two workers on two cores: idle threads of FAISS and PyTorch must not spin.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def cache_folder(wanted: pathlib.Path) -> pathlib.Path:
+    """Returns a folder for compiled programs: a temporary one if `wanted` is no use."""
+    try:
+        if _size(wanted) > CACHE_BYTES and "PYTEST_XDIST_WORKER" not in os.environ:
+            shutil.rmtree(wanted)
+        wanted.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=wanted):
+            return wanted
+    except OSError:
+        return pathlib.Path(tempfile.mkdtemp(prefix="jaxgpt-xla-"))
+
+
+def _size(folder: pathlib.Path) -> int:
+    if not folder.is_dir():
+        return 0
+    return sum(entry.stat().st_size for entry in os.scandir(folder))
+
+
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple | None:
+    """Names a failed test at once: the report on it comes at the end."""
+    if not report.failed:
+        return None
+    kind = "failed" if report.when == "call" else "error"
+    return kind, f"\n{kind.upper()} {report.nodeid}\n", kind.upper()
+
+
+@pytest.hookimpl(tryfirst=True)  # Before pytest-xdist reads the groups.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests by their fixtures; orders the quick tests first, trainings last."""
+    for item in items:
+        for fixture in MARKS.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(MARKS[fixture])
+            # All on one worker, so that what the fixture makes is made once.
+            item.add_marker(pytest.mark.xdist_group(fixture))
+    items.sort(key=rank)
+
+
+def rank(item: pytest.Item) -> int:
+    """Returns 0 for quick tests, 1 for those that start processes, 2 for trainings."""
+    marks = {mark.name for mark in item.iter_markers()}
+    return 2 if "trains" in marks else int("process" in marks)
+
+
+@pytest.fixture(autouse=True)
+def quick_unless_marked(request, monkeypatch):
+    """Keeps `make quick` quick: only marked tests train or start a process."""
+    marks = {mark.name for mark in request.node.iter_markers()}
+
+    def refuse(mark):
+        def refused(*args, **kwargs):
+            raise AssertionError(f"mark this test with pytest.mark.{mark}")
+
+        return refused
+
+    if "process" not in marks:
+        monkeypatch.setattr(subprocess.Popen, "__init__", refuse("process"))
+    if "trains" not in marks:
+        monkeypatch.setattr("jaxgpt.train.Trainer.__init__", refuse("trains"))
+
+
+@pytest.fixture(autouse=True)
+def optimisation(request):
+    """Compiles the programs of `unoptimised` tests in half the time.
+
+    What they compute is the same but for rounding; tests of bits, of tolerances and of
+    the originals' numbers, and all processes that tests start, compile as users do.
+    """
+    import jax
+
+    marked = request.node.get_closest_marker("unoptimised") is not None
+    jax.config.update("jax_disable_most_optimizations", marked)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_module():
+    """Drops compiled programs after each module.
+
+    On a CPU each takes some twenty memory maps, and Linux gives a process 65,530: past
+    them the compiler crashes.
+    """
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
