@@ -51,6 +51,11 @@ def pytest_configure() -> None:
     os.environ.setdefault(CACHE_VARIABLE, str(cache_folder(shared_cache())))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    # An entry that another process is just writing, or was killed in writing, cannot be
+    # read: its program is compiled anew, and tests that read stderr need not know.
+    os.environ.setdefault(
+        "PYTHONWARNINGS", "ignore:Error reading persistent compilation cache"
+    )
     # Two workers on two cores: idle threads of FAISS and PyTorch must not spin.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -26,10 +26,21 @@ print(len(hits))
 
 @pytest.mark.process
 def test_what_one_process_compiled_the_next_one_loads(tmp_path):
-    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    env = os.environ | {suite.CACHE_VARIABLE: str(tmp_path), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", COMPILE]
     hits = [int(subprocess.check_output(command, env=env)) for _ in range(2)]
     assert hits[0] == 0 < hits[1]
+
+
+@pytest.mark.process
+def test_an_entry_that_was_cut_off_is_compiled_again_in_silence(tmp_path):
+    env = os.environ | {suite.CACHE_VARIABLE: str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", COMPILE]
+    subprocess.run(command, env=env, check=True, capture_output=True)
+    for entry in tmp_path.iterdir():
+        entry.write_bytes(entry.read_bytes()[:100])
+    again = subprocess.run(command, env=env, check=True, capture_output=True)
+    assert (again.stdout, again.stderr) == (b"0\n", b"")
 
 
 def test_this_process_keeps_every_program():
