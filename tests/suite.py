@@ -131,6 +131,9 @@ def optimisation(request):
 
     marked = request.node.get_closest_marker("unoptimised") is not None
     jax.config.update("jax_disable_most_optimizations", marked)
+    yield
+    # What fixtures train for many tests is always optimised, whoever asks first.
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 
 from jaxgpt import evaluate, sample, train, verify
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.fields import FIELDS
 from tests.conftest import ROOT, TINY
-
-pytestmark = pytest.mark.unoptimised
 
 COMMANDS = {"train": train, "evaluate": evaluate, "sample": sample, "verify": verify}
 OPTIONS = {
