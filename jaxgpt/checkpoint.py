@@ -28,8 +28,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from jaxgpt.cli import say
-from jaxgpt.config import UserError, differences
+from jaxgpt.config import differences
+from jaxgpt.errors import UserError, log
 
 MAY_CHANGE = (
     "steps",
@@ -179,7 +179,7 @@ class Checkpoints:
         with contextlib.suppress(OSError):
             self.manager.reload()
         left = ", ".join(map(str, self.steps())) or "none"
-        say(
+        log(
             f"warning: checkpoint {self.saving} could not be saved ({reason}); kept "
             f"steps: {left}"
         )
@@ -278,7 +278,7 @@ class Checkpoints:
     def _set_aside(self, damaged: dict[int, str], used: int) -> None:
         """Renames damaged checkpoints, so that their steps can be saved again."""
         for step, reason in damaged.items():
-            say(f"warning: checkpoint {step} is damaged ({reason}); using step {used}")
+            log(f"warning: checkpoint {step} is damaged ({reason}); using step {used}")
             if not self.read_only and not jax.process_index():
                 folder = self.folder / str(step)
                 folder.rename(_unused(folder.with_name(f"{step}.damaged")))

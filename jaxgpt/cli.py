@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from jaxgpt.config import CheckError, UserError, user_path
+from jaxgpt.config import user_path
+from jaxgpt.errors import CheckError, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,22 +67,6 @@ def main(command: Callable[[list[str]], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)
-
-
-_follows = False
-
-
-def follow() -> None:
-    """Leaves all but errors to the first of several processes."""
-    global _follows
-    _follows = True
-
-
-def say(message: str) -> None:
-    """Prints a line for the person watching: on stderr, so that stdout stays data."""
-    if _follows and not message.startswith("error"):
-        return
-    print(message, file=sys.stderr, flush=True)
 
 
 def print_json(value: dict) -> None:

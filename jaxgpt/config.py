@@ -17,15 +17,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxgpt.errors import UserError
 from jaxgpt.fields import FIELDS, MAX_SEED, Field
-
-
-class UserError(Exception):
-    """Wrong usage or input: one line naming the thing and the remedy (exit code 2)."""
-
-
-class CheckError(Exception):
-    """A result that cannot be right: one line naming it (exit code 1)."""
 
 
 def user_path(name: str) -> pathlib.Path:

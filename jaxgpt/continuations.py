@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 
 if TYPE_CHECKING:
     from jaxgpt.run import Run

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 
 if TYPE_CHECKING:
     from jaxgpt.run import Run

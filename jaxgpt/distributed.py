@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxgpt import cli
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError, log, silence_non_primary
 
 if TYPE_CHECKING:
     import jax
@@ -86,10 +85,10 @@ def start(args: argparse.Namespace) -> bool:
             return False  # A TPU of one host, which knows of no others.
         raise UserError(f"the processes of this run cannot be found: {error}") from None
     except RuntimeError:
-        cli.say(f"error: not all processes came within {TIMEOUT} s: {_HINT}")
+        log(f"error: not all processes came within {TIMEOUT} s: {_HINT}")
         os._exit(2)  # JAX's clean-up would end in a traceback.
     if jax.process_index():
-        cli.follow()
+        silence_non_primary()
     return True
 
 
@@ -117,7 +116,7 @@ class _Waiting:
         waited = 0
         while not self.over.wait(PATIENCE):
             waited += PATIENCE
-            cli.say(f"{self._missing()} after {waited} s: {_HINT}")
+            log(f"{self._missing()} after {waited} s: {_HINT}")
 
     def _missing(self) -> str:
         count, address = self.args.num_processes, self.args.coordinator
@@ -169,7 +168,7 @@ def _lines_for_the_lost() -> Iterator[None]:
 
 def leave() -> None:
     """Ends this process at once, since another one is gone."""
-    cli.say(
+    log(
         "error: another process of this run is gone: this one ends too; the same "
         "command on every host resumes from the last checkpoint"
     )

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.config import UserError
 from jaxgpt.data.arrays import read_integers, writable
+from jaxgpt.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -26,7 +26,7 @@ import yaml
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError, log
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 FIELDS = {"config", "overrides", "grid", "x", "y", "lines", "title"}
@@ -233,16 +233,16 @@ def run(study: Study, folder: pathlib.Path) -> int:
     for point in range(len(study.points)):
         shown = study.workdir(folder, point).name
         if last_row(study, folder, point) is not None:
-            cli.say(f"[{point + 1}/{len(study.points)}] {shown}: finished before")
+            log(f"[{point + 1}/{len(study.points)}] {shown}: finished before")
             continue
-        cli.say(f"[{point + 1}/{len(study.points)}] {shown}")
+        log(f"[{point + 1}/{len(study.points)}] {shown}")
         code = supervise(arguments(study, folder, point))
         if code > 128:
             return code
         if code:
             failed.append(shown)
     if failed:
-        cli.say(f"error: {len(failed)} runs failed: {', '.join(failed)}")
+        log(f"error: {len(failed)} runs failed: {', '.join(failed)}")
     return 1 if failed else 0
 
 
@@ -270,7 +270,7 @@ def command(argv: list[str]) -> int:
         os.execv(words[0], words)
     code = 0 if args.gather else run(study, folder)
     found = gather(study, folder)
-    cli.say(f"{found} of {len(study.points)} runs in {folder / 'results.csv'}")
+    log(f"{found} of {len(study.points)} runs in {folder / 'results.csv'}")
     return code
 
 

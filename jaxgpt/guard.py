@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxgpt.cli import say
 from jaxgpt.core import random
+from jaxgpt.errors import log
 from jaxgpt.stepper import Stepper
 
 # Skipped steps in a row after which nothing will get better.
@@ -54,7 +54,7 @@ class Guard:
         if self.in_a_row > PATIENCE:
             raise DivergedError(f"{message}, as in the {PATIENCE} steps before", step)
         self.skipped += 1
-        say(f"warning: {message}: skipped, its batch is in '{self.folder}'")
+        log(f"warning: {message}: skipped, its batch is in '{self.folder}'")
         return {k: v for k, v in values.items() if k not in wrong}
 
     def write_down(self, step: int, values: dict[str, float]) -> None:
@@ -71,4 +71,4 @@ class Guard:
             self.folder.mkdir(exist_ok=True)
             np.savez(self.folder / f"{step}.npz", step=step, seed=seed, **record)
         except OSError as error:
-            say(f"warning: the batch of step {step} cannot be written: {error}")
+            log(f"warning: the batch of step {step} cannot be written: {error}")

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
-from jaxgpt.cli import say
+from jaxgpt.errors import log
 
 
 class Interrupted(BaseException):
@@ -52,6 +52,6 @@ class Interruption:
         if number == signal.SIGINT and self.signal == signal.SIGINT:
             os._exit(130)
         self.signal = number
-        say(f"{signal.Signals(number).name}: saving a checkpoint, then leaving")
+        log(f"{signal.Signals(number).name}: saving a checkpoint, then leaving")
         if self._evaluating:
             raise Interrupted

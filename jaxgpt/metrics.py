@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from jaxgpt.cli import say
+from jaxgpt.errors import log
 
 # Peak bfloat16 FLOP/s of one device, by a part of JAX's device_kind (vendors' sheets).
 PEAKS = {
@@ -80,7 +80,7 @@ class Recorder:
                 tracker(row)
             except Exception as error:
                 self.trackers.remove(tracker)
-                say(f"warning: a tracker failed and is off from here: {error}")
+                log(f"warning: a tracker failed and is off from here: {error}")
 
     def summarise(self, last: bool = True) -> None:
         """Rewrites metrics.csv, and the figures if the last ones are old enough.
@@ -129,7 +129,7 @@ class Recorder:
             yield
         except OSError as error:
             if name not in self.failed:
-                say(f"warning: '{self.workdir / name}' cannot be written: {error}")
+                log(f"warning: '{self.workdir / name}' cannot be written: {error}")
             self.failed.add(name)
 
 
@@ -245,7 +245,7 @@ def open_trackers(config, workdir: pathlib.Path) -> list:
             try:
                 trackers.append(opener(config, workdir))
             except Exception as error:
-                say(f"warning: {opener.__name__[1:]} is off: {error}")
+                log(f"warning: {opener.__name__[1:]} is off: {error}")
     return trackers
 
 
@@ -303,7 +303,7 @@ class Progress:
             self.bar.update(self.task, completed=step, description="  ".join(parts))
         else:
             left = clock(self.eta(step))
-            say(f"step {step}/{self.steps}  {'  '.join(parts)}  ETA {left}")
+            log(f"step {step}/{self.steps}  {'  '.join(parts)}  ETA {left}")
 
     def evaluated(self, step: int, losses: dict[str, float]) -> None:
         """Shows an evaluation: the main training loss and all on held-out text."""
@@ -328,7 +328,7 @@ class Progress:
         if self.bar:
             self.bar.console.print(text, highlight=False, markup=False)
         else:
-            say(text)
+            log(text)
 
     def close(self) -> None:
         """Leaves the terminal as it was."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 
 if TYPE_CHECKING:
     import jax

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from jaxgpt.cli import say
 from jaxgpt.config import profiled_steps
+from jaxgpt.errors import log
 
 # What the process that feeds the devices does; "device" is waiting for them.
 PARTS = ("data", "host", "device", "checkpoint", "evaluation")
@@ -74,4 +74,4 @@ class Profiler:
         if self.tracing:
             self.tracing = False
             jax.profiler.stop_trace()
-            say(f"trace written: xprof --logdir='{self.folder}' shows it")
+            log(f"trace written: xprof --logdir='{self.folder}' shows it")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxgpt.config import UserError
 from jaxgpt.data import tokenizer as tok
+from jaxgpt.errors import UserError
 
 if TYPE_CHECKING:
     from jaxgpt.run import Run

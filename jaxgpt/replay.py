@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.checkpoint import Checkpoints
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError, log
 from jaxgpt.run import open_system
 from jaxgpt.step import step_function
 from jaxgpt.stepper import Stepper
@@ -56,7 +56,7 @@ def replay(config: ConfigDict, workdir: pathlib.Path, step: int) -> int:
     system, data = open_system(frozen)
     checkpoints = Checkpoints(workdir, read_only=True)
     stepper = Stepper(system, data, checkpoints, before=step)
-    cli.say(f"replaying step {step} from step {stepper.step}")
+    log(f"replaying step {step} from step {stepper.step}")
     while stepper.step < step - 1:
         stepper.run_step()
     batch = stepper.named_batch(step - 1)

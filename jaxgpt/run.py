@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 from jaxgpt import cli, sharding, systems
 from jaxgpt import config as configs
 from jaxgpt.checkpoint import Checkpoints, DamagedError, check_same_config
-from jaxgpt.config import UserError
 from jaxgpt.data import tokenizer as tok
+from jaxgpt.errors import UserError
 from jaxgpt.interop import formats
 
 

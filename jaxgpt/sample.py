@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError, log
 from jaxgpt.fields import MAX_SEED
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _write(run: Run, args: argparse.Namespace, memory: Memory | None) -> None:
         memory.save(configs.user_path(args.memory))
     seconds = time.perf_counter() - began
     if note:
-        cli.say(note)
+        log(note)
     given = int(known.sum())
     samples = generation.describe(run, filled, known, args.stop)
     for row, sample in enumerate(samples if args.explain else []):
@@ -136,9 +136,7 @@ def _write(run: Run, args: argparse.Namespace, memory: Memory | None) -> None:
             explain.show(sample["memories"])
     made = int((filled.settled_BT & ~known).sum())
     calls = int(filled.calls_B.max())
-    cli.say(
-        f"{made} tokens in {calls} model calls, {seconds:.2f} s, compilation included"
-    )
+    log(f"{made} tokens in {calls} model calls, {seconds:.2f} s, compilation included")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -17,9 +17,9 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from jaxgpt.config import UserError
 from jaxgpt.core import partition
 from jaxgpt.core.partition import BATCH, Axis
+from jaxgpt.errors import UserError
 
 # A parameter's path ends in one of these, the first that fits; the axes are those of
 # its last dimensions. An axis that a dimension does not divide by is left out.

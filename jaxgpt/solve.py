@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 from jaxgpt import cli
-from jaxgpt.config import UserError
 from jaxgpt.data.arrays import writable
+from jaxgpt.errors import UserError, log
 from jaxgpt.generation import describe, generate
 from jaxgpt.systems.sigma.tasks import SigmaTask
 
@@ -54,7 +54,7 @@ def solve(run: Run, args: argparse.Namespace) -> None:
         figures = ", ".join(f"{name} {sample[name]:.4g}" for name in verdict)
         print(f"--- {figures}; {sample['model_calls']} model calls")
     means = ", ".join(f"{name} {values.mean():.4g}" for name, values in verdict.items())
-    cli.say(
+    log(
         f"{len(samples)} of {split}: {means}; {(~known).sum(1).mean():.4g} tokens in "
         f"{filled.calls_B.mean():.4g} model calls on average, {seconds:.2f} s, "
         "compilation included"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxgpt import cli, distributed
 from jaxgpt import config as configs
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError, log
 from jaxgpt.interruption import Interrupted, Interruption
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Trainer:
         from jaxgpt.run import freeze
 
         if not (self.workdir / "config.json").exists():
-            cli.say(f"warning: '{self.workdir}' is gone: writing it again")
+            log(f"warning: '{self.workdir}' is gone: writing it again")
             self.workdir.mkdir(parents=True, exist_ok=True)
             freeze(self.config, self.data, self.workdir)
         self.checkpoints.save(self.step, self.stepper.saved(), evaluation)
@@ -201,7 +201,7 @@ def loop(trainer: Trainer, progress: Progress, interruption: Interruption) -> No
             progress.suggest(SLOW)
         marked, mark = step, time.perf_counter()
     if stops:
-        cli.say(
+        log(
             f"stopped after step {trainer.step}: {c.patience} evaluations in a row "
             "were no better than the best"
         )
@@ -274,7 +274,7 @@ def _train(trainer: Trainer, workdir: pathlib.Path) -> int:
     except DivergedError as error:
         trainer.checkpoints.report_errors(wait=True)
         kept = ", ".join(map(str, trainer.checkpoints.steps())) or "none"
-        cli.say(
+        log(
             f"error: {error}; checkpoints kept: {kept}. Lower "
             "optimizer.learning_rate or optimizer.grad_clip; to see where it began: "
             f"python -m jaxgpt.train --workdir={workdir} --replay={error.step}"
@@ -285,12 +285,12 @@ def _train(trainer: Trainer, workdir: pathlib.Path) -> int:
         trainer.recorder.summarise()
         trainer.checkpoints.close()
     if trainer.step not in trainer.checkpoints.steps():
-        cli.say(f"error: the state after step {trainer.step} is lost: it was not saved")
+        log(f"error: the state after step {trainer.step} is lost: it was not saved")
         return 1
     if interruption.signal:
-        cli.say(f"stopped after step {trainer.step}; the same command resumes")
+        log(f"stopped after step {trainer.step}; the same command resumes")
         return 128 + interruption.signal
-    cli.say(f"done: python -m jaxgpt.sample --workdir={workdir}")
+    log(f"done: python -m jaxgpt.sample --workdir={workdir}")
     return 0
 
 

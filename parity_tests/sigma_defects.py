@@ -19,9 +19,9 @@ import numpy as np
 
 from jaxgpt import config as configs
 from jaxgpt import systems
-from jaxgpt.config import UserError
 from jaxgpt.core import generate
 from jaxgpt.data.tokenizer import CharTokenizer
+from jaxgpt.errors import UserError
 from jaxgpt.systems import Sampling
 from jaxgpt.systems.sigma import orders
 from jaxgpt.systems.sigma.samplers import best_of, exact, window

@@ -10,7 +10,7 @@ import pytest
 
 from jaxgpt import config as configs
 from jaxgpt import convert, optim, systems
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.interop import formats, rules
 from jaxgpt.run import open_run
 from jaxgpt.step import init_state, make_step

@@ -14,10 +14,10 @@ from flax import nnx
 
 from jaxgpt import config as configs
 from jaxgpt import convert, evaluate, systems
-from jaxgpt.config import UserError
 from jaxgpt.core import generate
 from jaxgpt.core.transformer import LanguageModel
 from jaxgpt.data import text as texts
+from jaxgpt.errors import UserError
 from jaxgpt.interop import formats, rules, teenygpt
 from parity_tests.conftest import GOLDEN, relative, worst
 from parity_tests.tolerances import FLOAT32

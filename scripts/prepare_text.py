@@ -21,8 +21,9 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from jaxgpt import cli
-from jaxgpt.config import UserError, user_path
+from jaxgpt.config import user_path
 from jaxgpt.data.tokenizer import END_OF_TEXT, GPT2Tokenizer
+from jaxgpt.errors import UserError, log
 
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 SEED = 2357
@@ -95,7 +96,7 @@ def write(documents: Iterable[str], folder: pathlib.Path, one_in: int) -> dict:
             ids.tofile(streams[split])
             counts[split] += len(ids)
             if index % 10_000 == 0:
-                cli.say(f"{index:,} documents, {sum(counts.values()):,} tokens")
+                log(f"{index:,} documents, {sum(counts.values()):,} tokens")
     if not all(counts.values()):
         raise UserError(
             f"{counts['train']} tokens to train on and {counts['val']} to validate: "
@@ -125,7 +126,7 @@ def command(argv: list[str]) -> None:
         args.dataset, args.name, args.files, args.split, args.column
     )
     counts = write(documents, user_path(args.output), args.one_in)
-    cli.say(f"{args.output}: {counts['train']:,} and {counts['val']:,} tokens")
+    log(f"{args.output}: {counts['train']:,} and {counts['val']:,} tokens")
 
 
 if __name__ == "__main__":

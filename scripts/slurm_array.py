@@ -11,7 +11,8 @@ import shlex
 import sys
 
 from jaxgpt import cli, grid
-from jaxgpt.config import UserError, user_path
+from jaxgpt.config import user_path
+from jaxgpt.errors import UserError
 
 # Training saves a checkpoint at SIGTERM and exits with 143; the task then queues again.
 SBATCH = """\

@@ -17,7 +17,7 @@ import jax
 
 from jaxgpt import metrics
 from jaxgpt.checkpoint import Checkpoints, DamagedError, State, digests
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = "configs/sigma_char.py:tiny"

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from jaxgpt import config as configs
-from jaxgpt.config import UserError, base, override
+from jaxgpt.config import base, override
+from jaxgpt.errors import UserError
 from jaxgpt.fields import FIELDS
 from tests.conftest import ROOT
 

@@ -10,7 +10,7 @@ import pytest
 
 from jaxgpt import distributed, metrics
 from jaxgpt.cli import Parser
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 LOST = "another process of this run is gone"

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from jaxgpt import grid
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from tests.conftest import ROOT
 
 TINY = f"{ROOT}/configs/gssm_easy.py:tiny"

@@ -5,7 +5,7 @@ import pathlib
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "jaxgpt"
 LAYERS = (
-    {"fields"},
+    {"errors", "fields"},
     {"config"},
     {"core", "data"},
     {"cli", "distributed"},

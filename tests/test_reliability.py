@@ -15,7 +15,7 @@ import pytest
 from jaxgpt import config as configs
 from jaxgpt import metrics, verify
 from jaxgpt.checkpoint import Checkpoints
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.train import train
 from tests import faults
 from tests.faults import ROOT, TINY, finish, record, start

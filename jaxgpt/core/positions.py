@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxgpt.config import UserError
 from jaxgpt.core import init, layers, partition
+from jaxgpt.errors import UserError
 
 if TYPE_CHECKING:
     from jaxgpt.core.transformer import ModelConfig

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxgpt.config import UserError
 from jaxgpt.core import attention, cache, cpu, init, layers, partition, positions
 from jaxgpt.core.partition import BATCH, TENSOR
+from jaxgpt.errors import UserError
 
 Norm = Callable[[jax.Array], jax.Array]
 # Adds to attention: (normalised x_BTD, the block's cache or None, first slot) -> BTD.

@@ -8,7 +8,8 @@ import stat
 import zipfile
 from typing import TYPE_CHECKING
 
-from jaxgpt.config import UserError, user_path
+from jaxgpt.config import user_path
+from jaxgpt.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,10 +14,10 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.config import UserError
 from jaxgpt.data import files
 from jaxgpt.data import tokenizer as tok
 from jaxgpt.data.text import SPLITS, open_text, shares
+from jaxgpt.errors import UserError
 
 # Of each document that is looked at during training.
 EVAL_SEGMENTS = 64

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.config import UserError, user_path
+from jaxgpt.config import user_path
 from jaxgpt.data import sentencepiece
 from jaxgpt.data import tokenizer as tok
+from jaxgpt.errors import UserError
 
 CHUNK = 1 << 22
 LONGEST_WORD = 1 << 24

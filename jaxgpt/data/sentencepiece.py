@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 
 WORDS = re.compile(r"[ \n]+[^ \n]*|[^ \n]+")
 # Longer lines would be left out of training without a word.

@@ -11,9 +11,9 @@ import random
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.config import UserError
 from jaxgpt.data import files
 from jaxgpt.data import tokenizer as tok
+from jaxgpt.errors import UserError
 
 SPLITS = ("train", "val", "test")
 

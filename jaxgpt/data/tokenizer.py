@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.fields import TOKENIZERS
 
 MERGES = pathlib.Path(__file__).parents[2] / "data" / "gpt2_merges.bpe"

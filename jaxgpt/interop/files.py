@@ -13,8 +13,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxgpt.config import UserError
 from jaxgpt.data.arrays import check_members
+from jaxgpt.errors import UserError
 from jaxgpt.interop import torch_file
 from jaxgpt.interop.rules import shown
 from jaxgpt.interop.torch_file import one_line

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxgpt import config as configs
 from jaxgpt import systems
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.interop import files, nanollama, rules, teenygpt
 from jaxgpt.interop.files import SIZES, Arrays, Source
 from jaxgpt.interop.rules import shown

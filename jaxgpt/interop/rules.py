@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

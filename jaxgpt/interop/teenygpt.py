@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.interop.files import Arrays
 from jaxgpt.interop.rules import Rule, shown
 

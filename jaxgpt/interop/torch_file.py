@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from jaxgpt.config import UserError
 from jaxgpt.data.arrays import check_members
+from jaxgpt.errors import UserError
 
 DTYPES = {
     "FloatStorage": np.dtype(np.float32),

@@ -15,9 +15,9 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from jaxgpt.config import UserError
 from jaxgpt.core import generate, partition, random
 from jaxgpt.core.transformer import LanguageModel, ModelConfig
+from jaxgpt.errors import UserError
 
 Batch = dict[str, jax.Array]
 

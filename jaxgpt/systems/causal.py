@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt.config import UserError
 from jaxgpt.core import generate, layers
 from jaxgpt.data.text import TextData, open_text
+from jaxgpt.errors import UserError
 from jaxgpt.systems import PLAIN, Batch, Filled, Sampling, System, Watch, check_order
 
 

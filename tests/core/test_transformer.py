@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxgpt.config import UserError
 from jaxgpt.core import cache, hashing, positions
 from jaxgpt.core.transformer import (
     LanguageModel,
@@ -15,6 +14,7 @@ from jaxgpt.core.transformer import (
     count_parameters,
     flops_per_token,
 )
+from jaxgpt.errors import UserError
 
 pytestmark = pytest.mark.unoptimised
 

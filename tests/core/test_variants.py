@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxgpt.config import UserError
 from jaxgpt.core import attention, cache, positions
 from jaxgpt.core.transformer import ModelConfig
+from jaxgpt.errors import UserError
 from jaxgpt.fields import NORMS, POSITIONS
 from tests.core.test_transformer import build, compiled, read_in_pieces
 

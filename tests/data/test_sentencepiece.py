@@ -3,9 +3,9 @@ import base64
 import numpy as np
 import pytest
 
-from jaxgpt.config import UserError
 from jaxgpt.data import files, sentencepiece
 from jaxgpt.data import tokenizer as tok
+from jaxgpt.errors import UserError
 from tests.data.test_text import open_text, refusal
 
 SHAKESPEARE = files.REPOSITORY / "data" / "shakespeare.txt"

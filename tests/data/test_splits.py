@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxgpt.config import UserError, base, override, validate
+from jaxgpt.config import base, override, validate
 from jaxgpt.data import text as texts
+from jaxgpt.errors import UserError
 from tests.data.test_text import open_text, refusal, text_file  # noqa: F401
 
 LETTERS = "".join(chr(97 + i % 26) * 10 for i in range(23)) + "tail"

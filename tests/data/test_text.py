@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgpt.config import UserError, base, override
+from jaxgpt.config import base, override
 from jaxgpt.data import files
 from jaxgpt.data import text as texts
 from jaxgpt.data import tokenizer as tok
+from jaxgpt.errors import UserError
 
 SHAKESPEARE = files.REPOSITORY / "data" / "shakespeare.txt"
 # sha256 of train.bin and val.bin of nanoGPT's data/shakespeare_char/prepare.py.

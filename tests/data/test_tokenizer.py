@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgpt.config import UserError
 from jaxgpt.data import tokenizer as tok
+from jaxgpt.errors import UserError
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
 from jaxgpt import convert
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.interop import formats
 from jaxgpt.run import open_run
 from tests.conftest import ROOT

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from jaxgpt import config, systems
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.interop import rules
 
 TABLES = [(bias, conv1d) for bias in (False, True) for conv1d in (False, True)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.interop import torch_file
 from tests.conftest import ROOT
 

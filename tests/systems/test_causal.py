@@ -8,7 +8,7 @@ import pytest
 
 from jaxgpt import config as configs
 from jaxgpt import evaluate, sample, systems, train
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.fields import POSITIONS
 from jaxgpt.systems import Sampling, lengths
 from tests.conftest import ROOT

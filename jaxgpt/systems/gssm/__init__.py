@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.config import CheckError
+from jaxgpt.errors import CheckError
 from jaxgpt.systems.causal import CausalLM
 from jaxgpt.systems.gssm import baselines, dataset, graph, source
 

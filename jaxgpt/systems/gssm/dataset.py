@@ -18,8 +18,9 @@ from rich import progress
 from rich.console import Console
 
 import jaxgpt
-from jaxgpt.config import UserError, user_path
+from jaxgpt.config import user_path
 from jaxgpt.data.arrays import epoch_rows
+from jaxgpt.errors import UserError
 from jaxgpt.systems.gssm import baselines
 from jaxgpt.systems.gssm.source import Source
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.config import UserError
 from jaxgpt.data.arrays import read_integers, writable
+from jaxgpt.errors import UserError, log
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,7 +99,7 @@ def command(argv: list[str]) -> None:
         if tokens_NT.shape[1] < 2:
             raise UserError(f"'{args.tokens}' has rows of 1 token: none is predicted")
         if config.gssm.first_token == "start" and tokens_NT[:, 0].any():
-            cli.say(f"note: '{args.tokens}' begins with tokens drawn, not with state 0")
+            log(f"note: '{args.tokens}' begins with tokens drawn, not with state 0")
             config.gssm.first_token = "drawn"
     if tables is not None:
         source = sources.Source(nodes.known(), tables, config.gssm.first_token)

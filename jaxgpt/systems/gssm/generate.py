@@ -9,8 +9,8 @@ import time
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.config import UserError
 from jaxgpt.data.arrays import writable
+from jaxgpt.errors import UserError, log
 
 
 def command(argv: list[str]) -> None:
@@ -51,7 +51,7 @@ def command(argv: list[str]) -> None:
     try:
         dataset.write(output, config, made, shape, args.chunk_size)
     except KeyboardInterrupt:
-        cli.say("interrupted; the same command resumes")
+        log("interrupted; the same command resumes")
         raise
     except OSError as error:
         reason = error.strerror or error

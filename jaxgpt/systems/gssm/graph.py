@@ -20,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from jaxgpt.config import UserError, user_path
+from jaxgpt.config import user_path
+from jaxgpt.errors import UserError
 
 MODES = ("default", "slow", "dead", "context")
 KERNELS = ("fullrank", "product")

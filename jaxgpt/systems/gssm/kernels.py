@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt.config import UserError, user_path
+from jaxgpt.config import user_path
 from jaxgpt.core import random
+from jaxgpt.errors import UserError
 from jaxgpt.systems.gssm.graph import Graph, Node
 
 Tables = dict[str, np.ndarray]

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.systems.gssm.graph import Graph, Node
 
 # One product with the whole [S, S] transition is as fast as the factors up to here.

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.config import UserError
 from jaxgpt.core import random
+from jaxgpt.errors import UserError
 from jaxgpt.systems.gssm import generator, graph, kernels, likelihood
 from jaxgpt.systems.gssm.graph import Graph
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt import cli
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError, log
 
 KINDS = ("flat", "ivf", "compressed", "graph")
 # FAISS's rule: fewer vectors for each cluster make poor clusters.
@@ -223,7 +222,7 @@ class Clustered(Exact):
         kind = self.options.index_type
         if self.index is None and kind not in _said:
             _said.add(kind)
-            cli.say(
+            log(
                 f"note: index_type={kind} searches exactly until a row holds "
                 f"{self.needed} vectors"
             )

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxgpt.config import UserError
 from jaxgpt.data.documents import Segment, Segments
 from jaxgpt.data.text import SPLITS
+from jaxgpt.errors import UserError
 
 FACTS, KEYS, VALUES = 32, 64, 64
 SEGMENT = FACTS

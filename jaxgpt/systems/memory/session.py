@@ -19,9 +19,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxgpt.config import UserError
 from jaxgpt.core import cache as kv
 from jaxgpt.core import generate
+from jaxgpt.errors import UserError
 from jaxgpt.systems import Filled, Sampling, Watch
 from jaxgpt.systems.memory import model
 

@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt import cli
-from jaxgpt.config import CheckError, UserError
 from jaxgpt.core import random
+from jaxgpt.errors import CheckError, UserError, log
 from jaxgpt.systems.memory import entries as ops
 from jaxgpt.systems.memory import index as indices
 from jaxgpt.systems.memory.entries import Entries
@@ -138,7 +137,7 @@ class Store:
     def _report_refused(self) -> None:
         refused = np.array(self.entries["refused"])
         for row in np.flatnonzero(refused > self.refused):
-            cli.say(
+            log(
                 f"warning: memory row {row}: {refused[row] - self.refused[row]} "
                 "vectors were not finite and are not stored"
             )

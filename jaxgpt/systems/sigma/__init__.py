@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt.config import UserError
 from jaxgpt.core import generate, layers
 from jaxgpt.core.positions import Positions
 from jaxgpt.data.text import open_text
+from jaxgpt.errors import UserError
 from jaxgpt.systems import Batch, Sampling, System, check_order
 from jaxgpt.systems.sigma import orders
 from jaxgpt.systems.sigma.samplers import best_of, exact, unmask

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.systems.gssm import entropy, generate, graph, kernels, likelihood
 from tests.conftest import ROOT
 from tests.systems.gssm.conftest import MIXED

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxgpt import config as configs
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.systems.gssm import dataset, source
 from tests.conftest import ROOT
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.systems.gssm import graph
 from tests.conftest import ROOT
 

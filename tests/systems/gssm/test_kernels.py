@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.systems.gssm import graph, kernels
 from tests.systems.gssm.conftest import MIXED, PRODUCT
 

@@ -6,7 +6,7 @@ import pytest
 
 from jaxgpt import config as configs
 from jaxgpt import metrics, run, systems
-from jaxgpt.config import CheckError
+from jaxgpt.errors import CheckError
 from jaxgpt.systems.gssm import baselines, dataset, source
 from jaxgpt.train import train
 from tests.systems.gssm.test_dataset import TINY, load

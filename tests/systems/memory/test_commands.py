@@ -13,7 +13,7 @@ import pytest
 from jaxgpt import config as configs
 from jaxgpt import evaluate, sample, systems
 from jaxgpt.checkpoint import Checkpoints
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.run import open_run, open_system
 from jaxgpt.systems.memory.session import Memory
 from jaxgpt.train import Trainer, train

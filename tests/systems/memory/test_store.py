@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.systems.memory import index as indices
 from jaxgpt.systems.memory.callback import searcher
 from jaxgpt.systems.memory.store import Layout, Options, Store

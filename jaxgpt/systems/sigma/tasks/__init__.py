@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.config import UserError
 from jaxgpt.core import random
+from jaxgpt.errors import UserError
 from jaxgpt.systems import Batch, Sampling
 from jaxgpt.systems.sigma import SigmaGPT, orders
 from jaxgpt.systems.sigma.tasks import dataset, pictures

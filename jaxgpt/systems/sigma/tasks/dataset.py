@@ -15,9 +15,9 @@ import tempfile
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt import cli
-from jaxgpt.config import UserError, user_path
+from jaxgpt.config import user_path
 from jaxgpt.data.arrays import epoch_rows
+from jaxgpt.errors import UserError, log
 from jaxgpt.systems.sigma.tasks.base import Task
 
 SPLITS = ("train", "val")
@@ -98,7 +98,7 @@ def _folder(task: Task, config: ConfigDict) -> pathlib.Path:
 def _write(task: Task, config: ConfigDict, paths: dict[str, pathlib.Path]) -> None:
     c = config.task
     if (c.train_sequences + c.val_sequences) * task.length > LONG and not task.files:
-        cli.say(
+        log(
             f"drawing {c.train_sequences + c.val_sequences:,} sequences of {c.name}, "
             f"once: they are kept in {paths['train'].parent}"
         )

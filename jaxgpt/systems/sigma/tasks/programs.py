@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.systems.sigma.tasks.base import CharacterTask, Judgement, Task, after
 from jaxgpt.systems.sigma.tasks.words import digits_of
 

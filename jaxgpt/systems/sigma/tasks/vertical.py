@@ -13,7 +13,8 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.config import UserError, user_path
+from jaxgpt.config import user_path
+from jaxgpt.errors import UserError
 from jaxgpt.systems.sigma.tasks import pictures
 from jaxgpt.systems.sigma.tasks.base import Judgement, Task
 

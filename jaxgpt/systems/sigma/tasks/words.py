@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.systems.sigma.tasks.base import CharacterTask, after
 
 LONGEST_NUMBER = 18  # Digits that an int64 holds.

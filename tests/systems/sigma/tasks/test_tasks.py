@@ -11,7 +11,7 @@ from scipy import stats
 
 from jaxgpt import config as configs
 from jaxgpt import evaluate, metrics, sample
-from jaxgpt.config import UserError
+from jaxgpt.errors import UserError
 from jaxgpt.systems.sigma import tasks
 from jaxgpt.systems.sigma.tasks import dataset, maze, programs
 from jaxgpt.train import train
