@@ -16,8 +16,9 @@ import pathlib
 import numpy as np
 
 from benchmarks.alternate import machine
-from jaxgpt import cli, config, systems
+from jaxgpt import cli, config
 from jaxgpt.fields import POSITIONS
+from jaxgpt.systems.registry import build_system
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 TIMES = (1, 2, 4, 8)
@@ -39,15 +40,15 @@ def losses(positions: str, steps: int) -> dict[int, float]:
     """Returns {times the block: validation loss} of a model trained for it."""
     import jax
 
-    from jaxgpt import optim
-    from jaxgpt.step import init_state, make_step
-    from jaxgpt.systems import lengths
+    from jaxgpt.systems import scoring
+    from jaxgpt.training import optimizers
+    from jaxgpt.training.step import init_state, make_step
 
     changes = SIZE | {"steps": steps, "model.positions": positions}
     c = config.override(config.base(), changes | {"model.vocab_size": 65})
-    system = systems.make(c)
+    system = build_system(c)
     data = system.open_data()
-    optimizer = optim.make(c)
+    optimizer = optimizers.make_optimizer(c)
     state = init_state(jax.jit(system.init)(jax.random.key(0)), optimizer, ema=False)
     advance = make_step(system, optimizer)
     for index in range(steps):
@@ -56,7 +57,7 @@ def losses(positions: str, steps: int) -> dict[int, float]:
     table = system.model_config.ends_with_block
     block = c.model.block_size
     wanted = [block * n for n in TIMES if n == 1 or not table]
-    found = lengths.losses(system, state["params"], data, "val", wanted)
+    found = scoring.losses_by_length(system, state["params"], data, "val", wanted)
     return {int(length) // block: loss for length, loss in found.items()}
 
 

@@ -23,7 +23,7 @@ NAMES = ("easy", "low_entropy", "two_chains")
 
 def learn(name: str, folder: pathlib.Path) -> dict:
     """Trains one config from scratch in a process of its own; returns its figures."""
-    from jaxgpt.metrics import read_rows
+    from jaxgpt.training.metrics import read_rows
 
     workdir = folder / name
     if workdir.exists():

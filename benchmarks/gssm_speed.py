@@ -84,17 +84,19 @@ def exact(name: str) -> Callable[[], None]:
 
 def training(online: bool) -> Callable[[], None]:
     """Returns a function that takes 20 training steps, on new or the same tokens."""
-    from jaxgpt import cli, config, optim, systems
-    from jaxgpt.step import init_state, make_step
+    from jaxgpt import cli, config
+    from jaxgpt.systems.registry import build_system, system_class
+    from jaxgpt.training import optimizers
+    from jaxgpt.training.step import init_state, make_step
 
     cli.set_up_jax()
     import jax
 
     c = config.load(CONFIG, {})
-    systems.kind(c.system).resolve(c)
+    system_class(c.system).resolve(c)
     c.model.vocab_size = 16
-    system = systems.make(c)
-    data, optimizer = system.open_data(), optim.make(c)
+    system = build_system(c)
+    data, optimizer = system.open_data(), optimizers.make_optimizer(c)
     advance = make_step(system, optimizer)
     state = init_state(jax.jit(system.init)(jax.random.key(0)), optimizer, ema=False)
     index = 0

@@ -119,17 +119,19 @@ def host_share() -> dict[str, float]:
     """Returns CPU seconds of a step of GPT-2 124M with a memory, and its host part."""
     import jax
 
-    from jaxgpt import cli, config, optim, systems
-    from jaxgpt.step import init_state, make_step
+    from jaxgpt import cli, config
+    from jaxgpt.systems.registry import build_system
+    from jaxgpt.training import optimizers
+    from jaxgpt.training.step import init_state, make_step
 
     cli.set_up_jax()
     changes = {"init_from": "", "model.vocab_size": 50257, "model.block_size": TOKENS}
     c = config.load("configs/memory_gpt2.py", changes)
-    system = systems.make(c)
-    optimizer = optim.make(c)
+    system = build_system(c)
+    optimizer = optimizers.make_optimizer(c)
     params = jax.jit(system.init)(jax.random.key(0))
-    state = init_state(params, optimizer, False, system.carried(ROWS))
-    system.adopt(state["carried"], {})
+    state = init_state(params, optimizer, False, system.recurrent_state(ROWS))
+    system.on_restore(state["carried"], {})
     store, host = system.stores[0], [0.0]
 
     def timed(function):
@@ -167,7 +169,7 @@ def host_share() -> dict[str, float]:
         host[0], began = 0.0, time.process_time()
         state, _ = advance(state, np.int32(index), batch)
         jax.block_until_ready(state)
-        system.settle(state["carried"])
+        system.on_step_end(state["carried"])
         steps.append((time.process_time() - began, host[0]))
     whole, part = (statistics.median(column) for column in zip(*steps[2:], strict=True))
     return {"step": whole, "host": part, "share": part / whole}

@@ -18,8 +18,10 @@ from benchmarks.alternate import machine
 
 def dispatch_milliseconds() -> float:
     """Returns the median time until a tiny model's step is under way."""
-    from jaxgpt import cli, config, optim, systems
-    from jaxgpt.step import init_state, make_step
+    from jaxgpt import cli, config
+    from jaxgpt.systems.registry import build_system
+    from jaxgpt.training import optimizers
+    from jaxgpt.training.step import init_state, make_step
 
     cli.set_up_jax()
     import jax
@@ -27,8 +29,8 @@ def dispatch_milliseconds() -> float:
     model = {"n_layer": 4, "n_head": 2, "n_embd": 32, "block_size": 16}
     changes = {f"model.{k}": v for k, v in (model | {"vocab_size": 65}).items()}
     c = config.override(config.base(), changes | {"batch_size": 2})
-    system = systems.make(c)
-    optimizer = optim.make(c)
+    system = build_system(c)
+    optimizer = optimizers.make_optimizer(c)
     state = init_state(jax.jit(system.init)(jax.random.key(0)), optimizer, ema=False)
     advance = make_step(system, optimizer)
     tokens = np.zeros((2, system.window), np.int32)

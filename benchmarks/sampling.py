@@ -18,14 +18,16 @@ L, H, D, T, VOCAB = 4, 4, 128, 256, 65
 
 
 def jaxgpt_sampler(batch: int, cached: bool):
-    from jaxgpt import cli, config, systems
+    from jaxgpt import cli, config
+    from jaxgpt.sampling.state import SamplingParams
+    from jaxgpt.systems.registry import build_system
 
     cli.set_up_jax()
     import jax
 
     model = {"n_layer": L, "n_head": H, "n_embd": D, "block_size": T}
     changes = {f"model.{k}": v for k, v in (model | {"vocab_size": VOCAB}).items()}
-    system = systems.make(config.override(config.base(), changes))
+    system = build_system(config.override(config.base(), changes))
     params = jax.jit(system.init)(jax.random.key(0))
     tokens = np.zeros((batch, T), np.int32)
     known = np.arange(T) < np.ones((batch, 1))
@@ -33,8 +35,8 @@ def jaxgpt_sampler(batch: int, cached: bool):
 
     def work():
         key = jax.random.key(next(seeds))
-        how = systems.Sampling("ar", cached=cached)
-        return system.sample(params, tokens, known, key, how)
+        sampling = SamplingParams("ar", cached=cached)
+        return system.sample(params, tokens, known, key, sampling)
 
     return work
 

@@ -22,11 +22,11 @@ BURST_LIMIT = 128  # The best of N orders costs N times the work: longer takes m
 
 def measure(n: int, order: str, num_orders: int, runs: int) -> tuple[float, float]:
     """Returns the mean model calls, and token evaluations per token, for one length."""
-    from jaxgpt.systems.sigma.samplers import best_of, exact
+    from jaxgpt.systems.sigma.samplers import best_of, speculative
     from tests.systems.sigma import tables
     from tests.systems.sigma.test_samplers import draw_texts, reading
 
-    advance = functools.partial(exact.advance, widest=n)
+    advance = functools.partial(speculative.advance, max_draft_length=n)
     if num_orders:
         advance = functools.partial(best_of.advance, num_orders=num_orders)
     known = np.zeros((1, n), bool)

@@ -27,7 +27,7 @@ def contenders(system_class, config, block: int) -> dict:
     """Returns {name: (system, Sampling)}."""
     import jax.numpy as jnp
 
-    from jaxgpt.systems import Sampling
+    from jaxgpt.sampling.state import SamplingParams
     from jaxgpt.systems.sigma.samplers import unmask
 
     class Unmasking(system_class):
@@ -37,25 +37,25 @@ def contenders(system_class, config, block: int) -> dict:
             super().__init__(config)
             self.options = {"rank": rank, "most": most, "bound": jnp.float32(bound)}
 
-        def sampler(self, how):
-            del how
+        def sampler(self, sampling):
+            del sampling
             return functools.partial(unmask.advance, **self.options)
 
     system = system_class(config)
     found = {}
     for order in (*ORDERS, "low-entropy-first"):
-        found[f"ar, {order}"] = (system, Sampling("ar", order))
+        found[f"ar, {order}"] = (system, SamplingParams("ar", order))
     for order in ORDERS:
-        found[f"exact-burst, {order}"] = (system, Sampling("exact-burst", order))
+        found[f"exact-burst, {order}"] = (system, SamplingParams("exact-burst", order))
     for N in (1, 5, 20):
-        found[f"burst, N={N}"] = (system, Sampling("burst", num_orders=N))
+        found[f"burst, N={N}"] = (system, SamplingParams("burst", num_orders=N))
     for calls in (4, 8, 16, 32):
         most = -(-(block - 1) // calls)
         surest = Unmasking(config, "probability", most, np.inf)
-        found[f"top-k unmasking, {calls} calls"] = (surest, Sampling())
+        found[f"top-k unmasking, {calls} calls"] = (surest, SamplingParams())
     for bound in (0.5, 2.0, 8.0):
         bounded = Unmasking(config, "entropy", min(block, MOST_AT_ONCE), bound)
-        found[f"entropy-bounded, {bound:g} nats"] = (bounded, Sampling())
+        found[f"entropy-bounded, {bound:g} nats"] = (bounded, SamplingParams())
     return found
 
 
@@ -120,9 +120,9 @@ def main():
 
     run, judge = open_run(args.workdir), open_run(args.judge)
     block = run.config.model.block_size
-    real_NT = run.open_data().fixed("val", block, args.num_samples)
+    real_NT = run.open_data().eval_windows("val", block, args.num_samples)
     # Texts begin as real ones do: with the first character of each.
-    known_NT = np.tile(np.arange(block) < 1, (args.num_samples, 1))
+    prompt_mask_NT = np.tile(np.arange(block) < 1, (args.num_samples, 1))
     rows = [{"sampler": "real texts"} | quality(judge, real_NT)]
     print(machine())
     head = ("nll", "+-", "entropy", "calls", "evaluations", "ms a text")
@@ -132,9 +132,13 @@ def main():
         f"{rows[0]['entropy']:12.3f}"
     )
     chosen = contenders(type(run.system), run.config, block)
-    for name, (system, how) in chosen.items():
-        fill = lambda seed, system=system, how=how: system.sample(
-            run.params, real_NT * known_NT, known_NT, jax.random.key(seed), how
+    for name, (system, sampling) in chosen.items():
+        fill = lambda seed, system=system, sampling=sampling: system.sample(
+            run.params,
+            real_NT * prompt_mask_NT,
+            prompt_mask_NT,
+            jax.random.key(seed),
+            sampling,
         )
         fill(1)  # Compiles.
         began = time.perf_counter()
@@ -142,8 +146,8 @@ def main():
         seconds = (time.perf_counter() - began) / args.num_samples
         row = {"sampler": name} | quality(judge, filled.tokens_BT)
         row |= {
-            "calls": float(filled.calls_B.mean()),
-            "evaluations": float(filled.evaluations_B.mean()),
+            "calls": float(filled.num_forward_passes_B.mean()),
+            "evaluations": float(filled.tokens_processed_B.mean()),
             "seconds": seconds,
         }
         rows.append(row)

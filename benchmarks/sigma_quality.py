@@ -33,15 +33,17 @@ DEFAULT = ("plain GPT", "σ-GPT", "σ-GPT plus")
 
 
 def step(file: str, changes: dict):
-    from jaxgpt import cli, config, optim, systems
-    from jaxgpt.step import init_state, make_step
+    from jaxgpt import cli, config
+    from jaxgpt.systems.registry import build_system
+    from jaxgpt.training import optimizers
+    from jaxgpt.training.step import init_state, make_step
 
     cli.set_up_jax()
     import jax
     import numpy as np
 
     c = config.load(file, changes | {"model.vocab_size": "65"})
-    system, optimizer = systems.make(c), optim.make(c)
+    system, optimizer = build_system(c), optimizers.make_optimizer(c)
     params = jax.jit(system.init)(jax.random.key(0))
     state = init_state(params, optimizer, c.optimizer.ema_decay > 0)
     advance = make_step(system, optimizer)
@@ -75,17 +77,17 @@ def score(workdir: pathlib.Path, block: int) -> dict[str, float]:
     import jax
     import numpy as np
 
-    from jaxgpt.core import random
+    from jaxgpt.model import rng
     from jaxgpt.run import open_run
     from jaxgpt.systems.sigma import orders
 
     run = open_run(str(workdir), "last")
-    tokens_NT = run.system.open_data().fixed("val", block)
+    tokens_NT = run.system.open_data().eval_windows("val", block)
     N = len(tokens_NT)
     straight = np.asarray(orders.left_to_right(N, block))
     kinds = {"left_to_right": straight}
     if run.config.system == "sigma":
-        key = random.stream(0, "eval_order")
+        key = rng.stream(0, "eval_order")
         kinds["random"] = np.asarray(orders.random(key, N, block))
     nll = jax.jit(lambda tokens, order: run.system.score(run.params, tokens, order)[1])
     found = {}

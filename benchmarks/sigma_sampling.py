@@ -29,8 +29,10 @@ OURS = {
 THEIRS = {"ar": "original, cached", "exact-burst": "original, burst"}
 
 
-def jaxgpt_sampler(weights: str, length: int, batch: int, how: dict):
-    from jaxgpt import cli, systems
+def jaxgpt_sampler(weights: str, length: int, batch: int, sampling: dict):
+    from jaxgpt import cli
+    from jaxgpt.sampling.state import SamplingParams
+    from jaxgpt.systems.registry import build_system
 
     cli.set_up_jax()
     import jax
@@ -38,7 +40,7 @@ def jaxgpt_sampler(weights: str, length: int, batch: int, how: dict):
     from jaxgpt.interop import formats
 
     original = formats.read_original("sigma-gpt", weights)
-    system = systems.make(original.config)
+    system = build_system(original.config)
     params = jax.device_put(original.params)
     tokens = np.zeros((batch, length), np.int32)
     known = np.arange(length) < np.ones((batch, 1))
@@ -46,7 +48,7 @@ def jaxgpt_sampler(weights: str, length: int, batch: int, how: dict):
 
     def work():
         key = jax.random.key(next(seeds))
-        return system.sample(params, tokens, known, key, systems.Sampling(**how))
+        return system.sample(params, tokens, known, key, SamplingParams(**sampling))
 
     return work
 
@@ -85,8 +87,8 @@ def measure(weights: str, length: int, batch: int, rounds: int) -> dict[str, flo
         "original, burst": (here + "torch_sampler", shared | {"burst": True}),
     }
     contenders |= {
-        name: (here + "jaxgpt_sampler", shared | {"how": how})
-        for name, how in OURS.items()
+        name: (here + "jaxgpt_sampler", shared | {"sampling": sampling})
+        for name, sampling in OURS.items()
     }
     repeats = 2 if length * batch > 4000 else 5
     timings = alternate(contenders, rounds, repeats)

@@ -22,9 +22,9 @@ COUNT = 2000  # Sequences of a timing; of five the median counts.
 def rate(name: str) -> tuple[int, float]:
     """Returns the length of a task's sequences, and how many are drawn a second."""
     from jaxgpt import config as configs
-    from jaxgpt.systems.sigma import tasks
+    from jaxgpt.systems.sigma.tasks.system import make_task
 
-    task = tasks.make(configs.load(f"configs/sigma_task.py:{name}", {}))
+    task = make_task(configs.load(f"configs/sigma_task.py:{name}", {}))
     seconds = []
     for seed in range(5):
         began = time.perf_counter()
@@ -36,10 +36,10 @@ def rate(name: str) -> tuple[int, float]:
 def mazes(count: int) -> float:
     """Returns the seconds that so many distinct mazes of 13 x 21 take."""
     from jaxgpt import config as configs
-    from jaxgpt.systems.sigma import tasks
     from jaxgpt.systems.sigma.tasks import dataset
+    from jaxgpt.systems.sigma.tasks.system import make_task
 
-    task = tasks.make(configs.load("configs/sigma_task.py:maze", {}))
+    task = make_task(configs.load("configs/sigma_task.py:maze", {}))
     began = time.perf_counter()
     dataset.draw(task, "train", count, 0, np.zeros(0, np.uint64))
     return time.perf_counter() - began
@@ -50,9 +50,9 @@ def main() -> None:
     parser.add_argument("--tasks", default="", help="default: all that are drawn")
     parser.add_argument("--mazes", type=int, default=100000)
     args = parser.parse_args()
-    from jaxgpt.systems.sigma import tasks
+    from jaxgpt.systems.sigma.tasks.system import TASKS
 
-    drawn = [name for name in tasks.TASKS if name not in ("mnist", "file")]
+    drawn = [name for name in TASKS if name not in ("mnist", "file")]
     names = args.tasks.split(",") if args.tasks else drawn
     result: dict = {"machine": machine(), "tasks": {}}
     print(result["machine"])

@@ -38,24 +38,25 @@ def tokens() -> np.ndarray:
 
 
 def system_of(positions: str, dtype: str = "float32"):
-    from jaxgpt import cli, config, systems
+    from jaxgpt import cli, config
+    from jaxgpt.systems.registry import build_system
 
     cli.set_up_jax()
     model = {"n_layer": L, "n_head": H, "n_embd": D, "block_size": T}
     model |= {"vocab_size": VOCAB} | QUIRKS | {"positions": positions, "dtype": dtype}
     changes = {f"model.{k}": v for k, v in model.items()}
     changes |= {"system": "causal", "batch_size": B, "optimizer.grad_clip": 0.0}
-    return systems.make(config.override(config.base(), changes))
+    return build_system(config.override(config.base(), changes))
 
 
 def jaxgpt_step(positions: str, dtype: str = "float32"):
-    from jaxgpt import optim
-    from jaxgpt.step import init_state, make_step
+    from jaxgpt.training import optimizers
+    from jaxgpt.training.step import init_state, make_step
 
     system = system_of(positions, dtype)
     import jax
 
-    optimizer = optim.make(system.config)
+    optimizer = optimizers.make_optimizer(system.config)
     state = init_state(jax.jit(system.init)(jax.random.key(0)), optimizer, ema=False)
     advance = make_step(system, optimizer)
     batch = tokens()
@@ -98,7 +99,7 @@ def torch_step(compiled: bool = False, dtype: str = "float32"):
 
 
 def jaxgpt_generate():
-    from jaxgpt.systems import Sampling
+    from jaxgpt.sampling.state import SamplingParams
 
     system = system_of("alibi")
     import jax
@@ -107,7 +108,7 @@ def jaxgpt_generate():
     given = np.pad(tokens()[:1, :PROMPT], ((0, 0), (0, NEW)))
     known = np.arange(PROMPT + NEW)[None] < PROMPT
     key = jax.random.key(0)
-    return lambda: system.sample(params, given, known, key, Sampling()).tokens_BT
+    return lambda: system.sample(params, given, known, key, SamplingParams()).tokens_BT
 
 
 def torch_generate():

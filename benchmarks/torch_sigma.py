@@ -23,10 +23,10 @@ from parity_tests.torch_gpt import GPT, GPTConfig
 class Draws:
     """The random numbers of a sampler; a test puts recorded ones in their place."""
 
-    def order(self, known_BT):
+    def order(self, prompt_mask_BT):
         """Position orders [B, T]: the known ones first, both parts shuffled."""
-        noise_BT = torch.rand(known_BT.shape, device=known_BT.device)
-        return (noise_BT - known_BT.float()).argsort(1)
+        noise_BT = torch.rand(prompt_mask_BT.shape, device=prompt_mask_BT.device)
+        return (noise_BT - prompt_mask_BT.float()).argsort(1)
 
     def tokens(self, probabilities):
         """One token of each distribution [..., V]."""
@@ -152,10 +152,10 @@ class SigmaTwin:
         return weights[..., :-1] @ values + weights[..., -1:] * v
 
     @torch.no_grad()
-    def cached(self, tokens_BT, known_BT, draws=None) -> Sample:
+    def cached(self, tokens_BT, prompt_mask_BT, draws=None) -> Sample:
         """Fills what is not known one by one, in random order."""
         draws = draws or Draws()
-        order_BT, ordered_BT, P = self._arrange(tokens_BT, known_BT, draws)
+        order_BT, ordered_BT, P = self._arrange(tokens_BT, prompt_mask_BT, draws)
         B, T = ordered_BT.shape
         cache = Cache.empty(self.gpt.c, B, T, ordered_BT.device)
         for i in range(P, T):
@@ -171,7 +171,12 @@ class SigmaTwin:
 
     @torch.no_grad()
     def burst(
-        self, tokens_BT, known_BT, num_orders=5, correct_positions=False, draws=None
+        self,
+        tokens_BT,
+        prompt_mask_BT,
+        num_orders=5,
+        correct_positions=False,
+        draws=None,
     ) -> Sample:
         """Fills what is not known by drafting all of it and keeping what one order can.
 
@@ -186,7 +191,7 @@ class SigmaTwin:
         missing token before it.
         """
         draws = draws or Draws()
-        order_BT, ordered_BT, P = self._arrange(tokens_BT, known_BT, draws)
+        order_BT, ordered_BT, P = self._arrange(tokens_BT, prompt_mask_BT, draws)
         (B, T), N, device = ordered_BT.shape, num_orders, ordered_BT.device
         cache = Cache.empty(self.gpt.c, B, T, device)
         iterations, missing = 0, 0
@@ -232,10 +237,10 @@ class SigmaTwin:
         drafted, prompted = B * missing, B * (P - 1)
         return Sample(texts_BT, iterations, forwards, prompted, drafted, N * drafted)
 
-    def _arrange(self, tokens_BT, known_BT, draws):
+    def _arrange(self, tokens_BT, prompt_mask_BT, draws):
         """Returns orders and tokens in generation order, and how many are known."""
-        counts = set(known_BT.sum(1).tolist())
+        counts = set(prompt_mask_BT.sum(1).tolist())
         if len(counts) > 1 or 0 in counts:
             raise ValueError(f"rows know {sorted(counts)} tokens: need one number > 0")
-        order_BT = draws.order(known_BT).clone()
+        order_BT = draws.order(prompt_mask_BT).clone()
         return order_BT, tokens_BT.gather(1, order_BT), counts.pop()

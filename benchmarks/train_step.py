@@ -24,12 +24,12 @@ def tokens(size: str) -> np.ndarray:
 
 
 def without_piece(piece: str) -> None:
-    """Puts plain JAX in the place of one piece of core/cpu.py."""
+    """Puts plain JAX in the place of one piece of model/cpu.py."""
     import jax
     import jax.numpy as jnp
 
-    from jaxgpt.core import attention, cpu
-    from jaxgpt.core.transformer import ModelConfig
+    from jaxgpt.model import attention, cpu
+    from jaxgpt.model.config import ModelConfig
 
     def linear(x, w, dtype):
         accum = cpu.accumulator(dtype)
@@ -60,8 +60,10 @@ PIECES = ("keep_heap", "linear", "layer_norm", "gelu", "causal_attention")
 
 
 def jaxgpt_step(size: str, dtype: str, without: str = ""):
-    from jaxgpt import cli, config, optim, systems
-    from jaxgpt.step import init_state, make_step
+    from jaxgpt import cli, config
+    from jaxgpt.systems.registry import build_system
+    from jaxgpt.training import optimizers
+    from jaxgpt.training.step import init_state, make_step
 
     if without:
         without_piece(without)
@@ -72,8 +74,8 @@ def jaxgpt_step(size: str, dtype: str, without: str = ""):
     model = {"n_layer": L, "n_head": H, "n_embd": D, "block_size": T, "dtype": dtype}
     changes = {f"model.{k}": v for k, v in (model | {"vocab_size": VOCAB}).items()}
     c = config.override(config.base(), changes | {"system": "causal", "batch_size": B})
-    system = systems.make(c)
-    optimizer = optim.make(c)
+    system = build_system(c)
+    optimizer = optimizers.make_optimizer(c)
     state = init_state(jax.jit(system.init)(jax.random.key(0)), optimizer, ema=False)
     advance = make_step(system, optimizer)
     batch = tokens(size)
@@ -132,7 +134,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES))
     parser.add_argument(
-        "--ablate", action="store_true", help="time core/cpu.py's pieces"
+        "--ablate", action="store_true", help="time model/cpu.py's pieces"
     )
     args = parser.parse_args()
     print(machine())

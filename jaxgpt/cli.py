@@ -87,7 +87,7 @@ def set_up_jax() -> None:
     import jax
     from absl import logging as absl_logging
 
-    from jaxgpt.core import cpu
+    from jaxgpt.model import cpu
 
     logging.getLogger("jax").setLevel(logging.ERROR)
     # A failed background save is one line of Checkpoints', not the hundreds of these.
@@ -100,7 +100,7 @@ def set_up_jax() -> None:
         cache = user_path(home) / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    from jaxgpt import distributed
+    from jaxgpt.parallel import distributed
 
     if "JAX_PLATFORMS" not in os.environ and distributed.only_cpu():
         jax.config.update("jax_platforms", "cpu")

@@ -40,25 +40,25 @@ def import_run(
     import jax
     import optax
 
-    from jaxgpt import optim
-    from jaxgpt.checkpoint import Checkpoints
-    from jaxgpt.core.transformer import count_parameters
-    from jaxgpt.data import tokenizer as tok
+    from jaxgpt.data import tokenizers
     from jaxgpt.interop import formats
+    from jaxgpt.model.config import count_parameters
+    from jaxgpt.training import optimizers
+    from jaxgpt.training.checkpoint import Checkpoints
 
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"--workdir '{workdir}' is not empty: name a new folder")
     original = formats.read_original(name, source_path, settings_file)
     config, params = original.config, original.params
     tokenizer = _tokenizer(name, tokenizer_file, config)
-    opt_state = optim.make(config).init(params)
+    opt_state = optimizers.make_optimizer(config).init(params)
     if original.moments:
         count = jax.numpy.int32(original.count)
         opt_state = optax.tree.set(opt_state, **original.moments, count=count)
     configs.make_folder(workdir)
     configs.save(config, workdir / "config.json")
     if tokenizer:
-        tok.save(tokenizer, workdir / "tokenizer.json")
+        tokenizers.save_tokenizer(tokenizer, workdir / "tokenizer.json")
     checkpoints = Checkpoints(workdir)
     state = jax.device_put({"params": params, "opt_state": opt_state})
     checkpoints.save(original.step, state, None)
@@ -77,13 +77,13 @@ def import_run(
 
 def _tokenizer(name: str, file: str | None, config: Any):
     """Returns the tokenizer to attach, if any; GPT-2's where the vocabulary is its."""
-    from jaxgpt.data import tokenizer as tok
+    from jaxgpt.data import tokenizers
 
     size = config.model.vocab_size
     if file is None:
         gpt2 = name in ("gpt2", "nanogpt") and size in (50257, 50304)
-        return tok.GPT2Tokenizer() if gpt2 else None
-    tokenizer = tok.load(configs.user_path(file))
+        return tokenizers.GPT2Tokenizer() if gpt2 else None
+    tokenizer = tokenizers.load_tokenizer(configs.user_path(file))
     if tokenizer.vocab_size > size:
         raise UserError(
             f"--tokenizer '{file}' has {tokenizer.vocab_size} tokens, the model {size}"
@@ -103,7 +103,7 @@ def export_run(name: str, run: Run, output: pathlib.Path) -> None:
       UserError: where the run is of another architecture, or PyTorch is needed and
         not installed.
     """
-    from jaxgpt.interop import files, formats, rules
+    from jaxgpt.interop import formats, rules, weights
 
     form, model = formats.FORMATS[name], run.config.model
     try:
@@ -124,13 +124,13 @@ def export_run(name: str, run: Run, output: pathlib.Path) -> None:
     state = rules.to_torch(run.params, form.rules(model))
     try:
         if name == "gpt2":
-            files.write_gpt2(output, state, model)
+            weights.write_gpt2(output, state, model)
         elif output.suffix == ".npz":
-            files.write_npz(output, state)
+            weights.write_npz(output, state)
         elif form.module:
-            files.write_state_dict(output, state)
+            weights.write_state_dict(output, state)
         else:
-            files.write_checkpoint(output, state, model, run.step)
+            weights.write_checkpoint(output, state, model, run.step)
     except OSError as error:
         raise UserError(
             f"--output '{output}' cannot be written: {error.strerror or error}"

@@ -1,8 +1,13 @@
-"""What goes wrong, and the line in which a person is told: the lowest layer."""
+"""Exceptions, the log line, and the two checks that every layer needs."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pathlib
 import sys
+from collections.abc import Iterator
+from typing import IO, Any
 
 _silent = False
 
@@ -15,6 +20,18 @@ class CheckError(Exception):
     """A result that cannot be right: one line naming it (exit code 1)."""
 
 
+def require(condition: bool, name: str, rule: str, got: Any, remedy: str = "") -> None:
+    """Raises "NAME must be RULE, got GOT: REMEDY" unless the condition holds.
+
+    Raises:
+      UserError: the one form that every refused value has.
+    """
+    if not condition:
+        shown = repr(got) if isinstance(got, str) else str(got)
+        end = f": {remedy}" if remedy else ""
+        raise UserError(f"{name} must be {rule}, got {shown}{end}")
+
+
 def silence_non_primary() -> None:
     """Leaves all but errors to the first of several processes."""
     global _silent
@@ -25,3 +42,19 @@ def log(message: str) -> None:
     """Prints a line for the person watching: on stderr, so that stdout stays data."""
     if not _silent or message.startswith("error"):
         print(message, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def atomic_write(path: pathlib.Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Opens a file that appears under its name only once it is whole.
+
+    A reader, or a kill at any moment, sees the old file or the new one. Text is UTF-8.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    encoding = None if "b" in mode else "utf-8"
+    try:
+        with open(temporary, mode, encoding=encoding) as stream:
+            yield stream
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -16,39 +16,26 @@ from jaxgpt.data.arrays import read_integers, writable
 from jaxgpt.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from jaxgpt.run import Run
-    from jaxgpt.systems import System
 
 
 DEFAULT_LENGTHS = "1x,2x,4x,8x"
 
 
-def losses(
-    system: System, params: dict, tokens_NT: np.ndarray, rows: int, seed: int
-) -> dict[str, float]:
-    """Returns {name: mean nats per predicted token} over windows of tokens."""
-    return means(system.scores(params, tokens_NT, rows, seed))
-
-
-def means(nll: dict[str, np.ndarray]) -> dict[str, float]:
-    """Returns {"loss" + suffix: mean} of `System.scores`."""
-    return {f"loss{suffix}": float(array.mean()) for suffix, array in nll.items()}
-
-
 def evaluate_split(run: Run, split: str) -> dict:
     """Returns the contract's figures for every whole window of a split."""
+    from jaxgpt.systems import scoring
+
     data = run.open_data()
-    tokens_NT = data.fixed(split, run.system.window)
+    tokens_NT = data.eval_windows(split, run.system.window)
     rows = run.config.batch_size // run.config.accumulation
-    nll = run.system.scores(run.params, tokens_NT, rows, run.config.seed)
-    figures = means(nll)
+    nll = run.system.eval_nll(run.params, tokens_NT, rows, run.config.seed)
+    figures = scoring.mean_losses(nll)
     loss = figures.pop("loss")
     if split == "val":
-        figures |= run.system.figures(tokens_NT, nll[""])
+        figures |= run.system.extra_metrics(tokens_NT, nll[""])
     figures |= run.system.report(run.params, tokens_NT, rows)
-    figures |= run.system.demonstrate(run.params, data, split, None, "")
+    figures |= run.system.evaluate_generation(run.params, data, split, None, "")
     return {
         "loss": loss,
         "perplexity": math.exp(loss),
@@ -65,28 +52,30 @@ def evaluate_orders(run: Run, split: str, num_orders: int) -> dict[str, float]:
     Raises:
       UserError: where the model reads in one order only.
     """
-    from jaxgpt.core import random
+    from jaxgpt.model import rng
     from jaxgpt.systems.sigma import likelihood
 
     if not run.system.model_config.any_order:
         raise UserError("--num_orders is for σ-GPT: this model reads left to right")
     c, T = run.config, run.system.window
-    tokens_BT = run.open_data().fixed(split, T, c.eval_sequences)
-    key = random.stream(c.seed, "eval_order")
+    tokens_BT = run.open_data().eval_windows(split, T, c.eval_sequences)
+    key = rng.stream(c.seed, "eval_order")
     log_p_BN = likelihood.log_likelihoods(
         run.system, run.params, tokens_BT, key, num_orders
     )
-    return likelihood.summary(log_p_BN, run.system.predicted)
+    return likelihood.summary(log_p_BN, run.system.num_predicted)
 
 
 def evaluate_infilling(run: Run, split: str, ratios: list[float]) -> dict[str, dict]:
     """Returns {"infill": {ratio: figures}} of the fixed windows of a split."""
-    from jaxgpt.systems import infill
+    from jaxgpt.systems import scoring
 
     c, T = run.config, run.config.model.block_size
-    tokens_NT = run.open_data().fixed(split, T, c.eval_sequences)
+    tokens_NT = run.open_data().eval_windows(split, T, c.eval_sequences)
     measured = {
-        f"{ratio:g}": infill.measure(run.system, run.params, tokens_NT, ratio, c.seed)
+        f"{ratio:g}": scoring.score_infilling(
+            run.system, run.params, tokens_NT, ratio, c.seed
+        )
         for ratio in ratios
     }
     return {"infill": measured}
@@ -94,10 +83,12 @@ def evaluate_infilling(run: Run, split: str, ratios: list[float]) -> dict[str, d
 
 def evaluate_lengths(run: Run, split: str, text: str) -> dict:
     """Returns {"loss_at_length": {length: loss}} for the lengths a user wrote."""
-    from jaxgpt.systems import lengths
+    from jaxgpt.systems import scoring
 
-    wanted = lengths.parse(text, run.system.model_config.block_size)
-    found = lengths.losses(run.system, run.params, run.open_data(), split, wanted)
+    wanted = scoring.parse_lengths(text, run.system.model_config.block_size)
+    found = scoring.losses_by_length(
+        run.system, run.params, run.open_data(), split, wanted
+    )
     return {"loss_at_length": found}
 
 

@@ -123,7 +123,7 @@ def last_row(study: Study, folder: pathlib.Path, point: int) -> dict[str, Any] |
 
     A run killed within its last evaluation has a row of the last step without one.
     """
-    from jaxgpt.metrics import out_of_patience, read_rows
+    from jaxgpt.training.metrics import out_of_patience, read_rows
 
     rows = read_rows(study.workdir(folder, point))
     c = configs.load(study.config, study.points[point])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import jax
     from ml_collections import ConfigDict
 
-    from jaxgpt.hlo import Traffic
+    from jaxgpt.parallel.hlo import Traffic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,11 +123,13 @@ def compile_step(config: ConfigDict, devices: list[Any]) -> tuple[Compiled, int]
     import jax
     import numpy as np
 
-    from jaxgpt import hlo, optim, sharding, systems
-    from jaxgpt.core import transformer
-    from jaxgpt.step import init_state, make_step
+    from jaxgpt.model.config import count_parameters
+    from jaxgpt.parallel import hlo, sharding
+    from jaxgpt.systems.registry import build_system
+    from jaxgpt.training import optimizers
+    from jaxgpt.training.step import init_state, make_step
 
-    system, optimizer = systems.make(config, "tpu"), optim.make(config)
+    system, optimizer = build_system(config, "tpu"), optimizers.make_optimizer(config)
     shapes = jax.eval_shape(
         lambda key: init_state(
             system.init(key), optimizer, config.optimizer.ema_decay > 0
@@ -153,7 +155,7 @@ def compile_step(config: ConfigDict, devices: list[Any]) -> tuple[Compiled, int]
         "parameters": float(kinds["params"]),
         "optimizer": float(kinds["opt_state"] + kinds.get("ema", 0)),
     }
-    parameters = transformer.count_parameters(shapes["params"])
+    parameters = count_parameters(shapes["params"])
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -199,12 +201,12 @@ def roofline(
       parameters: of the model.
       sent: bytes each chip sends in a step.
     """
-    from jaxgpt import systems
-    from jaxgpt.core.transformer import flops_per_token
+    from jaxgpt.model.config import flops_per_token
+    from jaxgpt.systems.registry import build_system
 
     c, m = config, config.model
-    system = systems.make(config, "tpu")
-    tokens = c.batch_size * system.predicted
+    system = build_system(config, "tpu")
+    tokens = c.batch_size * system.num_predicted
     per_token = flops_per_token(system.model_config, parameters)
     flops = per_token * tokens / chips
     # A moment and a parameter read and written, a gradient too: float32 each.
@@ -249,7 +251,7 @@ def plan(config: ConfigDict, topology: str) -> dict[str, Any]:
     Raises:
       UserError: where it cannot be planned.
     """
-    from jaxgpt import systems
+    from jaxgpt.systems.registry import build_system, system_class
 
     if config.system == "memory":
         raise UserError(
@@ -257,10 +259,10 @@ def plan(config: ConfigDict, topology: str) -> dict[str, Any]:
             "system=causal of its size"
         )
     chip, devices = open_topology(topology)
-    systems.kind(config.system).resolve(config)
+    system_class(config.system).resolve(config)
     if not config.model.vocab_size:
         config.model.vocab_size = 1
-        config.model.vocab_size = systems.make(config).open_data().vocab_size
+        config.model.vocab_size = build_system(config).open_data().vocab_size
     compiled, parameters = compile_step(config, devices)
     chips, memory = len(devices), compiled.memory
     sent = sum(traffic.bytes for traffic in compiled.traffic.values())

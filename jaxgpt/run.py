@@ -14,12 +14,15 @@ from typing import Any, TextIO
 import jax
 from ml_collections import ConfigDict
 
-from jaxgpt import cli, sharding, systems
+from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.checkpoint import Checkpoints, DamagedError, check_same_config
-from jaxgpt.data import tokenizer as tok
+from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.interop import formats
+from jaxgpt.parallel import sharding
+from jaxgpt.systems.base import System
+from jaxgpt.systems.registry import build_system, system_class
+from jaxgpt.training.checkpoint import Checkpoints, DamagedError, check_same_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +31,10 @@ class Run:
 
     workdir: pathlib.Path
     config: ConfigDict
-    system: systems.System
+    system: System
     params: dict
     step: int
-    tokenizer: tok.Tokenizer | None
+    tokenizer: tokenizers.Tokenizer | None
 
     def open_data(self) -> Any:
         """Opens the data of `config.data`.
@@ -92,7 +95,7 @@ def open_run(
     if overrides:
         config = _with_overrides(config, overrides)
     cli.use_float64(config.model.dtype)
-    system = systems.make(config)
+    system = build_system(config)
     checkpoints = Checkpoints(folder, read_only=True)
     chosen = checkpoints.pick(step)
     item = "ema" if config.optimizer.ema_decay else "params"
@@ -110,11 +113,11 @@ def open_run(
             f"--step, there are {others}"
         ) from None
     file = folder / "tokenizer.json"
-    tokenizer = tok.load(file) if file.exists() else None
+    tokenizer = tokenizers.load_tokenizer(file) if file.exists() else None
     return Run(folder, config, system, params, chosen, tokenizer)
 
 
-def open_system(config: ConfigDict) -> tuple[systems.System, Any]:
+def open_system(config: ConfigDict) -> tuple[System, Any]:
     """Opens the data and resolves the config; writes nothing.
 
     Returns:
@@ -123,22 +126,22 @@ def open_system(config: ConfigDict) -> tuple[systems.System, Any]:
     Raises:
       UserError: where the data cannot be used.
     """
-    systems.kind(config.system).resolve(config)
+    system_class(config.system).resolve(config)
     sharding.make_mesh(config)
     wanted = config.model.vocab_size
     if not wanted:
         config.model.vocab_size = 1
-    data = systems.make(config).open_data()
+    data = build_system(config).open_data()
     if wanted and wanted < data.vocab_size:
         raise UserError(
             f"model.vocab_size {wanted} is less than the {data.vocab_size} of the data"
         )
     config.model.vocab_size = wanted or data.vocab_size
-    return systems.make(config), data
+    return build_system(config), data
 
 
 @contextlib.contextmanager
-def claim(
+def lock_workdir(
     config: ConfigDict, data: Any, workdir: pathlib.Path, allowed: Sequence[str] = ()
 ) -> Iterator[None]:
     """Makes or checks the run's folder, and keeps other processes out of it.
@@ -181,7 +184,7 @@ def freeze(config: ConfigDict, data: Any, workdir: pathlib.Path) -> None:
     try:
         configs.save(config, workdir / "config.json")
         if data.tokenizer:
-            tok.save(data.tokenizer, workdir / "tokenizer.json")
+            tokenizers.save_tokenizer(data.tokenizer, workdir / "tokenizer.json")
     except OSError as error:
         raise UserError(
             f"--workdir '{workdir}' cannot be written: {error.strerror}"
@@ -195,7 +198,9 @@ def check_same_run(
     vocabulary = workdir / "tokenizer.json"
     if (workdir / "config.json").exists():
         check_same_config(configs.load_frozen(workdir), config, workdir, allowed)
-    if vocabulary.exists() and _differs(tok.load(vocabulary), data.tokenizer):
+    if vocabulary.exists() and _differs(
+        tokenizers.load_tokenizer(vocabulary), data.tokenizer
+    ):
         raise UserError(
             f"'{workdir}' was trained with another vocabulary than that of "
             f"'{config.data.path}': take another --workdir"
@@ -227,11 +232,13 @@ def _lock(workdir: pathlib.Path) -> TextIO:
     return stream
 
 
-def _differs(one: tok.Tokenizer, other: tok.Tokenizer) -> bool:
+def _differs(one: tokenizers.Tokenizer, other: tokenizers.Tokenizer) -> bool:
     return one.to_json() != other.to_json()
 
 
-def read_start(config: ConfigDict) -> tuple[ConfigDict, dict, tok.Tokenizer | None]:
+def read_start(
+    config: ConfigDict,
+) -> tuple[ConfigDict, dict, tokenizers.Tokenizer | None]:
     """Returns the config, parameters and tokenizer that `config.init_from` names.
 
     Raises:
@@ -242,7 +249,7 @@ def read_start(config: ConfigDict) -> tuple[ConfigDict, dict, tok.Tokenizer | No
         configs.load_frozen(folder)
     except UserError:
         original = formats.read_original("gpt2", config.init_from)
-        return original.config, original.params, tok.GPT2Tokenizer()
+        return original.config, original.params, tokenizers.GPT2Tokenizer()
     run = open_run(config.init_from)
     return run.config, run.params, run.tokenizer
 
@@ -275,14 +282,14 @@ def adopt_start(config: ConfigDict, workdir: pathlib.Path) -> None:
         start = configs.load_frozen(workdir)
     else:
         start, _, tokenizer = read_start(config)
-        if isinstance(tokenizer, tok.GPT2Tokenizer) != (
+        if isinstance(tokenizer, tokenizers.GPT2Tokenizer) != (
             config.data.tokenizer == "gpt2"
         ):
             raise UserError(
                 f"init_from '{config.init_from}' has another vocabulary than "
                 f"data.tokenizer={config.data.tokenizer}"
             )
-    if not issubclass(systems.kind(config.system), systems.kind(start.system)):
+    if not issubclass(system_class(config.system), system_class(start.system)):
         raise UserError(
             f"init_from '{config.init_from}' is a {start.system} model: this config "
             f"trains {config.system}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxgpt import cli
 from jaxgpt import config as configs
@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     import numpy as np
 
     from jaxgpt.run import Run
+    from jaxgpt.sampling.display import Screen
+    from jaxgpt.sampling.state import Callback, SamplerOutput
     from jaxgpt.systems.memory.session import Memory
+
+# Of texts that go on past the block, which a causal model can.
+LONGEST = 1 << 16
+STOP_EVERY = 32  # Calls between looks for the stop text.
 
 
 def _open_memory(run: Run, args: argparse.Namespace) -> Memory | None:
@@ -61,7 +67,6 @@ def command(argv: list[str]) -> None:
     argv, overrides = configs.memory_overrides(argv)
     args = _parse(argv)
     cli.set_up_jax()
-    from jaxgpt import solve
     from jaxgpt.run import open_run
 
     run = open_run(args.workdir, args.step, overrides)
@@ -70,73 +75,196 @@ def command(argv: list[str]) -> None:
     if args.image and args.prompt_ids is not None:
         raise UserError("--image draws problems of a split: leave out --prompt_ids")
     if run.system.judges and args.prompt_ids is None:
-        solve.solve(run, args)
+        _sample_task(run, args)
         return
     memory = _open_memory(run, args)
     if args.forget:
         _forget(memory, args)
     else:
-        _write(run, args, memory)
+        _sample_text(run, args, memory)
+
+
+def generate(
+    run: Run,
+    args: argparse.Namespace,
+    tokens: np.ndarray,
+    prompt_mask: np.ndarray,
+    screen: Screen | None = None,
+    memory: Memory | None = None,
+) -> SamplerOutput:
+    """Returns `args.num_samples` fillings of a text [T], or of so many [N, T].
+
+    known is [T] or [N, T].
+    """
+    import numpy as np
+
+    from jaxgpt.model import rng
+    from jaxgpt.sampling.output import until
+    from jaxgpt.sampling.state import SamplingParams
+
+    callback: Callback | None = None
+    every = 1
+    if screen:
+        callback = screen.show
+    elif args.stop:
+        # Looking waits for the device, so not after every call.
+        callback, every = (
+            until(args.stop, int(prompt_mask.sum()), run.tokenizer),
+            STOP_EVERY,
+        )
+    return run.system.sample(
+        run.params,
+        np.broadcast_to(tokens, (args.num_samples, tokens.shape[-1])),
+        np.broadcast_to(prompt_mask, (args.num_samples, prompt_mask.shape[-1])),
+        rng.stream(args.seed, "sample"),
+        SamplingParams(
+            sampler=args.sampler,
+            order=args.order,
+            temperature=args.temperature,
+            top_k=args.top_k or 0,
+            top_p=args.top_p,
+            num_orders=args.num_orders or 0,
+            block_length=args.block_length or 0,
+            memory=memory,
+            document=args.document,
+        ),
+        callback,
+        every,
+    )
 
 
 def _given(run: Run, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, str]:
     """Returns (tokens [T] or [N, T], known [T], a note), at least one token known."""
-    from jaxgpt import continuations, prompts
-    from jaxgpt.generation import show
+    from jaxgpt.sampling import prompts
+    from jaxgpt.sampling.output import to_text
 
+    c, tokenizer, new = run.system.model_config, run.tokenizer, args.max_new_tokens
+    longest = LONGEST if run.system.goes_past_block else c.block_size
     if args.split:
-        longest = prompts.longest(run)
-        tokens, known = continuations.prompts(
-            run, args.split, args.num_samples, args.max_new_tokens, args.seed, longest
+        tokens, prompt_mask = prompts.prompts_of_split(
+            run.open_data(),
+            args.split,
+            args.num_samples,
+            new,
+            args.seed,
+            c.block_size,
+            longest,
         )
-        return tokens, known, ""
-    tokens, known = prompts.known_text(run, args)
-    if known.any() or run.system.model_config.begin_token:
-        return tokens, known, ""
-    tokens[0], known[0] = prompts.start_token(run), True
-    first = show(run, tokens[:1])
+        return tokens, prompt_mask, ""
+    if args.template is not None:
+        tokens, prompt_mask = prompts.read_template(
+            args.template, tokenizer, c.block_size
+        )
+    else:
+        prompt = (
+            prompts.encode(args.prompt or "", tokenizer)
+            if args.prompt_ids is None
+            else prompts.parse_ids(args.prompt_ids, c.vocab_size)
+        )
+        capacity = run.system.cache_length(len(prompt))
+        tokens, prompt_mask = prompts.continue_prompt(
+            prompt, new, c.block_size, capacity, longest
+        )
+    if not len(tokens):
+        raise UserError("nothing is given and nothing asked for: raise the length")
+    if prompt_mask.any() or c.begin_token:
+        return tokens, prompt_mask, ""
+    tokens[0], prompt_mask[0] = prompts.start_token(tokenizer), True
+    first = to_text(tokens[:1], tokenizer)
     note = f"note: this model cannot begin with nothing; its first token is {first!r}"
-    return tokens, known, note
+    return tokens, prompt_mask, note
 
 
-def _write(run: Run, args: argparse.Namespace, memory: Memory | None) -> None:
+def _sample_text(run: Run, args: argparse.Namespace, memory: Memory | None) -> None:
     """Generates texts and prints them."""
-    from jaxgpt import continuations, generation
-    from jaxgpt.live import Screen
+    from jaxgpt.sampling.display import Screen
+    from jaxgpt.sampling.output import describe, split_continuations
     from jaxgpt.systems.memory import explain
 
-    tokens, known, note = _given(run, args)
+    tokens, prompt_mask, note = _given(run, args)
     began = time.perf_counter()
     if args.live and Screen.possible():
-        with Screen(run.tokenizer, known) as screen:
-            filled = generation.generate(run, args, tokens, known, screen, memory)
+        with Screen(run.tokenizer, prompt_mask) as screen:
+            filled = generate(run, args, tokens, prompt_mask, screen, memory)
     else:
-        filled = generation.generate(run, args, tokens, known, memory=memory)
+        filled = generate(run, args, tokens, prompt_mask, memory=memory)
     if memory and args.memory:
         memory.save(configs.user_path(args.memory))
     seconds = time.perf_counter() - began
     if note:
         log(note)
-    given = int(known.sum())
-    samples = generation.describe(run, filled, known, args.stop)
+    given = int(prompt_mask.sum())
+    samples = describe(filled, prompt_mask, run.tokenizer, args.stop)
     for row, sample in enumerate(samples if args.explain else []):
         sample["memories"] = explain.used(memory, filled, row, given, run.tokenizer)
     if args.split:
-        continuations.tell_apart(run, samples, given)
+        split_continuations(samples, given, run.tokenizer)
     if args.json:
         cli.print_json({"samples": samples, "seconds": seconds})
         return
-    if args.split:
-        continuations.show(samples, args.split)
-    for index, sample in enumerate([] if args.split else samples):
+    for index, sample in enumerate(samples):
+        if args.split:
+            print(f"--- prompt {index + 1}, from the {args.split} split")
+            print(sample["prompt"])
+            print(f"--- continuation {index + 1}")
+            print(sample["continuation"])
+            continue
         if index:
             print("-" * 40)
         print(sample["text"] if run.tokenizer else sample["tokens"])
         if args.explain:
             explain.show(sample["memories"])
-    made = int((filled.settled_BT & ~known).sum())
-    calls = int(filled.calls_B.max())
+    made = int((filled.decoded_BT & ~prompt_mask).sum())
+    calls = int(filled.num_forward_passes_B.max())
     log(f"{made} tokens in {calls} model calls, {seconds:.2f} s, compilation included")
+
+
+def _sample_task(run: Run, args: argparse.Namespace) -> None:
+    """Generates for problems of a split of a task; prints, judges and draws them."""
+    from jaxgpt.data.arrays import writable
+    from jaxgpt.sampling.output import describe
+
+    if args.prompt is not None or args.template is not None or args.live:
+        raise UserError(
+            "this run does a task: --split says where its problems are from; --prompt, "
+            "--template and --live are for texts"
+        )
+    if args.max_new_tokens is not None:
+        raise UserError(
+            "--max_new_tokens is for texts: a task asks for all it asks for"
+        )
+    image = writable("image", args.image, ".png") if args.image else None
+    split = args.split or "val"
+    system: Any = run.system
+    tokens, prompt_mask, reference = system.problems(
+        run.open_data(), split, args.num_samples, args.seed
+    )
+    args.num_samples = len(tokens)
+    began = time.perf_counter()
+    filled = generate(run, args, tokens, prompt_mask)
+    seconds = time.perf_counter() - began
+    task = system.task
+    verdict = task.judge(filled.tokens_BT, reference, prompt_mask)
+    if image:
+        system.draw(image, filled.tokens_BT, reference, prompt_mask)
+    samples = describe(filled, prompt_mask, run.tokenizer)
+    for row, sample in enumerate(samples):
+        sample["text"] = task.text(filled.tokens_BT[row])
+        sample |= {name: float(values[row]) for name, values in verdict.items()}
+    if args.json:
+        cli.print_json({"samples": samples, "seconds": seconds})
+        return
+    for sample in samples:
+        print(sample["text"])
+        figures = ", ".join(f"{name} {sample[name]:.4g}" for name in verdict)
+        print(f"--- {figures}; {sample['model_calls']} model calls")
+    means = ", ".join(f"{name} {values.mean():.4g}" for name, values in verdict.items())
+    log(
+        f"{len(samples)} of {split}: {means}; "
+        f"{(~prompt_mask).sum(1).mean():.4g} tokens in "
+        f"{filled.num_forward_passes_B.mean():.4g} model calls on average, "
+        f"{seconds:.2f} s, compilation included"
+    )
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

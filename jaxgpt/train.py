@@ -6,205 +6,20 @@ python -m jaxgpt.train --config=configs/sigma_char.py:laptop
 from __future__ import annotations
 
 import contextlib
+import functools
 import pathlib
-import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from jaxgpt import cli, distributed
+from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError, log
-from jaxgpt.interruption import Interrupted, Interruption
+from jaxgpt.parallel import distributed
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from jaxgpt.metrics import Progress
-    from jaxgpt.systems import System
-
-SLOW = 15 * 60
-RETRY_WAIT_S = 1.0
-
-
-class Trainer:
-    """One run: its state, its files, and how they advance."""
-
-    def __init__(self, system: System, data: Any, workdir: pathlib.Path):
-        import jax
-
-        from jaxgpt import metrics, optim
-        from jaxgpt.checkpoint import Checkpoints
-        from jaxgpt.core import transformer
-        from jaxgpt.guard import Guard
-        from jaxgpt.profiling import Profiler
-        from jaxgpt.stepper import Stepper
-
-        self.system, self.data, self.config = system, data, system.config
-        self.workdir = workdir
-        c = self.config
-        leads = jax.process_index() == 0
-        self.checkpoints = Checkpoints(workdir, c.keep)
-        self.stepper = Stepper(system, data, self.checkpoints)
-        self.rate = optim.schedule(c)
-        self.recorder = metrics.Recorder(
-            workdir,
-            self.step,
-            metrics.open_trackers(c, workdir) if leads else [],
-            writes=leads,
-        )
-        self.agreement = distributed.Agreement(self.stepper.layout.mesh)
-        self.profiler = Profiler(c, workdir)
-        self.guard = Guard(self.stepper, workdir)
-        self.tokens_per_step = c.batch_size * system.predicted
-        self.parameters = transformer.count_parameters(self.stepper.state["params"])
-        flops = transformer.flops_per_token(system.model_config, self.parameters)
-        self.slow_device = jax.default_backend() == "cpu"
-        peak = metrics.peak_flops(jax.devices()[0].device_kind)
-        self.mfu = flops / (peak * jax.device_count()) if peak else None
-
-    @property
-    def step(self) -> int:
-        """How many steps are done."""
-        return self.stepper.step
-
-    def evaluate(self) -> dict[str, float]:
-        """Returns train and validation losses over the same windows every time."""
-        from jaxgpt.evaluate import means
-        from jaxgpt.step import averaged
-
-        c, params = self.config, averaged(self.stepper.state)
-        result: dict[str, float] = {}
-        for split in ("train", "val"):
-            tokens = self.data.fixed(split, self.system.window, c.eval_sequences)
-            rows = c.batch_size // c.accumulation
-            nll = self.system.scores(params, tokens, rows, c.seed, self.stepper.layout)
-            found = means(nll)
-            if split == "val":
-                found |= self.system.figures(tokens, nll[""])
-                curves = self.system.by_position(tokens, nll[""])
-                self.recorder.write_positions(curves)
-            pictures = self.workdir / "pictures" if split == "val" else None
-            found |= self.system.demonstrate(
-                params, self.data, split, pictures, f"{self.step:07}"
-            )
-            result |= {f"{split}_{name}": value for name, value in found.items()}
-        return result
-
-    def due(self, interval: int) -> bool:
-        """Returns whether this step ends an interval, or the run."""
-        return self.step % interval == 0 or self.step == self.config.steps
-
-    def owes_evaluation(self) -> bool:
-        """Returns whether this step's evaluation is not on record."""
-        rows = self.recorder.rows
-        done = rows and rows[-1]["step"] == self.step and "val_loss" in rows[-1]
-        return self.due(self.config.eval_interval) and not done
-
-    def out_of_patience(self) -> bool:
-        """Returns whether the best validation loss was too many evaluations ago."""
-        from jaxgpt.metrics import out_of_patience
-
-        return out_of_patience(self.recorder.rows, self.config.patience)
-
-    def record(self, evaluation: dict[str, float], progress: Progress) -> None:
-        """Writes down and shows an evaluation of this step."""
-        tokens = self.step * self.tokens_per_step
-        self.recorder.write({"step": self.step, "tokens": tokens} | evaluation)
-        self.recorder.summarise(last=False)
-        progress.evaluated(self.step, evaluation)
-
-    def save(self, evaluation: dict[str, float] | None) -> None:
-        """Starts saving a checkpoint; an evaluation of this step ranks it.
-
-        A folder that was moved or removed meanwhile is made whole again.
-        """
-        from jaxgpt.run import freeze
-
-        if not (self.workdir / "config.json").exists():
-            log(f"warning: '{self.workdir}' is gone: writing it again")
-            self.workdir.mkdir(parents=True, exist_ok=True)
-            freeze(self.config, self.data, self.workdir)
-        self.checkpoints.save(self.step, self.stepper.saved(), evaluation)
-
-    def make_sure(self) -> None:
-        """Waits for the last save, and tries once more where it failed."""
-        self.checkpoints.report_errors(wait=True)
-        if self.step not in self.checkpoints.steps():
-            # Threads of the failed save may write to the folder that is made anew.
-            time.sleep(RETRY_WAIT_S)
-            self.save(None)
-
-    def row(self, values: dict[str, float], pace: float) -> dict[str, float]:
-        """Returns a row of metrics.jsonl; pace is in steps per second."""
-        row = {
-            "step": self.step,
-            "tokens": self.step * self.tokens_per_step,
-            "learning_rate": float(self.rate(self.step - 1)),
-            "tokens_per_second": pace * self.tokens_per_step,
-        }
-        if self.mfu:
-            row["mfu"] = self.mfu * row["tokens_per_second"]
-        return row | values
-
-
-def loop(trainer: Trainer, progress: Progress, interruption: Interruption) -> None:
-    """Advances a run to its last step, or until it is interrupted.
-
-    Raises:
-      DivergedError: where the loss or the gradient is not finite; the checkpoints
-        kept are from before.
-      Interrupted: where an evaluation was broken off.
-    """
-    c, recorder, guard = trainer.config, trainer.recorder, trainer.guard
-    clock, profiler = trainer.stepper.clock, trainer.profiler
-    pending = None
-    marked, mark = trainer.step, time.perf_counter()
-    suggested = not trainer.slow_device
-    stops = trainer.out_of_patience()
-    while (
-        trainer.step < c.steps
-        and not stops
-        and not trainer.agreement.ask(interruption.signal)
-    ):
-        profiler.before(trainer.step + 1)
-        metrics = trainer.stepper.run_step()
-        step = trainer.step
-        profiler.after(step, metrics)
-        if pending is not None:
-            # The step before: the device stays busy with this one meanwhile.
-            with clock.part("device"):
-                guard.check(pending, step - 1)
-        pending = metrics
-        evaluates, saves = (
-            trainer.due(c.eval_interval),
-            trainer.due(c.checkpoint_interval),
-        )
-        if not (evaluates or saves or step % c.log_interval == 0):
-            continue
-        with clock.part("device"):
-            values, pending = guard.check(metrics, step), None
-        row = trainer.row(values, (step - marked) / (time.perf_counter() - mark))
-        recorder.write(row)
-        progress.update(step, row)
-        evaluation = None
-        if evaluates:
-            with interruption.evaluating(), clock.part("evaluation"):
-                evaluation = trainer.evaluate()
-            trainer.record(evaluation, progress)
-            stops = trainer.out_of_patience()
-        with clock.part("checkpoint"):
-            trainer.checkpoints.report_errors()
-            if saves or stops:
-                trainer.save(evaluation)
-        if not suggested and step - progress.start >= 2 * c.log_interval:
-            suggested = True
-            progress.suggest(SLOW)
-        marked, mark = step, time.perf_counter()
-    if stops:
-        log(
-            f"stopped after step {trainer.step}: {c.patience} evaluations in a row "
-            "were no better than the best"
-        )
+    from jaxgpt.training.loop import Trainer
 
 
 def train(
@@ -224,26 +39,36 @@ def train(
       UserError: for input that cannot be used.
       CheckError: for an evaluation that cannot be right.
     """
-    from jaxgpt import systems
+    from jaxgpt.systems.registry import system_class
 
     # Before all else is loaded: a file that cannot be used is said at once.
-    systems.kind(config.system).resolve(config)
-    from jaxgpt.run import adopt_start, claim, open_system
+    system_class(config.system).resolve(config)
+    from jaxgpt.run import adopt_start, freeze, lock_workdir, open_system, start_params
+    from jaxgpt.training.loop import Trainer
 
     workdir = configs.user_path(str(workdir))
     cli.use_float64(config.model.dtype)
     if config.init_from:
         adopt_start(config, workdir)
     system, data = open_system(config)
-    with claim(config, data, workdir, allowed):
-        return _train(Trainer(system, data, workdir), workdir)
+    with lock_workdir(config, data, workdir, allowed):
+        trainer = Trainer(
+            system,
+            data,
+            workdir,
+            functools.partial(start_params, config) if config.init_from else None,
+            functools.partial(freeze, config, data, workdir),
+        )
+        return _train(trainer, workdir)
 
 
 def _train(trainer: Trainer, workdir: pathlib.Path) -> int:
     import jax
 
-    from jaxgpt.guard import DivergedError
-    from jaxgpt.metrics import Progress
+    from jaxgpt.training.loop import loop
+    from jaxgpt.training.metrics import Progress
+    from jaxgpt.training.nonfinite import DivergedError
+    from jaxgpt.training.signals import Interrupted, SignalHandler
 
     start, steps = trainer.step, trainer.config.steps
     progress = Progress(start, steps)
@@ -253,20 +78,26 @@ def _train(trainer: Trainer, workdir: pathlib.Path) -> int:
         + (f"resuming after step {start} of {steps}" if start else f"{steps} steps")
     )
     try:
-        with Interruption(alone=jax.process_count() == 1) as interruption:
+        with SignalHandler(alone=jax.process_count() == 1) as interruption:
             with contextlib.suppress(Interrupted):
                 if trainer.owes_evaluation():
                     with interruption.evaluating():
                         evaluation = trainer.evaluate()
                     trainer.record(evaluation, progress)
                 loop(trainer, progress, interruption)
+                if trainer.out_of_patience():
+                    log(
+                        f"stopped after step {trainer.step}: "
+                        f"{trainer.config.patience} evaluations in a row were no "
+                        "better than the best"
+                    )
             interruption.signal = distributed.agree(interruption.signal)
             if interruption.signal:
                 trainer.save(None)
             trainer.make_sure()
             trainer.profiler.close()
             if trainer.config.profile:
-                progress.line(trainer.stepper.clock.report())
+                progress.line(trainer.train_state.clock.report())
     except jax.errors.JaxRuntimeError:
         if jax.process_count() == 1:
             raise
@@ -292,6 +123,36 @@ def _train(trainer: Trainer, workdir: pathlib.Path) -> int:
         return 128 + interruption.signal
     log(f"done: python -m jaxgpt.sample --workdir={workdir}")
     return 0
+
+
+def replay(config: ConfigDict, workdir: pathlib.Path, step: int) -> int:
+    """Does a step of a run again and says where it is not finite; changes nothing.
+
+    Returns:
+      The exit code: 0 where all of the step is finite, else 1.
+
+    Raises:
+      UserError: where there is no such run or step.
+    """
+    frozen = configs.load_frozen(workdir)
+    if not 1 <= step <= config.steps:
+        raise UserError(f"--replay={step}: the steps are 1 .. {config.steps}")
+    cli.use_float64(frozen.model.dtype)
+    from jaxgpt.run import open_system
+    from jaxgpt.training.debug import replay_step
+
+    system, data = open_system(frozen)
+    found = replay_step(system, data, workdir, step)
+    figures = ", ".join(f"{k} {v:.9g}" for k, v in found.metrics.items())
+    print(f"step {step}: {figures}")
+    if found.as_recorded is not None:
+        answer = "" if found.as_recorded else "NOT "
+        print(f"batch and metrics are {answer}those in '{found.record}'")
+    if found.origin is None:
+        print("every tensor of it is finite")
+        return 0
+    print(f"first not finite: {found.origin}")
+    return 1
 
 
 def default_workdir(spec: str) -> str:
@@ -338,8 +199,6 @@ def command(argv: list[str]) -> int:
     shared = distributed.start(args)
     cli.set_up_jax()
     if args.replay is not None:
-        from jaxgpt.replay import replay
-
         return replay(config, configs.user_path(workdir), args.replay)
     status = train(config, workdir, allowed)
     if shared:

@@ -18,18 +18,19 @@ def command(argv: list[str]) -> int:
     import jax
 
     from jaxgpt import config as configs
-    from jaxgpt import optim, systems
-    from jaxgpt.checkpoint import AS_SAVED, Checkpoints, DamagedError
-    from jaxgpt.step import init_state
+    from jaxgpt.systems.registry import build_system
+    from jaxgpt.training import optimizers
+    from jaxgpt.training.checkpoint import AS_SAVED, Checkpoints, DamagedError
+    from jaxgpt.training.step import init_state
 
     workdir = configs.user_path(args.workdir)
     config = configs.load_frozen(workdir)
     cli.use_float64(config.model.dtype)
-    system = systems.make(config)
-    optimizer, ema = optim.make(config), config.optimizer.ema_decay > 0
+    system = build_system(config)
+    optimizer, ema = optimizers.make_optimizer(config), config.optimizer.ema_decay > 0
     abstract = jax.eval_shape(
         lambda key: init_state(
-            system.init(key), optimizer, ema, system.carried(config.batch_size)
+            system.init(key), optimizer, ema, system.recurrent_state(config.batch_size)
         ),
         jax.random.key(0),
     )

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import jaxgpt
-from jaxgpt.data.tokenizer import CharTokenizer
+from jaxgpt.data.tokenizers import CharTokenizer
 from jaxgpt.interop import rules
 from parity_tests import pairs
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from jaxgpt import config as configs
-from jaxgpt import systems
 from jaxgpt.interop import formats, rules
+from jaxgpt.systems.base import System
+from jaxgpt.systems.registry import build_system
 from tests.suite import *  # noqa: F403 - hooks and fixtures
 
 try:
@@ -31,7 +32,7 @@ class Case:
 
     original: str
     golden: dict[str, np.ndarray]
-    system: systems.System
+    system: System
     table: list[rules.Rule]
 
     def params(self, prefix: str, dtype=np.float32) -> dict:
@@ -99,7 +100,7 @@ def load(original: str, file: str, dtype: str = "float32", **changes) -> Case:
     config = configs.override(configs.base(), fields | changes)
     model = config.model
     names = rules.gpt_rules(model.n_layer, model.bias, form.conv1d)
-    return Case(original, golden, systems.make(config), names)
+    return Case(original, golden, build_system(config), names)
 
 
 @pytest.fixture(params=list(ORIGINALS))

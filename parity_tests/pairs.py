@@ -12,8 +12,10 @@ import optax
 import torch
 
 from jaxgpt import config as configs
-from jaxgpt import optim, systems
 from jaxgpt.interop import formats, rules, teenygpt
+from jaxgpt.systems.base import System
+from jaxgpt.systems.registry import build_system
+from jaxgpt.training import optimizers
 from parity_tests.torch_gpt import GPT, GPTConfig
 from parity_tests.torch_teeny import Teeny
 
@@ -28,7 +30,7 @@ class Pair:
     module: torch.nn.Module
     loss_of: Callable[[np.ndarray, np.ndarray], torch.Tensor]
     logits_of: Callable[[np.ndarray, np.ndarray], torch.Tensor]
-    system: systems.System
+    system: System
     table: list[rules.Rule]
 
     def to_ours(self, arrays: dict[str, torch.Tensor]) -> dict:
@@ -79,7 +81,7 @@ def make(name: str, dtype: str, size=(L, H, D, T, V), noise: float = 0.1) -> Pai
     changes = {f"model.{key}": value for key, value in fields.items()}
     changes |= {"system": form.system, "optimizer.warmup_steps": 2}
     changes |= {"optimizer.decay_steps": 40}
-    system = systems.make(configs.override(configs.base(), changes))
+    system = build_system(configs.override(configs.base(), changes))
     table = form.rules(system.config.model)
     return Pair(name, module, loss_of, logits_of, system, table)
 
@@ -148,8 +150,8 @@ def ours_and_theirs(pair: Pair, tokens: np.ndarray, orders: np.ndarray):
     set from our schedule.
     """
     c = pair.system.config.optimizer
-    optimizer = optim.make(pair.system.config)
-    rate = optim.schedule(pair.system.config)
+    optimizer = optimizers.make_optimizer(pair.system.config)
+    rate = optimizers.learning_rate_schedule(pair.system.config)
     params = pair.params()
     state = optimizer.init(params)
     groups = [

@@ -18,13 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt import config as configs
-from jaxgpt import systems
-from jaxgpt.core import generate
-from jaxgpt.data.tokenizer import CharTokenizer
+from jaxgpt.data.tokenizers import CharTokenizer
 from jaxgpt.errors import UserError
-from jaxgpt.systems import Sampling
+from jaxgpt.sampling.state import ModelDecoder, SamplingParams, prefill
+from jaxgpt.systems.registry import build_system
 from jaxgpt.systems.sigma import orders
-from jaxgpt.systems.sigma.samplers import best_of, exact, window
+from jaxgpt.systems.sigma.samplers import best_of, speculative, window
 from tests.systems.sigma import tables
 from tests.systems.sigma.test_samplers import counts, draw_texts
 
@@ -37,17 +36,17 @@ def model(begin: bool = False):
     fields = {"model.n_layer": 2, "model.n_head": 2, "model.n_embd": 16}
     fields |= {"model.block_size": T, "model.vocab_size": V}
     fields |= {"sigma.begin_token": begin}
-    system = systems.make(configs.override(configs.base(), fields))
+    system = build_system(configs.override(configs.base(), fields))
     params = system.init(jax.random.key(0))
     return system, jax.tree.map(lambda a: a * 8 if a.ndim > 1 else a, params)
 
 
-def fill(known, how, begin=False, seed=0):
+def fill(known, sampling, begin=False, seed=0):
     system, params = model(begin)
     known = np.asarray(known)
     tokens = np.arange(known.size, dtype=np.int32).reshape(known.shape) % V
-    filled = system.sample(params, tokens, known, jax.random.key(seed), how)
-    assert filled.settled_BT.all()
+    filled = system.sample(params, tokens, known, jax.random.key(seed), sampling)
+    assert filled.decoded_BT.all()
     assert (filled.tokens_BT[known] == tokens[known]).all()
     return filled
 
@@ -55,15 +54,15 @@ def fill(known, how, begin=False, seed=0):
 def drafts(garbage: int):
     """Logits of the drafts of slots 4.., the slots beyond holding some token."""
     system, params = model()
-    reader = generate.Network(system.graphdef)
+    decoder = ModelDecoder(system.graphdef)
     tokens = jnp.arange(T, dtype=jnp.int32)[None] % V
     tokens = jnp.where(jnp.arange(T) < 4, tokens, garbage)
     own = orders.random(jax.random.key(2), 1, T)
     given = jnp.array([4])
-    state = generate.start(reader, params, tokens, own, jnp.roll(own, -1, 1), given)
+    state = prefill(decoder, params, tokens, own, jnp.roll(own, -1, 1), given)
     uniform = jnp.zeros((1, T - 4))
-    task = Sampling().task(T, jax.random.key(0))
-    draft = jax.jit(lambda *arguments: window.draft(reader, *arguments).logits_BWV)
+    task = SamplingParams().decode_params(T, jax.random.key(0))
+    draft = jax.jit(lambda *arguments: window.draft(decoder, *arguments).logits_BWV)
     return tokens, own, draft(params, state, task, uniform)[0]
 
 
@@ -90,7 +89,7 @@ def progress():
     p = np.random.default_rng(0).dirichlet(np.full(64, 0.3))
     joint = tables.joint(p.reshape(4, 4, 4))
     known = np.zeros((8, 3), bool)
-    advance = functools.partial(exact.advance, widest=4)
+    advance = functools.partial(speculative.advance, max_draft_length=4)
     _, calls, _ = draw_texts(joint, advance, 1000, known)
     assert calls.max() <= 3
     return f"at most {calls.max()} calls for 3 tokens, in 8,000 texts of batches of 8"
@@ -101,7 +100,7 @@ def worst_case():
     p = np.zeros((2,) * n)
     p[(0,) * n] = p[(1,) * n] = 0.5
     known = np.zeros((1, n), bool)
-    advance = functools.partial(exact.advance, widest=8)
+    advance = functools.partial(speculative.advance, max_draft_length=8)
     _, calls, _ = draw_texts(tables.joint(p), advance, 500, known)
     assert calls.max() <= n
     return f"at most {calls.max()} calls for {n} wholly dependent tokens"
@@ -112,7 +111,7 @@ def exact_law():
     distance = {}
     known = np.zeros((1, 2), bool)
     for name, advance in (
-        ("exact burst", functools.partial(exact.advance, widest=4)),
+        ("exact burst", functools.partial(speculative.advance, max_draft_length=4)),
         ("best of 5", functools.partial(best_of.advance, num_orders=5)),
     ):
         texts = draw_texts(tables.joint(pair), advance, 50_000, known)[0]
@@ -123,32 +122,32 @@ def exact_law():
 
 def every_slot():
     known = np.arange(T) < np.array([[1], [4]])
-    one = fill(known, Sampling("ar", order="left-to-right"))
-    naive = fill(known, Sampling("ar", order="left-to-right", cached=False))
+    one = fill(known, SamplingParams("ar", order="left-to-right"))
+    naive = fill(known, SamplingParams("ar", order="left-to-right", cached=False))
     assert (one.tokens_BT == naive.tokens_BT).all()
-    assert ((one.call_BT > 0) == ~known).all()
+    assert ((one.decode_step_BT > 0) == ~known).all()
     return "the cached sampler fills every slot, with the tokens of the uncached one"
 
 
 def edges():
     for sampler in ("ar", "exact-burst", "burst"):
-        fill(np.zeros((2, T), bool), Sampling(sampler), begin=True)
-        fill(np.ones((2, T), bool), Sampling(sampler))
-        fill(np.arange(T)[None] != 3, Sampling(sampler))
+        fill(np.zeros((2, T), bool), SamplingParams(sampler), begin=True)
+        fill(np.ones((2, T), bool), SamplingParams(sampler))
+        fill(np.arange(T)[None] != 3, SamplingParams(sampler))
     return "three samplers, from nothing, with nothing to fill, and with one gap"
 
 
 def ragged():
     known = np.arange(T) < np.array([[1], [5], [9]])
     for sampler in ("ar", "exact-burst", "burst"):
-        fill(known, Sampling(sampler))
-    fill(np.arange(T)[None] % 3 == 0, Sampling("ar", order="left-to-right"))
-    fill(np.arange(T)[None] % 3 == 0, Sampling("ar", order="fractal"))
+        fill(known, SamplingParams(sampler))
+    fill(np.arange(T)[None] % 3 == 0, SamplingParams("ar", order="left-to-right"))
+    fill(np.arange(T)[None] % 3 == 0, SamplingParams("ar", order="fractal"))
     return "rows with 1, 5 and 9 known tokens keep them; so do gaps in the middle"
 
 
 def numbers_in_prompts():
-    from jaxgpt.prompts import GAP
+    from jaxgpt.sampling.prompts import GAP
 
     assert GAP.split("42") == ["42"]
     assert GAP.split("4<missing:42>2") == ["4", "42", "2"]
@@ -158,7 +157,7 @@ def numbers_in_prompts():
 def fixed_evaluation():
     fields = {"model.vocab_size": V, "model.block_size": T, "model.n_layer": 1}
     fields |= {"sigma.order": "curriculum", "model.n_head": 2, "model.n_embd": 16}
-    system = systems.make(configs.override(configs.base(), fields))
+    system = build_system(configs.override(configs.base(), fields))
     tokens = jnp.zeros((64, T), jnp.int32)
     batches = system.eval_batches(tokens, jax.random.key(0))
     straight = (np.asarray(batches[""]["order"]) == np.arange(T)).all(1).mean()
@@ -175,14 +174,14 @@ def fractal_training():
 def options_heard():
     known = np.arange(T)[None] < 1
     for sampler in ("ar", "exact-burst", "burst"):
-        greedy = fill(known, Sampling(sampler, top_k=1), seed=3)
-        again = fill(known, Sampling(sampler, top_k=1), seed=4)
+        greedy = fill(known, SamplingParams(sampler, top_k=1), seed=3)
+        again = fill(known, SamplingParams(sampler, top_k=1), seed=4)
         if sampler != "burst":
-            how = Sampling(sampler, order="left-to-right", top_k=1)
-            greedy, again = fill(known, how, seed=3), fill(known, how, seed=4)
+            sampling = SamplingParams(sampler, order="left-to-right", top_k=1)
+            greedy, again = fill(known, sampling, seed=3), fill(known, sampling, seed=4)
             assert (greedy.tokens_BT == again.tokens_BT).all()
     try:
-        fill(known, Sampling("burst", order="fractal"))
+        fill(known, SamplingParams("burst", order="fractal"))
     except UserError as error:
         return f"top-k reaches every sampler; an order burst cannot keep: '{error}'"
     raise AssertionError("an order was swallowed")
@@ -208,9 +207,9 @@ def unknown_characters():
 
 
 def first_step():
-    from jaxgpt import optim
+    from jaxgpt.training import optimizers
 
-    rate = float(optim.schedule(configs.base())(0))
+    rate = float(optimizers.learning_rate_schedule(configs.base())(0))
     assert rate > 0
     return f"the first step's learning rate is {rate:.1e}, not 0"
 

@@ -134,14 +134,14 @@ def test_a_compiled_checkpoint_with_moments_imports_at_its_step(imported):
 
 
 def test_moments_equal_the_original_s(imported):
-    from jaxgpt import optim
-    from jaxgpt.checkpoint import Checkpoints
+    from jaxgpt.training import optimizers
+    from jaxgpt.training.checkpoint import Checkpoints
 
     workdir = imported("nanogpt", "nanogpt/tiny_bias_perturbed_ckpt_step5.pt")
     golden = np.load(GOLDEN / "nanogpt/tiny_bias_perturbed.npz")
     run = open_run(str(workdir))
     abstract = {"params": jax.eval_shape(run.system.init, jax.random.key(0))}
-    optimizer = optim.make(run.config)
+    optimizer = optimizers.make_optimizer(run.config)
     abstract["opt_state"] = jax.eval_shape(optimizer.init, abstract["params"])
     state = Checkpoints(workdir, read_only=True).restore(5, abstract)["opt_state"]
     adam = state[1][0]

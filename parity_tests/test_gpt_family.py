@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt import optim
-from jaxgpt.core.positions import in_order
+from jaxgpt.model.positions import in_order
+from jaxgpt.training import optimizers
 from parity_tests.conftest import load, relative, without_key_bias, worst
 from parity_tests.tolerances import BFLOAT16_KL, FLOAT32
 
@@ -74,7 +74,7 @@ def test_parameters_after_1_and_5_adamw_steps(original):
         "optimizer.beta2": 0.95,
     }
     case = load(original, "tiny_bias_perturbed.npz", **changes)
-    optimizer = optim.make(case.system.config)
+    optimizer = optimizers.make_optimizer(case.system.config)
     params = case.params("param")
     state = optimizer.init(params)
 
@@ -105,9 +105,9 @@ def test_loss_of_100_training_steps(original):
 
     params = case.params("param")
     chain = optax.chain(
-        optim.clip_by_norm(1.0),
+        optimizers.clip_by_norm(1.0),
         optax.scale_by_adam(0.9, 0.99),
-        optax.add_decayed_weights(0.1, optim.decay_mask),
+        optax.add_decayed_weights(0.1, optimizers.decay_mask),
     )
     state = chain.init(params)
 
@@ -140,13 +140,13 @@ def test_bfloat16_stays_close_in_distribution(original):
 
 
 def test_cached_logits_and_cache_of_sigma_gpt():
-    from jaxgpt.core import cache
+    from jaxgpt.model import attention
 
     case = load("sigma-gpt", "tiny_bias_perturbed.npz")
     golden, model = case.golden, case.system.model(case.params("param"))
     order = golden["order"]
     x = model.embed(golden["x"], (order[:, :-1], order[:, 1:]))
-    layers = cache.empty(case.system.model_config, len(order), x.shape[1])
+    layers = attention.empty_cache(case.system.model_config, len(order), x.shape[1])
     pieces = []
     bounds = golden["kv_chunks"]
     for start, end in itertools.pairwise(bounds):
@@ -161,8 +161,7 @@ def test_cached_logits_and_cache_of_sigma_gpt():
 
 def test_burst_drafts_are_the_true_conditionals():
     """The original's own drafts are not: `burst_logits_ref` in the same file."""
-    from jaxgpt.core import generate
-    from jaxgpt.systems import Sampling
+    from jaxgpt.sampling.state import ModelDecoder, SamplingParams, prefill
     from jaxgpt.systems.sigma.samplers import window
 
     case = load("sigma-gpt", "tiny_bias_perturbed.npz")
@@ -171,12 +170,12 @@ def test_burst_drafts_are_the_true_conditionals():
     B, N = order.shape
     # golden["x"] is in reading order already, without its last token.
     tokens = jnp.pad(jnp.asarray(golden["x"], jnp.int32), ((0, 0), (0, 1)))
-    reader = generate.Network(case.system.graphdef)
-    state = generate.start(
-        reader, params, tokens, order, jnp.roll(order, -1, 1), jnp.full(B, P)
+    decoder = ModelDecoder(case.system.graphdef)
+    state = prefill(
+        decoder, params, tokens, order, jnp.roll(order, -1, 1), jnp.full(B, P)
     )
-    task = Sampling().task(N, jax.random.key(0))
-    draft = jax.jit(lambda *arguments: window.draft(reader, *arguments).logits_BWV)
+    task = SamplingParams().decode_params(N, jax.random.key(0))
+    draft = jax.jit(lambda *arguments: window.draft(decoder, *arguments).logits_BWV)
     drafted_BWV = draft(params, state, task, jnp.zeros((B, N - P)))
     assert relative(drafted_BWV, golden["burst_logits_exact"]) < FLOAT32["logits"]
     assert relative(drafted_BWV, golden["burst_logits_ref"]) > 1e-2

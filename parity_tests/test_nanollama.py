@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from jaxgpt import config as configs
-from jaxgpt import convert, optim, systems
+from jaxgpt import convert
 from jaxgpt.errors import UserError
 from jaxgpt.interop import formats, rules
 from jaxgpt.run import open_run
-from jaxgpt.step import init_state, make_step
+from jaxgpt.systems.registry import build_system
 from jaxgpt.train import train
+from jaxgpt.training import optimizers
+from jaxgpt.training.step import init_state, make_step
 from parity_tests.conftest import GOLDEN, relative, worst
 from parity_tests.tolerances import FLOAT32
 
@@ -48,7 +50,7 @@ def tree_of(golden, prefix, original):
 
 
 def test_logits_loss_and_gradients(golden, original):
-    system = systems.make(original.config)
+    system = build_system(original.config)
 
     def loss(params):
         model = system.model(params)
@@ -70,7 +72,7 @@ def test_float64_against_its_float64(golden, settings):
     with jax.enable_x64(True):
         config = formats.read_original("nanollama", str(SOURCE), settings).config
         configs.override(config, {"model.dtype": "float64"})
-        system = systems.make(config)
+        system = build_system(config)
         abstract = jax.eval_shape(system.init, jax.random.key(0))
         table = formats.FORMATS["nanollama"].rules(config.model)
         names = {rule.name: golden[f"param/{rule.name}"] for rule in table}
@@ -99,12 +101,12 @@ def test_ten_optimizer_steps(golden, original):
             "optimizer.grad_clip": 0.0,
         },
     )
-    rate = optim.schedule(config)
+    rate = optimizers.learning_rate_schedule(config)
     rates = [float(rate(step)) for step in range(o["steps"])]
     np.testing.assert_allclose(rates, golden["train/lr"], rtol=1e-6, atol=1e-12)
-    system = systems.make(config)
-    advance = make_step(system, optim.make(config))
-    state = init_state(original.params, optim.make(config), ema=False)
+    system = build_system(config)
+    advance = make_step(system, optimizers.make_optimizer(config))
+    state = init_state(original.params, optimizers.make_optimizer(config), ema=False)
     tokens = np.concatenate([golden["input"], golden["target"][:, -1:]], 1)
     np.testing.assert_array_equal(tokens[:, 1:], golden["target"])
     losses = []
@@ -133,7 +135,7 @@ def test_round_trip(golden, settings, tmp_path):
 def test_the_initial_distribution_is_its(original):
     config = original.config
     configs.override(config, {"model.init": "fan_in"})
-    params = systems.make(config).init(jax.random.key(0))
+    params = build_system(config).init(jax.random.key(0))
     for path, array in jax.tree_util.tree_leaves_with_path(params):
         if array.ndim == 1:
             assert (array == 1).all()

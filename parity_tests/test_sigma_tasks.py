@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from jaxgpt import config as configs
-from jaxgpt import systems
-from jaxgpt.core import generate, positions
-from jaxgpt.core.transformer import ModelConfig
-from jaxgpt.systems import Sampling
+from jaxgpt.model import positions
+from jaxgpt.model.config import ModelConfig
+from jaxgpt.sampling.state import ModelDecoder, SamplingParams, prefill
+from jaxgpt.systems.base import System
+from jaxgpt.systems.registry import build_system
 from jaxgpt.systems.sigma.samplers import window
 from parity_tests.conftest import GOLDEN, relative, worst
 from parity_tests.tolerances import FLOAT32
@@ -78,8 +79,8 @@ def golden() -> dict:
 
 
 @pytest.fixture(scope="module")
-def system() -> systems.System:
-    return systems.make(configs.override(configs.base(), FIELDS))
+def system() -> System:
+    return build_system(configs.override(configs.base(), FIELDS))
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +138,9 @@ def test_logits_loss_and_gradients(golden, system, params, kind):
 def test_greedy_generation_through_the_cache(golden, system, params):
     tokens, P = golden["x"], int(golden["P"])
     known = np.broadcast_to(np.arange(tokens.shape[1]) < P, tokens.shape)
-    how = Sampling("ar", "left-to-right", temperature=0.0)
+    sampling = SamplingParams("ar", "left-to-right", temperature=0.0)
     given = np.where(known, tokens, 0)
-    found = system.sample(params, given, known, jax.random.key(0), how)
+    found = system.sample(params, given, known, jax.random.key(0), sampling)
     np.testing.assert_array_equal(found.tokens_BT, golden["greedy_ltr"])
 
 
@@ -152,13 +153,13 @@ def test_a_burst_drafts_from_the_true_conditionals(golden, system, params):
     ).astype(np.int32)
     own_BS = begin(order_BT, T)
     read_BS = begin(np.take_along_axis(tokens_BT, order_BT, 1), V)
-    reader = generate.Network(system.graphdef)
-    state = generate.start(
-        reader, params, *map(jnp.asarray, (read_BS, own_BS, np.roll(own_BS, -1, 1))),
+    decoder = ModelDecoder(system.graphdef)
+    state = prefill(
+        decoder, params, *map(jnp.asarray, (read_BS, own_BS, np.roll(own_BS, -1, 1))),
         jnp.full(B, P + 1),
     )  # fmt: skip
-    task = Sampling().task(T + 1, jax.random.key(0))
-    draft = jax.jit(lambda *arguments: window.draft(reader, *arguments).logits_BWV)
+    task = SamplingParams().decode_params(T + 1, jax.random.key(0))
+    draft = jax.jit(lambda *arguments: window.draft(decoder, *arguments).logits_BWV)
     drafted_BWV = draft(params, state, task, jnp.zeros((B, T - P)))
     expected = golden["burst_logits_exact"]
     assert relative(drafted_BWV, expected) < FLOAT32["logits"]

@@ -13,12 +13,14 @@ import torch
 from flax import nnx
 
 from jaxgpt import config as configs
-from jaxgpt import convert, evaluate, systems
-from jaxgpt.core import generate
-from jaxgpt.core.transformer import LanguageModel
+from jaxgpt import convert, evaluate
 from jaxgpt.data import text as texts
 from jaxgpt.errors import UserError
 from jaxgpt.interop import formats, rules, teenygpt
+from jaxgpt.model.transformer import LanguageModel
+from jaxgpt.sampling.autoregressive import decode_sliding_window
+from jaxgpt.sampling.state import SamplingParams
+from jaxgpt.systems.registry import build_system
 from parity_tests.conftest import GOLDEN, relative, worst
 from parity_tests.tolerances import FLOAT32
 from parity_tests.torch_teeny import Teeny
@@ -55,7 +57,7 @@ def load(tmp_path):
         settings.write_text(json.dumps(settings_of(name, sizes)))
         source = FOLDER / f"{name}.npz"
         original = formats.read_original("teenygpt", str(source), str(settings))
-        system = systems.make(original.config)
+        system = build_system(original.config)
         with np.load(source) as archive:
             golden = dict(archive)
         table = formats.FORMATS["teenygpt"].rules(original.config.model)
@@ -132,12 +134,12 @@ def test_greedy_text_token_for_token(load, name):
         rows = params["positions"]["table"][: prompt.shape[1]]
         params = params | {"positions": {"table": rows}}
     missing = np.zeros((len(prompt), 12), np.int32)
-    whole = generate.slide(
+    whole = decode_sliding_window(
         graphdef[0],
         params,
         jnp.asarray(np.concatenate([prompt, missing], 1)),
         jnp.int32(prompt.shape[1]),
-        systems.Sampling(temperature=0.0).task(0, jax.random.key(0)),
+        SamplingParams(temperature=0.0).decode_params(0, jax.random.key(0)),
     )[0]
     sure = golden["gen_gap"] > 1e-5
     found = np.asarray(whole)[:, prompt.shape[1] :]

@@ -34,7 +34,7 @@ class Recorded(Draws):
     def __init__(self, golden):
         self.golden, self.missing = golden, []
 
-    def order(self, known_BT):
+    def order(self, prompt_mask_BT):
         return self.golden["full/order0"].long()
 
     def tokens(self, probabilities):
@@ -70,7 +70,7 @@ def test_draft_distribution(golden, twin, correct):
     seen = []
 
     class Watched(Draws):
-        def order(self, known_BT):
+        def order(self, prompt_mask_BT):
             return order
 
         def tokens(self, probabilities):
@@ -87,7 +87,7 @@ def test_draft_distribution(golden, twin, correct):
 
 def test_cached_generates_greedily_what_the_uncached_original_does(golden, twin):
     class Greedy(Draws):
-        def order(self, known_BT):
+        def order(self, prompt_mask_BT):
             return golden["gen_order"].long()
 
         def tokens(self, probabilities):

@@ -41,14 +41,16 @@ def frame(panels, call: int, step: int) -> Image.Image:
     image = Image.new("RGB", size, BACK)
     draw = ImageDraw.Draw(image)
     top = 8
-    for title, shown, call_BT in panels:
-        made = (call_BT <= call).sum(1) - (call_BT == 0).sum(1)
-        used = min(call, int(call_BT.max()))
+    for title, shown, decode_step_BT in panels:
+        made = (decode_step_BT <= call).sum(1) - (decode_step_BT == 0).sum(1)
+        used = min(call, int(decode_step_BT.max()))
         pace = f"{made.mean() / max(used, 1):.1f}" if used else "-"
         status = f"{title}: {used:2} model calls, {pace} tokens a call"
         draw.text((12, top), status, TITLE, FONT)
         for row, text in enumerate(shown):
-            draw_text(draw, top + (row + 1) * HEIGHT, text, call_BT[row], call, step)
+            draw_text(
+                draw, top + (row + 1) * HEIGHT, text, decode_step_BT[row], call, step
+            )
         top += (texts + 2) * HEIGHT
     return image
 
@@ -61,9 +63,9 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     from jaxgpt import cli
-    from jaxgpt.core import random
+    from jaxgpt.model import rng
     from jaxgpt.run import open_run
-    from jaxgpt.systems import Sampling
+    from jaxgpt.sampling.state import SamplingParams
 
     cli.set_up_jax()
     run = open_run(args.workdir)
@@ -74,11 +76,11 @@ def main():
         known[:, 0] = True
     panels = []
     for title, sampler in (("one by one", "ar"), ("exact burst", "exact-burst")):
-        how = Sampling(sampler, order="far-apart", temperature=0.8)
-        key = random.stream(args.seed, "sample")
-        filled = run.system.sample(run.params, tokens, known, key, how)
+        sampling = SamplingParams(sampler, order="far-apart", temperature=0.8)
+        key = rng.stream(args.seed, "sample")
+        filled = run.system.sample(run.params, tokens, known, key, sampling)
         shown = [run.tokenizer.decode(row) for row in filled.tokens_BT]
-        panels.append((title, shown, filled.call_BT))
+        panels.append((title, shown, filled.decode_step_BT))
     last = int(max(panel[2].max() for panel in panels))
     frames = [frame(panels, call, 2) for call in range(0, last + 2, 2)]
     times = [220] * (len(frames) - 1) + [3000]

@@ -25,10 +25,10 @@ def measure(workdir: str, split: str, count: int, **overrides: Any) -> dict[str,
 
     given = {f"memory.{name}": str(value) for name, value in overrides.items()}
     run = open_run(workdir, "last", given)
-    windows = run.open_data().fixed(split, run.system.window, count)
+    windows = run.open_data().eval_windows(split, run.system.window, count)
     rows = run.config.batch_size
     if overrides:
-        nll = run.system.scores(run.params, windows, rows, run.config.seed)
+        nll = run.system.eval_nll(run.params, windows, rows, run.config.seed)
         return {"loss": float(nll[""].mean())}
     return run.system.report(run.params, windows, rows)
 

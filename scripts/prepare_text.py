@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxgpt import cli
 from jaxgpt.config import user_path
-from jaxgpt.data.tokenizer import END_OF_TEXT, GPT2Tokenizer
+from jaxgpt.data.tokenizers import END_OF_TEXT, GPT2Tokenizer
 from jaxgpt.errors import UserError, log
 
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}

@@ -11,9 +11,11 @@ import jax
 import numpy as np
 
 from jaxgpt import config as configs
-from jaxgpt import optim, sharding, systems
-from jaxgpt.core import random
-from jaxgpt.step import init_state, make_step
+from jaxgpt.model import rng
+from jaxgpt.parallel import sharding
+from jaxgpt.systems.registry import build_system
+from jaxgpt.training import optimizers
+from jaxgpt.training.step import init_state, make_step
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 SIZE = {
@@ -43,12 +45,12 @@ def losses(file, changes, mesh=None, steps=3):
         axes = zip(("data", "fsdp", "tensor"), mesh, strict=True)
         changes = changes | {f"mesh.{axis}": size for axis, size in axes}
     configs.validate(configs.override(config, SIZE | changes))
-    system, optimizer = systems.make(config), optim.make(config)
+    system, optimizer = build_system(config), optimizers.make_optimizer(config)
 
     def init(key):
         return init_state(system.init(key), optimizer, ema=False)
 
-    key = random.stream(config.seed, "params")
+    key = rng.stream(config.seed, "params")
     devices = jax.devices()[: np.prod(mesh or (1, 1, 1))]
     layout = sharding.layout(
         jax.eval_shape(init, key),
@@ -58,13 +60,13 @@ def losses(file, changes, mesh=None, steps=3):
     )
     state = jax.jit(init, out_shardings=layout.state)(key)
     advance = make_step(system, optimizer, layout)
-    rng = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     shape, found = (8, system.window), []
     for index in range(steps):
-        tokens = rng.integers(0, config.model.vocab_size, shape).astype(np.int32)
+        tokens = generator.integers(0, config.model.vocab_size, shape).astype(np.int32)
         state, metrics = advance(state, np.int32(index), layout.put_rows(tokens))
         found.append([float(metrics["loss"]), float(metrics["grad_norm"])])
-    nll = system.scores(state["params"], tokens, 8, config.seed, layout)
+    nll = system.eval_nll(state["params"], tokens, 8, config.seed, layout)
     places = {str(a.sharding.spec) for a in jax.tree.leaves(state)}
     weights = b"".join(np.asarray(a).tobytes() for a in jax.tree.leaves(state))
     return {

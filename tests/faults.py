@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 import jax
 
-from jaxgpt import metrics
-from jaxgpt.checkpoint import Checkpoints, DamagedError, State, digests
 from jaxgpt.errors import UserError
+from jaxgpt.training import metrics
+from jaxgpt.training.checkpoint import Checkpoints, DamagedError, State, digests
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = "configs/sigma_char.py:tiny"

@@ -117,7 +117,7 @@ def quick_unless_marked(request, monkeypatch):
     if "process" not in marks:
         monkeypatch.setattr(subprocess.Popen, "__init__", refuse("process"))
     if "trains" not in marks:
-        monkeypatch.setattr("jaxgpt.train.Trainer.__init__", refuse("trains"))
+        monkeypatch.setattr("jaxgpt.training.loop.Trainer.__init__", refuse("trains"))
 
 
 @pytest.fixture(autouse=True)

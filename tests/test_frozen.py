@@ -9,9 +9,10 @@ import shutil
 import pytest
 
 from jaxgpt import config as configs
-from jaxgpt import metrics, verify
+from jaxgpt import verify
 from jaxgpt.run import open_run
 from jaxgpt.train import train
+from jaxgpt.training import metrics
 from tests.conftest import ROOT
 
 FROZEN = ROOT / "tests" / "frozen"
@@ -28,8 +29,8 @@ def test_a_run_of_the_first_layout(name, tmp_path, monkeypatch):
     recorded = metrics.read_rows(workdir)[-1]["val_loss"]
     run = open_run(str(workdir))
     c, system = run.config, run.system
-    tokens = run.open_data().fixed("val", system.window, c.eval_sequences)
-    nll = system.scores(run.params, tokens, c.batch_size, c.seed)[""]
+    tokens = run.open_data().eval_windows("val", system.window, c.eval_sequences)
+    nll = system.eval_nll(run.params, tokens, c.batch_size, c.seed)[""]
     assert nll.mean() == pytest.approx(recorded, rel=1e-4)
     changes = {"steps": 6, "eval_interval": 1, "optimizer.decay_steps": 4}
     config = configs.override(configs.load_frozen(workdir), changes)

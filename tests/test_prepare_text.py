@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from jaxgpt import config as configs
-from jaxgpt.data.tokenizer import END_OF_TEXT, GPT2Tokenizer
-from jaxgpt.systems import make
+from jaxgpt.data.tokenizers import END_OF_TEXT, GPT2Tokenizer
+from jaxgpt.systems.registry import build_system
 from scripts import prepare_text
 
 
@@ -23,7 +23,7 @@ def test_documents_become_a_folder_to_train_on(tmp_path):
     assert val.tolist() == split["val"]
     changes = {"data.path": str(tmp_path), "model.block_size": "16"}
     config = configs.load("configs/sigma_text.py:tiny", changes)
-    assert make(config).open_data().vocab_size == GPT2Tokenizer.vocab_size
+    assert build_system(config).open_data().vocab_size == GPT2Tokenizer.vocab_size
 
 
 def test_too_few_documents_are_one_line(tmp_path):

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from jaxgpt import config as configs
-from jaxgpt import metrics, verify
-from jaxgpt.checkpoint import Checkpoints
+from jaxgpt import verify
 from jaxgpt.errors import UserError
-from jaxgpt.train import train
+from jaxgpt.train import replay, train
+from jaxgpt.training import metrics
+from jaxgpt.training.checkpoint import Checkpoints
 from tests import faults
 from tests.faults import ROOT, TINY, finish, record, start
 from tests.faults import saved_digests as saved
@@ -236,13 +237,14 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(straight, tmp_path,
     workdir = tmp_path / "run"
     number = getattr(signal, name)
     code = (
-        "import os, signal, sys; from jaxgpt import cli, systems, train\n"
-        "whole, calls = systems.System.scores, []\n"
-        "def scores(*arguments):\n"
+        "import os, signal, sys; from jaxgpt import cli, train\n"
+        "from jaxgpt.systems.base import System\n"
+        "whole, calls = System.eval_nll, []\n"
+        "def eval_nll(*arguments):\n"
         "    calls.append(1)\n"
         f"    if len(calls) == 4: os.kill(os.getpid(), {int(number)})\n"
         "    return whole(*arguments)\n"
-        "systems.System.scores = scores\n"
+        "System.eval_nll = eval_nll\n"
         "cli.main(train.command)\n"
     )
     process = subprocess.Popen(
@@ -282,7 +284,7 @@ def poisoned(system, monkeypatch, at):
 @pytest.mark.unoptimised
 @pytest.mark.trains
 def test_a_bad_step_stops_the_run_and_can_be_replayed(tmp_path, monkeypatch, capsys):
-    from jaxgpt.systems.sigma import SigmaGPT
+    from jaxgpt.systems.sigma.system import SigmaGPT
 
     poisoned(SigmaGPT, monkeypatch, at=24)
     workdir = tmp_path / "run"
@@ -295,8 +297,6 @@ def test_a_bad_step_stops_the_run_and_can_be_replayed(tmp_path, monkeypatch, cap
         assert written["step"] == 25
         assert {"order_key", "dropout_key", "seed", "loss"} <= set(written)
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
-    from jaxgpt.replay import replay
-
     assert replay(configs.load_frozen(workdir), workdir, 25) == 1
     shown = capsys.readouterr().out
     assert "batch and metrics are those in" in shown
@@ -306,7 +306,7 @@ def test_a_bad_step_stops_the_run_and_can_be_replayed(tmp_path, monkeypatch, cap
 
 @pytest.mark.trains
 def test_a_bad_step_is_skipped_where_the_config_says_so(tmp_path, monkeypatch, capsys):
-    from jaxgpt.systems.sigma import SigmaGPT
+    from jaxgpt.systems.sigma.system import SigmaGPT
 
     poisoned(SigmaGPT, monkeypatch, at=29)
     workdir = tmp_path / "run"
@@ -325,8 +325,6 @@ def test_a_run_in_which_every_step_is_bad_ends(tmp_path, capsys):
 
 
 def test_a_replay_of_a_step_that_is_not_there(straight):
-    from jaxgpt.replay import replay
-
     with pytest.raises(UserError, match=r"--replay=41: the steps are 1 \.\. 40"):
         replay(configs.load_frozen(straight), straight, 41)
 

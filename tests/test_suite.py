@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-from jaxgpt.train import Trainer
+from jaxgpt.training.loop import Trainer
 from scripts import install_torch
 from tests import suite
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from jaxgpt import config as configs
-from jaxgpt import metrics, optim, systems
-from jaxgpt.step import init_state, make_step
+from jaxgpt.systems.registry import build_system
 from jaxgpt.train import train
+from jaxgpt.training import metrics, optimizers
+from jaxgpt.training.step import init_state, make_step
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = "configs/sigma_char.py:tiny"
@@ -179,8 +180,8 @@ def steps_of(changes, count=3):
     """Parameters and losses after a few steps on fixed tokens."""
     changes = {"model.vocab_size": 65, "optimizer.warmup_steps": 0} | changes
     config = configs.override(configs.load(TINY, {}), changes)
-    system = systems.make(config)
-    optimizer = optim.make(config)
+    system = build_system(config)
+    optimizer = optimizers.make_optimizer(config)
     state = init_state(system.init(jax.random.key(0)), optimizer, ema=False)
     advance = make_step(system, optimizer)
     rng = np.random.default_rng(0)
@@ -213,8 +214,8 @@ def test_dropout_is_a_function_of_the_step():
 
 def test_every_parameter_has_a_decay_rule():
     config = configs.load(TINY, {"model.bias": "true", "model.vocab_size": "65"})
-    params = jax.eval_shape(systems.make(config).init, jax.random.key(0))
-    mask = optim.decay_mask(params)
+    params = jax.eval_shape(build_system(config).init, jax.random.key(0))
+    mask = optimizers.decay_mask(params)
     for leaf, decays in zip(
         jax.tree.leaves(params), jax.tree.leaves(mask), strict=True
     ):
@@ -223,7 +224,7 @@ def test_every_parameter_has_a_decay_rule():
 
 def test_schedule_is_nanogpts():
     config = configs.base()
-    rate = optim.schedule(config)
+    rate = optimizers.learning_rate_schedule(config)
     expected = {
         0: 9.900990099009901e-06,
         99: 0.0009900990099009901,
@@ -291,14 +292,14 @@ def test_a_start_of_another_vocabulary_is_refused(uninterrupted, tmp_path):
 
 @pytest.mark.trains
 def test_averaged_parameters_follow_the_steps_and_are_what_is_evaluated(tmp_path):
-    from jaxgpt.checkpoint import Checkpoints
     from jaxgpt.run import open_run
-    from jaxgpt.step import averaged
+    from jaxgpt.training.checkpoint import Checkpoints
+    from jaxgpt.training.step import eval_params
 
     config = configs.load(
         TINY, {"model.vocab_size": "65", "optimizer.ema_decay": "0.5"}
     )
-    system, optimizer = systems.make(config), optim.make(config)
+    system, optimizer = build_system(config), optimizers.make_optimizer(config)
     state = init_state(system.init(jax.random.key(0)), optimizer, ema=True)
     expected = jax.tree.map(np.asarray, state["params"])
     advance = make_step(system, optimizer)
@@ -312,7 +313,7 @@ def test_averaged_parameters_follow_the_steps_and_are_what_is_evaluated(tmp_path
             state["params"],
         )
     for a, b in zip(
-        jax.tree.leaves(averaged(state)), jax.tree.leaves(expected), strict=True
+        jax.tree.leaves(eval_params(state)), jax.tree.leaves(expected), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 

@@ -14,8 +14,7 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.data import files
-from jaxgpt.data import tokenizer as tok
+from jaxgpt.data import cache, tokenizers
 from jaxgpt.data.text import SPLITS, open_text, shares
 from jaxgpt.errors import UserError
 
@@ -89,7 +88,7 @@ class DocumentData:
     """The documents of a text and its tokenizer."""
 
     splits: dict[str, Split]
-    tokenizer: tok.Tokenizer
+    tokenizer: tokenizers.Tokenizer
 
     @property
     def vocab_size(self) -> int:
@@ -119,7 +118,9 @@ class DocumentData:
             nth[row] = at % total - (ends[which - 1] if which else 0)
         return part.cut(document, nth, length - 1)
 
-    def fixed(self, split: str, length: int, count: int | None = None) -> Segments:
+    def eval_windows(
+        self, split: str, length: int, count: int | None = None
+    ) -> Segments:
         """Returns the same segments every time, about count of them.
 
         They are the first of documents spread over the split; without a count, all.
@@ -170,17 +171,17 @@ def open_documents(config: ConfigDict, length: int) -> DocumentData:
     Raises:
       UserError: where there is none, or a split is empty.
     """
-    path = files.resolve(config.data.path)
+    path = cache.resolve(config.data.path)
     if not path.is_dir() or (path / "train.bin").exists():
         return _one_text(config, length)
     parts = _split(path, config.data)
     paths = [file for part in parts.values() for file in part]
-    cached = files.cache_folder(paths, config)
+    cached = cache.cache_folder(paths, config)
     cached = cached.with_name(f"documents-{cached.name}")
     if not (cached / "tokenizer.json").exists():
-        files.build(paths, config, cached, functools.partial(_fill, parts))
-    tokenizer = tok.load(cached / "tokenizer.json")
-    dtype = files.token_dtype(tokenizer.vocab_size)
+        cache.build(paths, config, cached, functools.partial(_fill, parts))
+    tokenizer = tokenizers.load_tokenizer(cached / "tokenizer.json")
+    dtype = cache.token_dtype(tokenizer.vocab_size)
     splits = {}
     for split, ends in json.loads((cached / "ends.json").read_text()).items():
         tokens = np.fromfile(cached / f"{split}.bin", dtype)
@@ -211,11 +212,11 @@ def _names(paths: list[pathlib.Path]) -> tuple[str, ...]:
 def _split(path: pathlib.Path, data: ConfigDict) -> dict[str, list[pathlib.Path]]:
     if (path / "train").is_dir():
         parts = {
-            split: files.text_files(path / split) if (path / split).is_dir() else []
+            split: cache.text_files(path / split) if (path / split).is_dir() else []
             for split in SPLITS
         }
     else:
-        paths = files.text_files(path)
+        paths = cache.text_files(path)
         order = np.random.default_rng(data.split_seed).permutation(len(paths))
         train, held = shares(len(paths), data)
         chosen = np.split(order, [train, train + held])
@@ -233,16 +234,18 @@ def _split(path: pathlib.Path, data: ConfigDict) -> dict[str, list[pathlib.Path]
 
 
 def _fill(
-    parts: dict[str, list[pathlib.Path]], tokenizer: tok.Tokenizer, folder: pathlib.Path
+    parts: dict[str, list[pathlib.Path]],
+    tokenizer: tokenizers.Tokenizer,
+    folder: pathlib.Path,
 ) -> None:
     """Writes the tokens of each split, and where its documents end."""
-    dtype = files.token_dtype(tokenizer.vocab_size)
+    dtype = cache.token_dtype(tokenizer.vocab_size)
     ends: dict[str, list[int]] = {}
     for split, paths in parts.items():
         ends[split], total = [], 0
         with open(folder / f"{split}.bin", "wb") as out:
             for path in paths:
-                for text in files.pieces([path]):
+                for text in cache.iter_chunks([path]):
                     ids = tokenizer.encode(text).astype(dtype)
                     ids.tofile(out)
                     total += len(ids)

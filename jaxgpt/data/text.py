@@ -11,8 +11,7 @@ import random
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.data import files
-from jaxgpt.data import tokenizer as tok
+from jaxgpt.data import cache, tokenizers
 from jaxgpt.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -29,7 +28,7 @@ class TextData:
     train: np.ndarray
     val: np.ndarray
     test: np.ndarray
-    tokenizer: tok.Tokenizer
+    tokenizer: tokenizers.Tokenizer
     chunk: int = 0
 
     @property
@@ -42,16 +41,18 @@ class TextData:
     ) -> np.ndarray:
         """Returns int32 [size, length]: windows at places that (seed, step) draw."""
         generator = np.random.default_rng((seed, SPLITS.index(split), step))
-        drawn = generator.integers(0, self.places(split, length), size)
+        drawn = generator.integers(0, self.num_windows(split, length), size)
         return self._windows(split, drawn, length)
 
-    def fixed(self, split: str, length: int, count: int | None = None) -> np.ndarray:
+    def eval_windows(
+        self, split: str, length: int, count: int | None = None
+    ) -> np.ndarray:
         """Returns int32 [count, length]: the same windows every time.
 
         They are spread evenly over the split; without a count they follow one
         another, sharing no token, to its end (or that of each chunk).
         """
-        places = self.places(split, length)
+        places = self.num_windows(split, length)
         if count is None:
             each = self._each(split, length)
             of_chunk = np.arange(0, each, length)
@@ -60,7 +61,7 @@ class TextData:
             chosen = np.linspace(0, places - 1, count).astype(np.int64)
         return self._windows(split, chosen, length)
 
-    def places(self, split: str, length: int) -> int:
+    def num_windows(self, split: str, length: int) -> int:
         """Returns how many windows of this length there are in a split.
 
         Raises:
@@ -98,11 +99,11 @@ def open_text(config: ConfigDict, length: int) -> TextData:
       UserError: where a file is missing, empty, too short, not UTF-8, or holds ids
         outside the vocabulary; nothing half-written is left.
     """
-    path = files.resolve(config.data.path)
+    path = cache.resolve(config.data.path)
     if path.is_dir() and (path / "train.bin").exists():
         data = _open_bins(path, config)
     else:
-        data = _open_files(files.text_files(path), config)
+        data = _open_files(cache.text_files(path), config)
     for split in SPLITS:
         have = len(getattr(data, split))
         if split == "test" and not (have or config.data.test_fraction):
@@ -129,21 +130,23 @@ def _count(data: TextData) -> int:
 
 def _open_files(paths: list[pathlib.Path], config: ConfigDict) -> TextData:
     c = config.data
-    cached = files.cache_folder(paths, config)
+    cached = cache.cache_folder(paths, config)
     if not (cached / "tokenizer.json").exists():
-        files.build(paths, config, cached, functools.partial(_fill, paths, c))
+        cache.build(paths, config, cached, functools.partial(_fill, paths, c))
     chunk = c.chunk_tokens if c.split == "chunks" else 0
-    return _read_bins(cached, tok.load(cached / "tokenizer.json"), chunk)
+    return _read_bins(
+        cached, tokenizers.load_tokenizer(cached / "tokenizer.json"), chunk
+    )
 
 
 def _fill(
     paths: list[pathlib.Path],
     data: ConfigDict,
-    tokenizer: tok.Tokenizer,
+    tokenizer: tokenizers.Tokenizer,
     folder: pathlib.Path,
 ) -> None:
     """Writes the splits of a text."""
-    total = files.survey(paths)[1]
+    total = cache.scan(paths)[1]
     if data.split == "chunks":
         _encode(paths, tokenizer, [total], folder)
         _shuffle_chunks(folder, tokenizer, data)
@@ -165,18 +168,18 @@ def shares(count: int, data: ConfigDict) -> tuple[int, int]:
 
 def _encode(
     paths: list[pathlib.Path],
-    tokenizer: tok.Tokenizer,
+    tokenizer: tokenizers.Tokenizer,
     ends: list[int],
     folder: pathlib.Path,
 ) -> None:
     """Writes train.bin, val.bin and test.bin, which end at these characters."""
-    dtype = files.token_dtype(tokenizer.vocab_size)
+    dtype = cache.token_dtype(tokenizer.vocab_size)
     with contextlib.ExitStack() as stack:
         outs = [
             stack.enter_context(open(folder / f"{split}.bin", "wb")) for split in SPLITS
         ]
         done = 0
-        for text in files.pieces(paths):
+        for text in cache.iter_chunks(paths):
             at = 0
             for end, out in zip(ends, outs[: len(ends)], strict=True):
                 part = text[at : max(end - done, at)]
@@ -187,13 +190,13 @@ def _encode(
 
 
 def _shuffle_chunks(
-    folder: pathlib.Path, tokenizer: tok.Tokenizer, data: ConfigDict
+    folder: pathlib.Path, tokenizer: tokenizers.Tokenizer, data: ConfigDict
 ) -> None:
     """Deals the chunks of train.bin out to the three splits; drops a short last one.
 
     Python's random shuffles them, as teenyGPT's: the same seed, the same split.
     """
-    dtype = files.token_dtype(tokenizer.vocab_size)
+    dtype = cache.token_dtype(tokenizer.vocab_size)
     whole = folder / "whole.bin"
     (folder / "train.bin").replace(whole)
     # It is not empty: survey has seen to that.
@@ -212,9 +215,9 @@ def _shuffle_chunks(
 
 
 def _read_bins(
-    folder: pathlib.Path, tokenizer: tok.Tokenizer, chunk: int = 0
+    folder: pathlib.Path, tokenizer: tokenizers.Tokenizer, chunk: int = 0
 ) -> TextData:
-    dtype = files.token_dtype(tokenizer.vocab_size)
+    dtype = cache.token_dtype(tokenizer.vocab_size)
     splits: list[np.ndarray] = []
     for split in SPLITS:
         file = folder / f"{split}.bin"
@@ -237,12 +240,12 @@ def _read_bins(
 def _open_bins(folder: pathlib.Path, config: ConfigDict) -> TextData:
     """Opens a nanoGPT data folder; its pickled vocabulary is never read."""
     if (folder / "tokenizer.json").exists():
-        tokenizer = tok.load(folder / "tokenizer.json")
+        tokenizer = tokenizers.load_tokenizer(folder / "tokenizer.json")
     elif config.data.tokenizer == "gpt2":
-        tokenizer = tok.GPT2Tokenizer()
+        tokenizer = tokenizers.GPT2Tokenizer()
     elif (folder / "input.txt").exists():
-        tokenizer = tok.CharTokenizer(
-            "".join(sorted(files.survey([folder / "input.txt"])[0]))
+        tokenizer = tokenizers.CharTokenizer(
+            "".join(sorted(cache.scan([folder / "input.txt"])[0]))
         )
     else:
         raise UserError(
@@ -252,8 +255,8 @@ def _open_bins(folder: pathlib.Path, config: ConfigDict) -> TextData:
     data = _read_bins(folder, tokenizer)
     for split in SPLITS:
         tokens = getattr(data, split)
-        for start in range(0, len(tokens), files.CHUNK):
-            part = tokens[start : start + files.CHUNK]
+        for start in range(0, len(tokens), cache.CHUNK):
+            part = tokens[start : start + cache.CHUNK]
             if part.max() >= data.vocab_size:
                 at = start + int((part >= data.vocab_size).argmax())
                 raise UserError(

@@ -12,11 +12,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxgpt import config as configs
-from jaxgpt import systems
 from jaxgpt.errors import UserError
-from jaxgpt.interop import files, nanollama, rules, teenygpt
-from jaxgpt.interop.files import SIZES, Arrays, Source
+from jaxgpt.interop import nanollama, rules, teenygpt, weights
 from jaxgpt.interop.rules import shown
+from jaxgpt.interop.weights import SIZES, Arrays, Source
+from jaxgpt.systems.registry import build_system, system_class
 
 PLAIN_GPT2 = {
     "model_type": "gpt2",
@@ -57,7 +57,7 @@ class Format:
 
     def check(self, config: ConfigDict) -> None:
         """Raises UserError where a run is another model than the original can be."""
-        if not issubclass(systems.kind(config.system), systems.kind(self.system)):
+        if not issubclass(system_class(config.system), system_class(self.system)):
             raise UserError(f"is a {config.system} run")
         if config.system == "sigma" and config.sigma.begin_token:
             raise UserError("has a beginning token (sigma.begin_token)")
@@ -277,7 +277,7 @@ def moments(
     for i, name in enumerate(order):
         entry = held[i] if isinstance(held[i], Mapping) else {}
         for key in ("exp_avg", "exp_avg_sq"):
-            if not files.is_numbers(entry.get(key)):
+            if not weights.is_numbers(entry.get(key)):
                 raise UserError(
                     f"'{source.path}' is of another optimizer: {name} has no {key}"
                 )
@@ -322,12 +322,12 @@ def read_original(
       UserError: for a source that is missing, damaged or does not fit.
     """
     form = FORMATS[name]
-    source = files.read(source_path, settings_file)
+    source = weights.read(source_path, settings_file)
     fields = {"system": form.system} | training_fields(source)
     fields |= model_fields(name, source)
     try:
         config = configs.validate(configs.override(configs.base(), fields))
-        system = systems.make(config)
+        system = build_system(config)
     except UserError as error:
         raise UserError(f"'{source_path}': {error}") from None
     abstract = jax.eval_shape(system.init, jax.random.key(0))

@@ -12,8 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxgpt.interop.files import Arrays
 from jaxgpt.interop.rules import Rule
+from jaxgpt.interop.weights import Arrays
 
 # The original's names of what a configuration must say, and ours.
 SIZES = {

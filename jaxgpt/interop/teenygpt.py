@@ -13,8 +13,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxgpt.errors import UserError
-from jaxgpt.interop.files import Arrays
 from jaxgpt.interop.rules import Rule, shown
+from jaxgpt.interop.weights import Arrays
 
 POSITIONS = {
     "ALIBI": "alibi",

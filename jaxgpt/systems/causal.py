@@ -8,10 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt.core import generate, layers
 from jaxgpt.data.text import TextData, open_text
 from jaxgpt.errors import UserError
-from jaxgpt.systems import PLAIN, Batch, Filled, Sampling, System, Watch, check_order
+from jaxgpt.model import layers
+from jaxgpt.sampling.autoregressive import decode_sliding_window
+from jaxgpt.sampling.state import (
+    DEFAULT_PARAMS,
+    Callback,
+    SamplerOutput,
+    SamplingParams,
+)
+from jaxgpt.systems.base import Batch, System, check_order
 
 
 class CausalLM(System):
@@ -40,7 +47,7 @@ class CausalLM(System):
         nll_BT = layers.cross_entropy(logits_BTV[:, :-1], tokens_BT[:, 1:])
         return logits_BTV, nll_BT
 
-    def capacity(self, T: int) -> int:
+    def cache_length(self, T: int) -> int:
         """Returns whole blocks for T tokens with ALiBi, which reads on past its block.
 
         Other encodings are lost there: the text moves through one block instead.
@@ -57,46 +64,52 @@ class CausalLM(System):
         self,
         params: dict,
         tokens_BT: np.ndarray,
-        known_BT: np.ndarray,
+        prompt_mask_BT: np.ndarray,
         key: jax.Array,
-        how: Sampling = PLAIN,
-        watch: Watch | None = None,
+        sampling: SamplingParams = DEFAULT_PARAMS,
+        callback: Callback | None = None,
         every: int = 1,
-    ) -> Filled:
+    ) -> SamplerOutput:
         """Fills what is missing; past the cache, from the last block of tokens."""
         T = tokens_BT.shape[1]
-        block = self.capacity(T)
+        block = self.cache_length(T)
         within = slice(0, min(T, block))
         head = super().sample(
-            params, tokens_BT[:, within], known_BT[:, within], key, how, watch, every
+            params,
+            tokens_BT[:, within],
+            prompt_mask_BT[:, within],
+            key,
+            sampling,
+            callback,
+            every,
         )
         if block >= T:
             return head
         missing = ((0, 0), (0, T - block))
-        tokens, log_p = generate.slide(
+        tokens, log_p = decode_sliding_window(
             self.graphdef,
             params,
             jnp.asarray(np.pad(head.tokens_BT, missing)),
             jnp.int32(block),
-            how.task(T, jax.random.fold_in(key, 1)),
+            sampling.decode_params(T, jax.random.fold_in(key, 1)),
         )
-        calls_BN = head.calls_B[:, None] + np.arange(1, T - block + 1)
-        return Filled(
+        calls_BN = head.num_forward_passes_B[:, None] + np.arange(1, T - block + 1)
+        return SamplerOutput(
             tokens_BT=np.asarray(tokens),
-            settled_BT=np.pad(head.settled_BT, missing, constant_values=True),
+            decoded_BT=np.pad(head.decoded_BT, missing, constant_values=True),
             log_p_BT=np.asarray(log_p) + np.pad(head.log_p_BT, missing),
-            call_BT=np.concatenate([head.call_BT, calls_BN], 1),
-            calls_B=head.calls_B + T - block,
-            evaluations_B=head.evaluations_B + (T - block) * block,
+            decode_step_BT=np.concatenate([head.decode_step_BT, calls_BN], 1),
+            num_forward_passes_B=head.num_forward_passes_B + T - block,
+            tokens_processed_B=head.tokens_processed_B + (T - block) * block,
         )
 
-    def reading(
-        self, known_BT: np.ndarray, how: Sampling, key: jax.Array
+    def decode_order(
+        self, prompt_mask_BT: np.ndarray, sampling: SamplingParams, key: jax.Array
     ) -> np.ndarray:
         """Reads left to right; what is given must come first."""
-        check_order(how.order or "left-to-right", ("left-to-right",))
-        if (np.diff(known_BT.astype(np.int8), axis=1) > 0).any():
+        check_order(sampling.order or "left-to-right", ("left-to-right",))
+        if (np.diff(prompt_mask_BT.astype(np.int8), axis=1) > 0).any():
             raise UserError(
                 "this model reads left to right: a template's gap must be at its end"
             )
-        return np.broadcast_to(np.arange(known_BT.shape[1]), known_BT.shape)
+        return np.broadcast_to(np.arange(prompt_mask_BT.shape[1]), prompt_mask_BT.shape)

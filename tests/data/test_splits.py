@@ -45,10 +45,10 @@ def test_no_window_reaches_from_one_chunk_into_the_next(letters):
     starts = {int(row[0]) for row in drawn}
     assert len(starts) == 16
     for count in (None, 9):
-        fixed = data.fixed("test", 4, count)
+        fixed = data.eval_windows("test", 4, count)
         assert (fixed == fixed[:, :1]).all()
         assert len(fixed) == (count or 5 * 2)
-    assert data.places("test", 4) == 5 * 7
+    assert data.num_windows("test", 4) == 5 * 7
 
 
 def test_text_end_holds_validation_and_test(text_file):  # noqa: F811
@@ -69,9 +69,9 @@ def test_tenths_are_tenths(text_file):  # noqa: F811
 def test_without_a_test_split_there_is_nothing_to_take_from_it(letters):
     data = open_text(letters)
     with pytest.raises(UserError, match=r"set data.test_fraction to have one"):
-        data.fixed("test", 8)
+        data.eval_windows("test", 8)
     with pytest.raises(UserError, match="the val split has no window of 99 tokens"):
-        data.fixed("val", 99)
+        data.eval_windows("val", 99)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgpt.config import base, override
-from jaxgpt.data import files
+from jaxgpt.data import cache, tokenizers
 from jaxgpt.data import text as texts
-from jaxgpt.data import tokenizer as tok
 from jaxgpt.errors import UserError
 
-SHAKESPEARE = files.REPOSITORY / "data" / "shakespeare.txt"
+SHAKESPEARE = cache.REPOSITORY / "data" / "shakespeare.txt"
 # sha256 of train.bin and val.bin of nanoGPT's data/shakespeare_char/prepare.py.
 NANOGPT = {
     "train": "6ec305602a99ac2802745a134e1f5e33e2231b4855525b00b9aebb730ac2626f",
@@ -134,16 +133,16 @@ def test_batch_reaches_both_ends(text_file):
 
 
 def test_fixed_windows_are_spread_from_end_to_end(shakespeare):
-    windows = shakespeare.fixed("val", 64, 10)
+    windows = shakespeare.eval_windows("val", 64, 10)
     assert windows.shape == (10, 64)
     assert windows.dtype == np.int32
     np.testing.assert_array_equal(windows[0], shakespeare.val[:64])
     np.testing.assert_array_equal(windows[-1], shakespeare.val[-64:])
-    np.testing.assert_array_equal(windows, shakespeare.fixed("val", 64, 10))
+    np.testing.assert_array_equal(windows, shakespeare.eval_windows("val", 64, 10))
 
 
 def test_fixed_windows_without_a_count_share_no_token(shakespeare):
-    windows = shakespeare.fixed("val", 64)
+    windows = shakespeare.eval_windows("val", 64)
     assert windows.shape == (111_540 // 64, 64)
     np.testing.assert_array_equal(
         windows.ravel(), shakespeare.val[: len(windows) * 64].astype(np.int32)
@@ -152,14 +151,14 @@ def test_fixed_windows_without_a_count_share_no_token(shakespeare):
 
 def test_fixed_windows_of_a_split_of_one_window(text_file):
     data = open_text(text_file("abcdefgh" * 2), length=8, val_fraction=0.5)
-    assert data.fixed("val", 8).tolist() == [list(range(8))]
-    assert data.fixed("val", 8, 3).tolist() == [list(range(8))] * 3
+    assert data.eval_windows("val", 8).tolist() == [list(range(8))]
+    assert data.eval_windows("val", 8, 3).tolist() == [list(range(8))] * 3
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "gpt2"])
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 16, 61, 1 << 20])
 def test_reading_in_chunks_changes_no_token(text_file, monkeypatch, tokenizer, chunk):
-    monkeypatch.setattr(files, "CHUNK", chunk)
+    monkeypatch.setattr(cache, "CHUNK", chunk)
     data = open_text(text_file(SENTENCES), tokenizer=tokenizer)
     cut = int(len(SENTENCES) * 0.9)
     for tokens, part in ((data.train, SENTENCES[:cut]), (data.val, SENTENCES[cut:])):
@@ -171,21 +170,21 @@ def test_reading_in_chunks_changes_no_token(text_file, monkeypatch, tokenizer, c
 @settings(deadline=None, max_examples=300)
 @given(st.text(TRICKY, max_size=60), st.integers(1, 9))
 def test_pieces_of_any_text_change_no_gpt2_token(text, chunk):
-    tokenizer = tok.GPT2Tokenizer()
+    tokenizer = tokenizers.GPT2Tokenizer()
     with tempfile.NamedTemporaryFile() as file, pytest.MonkeyPatch.context() as patch:
         file.write(text.encode())
         file.flush()
-        patch.setattr(files, "CHUNK", chunk)
-        pieces = list(files.pieces([file.name]))
+        patch.setattr(cache, "CHUNK", chunk)
+        pieces = list(cache.iter_chunks([file.name]))
     assert "".join(pieces) == text
     ids = [i for piece in pieces for i in tokenizer.encode(piece)]
     assert ids == tokenizer.encode(text).tolist()
 
 
 def test_a_text_of_one_word_is_read_in_bounded_pieces(text_file, monkeypatch):
-    monkeypatch.setattr(files, "CHUNK", 4)
-    monkeypatch.setattr(files, "LONGEST_WORD", 10)
-    pieces = list(files.pieces([text_file("a" * 99)]))
+    monkeypatch.setattr(cache, "CHUNK", 4)
+    monkeypatch.setattr(cache, "LONGEST_WORD", 10)
+    pieces = list(cache.iter_chunks([text_file("a" * 99)]))
     assert "".join(pieces) == "a" * 99
     assert max(map(len, pieces)) < 10 + 4 + 1
 
@@ -218,7 +217,9 @@ def test_nanogpt_folder_with_only_a_pickled_vocabulary(bins, bomb):
 
 def test_nanogpt_folder_with_a_tokenizer_file(bins):
     folder = bins(vocabulary="")
-    tok.save(tok.CharTokenizer("wxyz"), folder / "tokenizer.json")
+    tokenizers.save_tokenizer(
+        tokenizers.CharTokenizer("wxyz"), folder / "tokenizer.json"
+    )
     data = open_text(folder)
     assert data.tokenizer.decode(data.train[:4]) == "wxyz"
 
@@ -241,7 +242,7 @@ def test_tokens_are_cached_once(text_file, own_cache, monkeypatch):
         "tokenizer.json",
     }
     with monkeypatch.context() as patch:
-        patch.setattr(files, "build", lambda *_: pytest.fail("tokenised twice"))
+        patch.setattr(cache, "build", lambda *_: pytest.fail("tokenised twice"))
         again = open_text(file)
     np.testing.assert_array_equal(again.train, first.train)
     assert list(own_cache.iterdir()) == folders
@@ -324,7 +325,7 @@ def test_text_as_long_as_its_windows(text_file):
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 22])
 def test_text_that_is_not_utf8(text_file, own_cache, monkeypatch, chunk):
-    monkeypatch.setattr(files, "CHUNK", chunk)
+    monkeypatch.setattr(cache, "CHUNK", chunk)
     file = text_file(b"a" * 100 + b"\xff" + b"b" * 100)
     message = refusal(file, own_cache)
     assert f"'{file}' is not UTF-8 (near byte 100)" in message
@@ -332,7 +333,7 @@ def test_text_that_is_not_utf8(text_file, own_cache, monkeypatch, chunk):
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 22])
 def test_text_cut_off_within_a_character(text_file, own_cache, monkeypatch, chunk):
-    monkeypatch.setattr(files, "CHUNK", chunk)
+    monkeypatch.setattr(cache, "CHUNK", chunk)
     file = text_file("text 😀".encode()[:-1])
     assert f"'{file}' is not UTF-8: it ends within" in refusal(file, own_cache)
 
@@ -363,7 +364,7 @@ def test_bin_with_ids_outside_the_vocabulary(bins):
 
 
 def test_bin_ids_are_checked_to_the_end(bins, monkeypatch):
-    monkeypatch.setattr(files, "CHUNK", 3)
+    monkeypatch.setattr(cache, "CHUNK", 3)
     assert "id 4 at token 20" in refusal(bins(val=[*(0, 1, 2, 3) * 5, 4]))
 
 

@@ -2,9 +2,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt import config, systems
+from jaxgpt import config
 from jaxgpt.errors import UserError
 from jaxgpt.interop import rules
+from jaxgpt.systems.registry import build_system
 
 TABLES = [(bias, conv1d) for bias in (False, True) for conv1d in (False, True)]
 tables = pytest.mark.parametrize("bias, conv1d", TABLES)
@@ -14,7 +15,7 @@ SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 6, "vocab_size": 
 def shapes(system, bias):
     fields = {f"model.{key}": value for key, value in (SIZES | {"bias": bias}).items()}
     made = config.override(config.base(), {"system": system} | fields)
-    return jax.eval_shape(systems.make(made).init, jax.random.key(0))
+    return jax.eval_shape(build_system(made).init, jax.random.key(0))
 
 
 def drawn(abstract):

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from jaxgpt import config as configs
-from jaxgpt import evaluate, sample, systems, train
+from jaxgpt import evaluate, sample, train
 from jaxgpt.errors import UserError
 from jaxgpt.fields import POSITIONS
-from jaxgpt.systems import Sampling, lengths
+from jaxgpt.sampling.state import SamplingParams
+from jaxgpt.systems import scoring
+from jaxgpt.systems.registry import build_system
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unoptimised
@@ -27,7 +29,7 @@ def system_with(**changes):
         "model.block_size": BLOCK,
         "model.vocab_size": 7,
     }
-    system = systems.make(configs.override(configs.base(), fields | changes))
+    system = build_system(configs.override(configs.base(), fields | changes))
     params = system.init(jax.random.key(0))
     return system, jax.tree.map(lambda a: a * 8 if a.ndim > 1 else a, params)
 
@@ -36,11 +38,11 @@ def logits_of(system, params, tokens):
     return jax.jit(lambda params: system.model(params)(tokens))(params)
 
 
-def ask(system, params, T, given=3, **how):
+def ask(system, params, T, given=3, **sampling):
     tokens = np.arange(2 * T, dtype=np.int32).reshape(2, T) % 7
     known = np.tile(np.arange(T) < given, (2, 1))
     key = jax.random.key(3)
-    filled = system.sample(params, tokens, known, key, Sampling(**how))
+    filled = system.sample(params, tokens, known, key, SamplingParams(**sampling))
     np.testing.assert_array_equal(filled.tokens_BT[known], tokens[known])
     return filled.tokens_BT
 
@@ -88,26 +90,28 @@ def test_sigma_has_its_own_positions():
     ],
 )
 def test_lengths_are_tokens_or_blocks(text, expected):
-    assert lengths.parse(text, BLOCK) == expected
+    assert scoring.parse_lengths(text, BLOCK) == expected
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "x", "1.5x", "8;16", "9999999", "²"])
 def test_lengths_that_are_none(text):
     with pytest.raises(UserError, match="--eval_lengths are token counts"):
-        lengths.parse(text, BLOCK)
+        scoring.parse_lengths(text, BLOCK)
 
 
 def test_every_length_is_scored_over_the_same_tokens():
     class Data:
-        def fixed(self, split, length):
+        def eval_windows(self, split, length):
             assert (split, length) == ("val", 4 * BLOCK + 1)
             return np.random.default_rng(0).integers(0, 7, (5, length), np.int32)
 
     system, params = system_with(**{"model.positions": "none"})
     # Without positions and with one block of attention, each token's loss is of the
     # tokens before it; a length of one token sees only itself.
-    found = lengths.losses(system, params, Data(), "val", [1, BLOCK, 4 * BLOCK])
-    windows = Data().fixed("val", 4 * BLOCK + 1)
+    found = scoring.losses_by_length(
+        system, params, Data(), "val", [1, BLOCK, 4 * BLOCK]
+    )
+    windows = Data().eval_windows("val", 4 * BLOCK + 1)
     whole = system.nll(params, {"tokens": windows}).mean()
     assert found[str(4 * BLOCK)] == pytest.approx(float(whole), rel=1e-6)
     pairs = np.stack([windows[:, :-1], windows[:, 1:]], -1).reshape(-1, 2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxgpt import config as configs
-from jaxgpt import systems
+from jaxgpt.systems.registry import build_system
 from jaxgpt.systems.sigma import orders
 
 pytestmark = pytest.mark.unoptimised
@@ -59,18 +59,18 @@ def system():
         "model.vocab_size": 7,
         "sigma.order": "curriculum",
     }
-    return systems.make(configs.override(configs.base(), changes))
+    return build_system(configs.override(configs.base(), changes))
 
 
 def test_evaluation_does_not_depend_on_the_step_or_the_batching(system):
-    from jaxgpt.evaluate import losses
+    from jaxgpt.systems.scoring import mean_losses
 
     params = system.init(jax.random.key(0))
     tokens = np.arange(10 * 11, dtype=np.int32).reshape(10, 11) % 7
-    whole = losses(system, params, tokens, 10, 0)
+    whole = mean_losses(system.eval_nll(params, tokens, 10, 0))
     assert set(whole) == {"loss", "loss_left_to_right"}
     for rows in (1, 3, 4):
-        parts = losses(system, params, tokens, rows, 0)
+        parts = mean_losses(system.eval_nll(params, tokens, rows, 0))
         for name, value in parts.items():
             assert value == pytest.approx(whole[name], rel=1e-6)
 

@@ -42,7 +42,9 @@ class OnlineData:
         """Returns int32 [size, length], a pure function of (seed, split, step)."""
         return self.source.draw(seed, split, step, size, length)
 
-    def fixed(self, split: str, length: int, count: int | None = None) -> np.ndarray:
+    def eval_windows(
+        self, split: str, length: int, count: int | None = None
+    ) -> np.ndarray:
         """Returns int32 [count, length]: the first sequences of a split.
 
         Without a count they are `eval_sequences`: a split has no end.
@@ -68,10 +70,12 @@ class FiniteData(OnlineData):
         rows = epoch_rows(seed, step, size, len(self.tokens_NT))
         return self.tokens_NT[rows, :length].astype(np.int32)
 
-    def fixed(self, split: str, length: int, count: int | None = None) -> np.ndarray:
+    def eval_windows(
+        self, split: str, length: int, count: int | None = None
+    ) -> np.ndarray:
         """Returns the same sequences every time: of train, spread over the array."""
         if split != "train":
-            return super().fixed(split, length, count)
+            return super().eval_windows(split, length, count)
         N = len(self.tokens_NT)
         rows = np.linspace(0, N - 1, min(count or N, N)).astype(np.int64)
         return self.tokens_NT[rows, :length].astype(np.int32)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt.core import hashing
+from jaxgpt.model import rng
 from jaxgpt.systems.gssm.graph import Graph
 
 Cumulative = dict[str, jax.Array]
@@ -46,7 +46,7 @@ def _search(thresholds_NW: jax.Array, row_B: jax.Array, u_B: jax.Array) -> jax.A
     return state_B
 
 
-def evolve(
+def step_states(
     graph: Graph,
     thresholds: Cumulative,
     states: tuple[jax.Array, ...],
@@ -77,7 +77,7 @@ def evolve(
     return tuple(new[node.name] for node in graph.order)
 
 
-def at_rest(graph: Graph, rows: int) -> tuple[jax.Array, ...]:
+def initial_states(graph: Graph, rows: int) -> tuple[jax.Array, ...]:
     """Returns the states at time 0, all 0."""
     return tuple(jnp.zeros(rows, jnp.int32) for _ in graph.order)
 
@@ -87,10 +87,12 @@ def replay(graph: Graph, thresholds: Cumulative, uniforms_TNB: jax.Array) -> jax
     """Returns the states [T, N, B] after each step from rest, for given numbers."""
 
     def step(states, uniforms_NB):
-        states = evolve(graph, thresholds, states, uniforms_NB)
+        states = step_states(graph, thresholds, states, uniforms_NB)
         return states, jnp.stack(states)
 
-    return jax.lax.scan(step, at_rest(graph, uniforms_TNB.shape[2]), uniforms_TNB)[1]
+    return jax.lax.scan(
+        step, initial_states(graph, uniforms_TNB.shape[2]), uniforms_TNB
+    )[1]
 
 
 def trajectories(
@@ -115,14 +117,14 @@ def trajectories(
     def step(states, t):
         first = jnp.uint32(N) * t
         uniforms = [
-            hashing.uniform((first + i) * jnp.uint32(rows) + row_B, seed_2)
+            rng.uniform((first + i) * jnp.uint32(rows) + row_B, seed_2)
             for i in range(N)
         ]
-        states = evolve(graph, thresholds, states, uniforms)
+        states = step_states(graph, thresholds, states, uniforms)
         return states, states
 
     times = jnp.arange(steps, dtype=jnp.uint32)
-    return jax.lax.scan(step, at_rest(graph, rows), times)[1]
+    return jax.lax.scan(step, initial_states(graph, rows), times)[1]
 
 
 def sequences(

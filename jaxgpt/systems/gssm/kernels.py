@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.config import user_path
-from jaxgpt.core import random
 from jaxgpt.errors import UserError
+from jaxgpt.model import rng
 from jaxgpt.systems.gssm.graph import Graph, Node
 
 Tables = dict[str, np.ndarray]
@@ -39,7 +39,7 @@ def draw(graph: Graph, seed: int, clip: float) -> Tables:
     """
     tables = {}
     for node in graph.order:
-        key = random.at(seed, "graph", graph.nodes.index(node))
+        key = rng.at(seed, "graph", graph.nodes.index(node))
         generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
         drawn = []
         for shape in _factors(graph, node):

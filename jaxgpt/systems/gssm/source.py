@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.core import random
 from jaxgpt.errors import UserError
+from jaxgpt.model import rng
 from jaxgpt.systems.gssm import generator, graph, kernels, likelihood
 from jaxgpt.systems.gssm.graph import Graph
 
@@ -129,7 +129,7 @@ class Source:
 def _key(where) -> jax.Array:
     """Returns the key of batch `step` of a split: where is (seed, split, step)."""
     seed, split, step = where
-    return jax.random.fold_in(random.at(seed, "data", step), split)
+    return jax.random.fold_in(rng.at(seed, "data", step), split)
 
 
 def from_config(config: ConfigDict) -> Source:

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxgpt.core import layers
-from jaxgpt.core.transformer import Beside, ModelConfig
+from jaxgpt.model import layers
+from jaxgpt.model.config import ModelConfig
+from jaxgpt.model.transformer import Beside
 from jaxgpt.systems.memory import entries as ops
 from jaxgpt.systems.memory.entries import Entries
 from jaxgpt.systems.memory.look import Layout, Look

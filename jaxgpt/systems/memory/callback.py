@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxgpt.core.partition import BATCH
 from jaxgpt.errors import CheckError
+from jaxgpt.parallel.sharding import BATCH
 from jaxgpt.systems.memory.store import Store
 
 Search = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]

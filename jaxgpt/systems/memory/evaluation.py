@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from jaxgpt.core import layers
 from jaxgpt.data.documents import Segments
+from jaxgpt.model import layers
 from jaxgpt.systems.memory import model
 
 if TYPE_CHECKING:
-    from jaxgpt.systems.memory import MemoryLM
+    from jaxgpt.systems.memory.system import MemoryLM
 
 # Bounds of distances in tokens; the last group is of tokens new to a document.
 DISTANCES = (1, 16, 64, 256, 1024, 4096)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from jaxgpt.data.tokenizer import Tokenizer
-from jaxgpt.systems import Filled
+from jaxgpt.data.tokenizers import Tokenizer
+from jaxgpt.sampling.state import SamplerOutput
 
 if TYPE_CHECKING:
     from jaxgpt.systems.memory.session import Memory
@@ -16,7 +16,7 @@ MOST = 3
 
 def used(
     memory: Memory | None,
-    filled: Filled,
+    filled: SamplerOutput,
     row: int,
     given: int,
     tokenizer: Tokenizer | None,

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxgpt.core import cache as kv
-from jaxgpt.core import positions
-from jaxgpt.core.transformer import LanguageModel, ModelConfig
+from jaxgpt.model import attention, positions
+from jaxgpt.model.config import ModelConfig
+from jaxgpt.model.transformer import LanguageModel
 from jaxgpt.systems.memory import entries as ops
 from jaxgpt.systems.memory.look import Look
 from jaxgpt.systems.memory.modes import MODES
@@ -38,7 +38,7 @@ class Reading:
     x_BTD: jax.Array
     outputs: list[jax.Array]
     look: Look
-    cache: kv.KVCache | None = None
+    cache: attention.KVCache | None = None
 
 
 def _nothing(*_: Any) -> jax.Array:
@@ -95,7 +95,7 @@ class MemoryModel(LanguageModel):
         tokens_BT: jax.Array,
         recent_BW: jax.Array,
         where: positions.Positions,
-        layers_kv: kv.KVCache,
+        layers_kv: attention.KVCache,
         start: jax.Array,
         look: Look,
     ) -> Reading:

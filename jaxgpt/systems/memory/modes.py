@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxgpt.core import attention, layers, positions
-from jaxgpt.core.transformer import Beside, ModelConfig
+from jaxgpt.model import attention, layers, positions
+from jaxgpt.model.config import ModelConfig
+from jaxgpt.model.transformer import Beside
 from jaxgpt.systems.memory.associative import Associative
 from jaxgpt.systems.memory.entries import Entries
 from jaxgpt.systems.memory.look import Layout, Look

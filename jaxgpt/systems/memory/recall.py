@@ -53,7 +53,9 @@ class RecallData:
             for name in parts[0]
         }
 
-    def fixed(self, split: str, length: int, count: int | None = None) -> Segments:
+    def eval_windows(
+        self, split: str, length: int, count: int | None = None
+    ) -> Segments:
         """Returns whole documents, the same every time."""
         rows = max(1, (count or 1024) // PARTS)
         drawn = documents((0, SPLITS.index(split), PARTS), rows)

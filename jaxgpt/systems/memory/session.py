@@ -19,14 +19,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxgpt.core import cache as kv
-from jaxgpt.core import generate
 from jaxgpt.errors import UserError
-from jaxgpt.systems import Filled, Sampling, Watch
+from jaxgpt.model import attention
+from jaxgpt.sampling.autoregressive import autoregress
+from jaxgpt.sampling.state import Callback, SamplerOutput, SamplingParams, prefill
 from jaxgpt.systems.memory import model
 
 if TYPE_CHECKING:
-    from jaxgpt.systems.memory import MemoryLM
+    from jaxgpt.systems.memory.system import MemoryLM
 
 # Settings that a memory is only good with.
 SETTINGS = ("mode", "index_type", "memory_size", "context", "store_layer", "layer")
@@ -162,8 +162,8 @@ def _digest(arrays: dict[str, np.ndarray]) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class MemoryReader:
-    """The `generate.Reader` of a system; its params are (parameters, carried)."""
+class MemoryDecoder:
+    """The `Decoder` of a system; its params are (parameters, carried)."""
 
     system: MemoryLM
 
@@ -172,13 +172,13 @@ class MemoryReader:
         del params
         tokens = jnp.full((batch, slots), -1, jnp.int32)
         return {
-            "kv": kv.empty(self.system.model_config, batch, slots),
+            "kv": attention.empty_cache(self.system.model_config, batch, slots),
             "tokens": tokens,
         }
 
-    def read(self, params, tokens_BT, where, cache, start, among_TT=None):
-        """See `generate.Reader.read`."""
-        del among_TT
+    def read(self, params, tokens_BT, where, cache, start, new_token_mask_TT=None):
+        """See `Decoder.read`."""
+        del new_token_mask_TT
         params, state = params
         tokens_BS = jax.lax.dynamic_update_slice(cache["tokens"], tokens_BT, (0, start))
         before_BN = jnp.concatenate([state["recent"], tokens_BS], 1)
@@ -207,11 +207,11 @@ def sample(
     system: MemoryLM,
     params: dict,
     tokens_BT: np.ndarray,
-    known_BT: np.ndarray,
+    prompt_mask_BT: np.ndarray,
     key: jax.Array,
-    how: Sampling,
-    watch: Watch | None,
-) -> Filled:
+    sampling: SamplingParams,
+    callback: Callback | None,
+) -> SamplerOutput:
     """Reads what is given and goes on, segment by segment, the memory with it.
 
     `how.memory` is a `Memory` of as many rows that is read and extended; without one
@@ -219,41 +219,41 @@ def sample(
     """
     B, N = tokens_BT.shape
     block = system.model_config.block_size
-    own = how.memory is None
-    memory = how.memory or Memory(system, B)
-    document = memory.begin(how.document or f"text {len(memory.names) + 1}")
+    own = sampling.memory is None
+    memory = sampling.memory or Memory(system, B)
+    document = memory.begin(sampling.document or f"text {len(memory.names) + 1}")
     before = len(memory.texts[document])
-    tokens_BT, settled_BT = tokens_BT.copy(), known_BT.copy()
+    tokens_BT, decoded_BT = tokens_BT.copy(), prompt_mask_BT.copy()
     log_p_BT = np.zeros((B, N), np.float32)
     memories: list[list[list]] = [[[]] * N for _ in range(B)]
     calls = 0
-    reader = MemoryReader(system)
+    decoder = MemoryDecoder(system)
     for start in range(0, max(N - 1, 1), block):
         # The last token of a segment's buffer is the first input of the next.
         stop = min(start + block + 1, N)
         size = stop - start
         part_BS = np.zeros((B, block + 1), np.int32)
         part_BS[:, :size] = tokens_BT[:, start:stop]
-        given = int(known_BT[:, start:stop].sum(1).min())
+        given = int(prompt_mask_BT[:, start:stop].sum(1).min())
         if given < size:
             own_BS = np.minimum(np.arange(block + 1), block - 1)[None].repeat(B, 0)
-            state = generate.start(
-                reader,
+            state = prefill(
+                decoder,
                 (params, memory.state),
                 jnp.asarray(part_BS),
                 jnp.asarray(own_BS),
                 jnp.asarray(own_BS),
                 jnp.full(B, max(given, 1), jnp.int32),
             )
-            task = how.task(size, jax.random.fold_in(key, start))
-            state = generate.autoregress(
-                reader, (params, memory.state), state, task, jnp.int32(block + 1)
+            task = sampling.decode_params(size, jax.random.fold_in(key, start))
+            state = autoregress(
+                decoder, (params, memory.state), state, task, jnp.int32(block + 1)
             )
             part_BS = np.array(state.tokens_BS)
             log_p_BT[:, start:stop] += np.asarray(state.log_p_BS)[:, :size]
             calls += size - max(given, 1)
             tokens_BT[:, start:stop] = part_BS[:, :size]
-        settled_BT[:, :stop] = True
+        decoded_BT[:, :stop] = True
         fed = min(block, N - start)
         batch = {
             "tokens": part_BS,
@@ -265,16 +265,16 @@ def sample(
         memory.state, place, weight = _extend(system, params, memory.state, batch)
         memory.store.follow(memory.state["entries"])
         _explain(memories, entries, place, weight, start, stop)
-        partial = Filled(
+        partial = SamplerOutput(
             tokens_BT=tokens_BT,
-            settled_BT=settled_BT,
+            decoded_BT=decoded_BT,
             log_p_BT=log_p_BT,
-            call_BT=np.where(known_BT, 0, 1 + np.arange(N)),
-            calls_B=np.full(B, calls),
-            evaluations_B=np.full(B, calls),
+            decode_step_BT=np.where(prompt_mask_BT, 0, 1 + np.arange(N)),
+            num_forward_passes_B=np.full(B, calls),
+            tokens_processed_B=np.full(B, calls),
             memories=memories,
         )
-        if watch and not watch(partial):
+        if callback and not callback(partial):
             break
     memory.texts[document] = np.concatenate([memory.texts[document], tokens_BT[0]])
     if own:

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt.core import random
 from jaxgpt.errors import CheckError, UserError, log
+from jaxgpt.model import rng
 from jaxgpt.systems.memory import entries as ops
 from jaxgpt.systems.memory import index as indices
 from jaxgpt.systems.memory.entries import Entries
@@ -298,7 +298,7 @@ class Store:
 
     def forget_randomly(self, factor: float) -> int:
         """Removes each entry with probability factor; returns how many went."""
-        key = random.at(self.seed, "memory", int(self.version[1]))
+        key = rng.at(self.seed, "memory", int(self.version[1]))
         before = (self.stamps >= 0).sum()
         self.follow(ops.scrub(ops.forget(self.entries, key, factor)))
         return int(before - (self.stamps >= 0).sum())

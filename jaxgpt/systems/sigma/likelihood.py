@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
-from jaxgpt.systems import System
+from jaxgpt.systems.base import System
 from jaxgpt.systems.sigma import orders
 
 

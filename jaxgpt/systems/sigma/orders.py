@@ -73,7 +73,7 @@ def blocks(settled_T: np.ndarray, length: int) -> np.ndarray:
 
 
 def generation(
-    known_T: np.ndarray,
+    prompt_mask_T: np.ndarray,
     kind: str,
     noise_T: np.ndarray,
     *,
@@ -82,23 +82,23 @@ def generation(
     """Returns the missing positions of one text in the order they are generated in.
 
     Args:
-      known_T: true where the token is given.
+      prompt_mask_T: true where the token is given.
       kind: one of `GENERATION`.
       noise_T: distinct random numbers, which random orders sort.
       block_length: for blocks.
 
     Returns:
-      int32 positions, as many as known_T has false.
+      int32 positions, as many as prompt_mask_T has false.
     """
-    missing = np.flatnonzero(~known_T).astype(np.int32)
+    missing = np.flatnonzero(~prompt_mask_T).astype(np.int32)
     if kind == "random":
         return missing[np.argsort(noise_T[missing])]
     if kind == "fractal":
         return missing[fractal(len(missing))]
     if kind == "far-apart":
-        return far_apart(known_T)
+        return far_apart(prompt_mask_T)
     if kind == "block":
-        return blocks(known_T, block_length)
+        return blocks(prompt_mask_T, block_length)
     return missing
 
 
@@ -115,26 +115,26 @@ def random(key: jax.Array, B: int, T: int) -> jax.Array:
     return jnp.argsort(jax.random.uniform(key, (B, T)), -1)
 
 
-def given_first(order_BT: jax.Array, known_BT: jax.Array) -> jax.Array:
+def given_first(order_BT: jax.Array, prompt_mask_BT: jax.Array) -> jax.Array:
     """Returns orders that begin with what is given, left to right.
 
     Args:
       order_BT: in which the rest is read.
-      known_BT: true where the token is given.
+      prompt_mask_BT: true where the token is given.
     """
     T = order_BT.shape[1]
-    known_first = jnp.take_along_axis(known_BT, order_BT, 1)
+    known_first = jnp.take_along_axis(prompt_mask_BT, order_BT, 1)
     rank_BT = jnp.where(known_first, order_BT - T, jnp.arange(T))
     return jnp.take_along_axis(order_BT, jnp.argsort(rank_BT, -1), 1)
 
 
-def fractal_rest(known_BT: jax.Array) -> jax.Array:
+def fractal_rest(prompt_mask_BT: jax.Array) -> jax.Array:
     """Returns orders that read what is given, then bisect what is not."""
-    T = known_BT.shape[1]
-    index_BT = jnp.cumsum(~known_BT, 1) - 1
-    count_B1 = (~known_BT).sum(1, keepdims=True)
+    T = prompt_mask_BT.shape[1]
+    index_BT = jnp.cumsum(~prompt_mask_BT, 1) - 1
+    count_B1 = (~prompt_mask_BT).sum(1, keepdims=True)
     rank_BT = jnp.asarray(_fractal_ranks(T))[count_B1, index_BT]
-    return jnp.argsort(jnp.where(known_BT, jnp.arange(T) - T, rank_BT), -1)
+    return jnp.argsort(jnp.where(prompt_mask_BT, jnp.arange(T) - T, rank_BT), -1)
 
 
 @functools.lru_cache(maxsize=4)

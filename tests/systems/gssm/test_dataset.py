@@ -128,11 +128,11 @@ def test_a_batch_larger_than_the_file_spans_epochs(write):
 def test_validation_is_drawn_and_shares_no_sequence_with_the_file(write):
     made = source.from_config(load())
     data = dataset.open_data(load(data__path=write("f.h5", 64, 64)), made, 17)
-    held_out = data.fixed("val", 17, 40)
+    held_out = data.eval_windows("val", 17, 40)
     np.testing.assert_array_equal(
-        held_out, dataset.OnlineData(load(), made).fixed("val", 17, 40)
+        held_out, dataset.OnlineData(load(), made).eval_windows("val", 17, 40)
     )
-    trained = {row.tobytes() for row in data.fixed("train", 17)}
+    trained = {row.tobytes() for row in data.eval_windows("train", 17)}
     assert len(trained) == 64
     assert not trained & {row.tobytes() for row in held_out}
     for split in ("val", "test"):

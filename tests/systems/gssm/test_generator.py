@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxgpt.core import hashing
+from jaxgpt.model import rng
 from jaxgpt.systems.gssm import generator
 from tests.systems.gssm.conftest import MIXED, make
 
 
 def test_hashed_uniform_numbers_are_uniform_and_never_0_or_1():
     counter = jnp.arange(1 << 20, dtype=jnp.uint32)
-    drawn = hashing.uniform(counter, jax.random.bits(jax.random.key(0), (2,), "uint32"))
+    drawn = rng.uniform(counter, jax.random.bits(jax.random.key(0), (2,), "uint32"))
     u = np.asarray(drawn, np.float64)
     assert u.min() > 0 and u.max() < 1
     assert stats.chisquare(np.histogram(u, 256, (0, 1))[0]).pvalue > 1e-4

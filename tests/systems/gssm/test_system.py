@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 
 from jaxgpt import config as configs
-from jaxgpt import metrics, run, systems
+from jaxgpt import run
 from jaxgpt.errors import CheckError
 from jaxgpt.systems.gssm import baselines, dataset, source
+from jaxgpt.systems.registry import build_system
 from jaxgpt.train import train
+from jaxgpt.training import metrics
 from tests.systems.gssm.test_dataset import TINY, load
 
 pytestmark = pytest.mark.unoptimised
@@ -115,21 +117,21 @@ def test_evaluate_and_sample_know_the_system(trained_gssm):
 
 
 def test_a_loss_below_the_floor_is_a_leak():
-    system = systems.make(configs.override(load(), {"model.vocab_size": 16}))
+    system = build_system(configs.override(load(), {"model.vocab_size": 16}))
     tokens = system.source.held_out(0, "val", 64, 8, 17)
     floor = system.source.score(tokens)
     noise = np.random.default_rng(0).normal(0, 0.1, floor.shape)
-    honest = system.figures(tokens, floor + noise)
+    honest = system.extra_metrics(tokens, floor + noise)
     assert abs(honest["gap"]) < 3 * honest["gap_error"]
-    assert system.figures(tokens, floor)["gap"] == 0
+    assert system.extra_metrics(tokens, floor)["gap"] == 0
     with pytest.raises(CheckError, match="sees what it must predict"):
-        system.figures(tokens, floor - 0.05 + noise)
+        system.extra_metrics(tokens, floor - 0.05 + noise)
 
 
 def test_a_few_sequences_prove_no_leak():
-    system = systems.make(configs.override(load(), {"model.vocab_size": 16}))
+    system = build_system(configs.override(load(), {"model.vocab_size": 16}))
     tokens = system.source.held_out(0, "val", 1, 8, 17)
-    figures = system.figures(tokens, system.source.score(tokens) - 0.1)
+    figures = system.extra_metrics(tokens, system.source.score(tokens) - 0.1)
     assert figures["gap"] < 0 == figures["gap_error"]
 
 
@@ -151,7 +153,7 @@ def test_the_floor_of_a_context_graph_is_called_an_estimate(tmp_path):
 def context_batches(count):
     """A system of a context graph; held-out sequences, eight a batch; their floor."""
     graph = '[{"name": "X", "state_dim": 3, "alpha": 1, "mode": "context"}]'
-    system = systems.make(load(gssm__graph=graph, model__vocab_size="3"))
+    system = build_system(load(gssm__graph=graph, model__vocab_size="3"))
     tokens = system.source.held_out(0, "val", count, 8, 17)
     return system, tokens, system.references(tokens)[0]
 
@@ -159,7 +161,7 @@ def context_batches(count):
 def test_the_error_of_a_context_gap_is_over_batches():
     system, tokens, floor = context_batches(64)
     excess = np.repeat(np.arange(8.0), 8)[:, None] + np.zeros_like(floor)
-    figures = system.figures(tokens, floor + excess)
+    figures = system.extra_metrics(tokens, floor + excess)
     assert figures["gap_error"] == pytest.approx(np.std(np.arange(8), ddof=1) / 8**0.5)
     assert baselines.mean(excess).error < figures["gap_error"] / 2
 
@@ -167,6 +169,6 @@ def test_the_error_of_a_context_gap_is_over_batches():
 def test_a_leak_shows_in_few_batches_of_a_context_graph():
     system, tokens, floor = context_batches(16)
     noise = np.random.default_rng(0).normal(0, 0.1, floor.shape)
-    assert abs(system.figures(tokens, floor + noise)["gap"]) < 0.05
+    assert abs(system.extra_metrics(tokens, floor + noise)["gap"]) < 0.05
     with pytest.raises(CheckError, match="below the estimate one"):
-        system.figures(tokens, floor - 0.5 + noise)
+        system.extra_metrics(tokens, floor - 0.5 + noise)

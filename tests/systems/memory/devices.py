@@ -11,10 +11,11 @@ import sys
 import jax
 import numpy as np
 
-from jaxgpt import cli, systems
+from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.checkpoint import Checkpoints
-from jaxgpt.stepper import Stepper
+from jaxgpt.systems.registry import build_system
+from jaxgpt.training.checkpoint import Checkpoints
+from jaxgpt.training.train_state import TrainState
 
 # As many that a shard's queries have 256 KB: with fewer threads XLA waits for ever.
 FIELDS = {
@@ -37,18 +38,18 @@ FIELDS = {
 def main(folder: str, steps: int) -> None:
     cli.set_up_jax()
     config = configs.validate(configs.override(configs.base(), FIELDS))
-    system = systems.make(config)
+    system = build_system(config)
     data = system.open_data()
-    stepper = Stepper(system, data, Checkpoints(pathlib.Path(folder)))
-    losses = [stepper.run_step()["loss"] for _ in range(3)]
+    train_state = TrainState(system, data, Checkpoints(pathlib.Path(folder)))
+    losses = [train_state.run_step()["loss"] for _ in range(3)]
     found = {"devices": jax.device_count()}
 
     store = system.stores[0]
     before = store.searches
-    batch = system.train_batch(stepper.batch(3), jax.random.key(0), np.int32(3))
+    batch = system.train_batch(train_state.batch(3), jax.random.key(0), np.int32(3))
     gradients = jax.jit(jax.value_and_grad(system.objective, has_aux=True))
-    params, carried = stepper.state["params"], stepper.state["carried"]
-    with jax.set_mesh(stepper.mesh):
+    params, carried = train_state.state["params"], train_state.state["carried"]
+    with jax.set_mesh(train_state.mesh):
         (split_loss, written), split = gradients(params, batch, carried, None)
         jax.block_until_ready(split)
     found["searches"] = store.searches - before
@@ -62,7 +63,7 @@ def main(folder: str, steps: int) -> None:
     found["gradient"] = max(jax.tree.leaves(jax.tree.map(far, split, single)))
 
     for _ in range(steps):
-        losses.append(stepper.run_step()["loss"])
+        losses.append(train_state.run_step()["loss"])
     found["losses"] = [float(loss) for loss in losses]
     found["version"] = [int(v) for v in np.asarray(store.version)]
     print(json.dumps(found))

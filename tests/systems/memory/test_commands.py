@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from jaxgpt import config as configs
-from jaxgpt import evaluate, sample, systems
-from jaxgpt.checkpoint import Checkpoints
+from jaxgpt import evaluate, sample
 from jaxgpt.errors import UserError
 from jaxgpt.run import open_run, open_system
+from jaxgpt.sampling.state import SamplingParams
 from jaxgpt.systems.memory.session import Memory
-from jaxgpt.train import Trainer, train
+from jaxgpt.train import train
+from jaxgpt.training.checkpoint import Checkpoints
+from jaxgpt.training.loop import Trainer
 from tests.conftest import ROOT
 from tests.systems.memory.conftest import PLAYS, RECALL
 
@@ -55,16 +57,16 @@ def test_evaluation_leaves_the_training_memory_as_it_is(tmp_path):
     (tmp_path / "run").mkdir()
     trainer = Trainer(system, data, tmp_path / "run")
     for _ in range(3):
-        trainer.stepper.run_step()
-    before = jax.tree.map(np.array, trainer.stepper.state["carried"])
+        trainer.train_state.run_step()
+    before = jax.tree.map(np.array, trainer.train_state.state["carried"])
     trainer.evaluate()
     for a, b in zip(
         jax.tree.leaves(before),
-        jax.tree.leaves(trainer.stepper.state["carried"]),
+        jax.tree.leaves(trainer.train_state.state["carried"]),
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
-    trainer.stepper.run_step()
+    trainer.train_state.run_step()
     trainer.checkpoints.close()
 
 
@@ -156,8 +158,8 @@ def test_forgetting_restores_the_logits(played):
 
     def read(memory, text, name):
         known = np.ones((1, len(text)), bool)
-        how = systems.Sampling(memory=memory, document=name)
-        return system.sample(params, text[None], known, jax.random.key(0), how)
+        sampling = SamplingParams(memory=memory, document=name)
+        return system.sample(params, text[None], known, jax.random.key(0), sampling)
 
     with_it, without = Memory(system), Memory(system)
     read(with_it, texts[0], "a")
@@ -181,11 +183,11 @@ def test_generation_through_the_cache_equals_the_forward_pass(played):
     tokens = np.zeros((2, 40), np.int32)
     tokens[:, :9] = np.random.default_rng(1).integers(0, 9, (2, 9))
     known = np.tile(np.arange(40) < 9, (2, 1))
-    how = systems.Sampling(temperature=0.0)
-    filled = run.system.sample(run.params, tokens, known, jax.random.key(1), how)
-    assert filled.settled_BT.all()
+    sampling = SamplingParams(temperature=0.0)
+    filled = run.system.sample(run.params, tokens, known, jax.random.key(1), sampling)
+    assert filled.decoded_BT.all()
     memory = Memory(run.system, 2)
-    again = systems.Sampling(memory=memory)
+    again = SamplingParams(memory=memory)
     whole = np.ones((2, 40), bool)
     texts = filled.tokens_BT
     # Fed as a given text, each token's forward pass must choose it.
@@ -292,7 +294,7 @@ def test_documents_are_split_and_read_in_order(documents):
     config = configs.load(PLAYS, {"data.path": str(documents)})
     data = open_documents(config, 17)
     assert len(data.splits["train"].names) == 3
-    segments = data.fixed("val", 17)
+    segments = data.eval_windows("val", 17)
     for stream in segments.streams():
         np.testing.assert_array_equal(
             segments.tokens_NT[stream][1:, 0], segments.tokens_NT[stream][:-1, -1]

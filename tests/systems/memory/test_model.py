@@ -7,10 +7,10 @@ import pytest
 from flax import nnx
 
 from jaxgpt import config as configs
-from jaxgpt import systems
-from jaxgpt.core import attention, layers
-from jaxgpt.core.transformer import LanguageModel
+from jaxgpt.model import attention, layers
+from jaxgpt.model.transformer import LanguageModel
 from jaxgpt.systems.memory import model as memory_model
+from jaxgpt.systems.registry import build_system
 
 pytestmark = pytest.mark.unoptimised
 
@@ -31,7 +31,7 @@ def make(mode="associative", kernels="cpu", **changes):
         "data.path": "",
     }
     config = configs.override(configs.base(), fields | changes)
-    system = systems.make(configs.validate(config))
+    system = build_system(configs.validate(config))
     params = system.init(jax.random.key(0))
     return system, jax.tree.map(lambda a: a * 8 if a.ndim > 1 else a, params)
 
@@ -175,26 +175,26 @@ def test_gradients_reach_every_part(mode):
     changes = {"memory.delete": True} if mode == "associative" else {}
     system, params = make(mode, **changes)
     params["memory"] = random_like(params["memory"])
-    carried = system.carried(2)
-    system.adopt(carried, {})
+    carried = system.recurrent_state(2)
+    system.on_restore(carried, {})
     grad = jax.jit(jax.grad(system.objective, has_aux=True))
     for batch in segments(4):
         batch = system.train_batch(batch, None, 0)
         grads, carried = grad(params, batch, carried, None)
-        system.settle(carried)
+        system.on_step_end(carried)
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
 
 
 def test_one_search_for_each_forward_and_a_stale_index_is_an_error():
     system, params = make()
-    carried = system.carried(2)
-    system.adopt(carried, {})
+    carried = system.recurrent_state(2)
+    system.on_restore(carried, {})
     grad = jax.jit(jax.grad(system.objective, has_aux=True))
     batches = [system.train_batch(batch, None, 0) for batch in segments(3)]
     for batch in batches:
         _, carried = grad(params, batch, carried, None)
-        system.settle(carried)
+        system.on_step_end(carried)
     jax.block_until_ready(carried)
     assert system.stores[0].searches == 3
     _, carried = grad(params, batches[0], carried, None)
@@ -235,8 +235,8 @@ def test_a_new_document_begins_with_an_empty_memory():
 
 def test_the_loss_is_cross_entropy_of_what_counts():
     system, params = make()
-    carried = system.carried(2)
-    system.adopt(carried, {})
+    carried = system.recurrent_state(2)
+    system.on_restore(carried, {})
     batch = next(segments(1))
     batch["weight"] = (np.arange(T) < 3)[None].repeat(2, 0).astype(np.float32)
     batch_and_more = system.train_batch(batch, None, 0)

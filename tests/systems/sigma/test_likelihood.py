@@ -9,9 +9,9 @@ import pytest
 from scipy.special import logsumexp
 
 from jaxgpt import config as configs
-from jaxgpt import systems
-from jaxgpt.core import generate
-from jaxgpt.systems import infill
+from jaxgpt.sampling.state import ModelDecoder
+from jaxgpt.systems import scoring
+from jaxgpt.systems.registry import build_system
 from jaxgpt.systems.sigma import likelihood, orders
 from tests.systems.sigma.test_samplers import tiny_sigma
 
@@ -49,7 +49,7 @@ def test_many_orders_reach_the_mixture_of_all_of_them(begin):
     drawn = likelihood.log_likelihoods(
         system, params, text[None], jax.random.key(0), 20_000
     )
-    predicted = system.predicted
+    predicted = system.num_predicted
     found = likelihood.summary(drawn, predicted)
     mixture = logsumexp(exact) - np.log(len(exact))
     assert found["loss_mixture"] == pytest.approx(-mixture / predicted, abs=0.01)
@@ -87,19 +87,21 @@ def test_a_consistent_model_has_no_deviation_over_orders():
 
 def test_spans_have_their_length_and_leave_the_first_token():
     for ratio, length in ((0.15, 3), (0.5, 10), (0.99, 19), (0.001, 1)):
-        missing = infill.spans(200, 20, ratio, seed=3)
+        missing = scoring.infill_spans(200, 20, ratio, seed=3)
         assert (missing.sum(1) == length).all()
         assert not missing[:, 0].any()
         assert (np.abs(np.diff(missing.astype(int), axis=1)).sum(1) <= 2).all()
-        np.testing.assert_array_equal(missing, infill.spans(200, 20, ratio, seed=3))
-    assert len(np.unique(infill.spans(200, 20, 0.15, 3).argmax(1))) == 17
+        np.testing.assert_array_equal(
+            missing, scoring.infill_spans(200, 20, ratio, seed=3)
+        )
+    assert len(np.unique(scoring.infill_spans(200, 20, 0.15, 3).argmax(1))) == 17
 
 
 def test_infilling_scores_what_stands_in_the_gap():
     system, params = tiny_sigma(T=9, V=5)
     tokens = np.random.default_rng(0).integers(0, 5, (6, 9)).astype(np.int32)
-    found = infill.measure(system, params, tokens, 0.5, seed=1)
-    missing = infill.spans(6, 9, 0.5, 1)
+    found = scoring.score_infilling(system, params, tokens, 0.5, seed=1)
+    missing = scoring.infill_spans(6, 9, 0.5, 1)
     total, prefix = [], []
     for row in range(6):
         gap, given = np.flatnonzero(missing[row]), np.flatnonzero(~missing[row])
@@ -117,14 +119,14 @@ def test_infilling_scores_what_stands_in_the_gap():
 def test_a_left_to_right_model_gets_the_same_spans_and_the_prefix_alone():
     fields = {"system": "causal", "model.n_layer": 1, "model.n_head": 2}
     fields |= {"model.n_embd": 16, "model.block_size": 9, "model.vocab_size": 5}
-    system = systems.make(configs.override(configs.base(), fields))
+    system = build_system(configs.override(configs.base(), fields))
     params = system.init(jax.random.key(0))
     tokens = np.random.default_rng(0).integers(0, 5, (6, 9)).astype(np.int32)
-    found = infill.measure(system, params, tokens, 0.5, seed=1)
+    found = scoring.score_infilling(system, params, tokens, 0.5, seed=1)
     assert set(found) == {"nll_prefix", "match", "match_span"}
     nll = np.asarray(system.score(params, tokens, None)[1])
     assert found["nll_prefix"] == pytest.approx(
-        nll[infill.spans(6, 9, 0.5, 1)[:, 1:]].mean(), rel=1e-5
+        nll[scoring.infill_spans(6, 9, 0.5, 1)[:, 1:]].mean(), rel=1e-5
     )
 
 
@@ -149,16 +151,16 @@ def test_additions_keep_the_cache_equal_to_one_pass(kernels):
     tokens = jnp.asarray(rng.integers(0, 5, (2, 9)), jnp.int32)
     read, where = system.read(tokens, orders.random(jax.random.key(1), 2, 9))
     whole = jax.jit(lambda params: system.model(params)(read[:, :-1], where))(params)
-    reader = generate.Network(system.graphdef)
+    decoder = ModelDecoder(system.graphdef)
 
     @jax.jit
     def in_pieces(params):
-        cache = reader.empty(params, 2, 9)
+        cache = decoder.empty(params, 2, 9)
         pieces = []
         for start, end in ((0, 1), (1, 5), (5, 9)):
             here = tuple(index[:, start:end] for index in where)
             at = jnp.full(2, start)
-            logits, cache = reader.read(params, read[:, start:end], here, cache, at)
+            logits, cache = decoder.read(params, read[:, start:end], here, cache, at)
             pieces.append(logits)
         return jnp.concatenate(pieces, 1)
 
@@ -183,7 +185,7 @@ def test_adaptive_norms_start_as_plain_ones_and_then_see_the_target():
 
 
 def test_picking_rows_has_the_gradient_of_indexing():
-    from jaxgpt.core.positions import pick_rows
+    from jaxgpt.model.positions import pick_rows
 
     rng = np.random.default_rng(0)
     table = jnp.asarray(rng.normal(size=(7, 3)), jnp.float32)
@@ -196,7 +198,7 @@ def test_picking_rows_has_the_gradient_of_indexing():
 
 
 def test_queries_and_keys_are_brought_to_unit_mean_square():
-    from jaxgpt.core import layers
+    from jaxgpt.model import layers
 
     qkv = jax.random.normal(jax.random.key(0), (2, 3, 3 * 2 * 4)) * 7
     heads = layers.normalise_heads(qkv, 2).reshape(2, 3, 3, 2, 4)

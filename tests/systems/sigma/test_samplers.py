@@ -10,11 +10,12 @@ import pytest
 from scipy import stats
 
 from jaxgpt import config as configs
-from jaxgpt import systems
-from jaxgpt.core import generate
-from jaxgpt.systems import Sampling
+from jaxgpt.sampling.autoregressive import autoregress
+from jaxgpt.sampling.logits import sampling_probs
+from jaxgpt.sampling.state import DEFAULT_PARAMS, ModelDecoder, SamplingParams, prefill
+from jaxgpt.systems.registry import build_system
 from jaxgpt.systems.sigma import orders
-from jaxgpt.systems.sigma.samplers import best_of, exact, unmask
+from jaxgpt.systems.sigma.samplers import best_of, speculative, unmask
 from tests.systems.sigma import tables
 
 SAMPLES = 100_000
@@ -22,10 +23,10 @@ ROWS = 40
 FOREVER = jnp.int32(2**30)
 
 
-def exact_burst(reader, *arguments, widest=8):
+def exact_burst(decoder, *arguments, max_draft_length=8):
     # No window is wider than the text, and each width is a pass to compile.
-    widest = 4 if reader.n <= 4 else widest
-    return exact.advance(reader, *arguments, widest=widest)
+    max_draft_length = 4 if decoder.n <= 4 else max_draft_length
+    return speculative.advance(decoder, *arguments, max_draft_length=max_draft_length)
 
 
 def burst(*arguments, num_orders):
@@ -36,83 +37,89 @@ def surest(*arguments):
     return unmask.advance(*arguments, rank="entropy", most=1, bound=jnp.inf)
 
 
-def arrange(reader, read_BT, tokens_BT):
+def arrange(decoder, read_BT, tokens_BT):
     """Tokens and positions [B, n + 1] in reading order, a beginning token first."""
     B, n = read_BT.shape
     begin = lambda value: np.full((B, 1), value)
     tokens = np.take_along_axis(tokens_BT, read_BT, 1)
     return (
-        np.concatenate([begin(reader.V), tokens], 1).astype(np.int32),
+        np.concatenate([begin(decoder.V), tokens], 1).astype(np.int32),
         np.concatenate([begin(n), read_BT], 1).astype(np.int32),
     )
 
 
-def reading(known_BT, order):
-    noise = np.random.default_rng(0).random(known_BT.shape)
+def decode_order(prompt_mask_BT, order):
+    noise = np.random.default_rng(0).random(prompt_mask_BT.shape)
     rows = [
         np.concatenate([np.flatnonzero(k), orders.generation(k, order, u)])
-        for k, u in zip(known_BT, noise, strict=True)
+        for k, u in zip(prompt_mask_BT, noise, strict=True)
     ]
     return np.array(rows)
 
 
-@functools.partial(jax.jit, static_argnames=("reader", "advance"))
-def draw_many(reader, advance, params, tokens_BS, own_BS, given_B, tasks):
+@functools.partial(jax.jit, static_argnames=("decoder", "advance"))
+def draw_many(decoder, advance, params, tokens_BS, own_BS, given_B, tasks):
     """A draw for each of the stacked tasks: texts, calls, evaluations, all filled."""
     B, S = tokens_BS.shape
     target_BS = jnp.roll(own_BS, -1, 1)
 
     def once(task):
-        state = generate.start(reader, params, tokens_BS, own_BS, target_BS, given_B)
-        state = advance(reader, params, state, task, FOREVER)
+        state = prefill(decoder, params, tokens_BS, own_BS, target_BS, given_B)
+        state = advance(decoder, params, state, task, FOREVER)
         text = jnp.zeros((B, S), jnp.int32)
         text = text.at[jnp.arange(B)[:, None], state.own_BS].set(state.tokens_BS)
-        full = (state.filled_B == S).all()
-        return text[:, :-1], state.calls_B, state.evaluations_B, full
+        full = (state.num_decoded_B == S).all()
+        return text[:, :-1], state.num_forward_passes_B, state.tokens_processed_B, full
 
     return jax.lax.map(once, tasks)
 
 
 def draw_texts(
-    model, advance, runs, known_BT, tokens_BT=None, read=None, how=systems.PLAIN
+    model,
+    advance,
+    runs,
+    prompt_mask_BT,
+    tokens_BT=None,
+    read=None,
+    sampling=DEFAULT_PARAMS,
 ):
     """Samples from a table: texts [runs, B, n], and each row's calls, evaluations."""
-    reader, params = model
-    B, n = known_BT.shape
+    decoder, params = model
+    B, n = prompt_mask_BT.shape
     tokens_BT = np.zeros((B, n), np.int32) if tokens_BT is None else tokens_BT
-    read = reading(known_BT, "random") if read is None else read
-    tokens_BS, own_BS = arrange(reader, read, tokens_BT)
+    read = decode_order(prompt_mask_BT, "random") if read is None else read
+    tokens_BS, own_BS = arrange(decoder, read, tokens_BT)
     keys = jax.random.split(jax.random.key(7), runs)
-    tasks = jax.vmap(functools.partial(how.task, n + 1))(keys)
-    given_B = 1 + known_BT.sum(1)
-    found = draw_many(reader, advance, params, tokens_BS, own_BS, given_B, tasks)
+    tasks = jax.vmap(functools.partial(sampling.decode_params, n + 1))(keys)
+    given_B = 1 + prompt_mask_BT.sum(1)
+    found = draw_many(decoder, advance, params, tokens_BS, own_BS, given_B, tasks)
     texts, calls, evaluations, full = (np.asarray(array) for array in found)
     assert full.all(), "a slot was left empty"
     return texts, calls, evaluations
 
 
-@functools.partial(jax.jit, static_argnames="reader")
-def conditionals(reader, params, tokens_BS, own_BS, task):
+@functools.partial(jax.jit, static_argnames="decoder")
+def conditionals(decoder, params, tokens_BS, own_BS, task):
     """What each token but the first was drawn from [B, S - 1, V], in one pass."""
     where = own_BS[:, :-1], own_BS[:, 1:]
-    cache = reader.empty(params, *tokens_BS.shape)
-    logits_BTV, _ = reader.read(params, tokens_BS[:, :-1], where, cache, 0)
-    return generate.distribution(logits_BTV, task)
+    cache = decoder.empty(params, *tokens_BS.shape)
+    logits_BTV, _ = decoder.read(params, tokens_BS[:, :-1], where, cache, 0)
+    return sampling_probs(logits_BTV, task)
 
 
-def law(model, known_T, given_T, order_T, how):
+def law(model, prompt_mask_T, given_T, order_T, sampling):
     """The exact law [V^n] of one-by-one generation in an order, by enumeration."""
-    reader, params = model
-    texts = np.array(list(itertools.product(range(reader.V), repeat=reader.n)))
-    fits = (texts == given_T)[:, known_T].all(1)
+    decoder, params = model
+    texts = np.array(list(itertools.product(range(decoder.V), repeat=decoder.n)))
+    fits = (texts == given_T)[:, prompt_mask_T].all(1)
     order_BT = np.tile(order_T, (len(texts), 1))
-    tokens_BS, own_BS = arrange(reader, order_BT, texts)
-    task = how.task(1, jax.random.key(0))
-    p = conditionals(reader, params, tokens_BS, own_BS, task)
+    tokens_BS, own_BS = arrange(decoder, order_BT, texts)
+    task = sampling.decode_params(1, jax.random.key(0))
+    p = conditionals(decoder, params, tokens_BS, own_BS, task)
     chosen = np.take_along_axis(np.asarray(p, np.float64), tokens_BS[:, 1:, None], 2)
     # Where a prefix is impossible the table knows nothing, and nothing gets there.
     chosen = np.nan_to_num(chosen[..., 0])
-    chosen[:, : known_T.sum()] = 1
+    chosen[:, : prompt_mask_T.sum()] = 1
     law_O = np.where(fits, chosen.prod(1), 0)
     assert law_O.sum() == pytest.approx(1, abs=1e-4)
     return law_O / law_O.sum()
@@ -158,40 +165,45 @@ MODELS = {
     "chain 2^6": tables.markov(6, 2, 0.9),
 }
 HOW = {
-    "plain": systems.PLAIN,
-    "temperature 0.7": Sampling(temperature=0.7),
-    "top-k 2": Sampling(top_k=2),
-    "top-p 0.95": Sampling(top_p=0.95),
+    "plain": DEFAULT_PARAMS,
+    "temperature 0.7": SamplingParams(temperature=0.7),
+    "top-k 2": SamplingParams(top_k=2),
+    "top-p 0.95": SamplingParams(top_p=0.95),
 }
 
 
 # Many rows at once, and one text at a time.
-CASES = [(model, how, ROWS) for model in MODELS for how in HOW]
+CASES = [(model, sampling, ROWS) for model in MODELS for sampling in HOW]
 CASES += [("joint 3^4", "plain", 1), ("chain 2^6", "plain", 1)]
 
 
-@pytest.mark.parametrize(("model", "how", "batch"), CASES)
-def test_exact_burst_has_the_law_of_one_by_one_generation(model, how, batch):
-    reader, _ = MODELS[model]
-    known = np.zeros((batch, reader.n), bool)
-    read = np.tile(reading(known[:1], "random"), (batch, 1))
+@pytest.mark.parametrize(("model", "sampling", "batch"), CASES)
+def test_exact_burst_has_the_law_of_one_by_one_generation(model, sampling, batch):
+    decoder, _ = MODELS[model]
+    known = np.zeros((batch, decoder.n), bool)
+    read = np.tile(decode_order(known[:1], "random"), (batch, 1))
     texts, calls, _ = draw_texts(
-        MODELS[model], exact_burst, SAMPLES // batch, known, read=read, how=HOW[how]
+        MODELS[model],
+        exact_burst,
+        SAMPLES // batch,
+        known,
+        read=read,
+        sampling=HOW[sampling],
     )
-    expected = law(MODELS[model], known[0], texts[0, 0], read[0], HOW[how])
-    ratio, p = agreement(texts.reshape(-1, reader.n), reader.V, expected)
+    expected = law(MODELS[model], known[0], texts[0, 0], read[0], HOW[sampling])
+    ratio, p = agreement(texts.reshape(-1, decoder.n), decoder.V, expected)
     assert ratio <= 1.2
     assert p > 0.01
-    assert calls.max() <= reader.n
+    assert calls.max() <= decoder.n
 
 
 @pytest.mark.parametrize("model", ["joint 3^4", "chain 2^6"])
 def test_rows_with_different_gaps_each_have_their_own_law(model):
-    reader, _ = MODELS[model]
-    given = np.random.default_rng(5).integers(0, reader.V, (8, reader.n))
-    known = np.random.default_rng(6).random((8, reader.n)) < 0.4
+    decoder, _ = MODELS[model]
+    given = np.random.default_rng(5).integers(0, decoder.V, (8, decoder.n))
+    known = np.random.default_rng(6).random((8, decoder.n)) < 0.4
     known[0], known[1] = False, True
-    read = reading(known, "random")
+    read = decode_order(known, "random")
     texts, calls, _ = draw_texts(
         MODELS[model], exact_burst, SAMPLES // 8, known, given, read
     )
@@ -199,8 +211,8 @@ def test_rows_with_different_gaps_each_have_their_own_law(model):
     for row in range(8):
         kept = texts[:, row][:, known[row]] == given[row, known[row]]
         assert kept.all()
-        expected = law(MODELS[model], known[row], given[row], read[row], systems.PLAIN)
-        ratio, p = agreement(texts[:, row], reader.V, expected)
+        expected = law(MODELS[model], known[row], given[row], read[row], DEFAULT_PARAMS)
+        ratio, p = agreement(texts[:, row], decoder.V, expected)
         assert ratio <= 1.2
         assert p > 0.01 / 8
 
@@ -208,13 +220,13 @@ def test_rows_with_different_gaps_each_have_their_own_law(model):
 @pytest.mark.parametrize("num_orders", [1, 5])
 @pytest.mark.parametrize("model", ["correlated pairs", "joint 3^4", "joint 8x8"])
 def test_the_same_test_tells_the_biased_burst_apart(model, num_orders):
-    reader, params = MODELS[model]
+    decoder, params = MODELS[model]
     advance = functools.partial(burst, num_orders=num_orders)
-    known = np.zeros((ROWS, reader.n), bool)
+    known = np.zeros((ROWS, decoder.n), bool)
     texts, _, _ = draw_texts(MODELS[model], advance, SAMPLES // ROWS, known)
     expected = np.asarray(params, np.float64)
-    texts = texts.reshape(-1, reader.n)
-    ratio, p = agreement(texts, reader.V, expected / expected.sum())
+    texts = texts.reshape(-1, decoder.n)
+    ratio, p = agreement(texts, decoder.V, expected / expected.sum())
     assert ratio > 1.5
     assert p < 1e-6
 
@@ -282,10 +294,10 @@ def test_rounds_grow_slower_than_the_text(n, most):
     known = np.zeros((1, n), bool)
     _, calls, evaluations = draw_texts(
         tables.markov(n, 2, 0.9),
-        functools.partial(exact_burst, widest=n),
+        functools.partial(exact_burst, max_draft_length=n),
         16,
         known,
-        read=reading(known, "far-apart"),
+        read=decode_order(known, "far-apart"),
     )
     assert calls.mean() / 2 <= most
     assert evaluations.mean() / n <= 2.5
@@ -301,7 +313,7 @@ def tiny_sigma(T=4, V=3, **changes):
         "model.vocab_size": V,
         "sigma.begin_token": True,
     }
-    system = systems.make(configs.override(configs.base(), fields | changes))
+    system = build_system(configs.override(configs.base(), fields | changes))
     params = system.init(jax.random.key(4))
     return system, jax.tree.map(lambda a: a * 10 if a.ndim > 1 else a, params)
 
@@ -314,13 +326,13 @@ def test_a_networks_exact_burst_has_the_law_of_its_one_by_one_sampler():
     nll = jax.jit(system.nll)(params, batch)
     expected = np.exp(-np.asarray(nll, np.float64).sum(1))
     known = np.zeros((SAMPLES // 4, 4), bool)
-    how = Sampling("exact-burst", order="2,0,3,1")
+    sampling = SamplingParams("exact-burst", order="2,0,3,1")
     blank = np.zeros(known.shape, np.int32)
-    filled = system.sample(params, blank, known, jax.random.key(0), how)
+    filled = system.sample(params, blank, known, jax.random.key(0), sampling)
     ratio, p = agreement(filled.tokens_BT, 3, expected / expected.sum())
     assert ratio <= 1.2
     assert p > 0.01
-    assert filled.calls_B.mean() < 4
+    assert filled.num_forward_passes_B.mean() < 4
     total = filled.log_p_BT.sum(1)
     codes = filled.tokens_BT @ 3 ** np.arange(4)[::-1]
     np.testing.assert_allclose(total, np.log(expected)[codes], atol=1e-4)
@@ -331,13 +343,13 @@ def test_every_draft_is_the_conditional_of_a_plain_pass():
     from jaxgpt.systems.sigma.samplers import window
 
     system, params = tiny_sigma(T=9, V=5, **{"sigma.begin_token": False})
-    reader = generate.Network(system.graphdef)
+    decoder = ModelDecoder(system.graphdef)
     tokens = jax.random.randint(jax.random.key(1), (3, 9), 0, 5)
     own = jnp.asarray(orders.random(jax.random.key(2), 3, 9))
     filled = jnp.array([1, 4, 6])
-    state = generate.start(reader, params, tokens, own, jnp.roll(own, -1, 1), filled)
-    task = Sampling().task(9, jax.random.key(0))
-    draft = jax.jit(lambda *arguments: window.draft(reader, *arguments).logits_BWV)
+    state = prefill(decoder, params, tokens, own, jnp.roll(own, -1, 1), filled)
+    task = SamplingParams().decode_params(9, jax.random.key(0))
+    draft = jax.jit(lambda *arguments: window.draft(decoder, *arguments).logits_BWV)
     drafted = draft(params, state, task, jnp.zeros((3, 8)))
     plain = jax.jit(lambda params, *args: system.model(params)(*args))
     for row, n in enumerate([1, 4, 6]):
@@ -354,14 +366,14 @@ def test_greedy_bursts_write_what_greedy_one_by_one_writes(order):
     system, params = tiny_sigma(T=13, V=7)
     known = np.arange(13) % 5 == np.array([[0], [3]])
     tokens = np.arange(26, dtype=np.int32).reshape(2, 13) % 7
-    one = Sampling("ar", order=order, temperature=0.0)
+    one = SamplingParams("ar", order=order, temperature=0.0)
     filled = system.sample(params, tokens, known, jax.random.key(0), one)
     np.testing.assert_array_equal(filled.tokens_BT[known], tokens[known])
     if order != "low-entropy-first":
-        many = Sampling("exact-burst", order=order, temperature=0.0)
+        many = SamplingParams("exact-burst", order=order, temperature=0.0)
         same = system.sample(params, tokens, known, jax.random.key(0), many)
         np.testing.assert_array_equal(filled.tokens_BT, same.tokens_BT)
-        assert (same.calls_B <= filled.calls_B).all()
+        assert (same.num_forward_passes_B <= filled.num_forward_passes_B).all()
 
 
 @pytest.mark.parametrize("sampler", ["ar", "exact-burst", "burst"])
@@ -369,25 +381,25 @@ def test_greedy_bursts_write_what_greedy_one_by_one_writes(order):
 def test_any_mask_is_filled_without_compiling_anew(sampler):
     system, params = tiny_sigma(T=11, V=7)
     compiled = {
-        "ar": generate.autoregress,
-        "exact-burst": exact.advance,
+        "ar": autoregress,
+        "exact-burst": speculative.advance,
         "burst": best_of.advance,
     }[sampler]
-    how = Sampling(sampler)
+    sampling = SamplingParams(sampler)
 
     def fill(known):
         tokens = np.arange(known.size, dtype=np.int32).reshape(known.shape) % 7
-        filled = system.sample(params, tokens, known, jax.random.key(1), how)
+        filled = system.sample(params, tokens, known, jax.random.key(1), sampling)
         np.testing.assert_array_equal(filled.tokens_BT[known], tokens[known])
-        assert filled.settled_BT.all()
+        assert filled.decoded_BT.all()
         missing = (~known).sum(1)
-        assert (filled.calls_B >= (missing > 0)).all()
+        assert (filled.num_forward_passes_B >= (missing > 0)).all()
         if sampler != "burst":
-            assert (filled.calls_B <= missing).all()
-        assert ((filled.call_BT > 0) == ~known).all()
+            assert (filled.num_forward_passes_B <= missing).all()
+        assert ((filled.decode_step_BT > 0) == ~known).all()
 
     fill(np.zeros((3, 11), bool))
-    before = compiled._cache_size(), generate.start._cache_size()
+    before = compiled._cache_size(), prefill._cache_size()
     rng = np.random.default_rng(0)
     for length in (11, 7, 2, 1):
         fill(rng.random((3, length)) < 0.5)
@@ -395,7 +407,7 @@ def test_any_mask_is_filled_without_compiling_anew(sampler):
     ragged = np.zeros((3, 11), bool)
     ragged[1, 4:9], ragged[2] = True, True
     fill(ragged)
-    assert (compiled._cache_size(), generate.start._cache_size()) == before
+    assert (compiled._cache_size(), prefill._cache_size()) == before
 
 
 @pytest.mark.parametrize("sampler", ["ar", "exact-burst", "burst"])
@@ -404,10 +416,14 @@ def test_a_row_does_not_depend_on_those_beside_it(sampler):
     system, params = tiny_sigma(T=11, V=7)
     known = np.arange(11) < np.array([[3], [1], [6]])
     tokens = np.zeros((3, 11), np.int32)
-    how = Sampling(sampler, order="" if sampler == "burst" else "left-to-right")
+    sampling = SamplingParams(
+        sampler, order="" if sampler == "burst" else "left-to-right"
+    )
     fill = lambda rows: system.sample(
-        params, tokens[:rows], known[:rows], jax.random.key(1), how
+        params, tokens[:rows], known[:rows], jax.random.key(1), sampling
     )
     together, alone = fill(3), fill(1)
     np.testing.assert_array_equal(together.tokens_BT[:1], alone.tokens_BT)
-    np.testing.assert_array_equal(together.calls_B[:1], alone.calls_B)
+    np.testing.assert_array_equal(
+        together.num_forward_passes_B[:1], alone.num_forward_passes_B
+    )

@@ -1,8 +1,9 @@
-"""Samplers of σ-GPT that settle several tokens at a time.
+"""Samplers of σ-GPT that decode several tokens in a forward pass.
 
-  exact.py     draft, verify in one order, resample: the law of one-by-one generation
-  best_of.py   the original's burst: the best of N orders; biased, kept to compare
-  unmask.py    the likeliest or surest tokens at once, as masked diffusion does; biased
+  speculative.py  draft, verify in one order, resample: the distribution of decoding one
+                  by one, exactly
+  best_of.py      the original's burst: the best of N orders; biased, kept to compare
+  unmask.py       the likeliest or surest tokens at once, as masked diffusion; biased
 
-Each is a compiled loop over `generate.State` (see core/generate.py).
+Each is a compiled loop over `DecodeState` (see sampling/state.py).
 """

@@ -18,32 +18,30 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxgpt.core.generate import (
-    Reader,
-    State,
-    Task,
-    distribution,
-    draw,
-    log_probability,
+from jaxgpt.sampling.logits import (
+    sample_token,
+    sampling_probs,
+    token_log_prob,
     uniforms,
 )
+from jaxgpt.sampling.state import DecodeParams, Decoder, DecodeState
 from jaxgpt.systems.sigma.samplers import window
 
 
 @functools.partial(
-    jax.jit, static_argnames=("reader", "rank", "most"), donate_argnums=2
+    jax.jit, static_argnames=("decoder", "rank", "most"), donate_argnums=2
 )
 def advance(
-    reader: Reader,
+    decoder: Decoder,
     params: Any,
-    state: State,
-    task: Task,
+    state: DecodeState,
+    decode_params: DecodeParams,
     limit: jax.Array,
     *,
     rank: str,
     most: int,
     bound: jax.Array,
-) -> State:
+) -> DecodeState:
     """Fills the slots of each row to the end.
 
     Args:
@@ -56,24 +54,31 @@ def advance(
       bound: nats of entropy a call may take on; infinite settles `most` every time.
     """
     # Drawn for positions, not slots: slots change places until they are settled.
-    uniform_BS = uniforms(task.key, state.tokens_BS.shape)
-    last = state.calls_B + limit
+    uniform_BS = uniforms(decode_params.key, state.tokens_BS.shape)
+    last = state.num_forward_passes_B + limit
 
     def going(state):
-        return ((state.filled_B < task.end) & (state.calls_B < last)).any()
+        return (
+            (state.num_decoded_B < decode_params.end)
+            & (state.num_forward_passes_B < last)
+        ).any()
 
     def body(state):
-        return _call(reader, params, state, task, uniform_BS, rank, most, bound)
+        return _call(
+            decoder, params, state, decode_params, uniform_BS, rank, most, bound
+        )
 
     return lax.while_loop(going, body, state)
 
 
-def _call(reader, params, state, task, uniform_BS, rank, most, bound):
+def _call(decoder, params, state, decode_params, uniform_BS, rank, most, bound):
     B, S = state.tokens_BS.shape
-    n_B = state.filled_B
-    left_B = jnp.maximum(task.end - n_B, 0)
+    n_B = state.num_decoded_B
+    left_B = jnp.maximum(decode_params.end - n_B, 0)
     # The cache lacks what the call before settled, and the token it asked by.
-    fresh_BS = (state.call_BS == state.calls_B[:, None]) & (state.call_BS > 0)
+    fresh_BS = (state.decode_step_BS == state.num_forward_passes_B[:, None]) & (
+        state.decode_step_BS > 0
+    )
     unread_B = fresh_BS.sum(1)
     read_B = n_B - 1 - unread_B
     query_BS = window.take(state.own_BS, n_B, S)
@@ -81,7 +86,7 @@ def _call(reader, params, state, task, uniform_BS, rank, most, bound):
     asks = lambda array_BS: wide(window.take(array_BS, n_B - 1, 1))
     join = lambda first, second: jnp.concatenate([first, second], 1)
     news = lambda array_BS: window.take(array_BS, read_B, most)
-    logits, cache = reader.read(
+    logits, cache = decoder.read(
         params,
         join(news(state.tokens_BS), asks(state.tokens_BS)),
         (
@@ -93,8 +98,8 @@ def _call(reader, params, state, task, uniform_BS, rank, most, bound):
         _among(unread_B, most, S),
     )
     logits_BSV = logits[:, most:]
-    p_BSV = distribution(logits_BSV, task)
-    tokens_BS = draw(jnp.take_along_axis(uniform_BS, query_BS, 1), p_BSV)
+    p_BSV = sampling_probs(logits_BSV, decode_params)
+    tokens_BS = sample_token(jnp.take_along_axis(uniform_BS, query_BS, 1), p_BSV)
     cost_BS = -jnp.log(p_BSV.max(-1))
     if rank == "entropy":
         cost_BS = -jax.scipy.special.xlogy(p_BSV, p_BSV).sum(-1)
@@ -105,20 +110,21 @@ def _call(reader, params, state, task, uniform_BS, rank, most, bound):
     before_BS = jnp.cumsum(cost_BS, 1) - cost_BS
     within_B = jnp.where(jnp.isinf(cost_BS), False, before_BS <= bound).sum(1)
     gain_B = jnp.minimum(jnp.minimum(within_B, most), left_B)
-    calls_B = state.calls_B + (left_B > 0)
-    log_p_BS = log_probability(logits_BSV, tokens_BS)
+    num_forward_passes_B = state.num_forward_passes_B + (left_B > 0)
+    log_p_BS = token_log_prob(logits_BSV, tokens_BS)
     own_BS = window.put(state.own_BS, n_B, ordered(query_BS), left_B)
-    number_BS = wide(calls_B[:, None])
+    number_BS = wide(num_forward_passes_B[:, None])
     return state.replace(
         tokens_BS=window.put(state.tokens_BS, n_B, ordered(tokens_BS), gain_B),
         own_BS=own_BS,
         target_BS=jnp.roll(own_BS, -1, 1),
-        filled_B=n_B + gain_B,
+        num_decoded_B=n_B + gain_B,
         cache=cache,
-        calls_B=calls_B,
-        evaluations_B=state.evaluations_B + jnp.where(left_B > 0, unread_B + left_B, 0),
+        num_forward_passes_B=num_forward_passes_B,
+        tokens_processed_B=state.tokens_processed_B
+        + jnp.where(left_B > 0, unread_B + left_B, 0),
         log_p_BS=window.put(state.log_p_BS, n_B, ordered(log_p_BS), gain_B),
-        call_BS=window.put(state.call_BS, n_B, number_BS, gain_B),
+        decode_step_BS=window.put(state.decode_step_BS, n_B, number_BS, gain_B),
     )
 
 

@@ -11,17 +11,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxgpt.core.generate import Reader, State, Task, distribution, draw
+from jaxgpt.sampling.logits import sample_token, sampling_probs
+from jaxgpt.sampling.state import DecodeParams, Decoder, DecodeState
 
 SMALLEST = 4
 
 
-def widths(widest: int) -> tuple[int, ...]:
-    """Returns the widths for which a pass is compiled: 1, 4, 8, 16, ... and widest."""
+def widths(max_draft_length: int) -> tuple[int, ...]:
+    """Returns the widths for which a pass is compiled: 1, 4, 8, ... and the maximum."""
     found = [1, SMALLEST]
-    while 2 * found[-1] <= widest:
+    while 2 * found[-1] <= max_draft_length:
         found.append(2 * found[-1])
-    return (*found[:-1], max(widest, SMALLEST))
+    return (*found[:-1], max(max_draft_length, SMALLEST))
 
 
 def take(array_BS: jax.Array, start_B: jax.Array, W: int) -> jax.Array:
@@ -70,10 +71,10 @@ class Draft:
 
 
 def draft(
-    reader: Reader,
+    decoder: Decoder,
     params: Any,
-    state: State,
-    task: Task,
+    state: DecodeState,
+    decode_params: DecodeParams,
     uniform_BW: jax.Array,
 ) -> Draft:
     """Drafts the next W slots in one pass.
@@ -82,14 +83,14 @@ def draft(
     and the slot's as target: the exact conditional given what is settled.
     """
     B, W = uniform_BW.shape
-    before_B = state.filled_B - 1
+    before_B = state.num_decoded_B - 1
     last_B1, own_B1 = (
         take(state.tokens_BS, before_B, 1),
         take(state.own_BS, before_B, 1),
     )
-    position_BW = take(state.own_BS, state.filled_B, W)
+    position_BW = take(state.own_BS, state.num_decoded_B, W)
     wide = lambda array_B1: jnp.broadcast_to(array_B1, (B, W))
-    logits_BWV, _ = reader.read(
+    logits_BWV, _ = decoder.read(
         params,
         wide(last_B1),
         (wide(own_B1), position_BW),
@@ -97,8 +98,8 @@ def draft(
         before_B,
         jnp.eye(W, dtype=bool),
     )
-    p_BWV = distribution(logits_BWV, task)
-    tokens_BW = draw(uniform_BW, p_BWV)
+    p_BWV = sampling_probs(logits_BWV, decode_params)
+    tokens_BW = sample_token(uniform_BW, p_BWV)
     return Draft(tokens_BW, position_BW, logits_BWV, p_BWV, last_B1, own_B1)
 
 
@@ -108,13 +109,13 @@ def at_tokens(p_BWV: jax.Array, tokens_BW: jax.Array) -> jax.Array:
 
 
 def rounds(
-    advance: Callable[..., State],
-    wanted_B: Callable[[State], jax.Array],
-    state: State,
-    widest: int,
+    advance: Callable[..., DecodeState],
+    wanted_B: Callable[[DecodeState], jax.Array],
+    state: DecodeState,
+    max_draft_length: int,
     end: jax.Array,
     limit: jax.Array,
-) -> State:
+) -> DecodeState:
     """Runs rounds until all rows are full, or those that are not made limit calls.
 
     Each round is compiled for a few widths and runs in the narrowest that holds every
@@ -125,18 +126,20 @@ def rounds(
       advance: (state, W=width) -> state, one round.
       wanted_B: state -> slots each row wants to look at, 0 where it is full.
       state: where to begin.
-      widest: the largest window wanted.
+      max_draft_length: the largest window wanted.
       end: one past the last slot to fill.
       limit: calls.
     """
-    most_B = state.calls_B + limit
+    most_B = state.num_forward_passes_B + limit
 
     def going(state):
-        return ((state.filled_B < end) & (state.calls_B < most_B)).any()
+        return (
+            (state.num_decoded_B < end) & (state.num_forward_passes_B < most_B)
+        ).any()
 
     def sweep(state):
         below = 0
-        for W in widths(widest):
+        for W in widths(max_draft_length):
 
             def fits(state, below=below, W=W):
                 wanted = wanted_B(state).max()

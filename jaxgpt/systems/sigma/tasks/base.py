@@ -60,15 +60,18 @@ class Task:
         return None
 
     def judge(
-        self, tokens_NT: np.ndarray, reference_NT: np.ndarray, known_NT: np.ndarray
+        self,
+        tokens_NT: np.ndarray,
+        reference_NT: np.ndarray,
+        prompt_mask_NT: np.ndarray,
     ) -> Judgement:
         """Returns {name: [N]} about generated sequences; "accuracy" is the main one.
 
         Unless a task knows better: is each row what the reference is, and the share of
         its generated tokens that are.
         """
-        right_NT = (tokens_NT == reference_NT) | known_NT
-        asked_N = np.maximum((~known_NT).sum(1), 1)
+        right_NT = (tokens_NT == reference_NT) | prompt_mask_NT
+        asked_N = np.maximum((~prompt_mask_NT).sum(1), 1)
         wrong_N = (~right_NT).sum(1)
         return {"accuracy": wrong_N == 0, "token_accuracy": 1 - wrong_N / asked_N}
 
@@ -85,19 +88,21 @@ class Task:
         path: pathlib.Path,
         tokens_NT: np.ndarray,
         reference_NT: np.ndarray,
-        known_NT: np.ndarray,
+        prompt_mask_NT: np.ndarray,
     ) -> None:
         """Writes a PNG of generated sequences: given black, right green, wrong red.
 
         All that was generated of a row is right where the judge says so.
         """
-        verdict = self.judge(tokens_NT, reference_NT, known_NT)
+        verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
         wrong_NT = (tokens_NT != reference_NT) & ~verdict["accuracy"][:, None]
         rows = []
-        for tokens_T, wrong_T, known_T in zip(
-            tokens_NT, wrong_NT, known_NT, strict=True
+        for tokens_T, wrong_T, prompt_mask_T in zip(
+            tokens_NT, wrong_NT, prompt_mask_NT, strict=True
         ):
-            colours = np.where(known_T, "black", np.where(wrong_T, "red", "green"))
+            colours = np.where(
+                prompt_mask_T, "black", np.where(wrong_T, "red", "green")
+            )
             words = [self.word(token) for token in tokens_T]
             rows.append(list(zip(words, colours, strict=True)))
         pictures.words(path, rows)

@@ -30,9 +30,9 @@ UNIMPORTANT = ("learn", "strategies", "eval_sequences")
 LONG = 1 << 24  # Tokens that take seconds to draw.
 
 
-def mark(tokens: np.ndarray, known: np.ndarray) -> np.ndarray:
+def mark(tokens: np.ndarray, prompt_mask: np.ndarray) -> np.ndarray:
     """Returns tokens with the complement of those that are not given."""
-    return np.where(known, tokens, ~tokens)
+    return np.where(prompt_mask, tokens, ~tokens)
 
 
 def unmark(marked):
@@ -56,7 +56,9 @@ class TaskData:
         rows = epoch_rows(seed, step, size, len(marked_NT))
         return marked_NT[rows, :length].astype(np.int32)
 
-    def fixed(self, split: str, length: int, count: int | None = None) -> np.ndarray:
+    def eval_windows(
+        self, split: str, length: int, count: int | None = None
+    ) -> np.ndarray:
         """Returns marked int32 [count, length]: the first sequences; None is all."""
         return self._split(split)[:count, :length].astype(np.int32)
 
@@ -140,16 +142,16 @@ def draw(
     size = min(CHUNK, max(count, 100))
     while found < count:
         rng = np.random.default_rng((seed, 2, SPLITS.index(split), number))
-        tokens_NT, known_NT = task.generate(rng, size, split)
+        tokens_NT, prompt_mask_NT = task.generate(rng, size, split)
         if task.distinct:
             hashes = _hashes(tokens_NT)
             _, first = np.unique(hashes, return_index=True)
             # What is left over here is not taken from the other split.
             first = np.sort(first[~np.isin(hashes[first], taken)])[: count - found]
-            tokens_NT, known_NT = tokens_NT[first], known_NT[first]
+            tokens_NT, prompt_mask_NT = tokens_NT[first], prompt_mask_NT[first]
             taken = np.concatenate([taken, hashes[first]])
             stale = stale + 1 if len(first) < size / 100 else 0
-        parts.append(mark(tokens_NT.astype(np.int32), known_NT))
+        parts.append(mark(tokens_NT.astype(np.int32), prompt_mask_NT))
         found, number = found + len(tokens_NT), number + 1
         if stale == PATIENCE and found < count:
             raise UserError(

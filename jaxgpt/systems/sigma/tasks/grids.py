@@ -40,14 +40,14 @@ class Snake(Task):
         at = np.stack([rng.integers(0, n, count) for n in (c.height, c.width)], 1)
         heading = rng.integers(0, 4, count)
         tokens_NT = np.zeros((count, self.length), np.int64)
-        known_NT = np.ones((count, self.length), bool)
+        prompt_mask_NT = np.ones((count, self.length), bool)
         for t in range(c.length):
             cell = (row, at[:, 0], at[:, 1])
             tokens_NT[:, 2 * t] = 4 + world[cell]
             if t < c.length // 2:
                 seen[cell] = True
             else:
-                known_NT[:, 2 * t] = ~seen[cell]
+                prompt_mask_NT[:, 2 * t] = ~seen[cell]
             ways = (heading[:, None] + np.array([-1, 0, 1, 2])) % 4
             places = at[:, None] + STEPS[ways]
             inside = ((places >= 0) & (places < (c.height, c.width))).all(-1)
@@ -56,7 +56,7 @@ class Snake(Task):
             choice = (rng.random(weight.shape) * weight).argmax(1)
             heading, at = ways[row, choice], places[row, choice]
             tokens_NT[:, 2 * t + 1] = heading
-        return tokens_NT, known_NT
+        return tokens_NT, prompt_mask_NT
 
     def word(self, token: int) -> str:
         """Returns a direction's letter or a colour's number."""
@@ -105,9 +105,9 @@ class Mixing(Task):
                     results.append(moved)
         return np.stack(results)
 
-    def judge(self, tokens_NT, reference_NT, known_NT) -> Judgement:
+    def judge(self, tokens_NT, reference_NT, prompt_mask_NT) -> Judgement:
         """Is the first grid a beginning, and every next one a move away."""
-        del reference_NT, known_NT
+        del reference_NT, prompt_mask_NT
         c, N = self.config, len(tokens_NT)
         grids = tokens_NT.reshape(N, c.length, c.height, c.width)
         blank = grids[:, 0] == self.cells
@@ -127,10 +127,10 @@ class Mixing(Task):
         """Returns a number, or a point for what is blanked out."""
         return "." if token == self.cells else str(token)
 
-    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, known_NT) -> None:
+    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
         """Draws the grids of each sequence in a row, a shade a number, blanks white."""
         c = self.config
-        right = self.judge(tokens_NT, reference_NT, known_NT)["accuracy"]
+        right = self.judge(tokens_NT, reference_NT, prompt_mask_NT)["accuracy"]
         shade = np.linspace(0, 1, self.cells)[:, None]
         palette = (1 - shade) * (40, 20, 90) + shade * (250, 190, 60)
         grids = tokens_NT.reshape(-1, c.length, c.height, c.width)
@@ -185,9 +185,9 @@ class Greed(Task):
             parts += [grid, 4 + heading[:, None], 8 + reward[:, None]]
             grid = after
         tokens_NT = np.concatenate([self.first_total + total[:, None], *parts], 1)
-        known_NT = np.zeros(tokens_NT.shape, bool)
-        known_NT[:, : 1 + self.cells] = True
-        return tokens_NT, known_NT
+        prompt_mask_NT = np.zeros(tokens_NT.shape, bool)
+        prompt_mask_NT[:, : 1 + self.cells] = True
+        return tokens_NT, prompt_mask_NT
 
     def advance(
         self, grid: np.ndarray, at: np.ndarray, heading: np.ndarray
@@ -204,9 +204,9 @@ class Greed(Task):
         result[row, goal] = AGENT
         return result, goal, reward
 
-    def judge(self, tokens_NT, reference_NT, known_NT) -> Judgement:
+    def judge(self, tokens_NT, reference_NT, prompt_mask_NT) -> Judgement:
         """Is the episode possible, and does it earn what it must."""
-        del known_NT
+        del prompt_mask_NT
         c, N = self.config, len(tokens_NT)
         wanted = reference_NT[:, 0] - self.first_total
         steps = tokens_NT[:, 1:].reshape(N, c.length, self.cells + 2)
@@ -228,10 +228,10 @@ class Greed(Task):
         signs = [*".#$@", *COMPASS, "-", "+"]
         return signs[token] if token < len(signs) else f"={token - self.first_total}"
 
-    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, known_NT) -> None:
+    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
         """Draws the grids of each episode in a row: walls grey, coins yellow."""
         c = self.config
-        right = self.judge(tokens_NT, reference_NT, known_NT)["accuracy"]
+        right = self.judge(tokens_NT, reference_NT, prompt_mask_NT)["accuracy"]
         steps = tokens_NT[:, 1:].reshape(len(tokens_NT), c.length, -1)
         grids = steps[..., : self.cells].reshape(-1, c.length, c.height, c.width)
         pictures.episodes(path, grids, CELLS, right)

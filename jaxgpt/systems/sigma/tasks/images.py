@@ -84,8 +84,8 @@ class Picoclvr(Task):
         asked = np.minimum(asked, true_NP.sum(1, keepdims=True))
         kept = np.arange(properties) < asked
         caption = np.where(kept[..., None], every[chosen], 0).reshape(count, -1)
-        known = np.arange(self.length) < np.full((count, 1), 3 * properties)
-        return np.concatenate([caption, image], 1), known
+        prompt_mask = np.arange(self.length) < np.full((count, 1), 3 * properties)
+        return np.concatenate([caption, image], 1), prompt_mask
 
     def all_properties(self) -> np.ndarray:
         """Returns every property there can be, tokens [P, 3]."""
@@ -129,9 +129,9 @@ class Picoclvr(Task):
         true = np.choose(kind.clip(0), conditions)
         return true & of(there, a) & ((b == 0) | of(there, b)) & (a > 0)
 
-    def judge(self, tokens_NT, reference_NT, known_NT) -> Judgement:
+    def judge(self, tokens_NT, reference_NT, prompt_mask_NT) -> Judgement:
         """Has the image all properties (accuracy); and what share of them."""
-        del known_NT
+        del prompt_mask_NT
         N, words = len(tokens_NT), 3 * self.properties
         properties = reference_NT[:, :words].reshape(N, self.properties, 3)
         image = tokens_NT[:, words:]
@@ -162,9 +162,9 @@ class Picoclvr(Task):
         rows = [cells[i : i + width] for i in range(0, len(cells), width)]
         return "\n".join([said, *(" ".join(f"{c:2}" for c in row) for row in rows)])
 
-    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, known_NT) -> None:
+    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
         """Draws the images, in green frames where all properties hold, else red."""
-        c, right = self.config, self.judge(tokens_NT, reference_NT, known_NT)
+        c, right = self.config, self.judge(tokens_NT, reference_NT, prompt_mask_NT)
         image = tokens_NT[:, 3 * self.properties :].clip(0, c.colors)
         rgb = PALETTE[image].reshape(-1, c.height, c.width, 3)
         frames = np.where(right["accuracy"][:, None], (0, 160, 0), (220, 0, 0))
@@ -224,12 +224,12 @@ class MNIST(Task):
         tokens = pixels.reshape(count, self.length) // (256 // GREYS)
         return tokens, np.zeros(tokens.shape, bool)
 
-    def judge(self, tokens_NT, reference_NT, known_NT) -> Judgement:
+    def judge(self, tokens_NT, reference_NT, prompt_mask_NT) -> Judgement:
         """Returns how much ink there is: what a digit is, nobody here can tell."""
-        del reference_NT, known_NT
+        del reference_NT, prompt_mask_NT
         return {"ink": tokens_NT.mean(1) / (GREYS - 1)}
 
-    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, known_NT) -> None:
+    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
         """Draws the images, dark on light."""
         grey = 255 - tokens_NT.reshape(-1, self.side, self.side, 1) * (
             255 // (GREYS - 1)

@@ -58,11 +58,11 @@ class Lines(CharacterTask):
         codes = {character: i for i, character in enumerate(self.alphabet)}
         lines = self.lines(split)
         tokens = np.zeros((len(lines), self.length), np.int64)
-        known = np.zeros(tokens.shape, bool)
+        prompt_mask = np.zeros(tokens.shape, bool)
         for row, line in enumerate(lines):
             tokens[row, : len(line)] = [codes[c] for c in line]
-            known[row, : line.find("\t") + 1] = True
-        return tokens, known
+            prompt_mask[row, : line.find("\t") + 1] = True
+        return tokens, prompt_mask
 
     def text(self, tokens_T: np.ndarray) -> str:
         """Returns the characters before the end."""

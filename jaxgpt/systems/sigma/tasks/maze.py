@@ -138,9 +138,9 @@ class Maze(Task):
             grid[index, start], grid[index, goal] = START, GOAL
         return np.concatenate([maze, drawn], 1)
 
-    def judge(self, tokens_NT, reference_NT, known_NT) -> Judgement:
+    def judge(self, tokens_NT, reference_NT, prompt_mask_NT) -> Judgement:
         """Is the path valid (accuracy), and is it a shortest one (optimal)."""
-        del reference_NT, known_NT
+        del reference_NT, prompt_mask_NT
         mazes, drawn = self.grids(tokens_NT)
         valid = valid_paths(mazes, drawn)
         steps = (drawn == PATH).sum((1, 2)) + 1
@@ -160,7 +160,7 @@ class Maze(Task):
         signs = np.array(list(" #SG·"))
         return "\n".join("".join(row) for row in signs[drawn[0]])
 
-    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, known_NT) -> None:
+    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
         """Draws targets (hollow) and paths: blue in a green frame where optimal.
 
         Valid but longer: orange frame; wrong: red, and cells that should not have been
@@ -169,7 +169,7 @@ class Maze(Task):
         tokens_NT, reference_NT = (
             array[: pictures.SHOWN] for array in (tokens_NT, reference_NT)
         )
-        verdict = self.judge(tokens_NT, reference_NT, known_NT)
+        verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
         mazes, drawn = self.grids(tokens_NT)
         _, target = self.grids(reference_NT)
         image = np.full((*mazes.shape, 3), 255)

@@ -33,7 +33,7 @@ class Stack(Task):
         steps, digits = self.config.length, self.config.digits
         stack = np.zeros((count, STACKS, steps + 1), np.int64)
         height = np.zeros((count, STACKS), np.int64)
-        row, parts, known = np.arange(count), [], []
+        row, parts, prompt_mask = np.arange(count), [], []
         for _ in range(steps):
             which = rng.integers(0, STACKS, count)
             pops = (rng.random(count) < 0.5) & (height[row, which] > 0)
@@ -44,9 +44,9 @@ class Stack(Task):
             height[row, which] += np.where(pops, -1, 1)
             parts += [(2 * which + pops)[:, None]]
             parts += [2 * STACKS + digits_of(value, digits)]
-            known += [np.ones((count, 1), bool)]
-            known += [np.broadcast_to(~pops[:, None], (count, digits))]
-        return np.concatenate(parts, 1), np.concatenate(known, 1)
+            prompt_mask += [np.ones((count, 1), bool)]
+            prompt_mask += [np.broadcast_to(~pops[:, None], (count, digits))]
+        return np.concatenate(parts, 1), np.concatenate(prompt_mask, 1)
 
     def word(self, token: int) -> str:
         """Returns push or pop, with the number of the stack, or a digit."""
@@ -195,9 +195,9 @@ class RPL(Task):
         words += ["<nul>"] * (self.length - len(words))
         return [self.words.index(word) for word in words]
 
-    def judge(self, tokens_NT, reference_NT, known_NT) -> Judgement:
+    def judge(self, tokens_NT, reference_NT, prompt_mask_NT) -> Judgement:
         """Does the program do it on all stacks; and the share of stacks it does on."""
-        del known_NT
+        del prompt_mask_NT
         shares = [
             self.share_done(tokens, reference)
             for tokens, reference in zip(tokens_NT, reference_NT, strict=True)

@@ -40,9 +40,9 @@ class Toy(Task):
         """Returns tokens [count, T]."""
         raise NotImplementedError
 
-    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, known_NT) -> None:
+    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
         """Draws each sequence as a line: black where it is right, else red."""
-        right_N = self.judge(tokens_NT, reference_NT, known_NT)["accuracy"]
+        right_N = self.judge(tokens_NT, reference_NT, prompt_mask_NT)["accuracy"]
         shown = min(len(tokens_NT), pictures.SHOWN)
         rows = -(-shown // 6)
         figure, axes = pictures.figure(rows, 6, figsize=(10, 0.6 * rows + 0.4))
@@ -73,9 +73,9 @@ class Step(Toy):
         index = np.arange(self.length)
         return ((index >= start) & (index < start + ones)).astype(np.int8)
 
-    def judge(self, tokens_NT, reference_NT, known_NT) -> Judgement:
+    def judge(self, tokens_NT, reference_NT, prompt_mask_NT) -> Judgement:
         """Is there one run of ones, as long as it must be."""
-        del reference_NT, known_NT
+        del reference_NT, prompt_mask_NT
         begins = np.diff(tokens_NT, axis=1, prepend=0) == 1
         length = tokens_NT.sum(1) == self.config.step_length
         return {"accuracy": length & (begins.sum(1) == 1)}
@@ -97,14 +97,14 @@ class Product(Toy):
             np.int8
         )
 
-    def judge(self, tokens_NT, reference_NT, known_NT) -> Judgement:
+    def judge(self, tokens_NT, reference_NT, prompt_mask_NT) -> Judgement:
         """Could this be of the law: an exact test of the ones, and of their runs.
 
         The number of ones against its binomial law, and the number of runs given it
         (Wald and Wolfowitz 1940), each two-sided at half of SIGNIFICANCE; also the
         share of ones.
         """
-        del reference_NT, known_NT
+        del reference_NT, prompt_mask_NT
         ones_N = tokens_NT.sum(1)
         runs_N = 1 + (np.diff(tokens_NT, axis=1) != 0).sum(1)
         count_p, runs_p = _p_values(self.length, float(self.config.probability))
@@ -112,9 +112,9 @@ class Product(Toy):
         right = (count_p[ones_N] >= least) & (runs_p[ones_N, runs_N] >= least)
         return {"accuracy": right, "ones": tokens_NT.mean(1)}
 
-    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, known_NT) -> None:
+    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
         """Draws the ones of each sequence, and below how often each place has one."""
-        right_N = self.judge(tokens_NT, reference_NT, known_NT)["accuracy"]
+        right_N = self.judge(tokens_NT, reference_NT, prompt_mask_NT)["accuracy"]
         shown = min(len(tokens_NT), pictures.SHOWN)
         figure, axes = pictures.figure(2, 1, figsize=(8, 7), height_ratios=[3, 1])
         for row in range(shown):
@@ -189,17 +189,17 @@ class Permutation(Toy):
         numbers = np.arange(self.length, dtype=np.int16)
         return rng.permuted(np.broadcast_to(numbers, (count, self.length)), axis=1)
 
-    def judge(self, tokens_NT, reference_NT, known_NT) -> Judgement:
+    def judge(self, tokens_NT, reference_NT, prompt_mask_NT) -> Judgement:
         """Is each number there once; and the share of the numbers that are there."""
-        del reference_NT, known_NT
+        del reference_NT, prompt_mask_NT
         ordered = np.sort(tokens_NT, 1)
         different = 1 + (np.diff(ordered, axis=1) != 0).sum(1)
         right = different == self.length
         return {"accuracy": right, "different": different / self.length}
 
-    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, known_NT) -> None:
+    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
         """Draws how often each number stands at each place, and how many differ."""
-        verdict = self.judge(tokens_NT, reference_NT, known_NT)
+        verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
         L = self.length
         counts = np.zeros((L, L), int)
         np.add.at(

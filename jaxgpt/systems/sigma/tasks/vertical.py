@@ -82,8 +82,8 @@ class Vertical(Task):
 
     def given(self, tokens_NT: np.ndarray) -> np.ndarray:
         """Returns what is known: the type and the cleared levels."""
-        known_T = np.arange(self.length) <= self.times
-        return np.broadcast_to(known_T, tokens_NT.shape)
+        prompt_mask_T = np.arange(self.length) <= self.times
+        return np.broadcast_to(prompt_mask_T, tokens_NT.shape)
 
     def read(self, split: str):
         """Returns the flights of a split of the CSV file, where there is one."""
@@ -149,12 +149,12 @@ class Vertical(Task):
             )
         return value
 
-    def judge(self, tokens_NT, reference_NT, known_NT) -> Judgement:
+    def judge(self, tokens_NT, reference_NT, prompt_mask_NT) -> Judgement:
         """Is the profile without jumps and near the one flown (accuracy).
 
         Its error is in flight levels squared, on average over the flight.
         """
-        del known_NT
+        del prompt_mask_NT
         start = 1 + self.times
         flown, reference = tokens_NT[:, start:], reference_NT[:, start:]
         there = reference < LEVELS
@@ -174,12 +174,12 @@ class Vertical(Task):
             return str(token)
         return "-" if token == FILLER else f"type{token - LEVELS}"
 
-    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, known_NT) -> None:
+    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
         """Draws cleared levels (grey), flights (black) and what was generated.
 
         Green where it is right, else red; the marks are the cleared levels.
         """
-        verdict = self.judge(tokens_NT, reference_NT, known_NT)
+        verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
         shown = min(len(tokens_NT), 24)
         rows, start = -(-shown // 4), 1 + self.times
         figure, axes = pictures.figure(rows, 4, figsize=(12, 1.9 * rows))

@@ -10,11 +10,12 @@ import pytest
 from scipy import stats
 
 from jaxgpt import config as configs
-from jaxgpt import evaluate, metrics, sample
+from jaxgpt import evaluate, sample
 from jaxgpt.errors import UserError
-from jaxgpt.systems.sigma import tasks
 from jaxgpt.systems.sigma.tasks import dataset, maze, programs
+from jaxgpt.systems.sigma.tasks.system import TASKS, SigmaTask, make_task
 from jaxgpt.train import train
+from jaxgpt.training import metrics
 from tests.conftest import ROOT
 from tests.systems.sigma import tables
 from tests.systems.sigma.test_samplers import draw_texts, exact_burst
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.unoptimised
 
 CONFIG = str(ROOT / "configs" / "sigma_task.py")
 FROM_FILES = ("mnist", "file")
-DRAWN = [name for name in tasks.TASKS if name not in FROM_FILES]
+DRAWN = [name for name in TASKS if name not in FROM_FILES]
 # Tasks that cannot tell a wrong sequence from a right one by one token.
 LENIENT = ("product",)
 # Small ones ask for too little to tell noise from a guess.
@@ -37,7 +38,7 @@ def cache(tmp_path, monkeypatch):
 
 def make(variant, **changes):
     changes = {f"task.{key}": str(value) for key, value in changes.items()}
-    return tasks.make(configs.load(f"{CONFIG}:{variant}-tiny", changes))
+    return make_task(configs.load(f"{CONFIG}:{variant}-tiny", changes))
 
 
 def draw(task, count=200, seed=0):
@@ -232,9 +233,9 @@ def test_exact_burst_has_the_law_of_shuffled_generation(name):
 
 
 def tables_autoregress():
-    from jaxgpt.core import generate
+    from jaxgpt.sampling.autoregressive import autoregress
 
-    return generate.autoregress
+    return autoregress
 
 
 # Data.
@@ -242,13 +243,13 @@ def tables_autoregress():
 
 def test_splits_have_no_sequence_in_common_and_are_kept(tmp_path):
     config = configs.load(f"{CONFIG}:twotargets-tiny", {})
-    data = dataset.open_data(tasks.make(config), config)
-    rows = [{r.tobytes() for r in data.fixed(s, 15)} for s in ("train", "val")]
+    data = dataset.open_data(make_task(config), config)
+    rows = [{r.tobytes() for r in data.eval_windows(s, 15)} for s in ("train", "val")]
     assert [len(r) for r in rows] == [500, 100]
     assert not rows[0] & rows[1]
     files = list((tmp_path / "cache" / "tasks").rglob("*.npy"))
     times = [f.stat().st_mtime_ns for f in files]
-    dataset.open_data(tasks.make(config), config)
+    dataset.open_data(make_task(config), config)
     assert [f.stat().st_mtime_ns for f in files] == times
 
 
@@ -259,7 +260,7 @@ def test_a_small_split_leaves_the_other_all_that_it_does_not_keep():
         {"task.height": "3", "task.width": "3", "task.length": "2"}
         | {"task.train_sequences": "71", "task.val_sequences": "10"},
     )
-    splits = dataset.open_data(tasks.make(config), config).splits
+    splits = dataset.open_data(make_task(config), config).splits
     assert {name: len(rows) for name, rows in splits.items()} == {
         "train": 71,
         "val": 10,
@@ -273,7 +274,7 @@ def test_more_than_there_are_is_refused():
         | {"task.min_distance": "2", "task.train_sequences": "100"},
     )
     with pytest.raises(UserError, match="more than there are without overlap"):
-        dataset.open_data(tasks.make(config), config)
+        dataset.open_data(make_task(config), config)
 
 
 @pytest.mark.parametrize(
@@ -312,8 +313,8 @@ def test_recorded_flights_are_read(tmp_path):
     config = configs.load(
         f"{CONFIG}:vertical-tiny", {"task.path": str(path), "task.length": "3"}
     )
-    data = dataset.open_data(tasks.make(config), config)
-    tokens, known = dataset.unmark(data.fixed("val", 7))
+    data = dataset.open_data(make_task(config), config)
+    tokens, known = dataset.unmark(data.eval_windows("val", 7))
     assert tokens.tolist() == [
         [450, 118, 118, 579, 108, 108, 579],
         [451, 119, 119, 579, 109, 109, 579],
@@ -346,7 +347,7 @@ def test_a_csv_file_that_cannot_be_used(tmp_path, text, expected):
 def test_a_missing_file_is_named():
     config = configs.load(f"{CONFIG}:vertical-tiny", {"task.path": "no.csv"})
     with pytest.raises(UserError, match="No such file"):
-        dataset.open_data(tasks.make(config), config)
+        dataset.open_data(make_task(config), config)
 
 
 def test_digits_are_read_from_idx_files(tmp_path):
@@ -414,7 +415,7 @@ def test_training_judges_draws_and_can_be_looked_at(tmp_path, capsys):
 def test_training_counts_what_is_asked_for_only(tmp_path):
     """Of a task whose answers need no thought the loss can be next to nothing."""
     config = configs.load(f"{CONFIG}:byheart-tiny", {})
-    system = tasks.SigmaTask
+    system = SigmaTask
     system.resolve(config)
     config.model.vocab_size = 11
     made = system(config)

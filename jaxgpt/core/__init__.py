@@ -1,1 +1,0 @@
-"""The transformer and what generates with it; knows nothing of the systems."""

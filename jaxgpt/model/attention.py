@@ -1,0 +1,230 @@
+"""Multi-head attention: arithmetic, with the mask as an argument."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxgpt.model import cpu, layers, positions, tpu
+from jaxgpt.parallel import sharding
+from jaxgpt.parallel.sharding import BATCH, TENSOR
+
+if TYPE_CHECKING:
+    from jaxgpt.model.config import ModelConfig
+
+from typing import TYPE_CHECKING
+
+from jax import lax
+
+from jaxgpt.model.cpu import accumulator
+
+if TYPE_CHECKING:
+    from jaxgpt.model.config import ModelConfig
+
+
+LayerCache = tuple[jax.Array, jax.Array]
+
+KVCache = tuple[LayerCache, ...]
+
+
+def empty_cache(config: ModelConfig, batch: int, length: int) -> KVCache:
+    """Returns zeros: (keys, values), each [B, H, S, K] for S = length, per block."""
+    shape, dtype = (batch, config.n_head, length), accumulator(config.dtype)
+    keys = jnp.zeros((*shape, config.head_key_width), dtype)
+    values = jnp.zeros((*shape, config.n_embd // config.n_head), dtype)
+    return tuple((keys, values) for _ in range(config.n_layer))
+
+
+def write_cache(
+    layer: LayerCache, k_BHTK: jax.Array, v_BHTK: jax.Array, start: jax.Array
+) -> LayerCache:
+    """Writes T keys and values at slots start .. start + T of every row.
+
+    A scalar start is common to all rows; start [B] gives each its own, and what would
+    run past the end is dropped.
+    """
+    if jnp.ndim(start):
+        B, _, T, _ = k_BHTK.shape
+        at = (jnp.arange(B)[:, None], slice(None), start[:, None] + jnp.arange(T))
+        put = lambda old, new: old.at[at].set(new.transpose(0, 2, 1, 3), mode="drop")
+    else:
+        put = lambda old, new: lax.dynamic_update_slice(old, new, (0, 0, start, 0))
+    return put(layer[0], k_BHTK), put(layer[1], v_BHTK)
+
+
+class Attention(nnx.Module):
+    """Causal self-attention; `qkv` holds the three projections side by side."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        D, HK = config.n_embd, config.n_head * config.head_key_width
+        bias = config.bias and config.attention_bias
+        std = layers.residual_std(config.n_layer)
+        self.qkv = layers.Linear(D, 2 * HK + D, config, bias=bias, rngs=rngs)
+        self.out = layers.Linear(D, D, config, std=std, bias=bias, rngs=rngs)
+        self.config = config
+
+    def project(
+        self, x_BTD: jax.Array, length: int, start: jax.typing.ArrayLike = 0
+    ) -> jax.Array:
+        """Returns fused queries, keys and values [B, T, C].
+
+        Where devices split the heads they are [B, T, 3, D].
+
+        Args:
+          x_BTD: tokens at positions start .. start + T.
+          length: above any of these positions.
+          start: a scalar or one for each row [B].
+        """
+        c = self.config
+        split = sharding.size(TENSOR) > 1 and not c.key_width
+        qkv_BTC = self.project_heads(x_BTD) if split else self.qkv(x_BTD)
+        if c.qk_norm:
+            qkv_BTC = layers.normalise_heads(qkv_BTC, c.n_head)
+        if c.positions == "rope":
+            qkv_BTC = positions.rotate(qkv_BTC, start, length, c)
+        return qkv_BTC
+
+    def project_heads(self, x_BTD: jax.Array) -> jax.Array:
+        """Returns queries, keys and values [B, T, 3, D], the last axis split by heads.
+
+        Three products: the fused axis, cut into equal pieces, would leave a device with
+        the queries of some heads and the keys of others.
+        """
+        bias = self.qkv.bias
+        parts = []
+        for i, w_DD in enumerate(jnp.split(self.qkv.kernel[...], 3, -1)):
+            w_DD = sharding.constrain(w_DD, None, TENSOR)
+            y_BTD = layers.matmul(x_BTD, w_DD, self.config)
+            if bias is not None:
+                y_BTD += jnp.split(bias[...], 3)[i]
+            parts.append(sharding.constrain(y_BTD, BATCH, None, TENSOR))
+        return jnp.stack(parts, 2)
+
+    def __call__(self, x_BTD: jax.Array, seed_2: jax.Array | None = None) -> jax.Array:
+        """Attends each token to itself and the earlier ones."""
+        c, T = self.config, x_BTD.shape[1]
+        qkv_BTC = self.project(x_BTD, T)
+        if c.kernels == "cpu" and qkv_BTC.ndim == 3 and not c.key_width:
+            slopes = positions.alibi_slopes(c.n_head) if c.positions == "alibi" else ()
+            y_BTD = cpu.causal_attention(
+                qkv_BTC, seed_2, c.n_head, c.dtype, c.dropout, slopes
+            )
+            return self.out(y_BTD)
+        if c.kernels == "tpu" and tpu.can_attend(c, seed_2):
+            q, k, v = split_heads(qkv_BTC, c.n_head)
+            return self.out(merge_heads(tpu.causal_attention(q, k, v, c.dtype)))
+        own_T = jnp.arange(T)
+        mask_TS = jnp.tril(jnp.ones((T, T), bool))
+        q, k, v = split_heads(qkv_BTC, c.n_head, c.key_width)
+        bias = positions.score_bias(own_T, own_T, c)
+        return self.out(merge_heads(attend(q, [(k, v)], mask_TS, c, seed_2, bias)))
+
+    def extend(
+        self,
+        x_BTD: jax.Array,
+        layer: LayerCache,
+        start: jax.Array,
+        new_token_mask_TT: jax.Array | None = None,
+    ) -> tuple[jax.Array, LayerCache]:
+        """Attends T tokens, new at cache slots start .. start + T, to all so far.
+
+        For RoPE and ALiBi a token's slot is its position.
+
+        Adding 0 y makes the write wait for the read, so that XLA updates the cache in
+        place; otherwise it copies all of it twice per token, half of the time spent.
+
+        Args:
+          x_BTD: the new tokens.
+          layer: keys and values so far.
+          start: the first new slot, a scalar or one for each row [B].
+          new_token_mask_TT: which new tokens a new token sees; None is causal.
+        """
+        c = self.config
+        T, S = x_BTD.shape[1], layer[0].shape[2]
+        qkv_BTC = self.project(x_BTD, S, start)
+        q, k, v = split_heads(qkv_BTC, c.n_head, c.key_width)
+        if new_token_mask_TT is None:
+            new_token_mask_TT = jnp.tril(jnp.ones((T, T), bool))
+        start_B111 = jnp.reshape(start, (-1, 1, 1, 1))
+        seen_B1TS = jnp.broadcast_to(
+            jnp.arange(S) < start_B111, (start_B111.shape[0], 1, T, S)
+        )
+        among_B1TT = jnp.broadcast_to(new_token_mask_TT, (*seen_B1TS.shape[:3], T))
+        mask_B1TS = jnp.concatenate([seen_B1TS, among_B1TT], -1)
+        own_BT = jnp.reshape(start, (-1, 1)) + jnp.arange(T)
+        slots_BS = jnp.broadcast_to(jnp.arange(S), (len(own_BT), S))
+        bias = positions.score_bias(own_BT, jnp.concatenate([slots_BS, own_BT], -1), c)
+        y_BHTK = attend(q, ((layer[0], layer[1]), (k, v)), mask_B1TS, c, bias=bias)
+        after = 0 * (y_BHTK[..., :1] if c.key_width else y_BHTK)
+        layer = write_cache(layer, k + after, v + after, start)
+        return self.out(merge_heads(y_BHTK)), layer
+
+
+def split_heads(
+    qkv_BTC: jax.Array, n_head: int, key_width: int = 0
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Splits fused projections [B, T, C] into three arrays [B, H, T, K].
+
+    Also those of shape [B, T, 3, H K]. With a key width, queries and keys are so wide
+    and values take what is left.
+    """
+    if key_width:
+        HK = n_head * key_width
+        parts = jnp.split(qkv_BTC, (HK, 2 * HK), -1)
+        shape = (*qkv_BTC.shape[:2], n_head, -1)
+        heads = [part.reshape(shape).swapaxes(1, 2) for part in parts]
+    else:
+        thirds = qkv_BTC.reshape(*qkv_BTC.shape[:2], 3, n_head, -1)
+        heads = list(thirds.transpose(2, 0, 3, 1, 4))
+    q, k, v = (sharding.constrain(x, BATCH, TENSOR, None, None) for x in heads)
+    return q, k, v
+
+
+def merge_heads(y_BHTK: jax.Array) -> jax.Array:
+    """Joins the heads: [B, H, T, K] to [B, T, H K]."""
+    B, H, T, K = y_BHTK.shape
+    return y_BHTK.transpose(0, 2, 1, 3).reshape(B, T, H * K)
+
+
+def attend(
+    q_BHTK: jax.Array,
+    parts: Sequence[tuple[jax.Array, jax.Array]],
+    mask: jax.Array,
+    config: ModelConfig,
+    seed_2: jax.Array | None = None,
+    bias: jax.typing.ArrayLike = 0,
+) -> jax.Array:
+    """Returns softmax(q k / sqrt(K) + bias) v [B, H, T, K] over where mask is true.
+
+    Args:
+      q_BHTK: queries.
+      parts: keys and values [B, H, S', K] whose slots follow one another; S is the
+        sum of the S'.
+      mask: which slots a query sees, [T, S] or [B, 1, T, S].
+      config: scores and softmax are float32 or wider whatever its dtype says.
+      seed_2: turns dropout of the weights on.
+      bias: added to the scores, of a shape that broadcasts to [B, H, T, S].
+    """
+    accum = cpu.accumulator(config.dtype)
+    dtype = config.dtype
+    q = (q_BHTK / math.sqrt(q_BHTK.shape[-1])).astype(dtype)
+    product = functools.partial(jnp.einsum, preferred_element_type=accum)
+    scores = [product("bhtk,bhsk->bhts", q, k.astype(dtype)) for k, _ in parts]
+    scores_BHTS = jnp.where(mask, jnp.concatenate(scores, -1) + bias, -jnp.inf)
+    weights = jax.nn.softmax(scores_BHTS, -1)
+    weights = layers.dropout(weights, config.dropout, seed_2).astype(dtype)
+    ends = list(itertools.accumulate(k.shape[2] for k, _ in parts))
+    outputs = [
+        product("bhts,bhsk->bhtk", weights_BHTS, v.astype(dtype))
+        for weights_BHTS, (_, v) in zip(
+            jnp.split(weights, ends[:-1], -1), parts, strict=True
+        )
+    ]
+    return functools.reduce(jnp.add, outputs)

@@ -1,0 +1,235 @@
+"""What makes XLA:CPU fast: the same mathematics, written the way its kernels like.
+
+Used where `ModelConfig.kernels == "cpu"`; accelerators run the plain versions beside
+the callers. Results differ from those by rounding only. `benchmarks/train_step.py
+--ablate` measures what each piece brings; its figures stand in docs/speed.md.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxgpt.model import rng
+
+ROOT_HALF = 0.7071067811865476
+INV_SQRT_2PI = 0.3989422804014327
+
+
+def keep_heap() -> None:
+    """Keeps freed memory in the process, so that it is not faulted in every step.
+
+    XLA frees its temporary buffer (hundreds of MB) after every step and glibc gives
+    it back to the system. A step takes 1.2 to 1.5 times as long without. Does nothing
+    where the C library has no mallopt.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8
+    mallopt(arena_max, 1)
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 64 << 20)
+
+
+def accumulator(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+    """Returns the dtype that products of this dtype are summed in."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _dot(a, b, contract, batch=()):
+    return lax.dot_general(
+        a, b, (contract, (batch, batch)), preferred_element_type=accumulator(a.dtype)
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def linear(x_ND: jax.Array, w_DF: jax.Array, dtype: str) -> jax.Array:
+    """Returns x @ w with operands in dtype, summed and returned in float32 or wider.
+
+    The bfloat16 kernel is reached only from row-major operands with the contraction
+    in the left one's last axis: the backward pass transposes x by hand, and a
+    dummy batch axis and barriers keep XLA from folding transposes into the product
+    (1.4 times the step in bfloat16 without, at width 128).
+    """
+    return _dot(x_ND.astype(dtype), w_DF.astype(dtype), ((1,), (0,)))
+
+
+def _linear_fwd(x_ND, w_DF, dtype):
+    x, w = x_ND.astype(dtype), w_DF.astype(dtype)
+    return _dot(x, w, ((1,), (0,))), (x, w, x_ND[:0], w_DF[:0])
+
+
+def _linear_bwd(dtype, saved, g_NF):
+    x, w, like_x, like_w = saved
+    g = g_NF.astype(dtype)
+    dx_ND = _dot(g, w, ((1,), (1,)))
+    if dtype == "bfloat16":
+        x_DN = lax.optimization_barrier(x.T)
+        dw_DF = lax.optimization_barrier(_dot(x_DN[None], g[None], ((2,), (1,)), (0,)))
+        dw_DF = dw_DF[0]
+    else:
+        dw_DF = _dot(x, g, ((0,), (0,)))
+    return dx_ND.astype(like_x.dtype), dw_DF.astype(like_w.dtype)
+
+
+linear.defvjp(_linear_fwd, _linear_bwd)
+
+
+@jax.custom_vjp
+def layer_norm(x: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:
+    """Returns the normalised last axis times scale (1.0-1.1 times the step without)."""
+    return _layer_norm_fwd(x, scale_D, epsilon)[0]
+
+
+def _layer_norm_fwd(x, scale_D, epsilon):
+    mean = x.mean(-1, keepdims=True)
+    centred = x - mean
+    inverse = lax.rsqrt((centred * centred).mean(-1, keepdims=True) + epsilon)
+    return centred * inverse * scale_D, (x, mean, inverse, scale_D)
+
+
+def _layer_norm_bwd(saved, dy):
+    x, mean, inverse, scale_D = saved
+    unit = (x - mean) * inverse
+    dscale_D = (dy * unit).sum(tuple(range(dy.ndim - 1)))
+    dunit = dy * scale_D
+    dx = dunit - dunit.mean(-1, keepdims=True)
+    dx = (dx - unit * (dunit * unit).mean(-1, keepdims=True)) * inverse
+    return dx, dscale_D, None
+
+
+layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """Returns the exact GELU through erf: XLA:CPU's erfc is slow (up to 1.2)."""
+    return 0.5 * x * (1 + lax.erf(x * ROOT_HALF))
+
+
+def _gelu_bwd(x, dy):
+    cumulative = 0.5 * (1 + lax.erf(x * ROOT_HALF))
+    return (dy * (cumulative + x * (INV_SQRT_2PI * jnp.exp(-0.5 * x * x))),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_bwd)
+
+
+HEADS = (0, 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def causal_attention(
+    qkv_BTC: jax.Array,
+    seed_2: jax.Array | None,
+    n_head: int,
+    dtype: str,
+    dropout: float,
+    slopes: tuple[float, ...] = (),
+) -> jax.Array:
+    """Returns causal self-attention [B, T, D] of fused projections [B, T, 3 D].
+
+    A key's score is lowered by its distance times its head's slope (ALiBi), if given.
+
+    Keeps unnormalised probabilities and divides the output instead, adds the mask as
+    a bias, skips the blocks above the diagonal, and writes every backward product
+    with the contraction in its fast place (1.0-1.3 times the step without).
+    """
+    return _attention_fwd(qkv_BTC, seed_2, n_head, dtype, dropout, slopes)[0]
+
+
+def _query_blocks(T: int) -> list[tuple[slice, int]]:
+    """Returns (queries, keys seen) blocks: half of the masked scores never computed."""
+    count = 2 if T >= 128 and T % 2 == 0 else 1
+    step = T // count
+    return [(slice(c * step, (c + 1) * step), (c + 1) * step) for c in range(count)]
+
+
+def _split(qkv_BTC, n_head, dtype):
+    B, T, C = qkv_BTC.shape
+    K = C // 3 // n_head
+    heads = qkv_BTC.reshape(B, T, 3, n_head, K).transpose(2, 0, 3, 1, 4)
+    q = (heads[0] * (1 / math.sqrt(K))).astype(dtype)
+    return q, heads[1].astype(dtype), heads[2].astype(dtype)
+
+
+def _keep(e_BHTS, T, first, seed_2, dropout):
+    """Returns the dropout factor of the block of probabilities from row first, or 1."""
+    if seed_2 is None or not dropout:
+        return 1
+    shape = e_BHTS.shape
+    block = {"whole": (*shape[:2], T, T), "start": (0, 0, first, 0)}
+    dtype = accumulator(e_BHTS.dtype)
+    return rng.dropout_factor(shape, dropout, seed_2, dtype, **block)
+
+
+def _attention_fwd(qkv_BTC, seed_2, n_head, dtype, dropout, slopes):
+    B, T, C = qkv_BTC.shape
+    accum = accumulator(dtype)
+    q, k, v = _split(qkv_BTC, n_head, dtype)
+    outputs, saved = [], []
+    for queries, seen in _query_blocks(T):
+        rows = queries.start + jnp.arange(queries.stop - queries.start)[:, None]
+        keys = jnp.arange(seen)
+        # Multiplied by a slope, the mask still leaves nothing of a probability.
+        bias = jnp.where(keys <= rows, (keys - rows) if slopes else 0, -1e9)
+        bias = bias.astype(accum)
+        if slopes:
+            bias *= jnp.asarray(slopes, accum)[:, None, None]
+        scores = _dot(q[:, :, queries], k[:, :, :seen], ((3,), (3,)), HEADS) + bias
+        e = jnp.exp(scores - scores.max(-1, keepdims=True))
+        inverse = 1 / e.sum(-1, keepdims=True)
+        kept = (e * _keep(e, T, queries.start, seed_2, dropout)).astype(dtype)
+        out = _dot(kept, v[:, :, :seen], ((3,), (2,)), HEADS) * inverse
+        outputs.append(out)
+        saved.append((e.astype(dtype), inverse))
+    y_BHTK = jnp.concatenate(outputs, 2) if len(outputs) > 1 else outputs[0]
+    y_BTD = y_BHTK.transpose(0, 2, 1, 3).reshape(B, T, C // 3)
+    return y_BTD, (q, k, v, y_BHTK, saved, seed_2)
+
+
+def _attention_bwd(n_head, dtype, dropout, slopes, residuals, dy_BTD):
+    del slopes  # The probabilities kept have them.
+    q, k, v, y_BHTK, saved, seed_2 = residuals
+    B, H, T, K = q.shape
+    dy_BTHK = dy_BTD.reshape(B, T, H, K)
+    dy = dy_BTHK.transpose(0, 2, 1, 3)
+    delta = (dy * y_BHTK).sum(-1, keepdims=True)
+    dy = dy.astype(dtype)
+    q_BHKT = q.transpose(0, 1, 3, 2)
+    dy_BHKT = dy_BTHK.transpose(0, 2, 3, 1).astype(dtype)
+    q_BHKT, dy_BHKT = lax.optimization_barrier((q_BHKT, dy_BHKT))
+    dq: list[jax.Array] = []
+    dk_BHKS = dv_BHKS = jnp.zeros((B, H, K, T), dy_BTD.dtype)
+    blocks = zip(_query_blocks(T), saved, strict=True)
+    for (queries, seen), (e, inverse) in blocks:
+        keep = _keep(e, T, queries.start, seed_2, dropout)
+        p = e * inverse
+        dp = _dot(dy[:, :, queries], v[:, :, :seen], ((3,), (3,)), HEADS) * keep
+        ds = (p * (dp - delta[:, :, queries])).astype(dtype)
+        dropped = (p * keep).astype(dtype)
+        pad = ((0, 0), (0, 0), (0, 0), (0, T - seen))
+        dq.append(_dot(ds, k[:, :, :seen], ((3,), (2,)), HEADS))
+        dk_BHKS += jnp.pad(_dot(q_BHKT[..., queries], ds, ((3,), (2,)), HEADS), pad)
+        dv_BHKS += jnp.pad(
+            _dot(dy_BHKT[..., queries], dropped, ((3,), (2,)), HEADS), pad
+        )
+    dq_BHTK = jnp.concatenate(dq, 2) if len(dq) > 1 else dq[0]
+    parts = (
+        (dq_BHTK * (1 / math.sqrt(K))).astype(dtype).transpose(0, 2, 1, 3),
+        dk_BHKS.astype(dtype).transpose(0, 3, 1, 2),
+        dv_BHKS.astype(dtype).transpose(0, 3, 1, 2),
+    )
+    parts = lax.optimization_barrier(parts)
+    dqkv = jnp.stack(parts, 2).reshape(B, T, 3 * H * K).astype(dy_BTD.dtype)
+    return dqkv, None
+
+
+causal_attention.defvjp(_attention_fwd, _attention_bwd)

@@ -1,0 +1,241 @@
+"""How a token knows where it stands."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxgpt.errors import UserError
+from jaxgpt.model import layers
+from jaxgpt.parallel import sharding
+
+if TYPE_CHECKING:
+    from jaxgpt.model.config import ModelConfig
+
+# How many "learned-sinusoidal" makes, as teenyGPT.
+SINUSOIDS = 16
+THETA = 1e4
+# σ-GPT's: 1e5 over twice as many channels as a half has, so half of the range is used.
+DOUBLE_THETA = math.sqrt(1e5)
+Positions = tuple[jax.typing.ArrayLike, ...]
+Target = tuple[jax.Array, jax.Array]
+
+
+class LearnedPositions(nnx.Module):
+    """A learned table, looked up once for each kind of position and concatenated.
+
+    GPT-2 looks up a token's own position in a table of width D. σ-GPT (section 2 of
+    arXiv 2404.09562) looks up two in one table of width D / 2: the token's own
+    position and that of the token to predict.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        lookups = 2 if config.positions == "double" else 1
+        if config.n_embd % lookups:
+            raise UserError(
+                f"model.n_embd {config.n_embd} is odd: double positions need two halves"
+            )
+        rows = config.block_size + config.begin_token
+        shape = (rows, config.n_embd // lookups)
+        self.table = nnx.Param(
+            layers.init_normal(rngs.params(), shape, config.param_dtype)
+        )
+        self.config = config
+
+    def __call__(self, positions: Positions) -> jax.Array:
+        """Maps index arrays [B, T] (or [T]) to embeddings [B, T, D] (or [T, D])."""
+        table = sharding.constrain(self.table[...], None, None)
+        return jnp.concatenate([table[jnp.asarray(index)] for index in positions], -1)
+
+    def target(self, positions: Positions) -> Target:
+        """Returns what `Modulation` reads."""
+        table = sharding.constrain(self.table[...], None, None)
+        return table, jnp.asarray(positions[-1])
+
+
+class SinusoidalPositions(nnx.Module):
+    """Sines and cosines of the position (arXiv 1706.03762, section 3.5).
+
+    "learned-sinusoidal" makes few of them and maps them by a learned linear layer;
+    "double-sinusoidal" concatenates half as many of each of two positions, where the
+    beginning token stands at -1.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.linear = (
+            layers.Linear(SINUSOIDS, config.n_embd, config, bias=True, rngs=rngs)
+            if config.positions == "learned-sinusoidal"
+            else None
+        )
+
+    def __call__(self, positions: Positions) -> jax.Array:
+        """Maps an index array [B, T] (or [T]) to embeddings [B, T, D] (or [T, D])."""
+        c = self.config
+        if self.linear:
+            return self.linear(self.encode(positions[0], SINUSOIDS, THETA))
+        if c.positions == "sinusoidal":
+            return c.sinusoid_scale * self.encode(positions[0], c.n_embd, THETA)
+        halves = [self.half(index) for index in positions]
+        return jnp.concatenate(halves, -1)
+
+    def encode(
+        self, index: jax.typing.ArrayLike, width: int, theta: float
+    ) -> jax.Array:
+        """Maps an index array to sines and cosines in turn, [..., width]."""
+        angles = jnp.asarray(index)[..., None] * frequencies(width, theta)
+        angles = angles.astype(self.config.param_dtype)
+        pairs = jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1)
+        return pairs.reshape(*angles.shape[:-1], width)
+
+    def half(self, index: jax.typing.ArrayLike) -> jax.Array:
+        """Maps an index array to one half of double positions, [..., D / 2]."""
+        c, index = self.config, jnp.asarray(index)
+        index = jnp.where(index == c.block_size, -1, index)
+        x = self.encode(index, c.n_embd // 2, DOUBLE_THETA)
+        return c.sinusoid_scale * x
+
+    def target(self, positions: Positions) -> Target:
+        """Returns what `Modulation` reads."""
+        table = self.half(jnp.arange(self.config.block_size))
+        return table, jnp.asarray(positions[-1])
+
+
+def embedding(
+    config: ModelConfig, *, rngs: nnx.Rngs
+) -> LearnedPositions | SinusoidalPositions | None:
+    """Returns what is added to the token embeddings, if anything is."""
+    if config.positions in ("learned", "double"):
+        return LearnedPositions(config, rngs=rngs)
+    if config.positions.endswith("sinusoidal"):
+        return SinusoidalPositions(config, rngs=rngs)
+    return None
+
+
+def frequencies(width: int, theta: float) -> np.ndarray:
+    """Returns theta ^ (-2 k / width) for each pair k of channels, float64."""
+    return theta ** (-np.arange(0, width, 2) / width)
+
+
+def rotate(
+    qkv_BTC: jax.Array,
+    start: jax.typing.ArrayLike,
+    length: int,
+    config: ModelConfig,
+) -> jax.Array:
+    """Turns queries and keys by their position: RoPE (arXiv 2104.09864).
+
+    Args:
+      qkv_BTC: fused projections [B, T, 3 H K] at positions start .. start + T; also of
+        shape [B, T, 3, H K].
+      start: a scalar or one for each row [B].
+      length: above any of these positions. Angles are tabulated in float64: those of
+        far positions are too large for float32.
+      config: rope_theta, rope_frequency, rope_pairs.
+    """
+    B, T = qkv_BTC.shape[:2]
+    H = config.n_head
+    K = qkv_BTC.size // (B * T * 3 * H)
+    fast = config.rope_frequency * frequencies(K, config.rope_theta)
+    angles = np.arange(length)[:, None] * fast
+    index = jnp.reshape(jnp.asarray(start), (-1, 1)) + jnp.arange(T)
+    table = lambda values: jnp.asarray(values, qkv_BTC.dtype)[index]
+    cos, sin = table(np.cos(angles)), table(np.sin(angles))
+    halves = config.rope_pairs == "halves"
+    pair = -2 if halves else -1
+    shape = (B, T, 3, H, 2, K // 2) if halves else (B, T, 3, H, K // 2, 2)
+    x = qkv_BTC.reshape(shape)
+    expand = lambda a: jnp.expand_dims(a[:, :, None, None], pair)
+    a, b = jnp.split(x[:, :, :2], 2, pair)
+    cos, sin = expand(cos), expand(sin)
+    turned = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], pair)
+    return jnp.concatenate([turned, x[:, :, 2:]], 2).reshape(qkv_BTC.shape)
+
+
+def alibi_slopes(n_head: int) -> tuple[float, ...]:
+    """Returns what a head subtracts from a score per token of distance.
+
+    ALiBi (arXiv 2108.12409): 2 ^ (-8 h / H) for h = 1 .. H.
+    """
+    return tuple(2.0 ** (-8 * (h + 1) / n_head) for h in range(n_head))
+
+
+def score_bias(
+    query_T: jax.Array, key_S: jax.Array, config: ModelConfig
+) -> jax.typing.ArrayLike:
+    """Returns what positions add to the scores: [H, T, S] for ALiBi, else 0.
+
+    Positions [B, T] and [B, S] make [B, H, T, S]. It is arithmetic on indices, which
+    XLA computes where it is added and stores nowhere.
+    """
+    if config.positions != "alibi":
+        return 0
+    slopes = jnp.asarray(alibi_slopes(config.n_head), config.param_dtype)
+    distance = key_S[..., None, None, :] - query_T[..., None, :, None]
+    return slopes[:, None, None] * distance
+
+
+class Modulation(nnx.Module):
+    """Scales and shifts of a block's two norms, a linear map of the target position.
+
+    The adaptive norm of AO-GPT (arXiv 2506.19935), without its gates. Zero at first,
+    so that a fresh block is the plain one. The map is applied to the table of
+    positions, of which there are far fewer than tokens.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        width = config.n_embd // 2
+        self.linear = layers.Linear(width, 4 * config.n_embd, config, std=0, rngs=rngs)
+
+    def __call__(self, target: Target) -> list[jax.Array]:
+        """Returns four arrays [B, T, D] for the target positions [B, T]."""
+        table_PC, index_BT = target
+        return jnp.split(pick_rows(self.linear(table_PC), index_BT), 4, -1)
+
+
+@jax.custom_vjp
+def pick_rows(table_PC: jax.Array, index_BT: jax.Array) -> jax.Array:
+    """Returns table[index], [B, T, C]; its gradient is a product, not a scatter.
+
+    XLA:CPU scatters one number at a time; the product costs P times the additions
+    and is still faster for the short tables this is used for.
+    """
+    return table_PC[index_BT]
+
+
+def _pick_rows_fwd(table_PC, index_BT):
+    return table_PC[index_BT], (table_PC[:, :0], index_BT)
+
+
+def _pick_rows_bwd(saved, g_BTC):
+    like, index_BT = saved
+    one_hot = jax.nn.one_hot(index_BT.reshape(-1), like.shape[0], axis=0)
+    return (one_hot.astype(g_BTC.dtype) @ g_BTC.reshape(-1, g_BTC.shape[-1]), None)
+
+
+pick_rows.defvjp(_pick_rows_fwd, _pick_rows_bwd)
+
+
+def in_order(T: int, config: ModelConfig) -> Positions:
+    """Returns the positions [T] of a text read left to right.
+
+    The last token of a full block has nowhere to point: it points at itself.
+
+    Raises:
+      UserError: where the text is longer than the table of positions.
+    """
+    if config.ends_with_block and config.block_size < T:
+        raise UserError(
+            f"a text of {T} tokens is longer than the table of {config.block_size} "
+            f"positions that this model learned: only models without one "
+            "(model.positions=alibi, rope, ...) read further"
+        )
+    own_T = jnp.arange(T)
+    if config.any_order:
+        return own_T, jnp.minimum(own_T + 1, config.block_size - 1)
+    return (own_T,)

@@ -1,0 +1,1 @@
+"""Devices and processes: sharding, start-up, compiled traffic."""

@@ -1,0 +1,1 @@
+"""Generation: decode state, logits to tokens, prompts, display."""

@@ -1,0 +1,131 @@
+"""Generation of one token a call: the cached autoregressive sampler."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from jaxgpt.model.positions import in_order
+from jaxgpt.sampling.logits import (
+    sample_token,
+    sampling_probs,
+    token_log_prob,
+    uniforms,
+)
+from jaxgpt.sampling.state import DecodeParams, Decoder, DecodeState
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "cached"), donate_argnums=2)
+def autoregress(
+    decoder: Decoder,
+    params: Any,
+    state: DecodeState,
+    decode_params: DecodeParams,
+    limit: jax.Array,
+    *,
+    cached: bool = True,
+) -> DecodeState:
+    """Fills slots one after another, for at most limit calls.
+
+    All rows stand at the same slot: a row that was given more waits, reading its own.
+
+    Args:
+      reader, params: a model that can be read.
+      state: donated.
+      task: what to sample.
+      limit: calls to make, at most.
+      cached: False computes every token from the whole sequence: the oracle.
+    """
+    uniform_BS = uniforms(decode_params.key, state.tokens_BS.shape)
+    B, S = state.tokens_BS.shape
+    first = state.num_decoded_B.min()
+
+    def slot(array, t):
+        return lax.dynamic_slice_in_dim(array, t, 1, axis=1)
+
+    def body(state):
+        t = state.num_decoded_B.min() - 1
+        positions, cache = (state.own_BS, state.target_BS), state.cache
+        if cached:
+            here = tuple(slot(index, t) for index in positions)
+            tokens_B1 = slot(state.tokens_BS, t)
+            logits, cache = decoder.read(params, tokens_B1, here, cache, t)
+            logits_BV = logits[:, 0]
+        else:
+            nothing = decoder.empty(params, B, S)
+            whole = state.tokens_BS
+            logits, _ = decoder.read(params, whole, positions, nothing, jnp.int32(0))
+            logits_BV = slot(logits, t)[:, 0]
+        drawn_B = sample_token(
+            slot(uniform_BS, t + 1)[:, 0], sampling_probs(logits_BV, decode_params)
+        )
+        fills_B = state.num_decoded_B == t + 1
+        next_B = jnp.where(fills_B, drawn_B, slot(state.tokens_BS, t + 1)[:, 0])
+        log_p_B = jnp.where(fills_B, token_log_prob(logits_BV, next_B), 0)
+        num_forward_passes_B = state.num_forward_passes_B + fills_B
+        put = lambda array, new_B: lax.dynamic_update_slice(
+            array, new_B[:, None].astype(array.dtype), (0, t + 1)
+        )
+        return state.replace(
+            tokens_BS=put(state.tokens_BS, next_B),
+            num_decoded_B=state.num_decoded_B + fills_B,
+            cache=cache,
+            num_forward_passes_B=num_forward_passes_B,
+            tokens_processed_B=state.tokens_processed_B + fills_B,
+            log_p_BS=put(state.log_p_BS, log_p_B),
+            decode_step_BS=put(
+                state.decode_step_BS, jnp.where(fills_B, num_forward_passes_B, 0)
+            ),
+        )
+
+    end = jnp.minimum(decode_params.end, first + limit)
+    return lax.while_loop(lambda state: state.num_decoded_B.min() < end, body, state)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef",))
+def decode_sliding_window(
+    graphdef: nnx.GraphDef,
+    params: dict,
+    tokens_BN: jax.Array,
+    first: jax.Array,
+    decode_params: DecodeParams,
+) -> tuple[jax.Array, jax.Array]:
+    """Goes on past the block: each token from the last block_size, read left to right.
+
+    The window's positions shift with every token, so nothing can be cached: a token
+    costs a whole block (nanoGPT's generate).
+
+    Args:
+      graphdef, params: a LanguageModel, split.
+      tokens_BN: int32, N above block_size; the first `first` are given.
+      first: at least block_size.
+      task: what to sample; its end is N.
+
+    Returns:
+      tokens_BN filled to its end, and the log-probabilities [B, N] of the new tokens.
+    """
+    model = nnx.merge(graphdef, params)
+    B, N = tokens_BN.shape
+    block = model.config.block_size
+    uniform_BN = uniforms(decode_params.key, (B, N))
+
+    def body(t, carry):
+        tokens, log_p = carry
+        window = lax.dynamic_slice(tokens, (0, t - block), (B, block))
+        x_BTD = model.transformer(model.embed(window, in_order(block, model.config)))
+        logits_BV = model.head(x_BTD[:, -1:])[:, 0]
+        next_B = sample_token(
+            uniform_BN[:, t], sampling_probs(logits_BV, decode_params)
+        )
+        log_p_B1 = token_log_prob(logits_BV, next_B)[:, None].astype(log_p.dtype)
+        return (
+            lax.dynamic_update_slice(tokens, next_B[:, None], (0, t)),
+            lax.dynamic_update_slice(log_p, log_p_B1, (0, t)),
+        )
+
+    return lax.fori_loop(first, N, body, (tokens_BN, jnp.zeros((B, N), jnp.float32)))

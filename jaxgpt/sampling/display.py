@@ -1,0 +1,94 @@
+"""Watching a text fill in a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from rich.console import Console, Group
+from rich.live import Live
+from rich.rule import Rule
+from rich.text import Text
+
+from jaxgpt.data.tokenizers import Tokenizer
+from jaxgpt.sampling.state import SamplerOutput
+
+FRAME = 0.15  # Seconds a picture stays at least.
+GAP = "·"
+NEW, GIVEN, OLD, MISSING = "bold black on bright_yellow", "bright_cyan", "", "dim"
+
+
+class Screen:
+    """The terminal's other screen; what was there before returns at the end."""
+
+    def __init__(self, tokenizer: Tokenizer | None, prompt_mask_T: np.ndarray):
+        self.tokenizer, self.prompt_mask_T = tokenizer, prompt_mask_T
+        self.console = Console()
+        self.live = Live(console=self.console, screen=True, auto_refresh=False)
+        self.drawn = 0.0
+
+    @staticmethod
+    def possible() -> bool:
+        """Returns whether standard output is a terminal that can be drawn on."""
+        return sys.stdout.isatty() and not Console().is_dumb_terminal
+
+    def __enter__(self) -> Screen:
+        self.live.__enter__()
+        return self
+
+    def __exit__(self, *reason: Any) -> None:
+        self.live.__exit__(*reason)
+
+    def show(self, filled: SamplerOutput) -> bool:
+        """Draws the texts as they stand; returns true, so that sampling goes on."""
+        time.sleep(max(0.0, self.drawn + FRAME - time.perf_counter()))
+        self.live.update(self.picture(filled), refresh=True)
+        self.drawn = time.perf_counter()
+        if filled.decoded_BT.all():
+            time.sleep(4 * FRAME)
+        return True
+
+    def picture(self, filled: SamplerOutput) -> Group:
+        """Returns a status line and as many of the texts as the screen has room for."""
+        made_B = (filled.decoded_BT & ~self.prompt_mask_T).sum(1)
+        calls = int(filled.num_forward_passes_B.max())
+        missing = int((~self.prompt_mask_T).sum())
+        pace = made_B.mean() / max(filled.num_forward_passes_B.mean(), 1)
+        status = Text(
+            f"{calls} model calls   {made_B.mean():.0f} of {missing} tokens   "
+            f"{pace:.2f} tokens per call",
+            style="bold",
+        )
+        width = self.console.width
+        room = self.console.height - 2
+        parts: list[Any] = [status]
+        for row in range(len(filled.tokens_BT)):
+            text = self.text(filled, row)
+            lines = len(text.wrap(self.console, width)) + 1
+            if row and lines > room:
+                break
+            room -= lines
+            parts += [Rule(style="dim"), text]
+        return Group(*parts)
+
+    def text(self, filled: SamplerOutput, row: int) -> Text:
+        """Returns one text: new tokens lit, given ones coloured, gaps dotted."""
+        text = Text(overflow="fold")
+        newest = filled.num_forward_passes_B[row]
+        for t, token in enumerate(filled.tokens_BT[row]):
+            if not filled.decoded_BT[row, t]:
+                text.append(GAP, MISSING)
+                continue
+            shown = (
+                self.tokenizer.decode(np.array([token]))
+                if self.tokenizer
+                else f"{token} "
+            )
+            call = filled.decode_step_BT[row, t]
+            style = GIVEN if self.prompt_mask_T[t] else NEW if call == newest else OLD
+            if call == newest and not shown.strip():
+                shown = shown.replace(" ", "␣").replace("\n", "↵\n")
+            text.append(shown, style)
+        return text

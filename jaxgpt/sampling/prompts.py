@@ -1,0 +1,139 @@
+"""What a text begins with, or is written around: prompts, templates, splits.
+
+Everywhere tokens [T] go with known [T]: true where a token is given, false where it
+is to be generated.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from jaxgpt.data import tokenizers
+from jaxgpt.data.tokenizers import Tokenizer
+from jaxgpt.errors import UserError
+
+GAP = re.compile(r"<missing:(\d+)>")
+
+
+def encode(text: str, tokenizer: Tokenizer | None) -> np.ndarray:
+    """Returns ids [T]; UserError where there is a text but no tokenizer."""
+    if tokenizer is None and text:
+        raise UserError("this run has no tokenizer: give --prompt_ids")
+    return tokenizer.encode(text) if tokenizer else np.zeros(0, np.int32)
+
+
+def parse_ids(text: str, vocab_size: int) -> np.ndarray:
+    """Reads token ids, "3,1,4", as [T]; UserError where they are none of this model."""
+    try:
+        ids = np.array([int(i) for i in text.split(",") if i], np.int32)
+    except (ValueError, OverflowError):
+        raise UserError(f"--prompt_ids are like 3,1,4: not '{text}'") from None
+    if ((ids < 0) | (ids >= vocab_size)).any():
+        raise UserError(f"--prompt_ids are 0 .. {vocab_size - 1}: not '{text}'")
+    return ids
+
+
+def continue_prompt(
+    prompt: np.ndarray, new: int | None, block_size: int, capacity: int, longest: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (tokens, known) of a prompt and the tokens to generate after it.
+
+    Args:
+      prompt: ids.
+      new: how many to generate; None fills the capacity.
+      block_size: of the model, for the message.
+      capacity: tokens that the model holds at once.
+      longest: tokens that a text may have.
+
+    Raises:
+      UserError: where they do not fit.
+    """
+    room = capacity - len(prompt)
+    if room < 0:
+        raise UserError(
+            f"the prompt has {len(prompt)} tokens: {block_size} fit the model"
+        )
+    new = room if new is None else new
+    total = len(prompt) + new
+    if total > longest:
+        raise UserError(
+            f"prompt and --max_new_tokens={new} make {total} tokens: "
+            f"{longest} fit the model"
+        )
+    tokens = np.concatenate([prompt, np.zeros(new, np.int32)])
+    return tokens, np.arange(total) < len(prompt)
+
+
+def read_template(
+    template: str, tokenizer: Tokenizer | None, block_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (tokens, known) of a text with gaps, "a <missing:12> b".
+
+    Raises:
+      UserError: where it is empty, or does not fit the block.
+    """
+    if not template:
+        raise UserError("--template is empty: write gaps as <missing:12>")
+    tokens, prompt_mask, total = [np.zeros(0, np.int32)], [np.zeros(0, bool)], 0
+    for index, piece in enumerate(GAP.split(template)):
+        gap = index % 2 == 1
+        if gap and len(piece) > 12:
+            raise UserError(f"a gap of {len(piece)} digits: {block_size} tokens fit")
+        ids = None if gap else encode(piece, tokenizer)
+        length = int(piece) if ids is None else len(ids)
+        total += length
+        if total <= block_size:
+            tokens.append(np.zeros(length, np.int32) if ids is None else ids)
+            prompt_mask.append(np.full(length, not gap))
+    if total > block_size:
+        raise UserError(
+            f"the template makes {total} tokens: {block_size} fit the model"
+        )
+    return np.concatenate(tokens), np.concatenate(prompt_mask)
+
+
+def start_token(tokenizer: Tokenizer | None) -> int:
+    """Returns the token that texts of this vocabulary best begin after."""
+    if isinstance(tokenizer, tokenizers.GPT2Tokenizer):
+        return tokenizers.END_OF_TEXT
+    try:
+        return int(encode("\n", tokenizer)[0])
+    except UserError:  # There is no tokenizer, or it knows no newline.
+        return 0
+
+
+def prompts_of_split(
+    data: Any,
+    split: str,
+    count: int,
+    new: int | None,
+    seed: int,
+    block_size: int,
+    longest: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (tokens [count, T], known [T]): half a block of a split, then a gap.
+
+    Args:
+      data: as of `System.open_data`.
+      split: of it.
+      count: prompts, at places that the seed draws.
+      new: tokens of the gap; None fills the block.
+      seed: of the places.
+      block_size: of the model.
+      longest: tokens that prompt and gap may make.
+
+    Raises:
+      UserError: where they make more, or there is no such split.
+    """
+    given = block_size // 2
+    new = block_size - given if new is None else new
+    if given + new > longest:
+        raise UserError(
+            f"a prompt of {given} and --max_new_tokens={new} make {given + new} "
+            f"tokens: {longest} fit the model"
+        )
+    given_NT = data.batch_at(seed, split, 0, count, given)
+    return np.pad(given_NT, ((0, 0), (0, new))), np.arange(given + new) < given

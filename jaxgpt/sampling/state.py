@@ -1,0 +1,254 @@
+"""What samplers share: how to sample, how far a batch is, what comes out.
+
+A sequence is held in reading order: slot t is the t-th token read, wherever it stands
+in the text; left to right is the identity order. A sampler is a compiled loop over
+forward passes from one `DecodeState` to a later one, so that it can be run to its end
+at once or a few passes at a time, to be watched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from jaxgpt.model import attention
+from jaxgpt.model.positions import Positions, in_order
+
+Cache = Any
+
+
+class Decoder(Protocol):
+    """A model as samplers see it: it reads tokens and says what comes next."""
+
+    def empty(self, params: Any, batch: int, slots: int) -> Cache:
+        """Returns a cache in which nothing has been read: a tree of arrays [B, ...]."""
+
+    def read(
+        self,
+        params: Any,
+        tokens_BT: jax.Array,
+        positions: Positions,
+        cache: Cache,
+        start: jax.Array,
+        new_token_mask_TT: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache]:
+        """Returns logits [B, T, V] after T tokens, and the cache with them.
+
+        The tokens take the slots start .. start + T and see those before;
+        new_token_mask_TT (or [B, 1, T, T]) says which of themselves they see, None is
+        causal.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDecoder:
+    """The Decoder of a LanguageModel."""
+
+    graphdef: nnx.GraphDef
+
+    def empty(self, params: dict, batch: int, slots: int) -> attention.KVCache:
+        """Returns zeros."""
+        return attention.empty_cache(
+            nnx.merge(self.graphdef, params).config, batch, slots
+        )
+
+    def read(self, params, tokens_BT, positions, cache, start, new_token_mask_TT=None):
+        """See `Decoder.read`."""
+        model = nnx.merge(self.graphdef, params)
+        positions = positions[: len(in_order(1, model.config))]
+        x_BTD, cache = model.extend(
+            tokens_BT, positions, cache, start, new_token_mask_TT
+        )
+        return model.head(x_BTD), cache
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["end", "key", "temperature", "top_p"],
+    meta_fields=["top_k", "nucleus"],
+)
+@dataclasses.dataclass(frozen=True)
+class DecodeParams:
+    """What is to be sampled; only top_k and nucleus compile a program of their own.
+
+    Attributes:
+      end: one past the last slot to fill.
+      key: row b draws from fold_in(key, b), so that rows do not depend on the batch.
+      temperature: 0 takes the likeliest token.
+      top_p: only the likeliest tokens that together reach this probability are drawn.
+      top_k: only the k likeliest tokens are drawn; 0 allows all.
+      nucleus: whether top_p is looked at.
+    """
+
+    end: jax.Array
+    key: jax.Array
+    temperature: jax.Array
+    top_p: jax.Array
+    top_k: int = 0
+    nucleus: bool = False
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecodeState:
+    """How far a batch of sequences is.
+
+    Attributes:
+      tokens_BS: int32, in reading order; the first num_decoded_B of a row are decoded.
+      own_BS, target_BS: the position of each slot's token, and of the next slot's.
+      num_decoded_B: slots decoded, those of the prompt included.
+      cache: of the decoder: keys and values of all decoded slots but the last.
+      num_forward_passes_B: model calls made while the row was not yet full.
+      tokens_processed_B: tokens that those calls computed for this row.
+      log_p_BS: log-probability of each generated token, at temperature 1 and among all.
+      decode_step_BS: the number of the forward pass that decoded each slot; 0 in the
+        prompt.
+      draft_length_B: how many tokens a burst drafts next.
+    """
+
+    tokens_BS: jax.Array
+    own_BS: jax.Array
+    target_BS: jax.Array
+    num_decoded_B: jax.Array
+    cache: Cache
+    num_forward_passes_B: jax.Array
+    tokens_processed_B: jax.Array
+    log_p_BS: jax.Array
+    decode_step_BS: jax.Array
+    draft_length_B: jax.Array
+
+    replace = dataclasses.replace
+
+
+INITIAL_DRAFT_LENGTH = 8
+
+
+@functools.partial(jax.jit, static_argnames=("decoder",))
+def prefill(
+    decoder: Decoder,
+    params: Any,
+    tokens_BS: jax.Array,
+    own_BS: jax.Array,
+    target_BS: jax.Array,
+    num_decoded_B: jax.Array,
+) -> DecodeState:
+    """Returns the state in which the first num_decoded_B slots of each row are given.
+
+    They are read in one pass over all S slots: the slots not yet settled hold
+    nonsense, and each is written again before a later token sees it.
+    """
+    B, S = tokens_BS.shape
+    positions = (own_BS, target_BS)
+
+    def prefill(cache):
+        return decoder.read(params, tokens_BS, positions, cache, jnp.int32(0))[1]
+
+    cache = decoder.empty(params, B, S)
+    cache = lax.cond(num_decoded_B.max() > 1, prefill, lambda cache: cache, cache)
+    count_B = jnp.zeros(B, jnp.int32)
+    return DecodeState(
+        tokens_BS=tokens_BS,
+        own_BS=own_BS,
+        target_BS=target_BS,
+        num_decoded_B=num_decoded_B.astype(jnp.int32),
+        cache=cache,
+        num_forward_passes_B=count_B,
+        tokens_processed_B=count_B,
+        log_p_BS=jnp.zeros((B, S), jnp.float32),
+        decode_step_BS=jnp.zeros((B, S), jnp.int32),
+        draft_length_B=count_B + INITIAL_DRAFT_LENGTH,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingParams:
+    """How to sample; the fields are options of `jaxgpt.sample`, "" and 0 unset.
+
+    `memory` is an open memory that is read and extended (see systems/memory).
+    """
+
+    sampler: str = ""
+    order: str = ""
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    num_orders: int = 0
+    block_length: int = 0
+    cached: bool = True
+    memory: Any = None
+    document: str = ""
+
+    def decode_params(self, end: int, key: jax.Array) -> DecodeParams:
+        """Returns what the compiled samplers are told, for slots up to end."""
+        return DecodeParams(
+            end=jnp.int32(end),
+            key=key,
+            temperature=jnp.float32(self.temperature),
+            top_p=jnp.float32(self.top_p),
+            top_k=self.top_k,
+            nucleus=self.top_p < 1,
+        )
+
+
+DEFAULT_PARAMS = SamplingParams()
+
+NO_LIMIT = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerOutput:
+    """Generated texts, and what they took.
+
+    Attributes:
+      tokens_BT: int32.
+      decoded_BT: where a token is given or generated; all, once sampling is done.
+      log_p_BT: float32, the model's log-probability of each generated token given what
+        was settled before it, at temperature 1; 0 where the token was given.
+      decode_step_BT: number of the call that settled each token; 0 where it was given.
+      num_forward_passes_B: model calls, but for the one that reads what is given.
+      tokens_processed_B: tokens those calls had to look at.
+      memories: of each row and token, the (weight, document, position) it was
+        predicted with, most used first; of systems with a memory.
+    """
+
+    tokens_BT: np.ndarray
+    decoded_BT: np.ndarray
+    log_p_BT: np.ndarray
+    decode_step_BT: np.ndarray
+    num_forward_passes_B: np.ndarray
+    tokens_processed_B: np.ndarray
+    memories: list | None = None
+
+
+Callback = Callable[[SamplerOutput], bool]
+
+
+def in_text_order(state: DecodeState, first: int, T: int) -> SamplerOutput:
+    """Returns what a state holds from slot first on, put back where it stands."""
+    own_BT = np.asarray(state.own_BS)[:, first : first + T]
+    decoded_BS = (
+        np.arange(state.own_BS.shape[1]) < np.asarray(state.num_decoded_B)[:, None]
+    )
+
+    def back(array_BS) -> np.ndarray:
+        array_BT = np.asarray(array_BS)[:, first : first + T]
+        result_BT = np.zeros_like(array_BT)
+        np.put_along_axis(result_BT, own_BT, array_BT, 1)
+        return result_BT
+
+    return SamplerOutput(
+        tokens_BT=back(state.tokens_BS),
+        decoded_BT=back(decoded_BS),
+        log_p_BT=back(state.log_p_BS),
+        decode_step_BT=back(state.decode_step_BS),
+        num_forward_passes_B=np.asarray(state.num_forward_passes_B),
+        tokens_processed_B=np.asarray(state.tokens_processed_B),
+    )

@@ -1,0 +1,310 @@
+"""What the loop is handed: the System seam, and the table of systems."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from jaxgpt.errors import UserError
+from jaxgpt.model import rng
+from jaxgpt.model.config import ModelConfig
+from jaxgpt.model.transformer import LanguageModel
+from jaxgpt.parallel import sharding
+from jaxgpt.sampling.autoregressive import autoregress
+from jaxgpt.sampling.state import (
+    DEFAULT_PARAMS,
+    NO_LIMIT,
+    Callback,
+    DecodeState,
+    ModelDecoder,
+    SamplerOutput,
+    SamplingParams,
+    in_text_order,
+    prefill,
+)
+
+Batch = dict[str, jax.Array]
+
+
+class System:
+    """One way to train, score and generate with the core transformer.
+
+    A system is made from a resolved config alone, so that a finished run can be
+    sampled where its training data no longer is.
+    """
+
+    extra_tokens = 0
+    judges = False
+    goes_past_block = False
+
+    def __init__(self, config: ConfigDict, platform: str = ""):
+        """Is for the platform given, or for the one that JAX finds."""
+        platform = platform or jax.default_backend()
+        kernels = platform if platform in ("cpu", "tpu") else "xla"
+        self.config = config
+        self.model_config = ModelConfig(
+            **(config.model.to_dict() | self.architecture()), kernels=kernels
+        )
+        abstract = nnx.eval_shape(self._build, jax.random.key(0))
+        self.graphdef = nnx.split(abstract)[0]
+
+    def architecture(self) -> dict[str, Any]:
+        """Returns the fields of `ModelConfig` that this system sets itself."""
+        return {}
+
+    @classmethod
+    def resolve(cls, config: ConfigDict) -> None:
+        """Puts into the config what files say that a run must not need any more."""
+
+    @property
+    def window(self) -> int:
+        """Tokens of one training sequence, targets included."""
+        return self.model_config.block_size + self.extra_tokens
+
+    @property
+    def num_predicted(self) -> int:
+        """Tokens of it that are predicted: all but what is read first."""
+        return self.window - 1 + int(self.model_config.begin_token)
+
+    def _build(self, key: jax.Array) -> LanguageModel:
+        return LanguageModel(self.model_config, rngs=nnx.Rngs(params=key))
+
+    def init(self, key: jax.Array) -> dict:
+        """Returns fresh parameters, a plain nested dict."""
+        return nnx.to_pure_dict(nnx.split(self._build(key))[1])
+
+    def model(self, params: dict) -> LanguageModel:
+        """Returns the module over these parameters."""
+        return nnx.merge(self.graphdef, params)
+
+    def open_data(self) -> Any:
+        """Returns the data with `vocab_size`, `tokenizer`, `batch_at` and `fixed`."""
+        raise NotImplementedError
+
+    def train_batch(self, tokens_BT: jax.Array, key: jax.Array, step) -> Batch:
+        """Adds to a batch of tokens what training draws for it (order, noise)."""
+        del key, step
+        return {"tokens": tokens_BT}
+
+    def eval_batches(self, tokens_BT: jax.Array, key: jax.Array) -> dict[str, Batch]:
+        """Returns {suffix: batch}: the losses that are reported, "" the main one."""
+        del key
+        return {"": {"tokens": tokens_BT}}
+
+    def nll(
+        self, params: dict, batch: Batch, dropout_key: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns the negative log-likelihood of each predicted token, in nats."""
+        raise NotImplementedError
+
+    def recurrent_state(self, rows: int) -> dict:
+        """Returns what steps hand on beside parameters: arrays [rows, ...] or none."""
+        del rows
+        return {}
+
+    def objective(
+        self, params: dict, batch: Batch, carried: dict, dropout_key: jax.Array
+    ) -> tuple[jax.Array, dict]:
+        """Returns the scalar that training lowers, and what the next step is handed."""
+        return self.nll(params, batch, dropout_key).mean(), carried
+
+    def split_groups(
+        self, batch: Batch, carried: dict, groups: int
+    ) -> tuple[Batch, dict]:
+        """Returns both, cut into groups of rows: an axis of groups before all others.
+
+        Deterministic training goes through them one at a time.
+        """
+        return sharding.in_groups(batch, groups), carried
+
+    def merge_groups(self, carried: dict) -> dict:
+        """Returns as one what the groups of `divided` hand on."""
+        return carried
+
+    def on_restore(self, carried: dict, host: dict[str, np.ndarray]) -> None:
+        """Is shown what is carried, fresh or restored, before the first step."""
+
+    def on_step_end(self, carried: dict) -> None:
+        """Is shown what is carried after every step, where anything is."""
+
+    def host_state(self) -> dict[str, np.ndarray]:
+        """Returns what a checkpoint must hold beyond parameters and what is carried."""
+        return {}
+
+    def eval_nll(
+        self, params: dict, windows: Any, rows: int, seed: int, layout: Any = None
+    ) -> dict[str, np.ndarray]:
+        """Returns {suffix: nats [N, T] of every predicted token}, float64.
+
+        Orders and the like are drawn once for all windows, so the result depends
+        neither on rows (the windows scored at a time) nor on how often it is asked for.
+        With a layout (`sharding.Layout`), its devices share the rows; deterministic,
+        one of each process scores all.
+        """
+        N = len(windows)
+        key = rng.stream(seed, "eval_order")
+        batches = jax.jit(self.eval_batches)(windows, key)
+        if layout and self.config.deterministic:
+            params, layout = sharding.of_one_device(params), None
+        score = self._scorer(layout.mesh if layout else None)
+        result = {}
+        for suffix, batch in batches.items():
+            parts = []
+            batch = jax.device_get(batch)
+            for start in range(0, N, rows):
+                # A last short batch is filled up with the first rows, not compiled
+                # anew.
+                index = np.arange(start, start + rows) % N
+                part = {name: array[index] for name, array in batch.items()}
+                if layout:
+                    part = jax.tree.map(layout.put_rows, part)
+                nll = score(params, part)
+                parts.append(np.asarray(nll, np.float64)[: N - start])
+            result[suffix] = np.concatenate(parts)
+        return result
+
+    def _scorer(self, mesh: jax.sharding.Mesh | None) -> Callable[..., jax.Array]:
+        """Returns `nll`, compiled once for each mesh."""
+        if mesh not in self._scorers:
+            whole = mesh and jax.NamedSharding(mesh, jax.P())
+            function = sharding.under(mesh, self.nll)
+            self._scorers[mesh] = jax.jit(function, out_shardings=whole)
+        return self._scorers[mesh]
+
+    @functools.cached_property
+    def _scorers(self) -> dict[Any, Callable[..., jax.Array]]:
+        return {}
+
+    def report(self, params: dict, windows: Any, rows: int) -> dict[str, Any]:
+        """Returns what `evaluate` says of a split beyond its losses."""
+        del params, windows, rows
+        return {}
+
+    def score(
+        self, params: dict, tokens_BT: jax.Array, order_BT: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns (logits, nll [B, T - 1] in prediction order) of given tokens."""
+        raise NotImplementedError
+
+    def extra_metrics(
+        self, tokens_NT: np.ndarray, nll_NT: np.ndarray
+    ) -> dict[str, float]:
+        """Returns what else an evaluation says, of held-out windows and their nll.
+
+        Raises:
+          CheckError: where the nll cannot be right.
+        """
+        del tokens_NT, nll_NT
+        return {}
+
+    def by_position(
+        self, tokens_NT: np.ndarray, nll_NT: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Returns {name: [T]}: means over windows worth drawing by position."""
+        del tokens_NT, nll_NT
+        return {}
+
+    def evaluate_generation(
+        self, params: dict, data: Any, split: str, folder: Path | None, label: str
+    ) -> dict[str, float]:
+        """Generates at an evaluation, and returns what there is to say of it."""
+        del params, data, split, folder, label
+        return {}
+
+    def decode_order(
+        self, prompt_mask_BT: np.ndarray, sampling: SamplingParams, key: jax.Array
+    ) -> np.ndarray:
+        """Returns the order [B, T] in which positions are read: the given ones first.
+
+        Raises:
+          UserError: where this system cannot generate in the order asked for.
+        """
+        raise NotImplementedError
+
+    def sampler(self, sampling: SamplingParams) -> Callable[..., DecodeState]:
+        """Returns advance(reader, params, state, task, limit) of `how.sampler`.
+
+        Raises:
+          UserError: where this system has no such sampler, or options contradict.
+        """
+        if sampling.sampler not in ("", "ar"):
+            raise UserError(
+                f"--sampler={sampling.sampler} is for σ-GPT: this model has only ar"
+            )
+        return functools.partial(autoregress, cached=sampling.cached)
+
+    def cache_length(self, T: int) -> int:
+        """Returns the cache slots that a text of T tokens gets: the block.
+
+        Each value is compiled for, so there are few.
+        """
+        del T
+        return self.model_config.block_size
+
+    def sample(
+        self,
+        params: dict,
+        tokens_BT: np.ndarray,
+        prompt_mask_BT: np.ndarray,
+        key: jax.Array,
+        sampling: SamplingParams = DEFAULT_PARAMS,
+        callback: Callback | None = None,
+        every: int = 1,
+    ) -> SamplerOutput:
+        """Fills the unknown positions of each row; what is known is never changed.
+
+        Args:
+          params: of the model.
+          tokens_BT: int32, T at most its `capacity`.
+          prompt_mask_BT: true where the token is given; rows may differ.
+          key: of the random numbers; rows do not depend on the batch.
+          how: sampler, order, temperature and the like.
+          watch: is shown the texts after every few calls, and returns false to stop.
+          every: how many calls lie between.
+        """
+        B, T = tokens_BT.shape
+        c = self.model_config
+        order_key, draw_key = jax.random.split(key)
+        read_BT = self.decode_order(prompt_mask_BT, sampling, order_key)
+        first = int(c.begin_token)
+        tokens_BS = np.zeros((B, self.cache_length(T) + first), np.int32)
+        own_BS = np.zeros_like(tokens_BS)
+        tokens_BS[:, first : first + T] = np.take_along_axis(tokens_BT, read_BT, 1)
+        own_BS[:, first : first + T] = read_BT
+        if first:
+            tokens_BS[:, 0], own_BS[:, 0] = c.vocab_size, c.block_size
+        decode_params = sampling.decode_params(first + T, draw_key)
+        advance, decoder = self.sampler(sampling), ModelDecoder(self.graphdef)
+        state = prefill(
+            decoder,
+            params,
+            jnp.asarray(tokens_BS),
+            jnp.asarray(own_BS),
+            jnp.asarray(np.roll(own_BS, -1, 1)),
+            jnp.asarray(first + prompt_mask_BT.sum(1), jnp.int32),
+        )
+        while True:
+            state = advance(
+                decoder,
+                params,
+                state,
+                decode_params,
+                jnp.int32(every if callback else NO_LIMIT),
+            )
+            filled = in_text_order(state, first, T)
+            if not callback or not callback(filled) or filled.decoded_BT.all():
+                return filled
+
+
+def check_order(order: str, known: tuple[str, ...]) -> None:
+    """Raises UserError for an order that is not among the known ones."""
+    if order not in known:
+        raise UserError(f"--order is one of {', '.join(known)}: not '{order}'")

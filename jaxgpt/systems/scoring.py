@@ -1,0 +1,149 @@
+"""How a causal model predicts texts longer than those it was trained on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxgpt.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxgpt.systems.base import System
+
+import jax.numpy as jnp
+
+from jaxgpt.model import rng
+from jaxgpt.sampling.state import SamplingParams
+from jaxgpt.systems.base import System
+
+
+def mean_losses(nll: dict[str, np.ndarray]) -> dict[str, float]:
+    """Returns {"loss" + suffix: mean} of `System.eval_nll`."""
+    return {f"loss{suffix}": float(array.mean()) for suffix, array in nll.items()}
+
+
+def parse_lengths(text: str, block: int) -> list[int]:
+    """Reads lengths in tokens, or as multiples of the block: "256,512" or "1x,2x".
+
+    Raises:
+      UserError: for anything else.
+    """
+    lengths = []
+    for word in text.split(","):
+        number = word.strip().removesuffix("x")
+        if not (number.isascii() and number.isdigit() and 1 <= int(number) < 1 << 20):
+            raise UserError(
+                f"--eval_lengths are token counts or multiples of the block, like "
+                f"256,512 or 1x,2x: not '{text}'"
+            )
+        lengths.append(int(number) * (block if word.strip().endswith("x") else 1))
+    return sorted(set(lengths))
+
+
+def losses_by_length(
+    system: System, params: dict, data: Any, split: str, lengths: list[int]
+) -> dict[str, float]:
+    """Returns {length: mean nats per token} over the same tokens at every length.
+
+    A split is cut into windows of the longest length, and those into pieces of each:
+    the shorter a piece, the less its tokens have before them, and nothing else differs
+    (but for the end of a window, where a length does not divide the longest).
+
+    Args:
+      system: a causal one.
+      params: of its model.
+      data: as `System.open_data`.
+      split: of the data.
+      lengths: in tokens.
+
+    Raises:
+      UserError: where the model cannot read so far, or the split is shorter.
+    """
+    if system.extra_tokens != 1:
+        raise UserError("--eval_lengths are for causal models, which read on and on")
+    windows_NT = data.eval_windows(split, max(lengths) + 1)
+    score = jax.jit(system.nll)
+    block, rows = system.model_config.block_size, system.config.batch_size
+    found = {}
+    for length in lengths:
+        starts = range(0, max(lengths) - length + 1, length)
+        pieces = [windows_NT[:, start : start + length + 1] for start in starts]
+        pieces_NT = np.concatenate(pieces)
+        # As many tokens at a time as in training, so that memory suffices.
+        count = min(max(1, rows * block // length), len(pieces_NT))
+        total = 0.0
+        for first in range(0, len(pieces_NT), count):
+            index = np.arange(first, first + count) % len(pieces_NT)
+            nll_BT = np.asarray(score(params, {"tokens": pieces_NT[index]}), float)
+            total += nll_BT[: len(pieces_NT) - first].sum()
+        found[str(length)] = total / (len(pieces_NT) * length)
+    return found
+
+
+def infill_spans(N: int, T: int, ratio: float, seed: int) -> np.ndarray:
+    """Returns where tokens are missing [N, T]: one span of ratio T each.
+
+    The first token is always given.
+    """
+    length = min(max(1, round(ratio * T)), T - 1)
+    key = rng.at(seed, "eval_order", round(1000 * ratio) + 1)
+    start_N = np.asarray(jax.random.randint(key, (N,), 1, T - length + 1))
+    index_T = np.arange(T)
+    return (index_T >= start_N[:, None]) & (index_T < start_N[:, None] + length)
+
+
+def _span_nll(system: System, params: dict, tokens_NT, missing_NT, order_NT):
+    """Returns the mean negative log-likelihood of missing tokens, read in an order."""
+    score = jax.jit(lambda tokens, order: system.score(params, tokens, order)[1])
+    total, count = 0.0, 0
+    for at in range(0, len(tokens_NT), 64):
+        part = slice(at, at + 64)
+        nll = np.asarray(score(tokens_NT[part], order_NT[part]), np.float64)
+        wanted = np.take_along_axis(missing_NT[part], order_NT[part], 1)[:, 1:]
+        total, count = total + nll[wanted].sum(), count + wanted.sum()
+    return total / count
+
+
+def score_infilling(
+    system: System, params: dict, tokens_NT: np.ndarray, ratio: float, seed: int
+) -> dict[str, float]:
+    """Returns how well spans of a share of each text are filled.
+
+    Returns:
+      nll_prefix, given the text before the span, and for a model that reads in any
+      order nll, given both sides: nats per missing token. match: share of the missing
+      tokens that greedy filling gets right, from both sides where it can; match_span:
+      share of the spans it gets right as a whole.
+    """
+    N, T = tokens_NT.shape
+    missing_NT = infill_spans(N, T, ratio, seed)
+    straight_NT = np.broadcast_to(np.arange(T, dtype=np.int32), (N, T))
+    found = {
+        "nll_prefix": _span_nll(system, params, tokens_NT, missing_NT, straight_NT)
+    }
+    any_order = system.model_config.any_order
+    if any_order:
+        # What is given first, left to right; then the span, left to right.
+        order_NT = np.argsort(missing_NT, 1, kind="stable").astype(np.int32)
+        found["nll"] = _span_nll(system, params, tokens_NT, missing_NT, order_NT)
+        prompt_mask_NT = ~missing_NT
+    else:
+        prompt_mask_NT = np.cumsum(missing_NT, 1) == 0
+    right_NT = []
+    for at in range(0, N, 64):
+        part = slice(at, at + 64)
+        filled = system.sample(
+            params,
+            np.where(prompt_mask_NT[part], tokens_NT[part], 0).astype(np.int32),
+            prompt_mask_NT[part],
+            jax.random.key(0),
+            SamplingParams(order="left-to-right", temperature=0.0),
+        )
+        right_NT.append(filled.tokens_BT == tokens_NT[part])
+    right = jnp.concatenate(right_NT) | ~missing_NT
+    return found | {
+        "match": float(right[missing_NT].mean()),
+        "match_span": float(right.all(1).mean()),
+    }

@@ -1,0 +1,197 @@
+"""σ-GPT beyond text: tasks whose generated sequences are judged and drawn.
+
+Before the first token stands a beginning token, so that nothing need be given. What is
+given is read first, left to right; the order of the rest is free.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxgpt.errors import UserError
+from jaxgpt.model import rng
+from jaxgpt.sampling.state import SamplingParams
+from jaxgpt.systems.base import Batch
+from jaxgpt.systems.sigma import orders
+from jaxgpt.systems.sigma.system import SigmaGPT
+from jaxgpt.systems.sigma.tasks import dataset, pictures
+from jaxgpt.systems.sigma.tasks.base import Task
+
+TASKS = {
+    "maze": "maze:Maze",
+    "product": "toys:Product",
+    "step": "toys:Step",
+    "permutation": "toys:Permutation",
+    "vertical": "vertical:Vertical",
+    "snake": "grids:Snake",
+    "mixing": "grids:Mixing",
+    "greed": "grids:Greed",
+    "stack": "programs:Stack",
+    "expr": "programs:Expression",
+    "rpl": "programs:RPL",
+    "addition": "words:Addition",
+    "twotargets": "words:TwoTargets",
+    "byheart": "words:ByHeart",
+    "learnop": "words:LearnOperator",
+    "guessop": "words:GuessOperator",
+    "memory": "words:Memory",
+    "picoclvr": "images:Picoclvr",
+    "mnist": "images:MNIST",
+    "file": "lines:Lines",
+}
+STRATEGIES = {
+    "left-to-right": SamplingParams("ar", "left-to-right"),
+    "shuffled": SamplingParams("ar", "random"),
+    "fractal": SamplingParams("ar", "fractal"),
+    "burst": SamplingParams("burst"),
+    "exact-burst": SamplingParams("exact-burst", "random"),
+}
+
+
+def make_task(config: ConfigDict) -> Task:
+    """Returns the task that `config.task` describes; UserError where it cannot be."""
+    name = config.task.name
+    if name not in TASKS:
+        raise UserError(f"task.name is one of {', '.join(TASKS)}: not '{name}'")
+    module, kind = TASKS[name].split(":")
+    return getattr(importlib.import_module(f"{__package__}.{module}"), kind)(config)
+
+
+class SigmaTask(SigmaGPT):
+    """σ-GPT that learns a task."""
+
+    judges = True
+
+    @classmethod
+    def resolve(cls, config: ConfigDict) -> None:
+        """Makes block and beginning token the task's."""
+        config.model.block_size = make_task(config).length
+        config.sigma.begin_token = True
+        task_strategies(config)
+
+    @functools.cached_property
+    def task(self) -> Task:
+        """What is learnt."""
+        return make_task(self.config)
+
+    @property
+    def max_draft_length(self) -> int:
+        """All that is missing: what counts here are calls."""
+        return self.window
+
+    def open_data(self) -> dataset.TaskData:
+        """Opens the sequences, drawn before or now."""
+        return dataset.open_data(self.task, self.config)
+
+    def train_batch(self, tokens_BT: jax.Array, key: jax.Array, step) -> Batch:
+        """Draws each row's order as `config.sigma.order` says, what is given first."""
+        c = self.config.sigma
+        progress = step / self.config.steps
+        return self.batch(
+            tokens_BT, key, c.order, c.order_start, progress, c.left_to_right_share
+        )
+
+    def eval_batches(self, tokens_BT: jax.Array, key: jax.Array) -> dict[str, Batch]:
+        """Returns the loss in the order trained for, and left to right."""
+        order = self.config.sigma.order
+        straight = self.batch(tokens_BT, key, "left-to-right", 1.0, 1.0, 0.0)
+        return {
+            "": self.batch(tokens_BT, key, order, 1.0, 1.0, 0.0),
+            "_left_to_right": straight,
+        }
+
+    def batch(
+        self, marked_BT: jax.Array, key, kind: str, start: float, progress, straight
+    ) -> Batch:
+        """Returns tokens, order, and the weight of each prediction, 1 on average."""
+        tokens_BT, prompt_mask_BT = dataset.unmark(marked_BT)
+        if self.config.task.learn == "all":
+            prompt_mask_BT = jnp.zeros_like(prompt_mask_BT)
+        B, T = tokens_BT.shape
+        if kind == "fractal":
+            order_BT = orders.fractal_rest(prompt_mask_BT)
+        else:
+            progress = jnp.asarray(progress, jnp.float32)
+            order_BT = orders.training(key, B, T, kind, start, progress, straight)
+            order_BT = orders.given_first(order_BT, prompt_mask_BT)
+        asked_BT = ~jnp.take_along_axis(prompt_mask_BT, order_BT, 1)
+        weight_BT = asked_BT / asked_BT.mean()
+        return {"tokens": tokens_BT, "order": order_BT, "weight": weight_BT}
+
+    def nll(
+        self, params: dict, batch: Batch, dropout_key: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns [B, T] in prediction order, weighted: its mean is per asked token."""
+        return super().nll(params, batch, dropout_key) * batch["weight"]
+
+    def problems(
+        self, data: dataset.TaskData, split: str, count: int, seed: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns (tokens [N, T], zero where not given; known [N, T]; all tokens).
+
+        The first ones of a split; with a seed, those that it draws.
+        """
+        if seed is None:
+            marked_NT = data.eval_windows(split, self.window, count)
+        else:
+            marked_NT = data.batch_at(seed, split, 0, count, self.window)
+        reference_NT, prompt_mask_NT = dataset.unmark(marked_NT)
+        return np.where(prompt_mask_NT, reference_NT, 0), prompt_mask_NT, reference_NT
+
+    def evaluate_generation(
+        self, params: dict, data, split: str, folder: pathlib.Path | None, label: str
+    ) -> dict[str, float]:
+        """Generates from a split in each of `task.strategies`, and judges.
+
+        Args:
+          params: of the model.
+          data: as of `open_data`.
+          split: of it.
+          folder: where pictures go; None draws none.
+          label: the end of their names.
+
+        Returns:
+          {NAME_STRATEGY: mean}: what the judge says, and model calls of a sequence.
+        """
+        c = self.config
+        tokens, prompt_mask, reference = self.problems(
+            data, split, c.task.eval_sequences
+        )
+        key = rng.stream(c.seed, "sample")
+        found: dict[str, float] = {}
+        for name in task_strategies(c):
+            filled = self.sample(params, tokens, prompt_mask, key, STRATEGIES[name])
+            verdict = self.task.judge(filled.tokens_BT, reference, prompt_mask)
+            verdict["calls"] = filled.num_forward_passes_B
+            suffix = name.replace("-", "_")
+            found |= {f"{k}_{suffix}": float(v.mean()) for k, v in verdict.items()}
+            if folder:
+                folder.mkdir(exist_ok=True)
+                path = folder / f"{suffix}_{label}.png"
+                self.draw(path, filled.tokens_BT, reference, prompt_mask)
+        return found
+
+    def draw(self, path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
+        """Writes the task's picture of the first sequences."""
+        shown = slice(0, pictures.SHOWN)
+        self.task.draw(
+            path, tokens_NT[shown], reference_NT[shown], prompt_mask_NT[shown]
+        )
+
+
+def task_strategies(config: ConfigDict) -> list[str]:
+    """Returns the names in `task.strategies`; UserError for an unknown one."""
+    names = [name for name in config.task.strategies.split(",") if name]
+    for name in names:
+        if name not in STRATEGIES:
+            raise UserError(
+                f"task.strategies are among {', '.join(STRATEGIES)}: not '{name}'"
+            )
+    return names

@@ -1,0 +1,182 @@
+"""The training step: one pure, jitted function."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec
+
+from jaxgpt.model import rng
+from jaxgpt.parallel import sharding
+from jaxgpt.parallel.sharding import BATCH, Layout, under
+from jaxgpt.systems.base import System
+
+State = dict[str, Any]
+
+
+def init_state(
+    params: dict,
+    optimizer: optax.GradientTransformation,
+    ema: bool,
+    carried: dict | None = None,
+) -> State:
+    """Returns {"params", "opt_state"}, and "ema", a copy of params, where asked.
+
+    What a system carries, if anything, is "carried".
+    """
+    state = {"params": params, "opt_state": optimizer.init(params)}
+    if carried:
+        state["carried"] = carried
+    return state | {"ema": jax.tree.map(jnp.copy, params)} if ema else state
+
+
+def eval_params(state: State) -> dict:
+    """Returns the parameters to evaluate and sample with: the average, if kept."""
+    return state["ema"] if "ema" in state else state["params"]
+
+
+def make_step(
+    system: System,
+    optimizer: optax.GradientTransformation,
+    layout: Layout | None = None,
+) -> Any:
+    """Returns the jitted step: (state, index, tokens) -> (state, metrics).
+
+    A pure function; index is the number of steps done before it. The state, as of
+    `init_state`, is donated. What a system carries from step to step is its item
+    "carried"; such a system has no micro-batches. Where `config.nonfinite` is "skip", a
+    step whose loss or gradient is not finite leaves the state as it was. With a layout,
+    arrays live where it says.
+    """
+    mesh = layout.mesh if layout else None
+    places = (layout.state, layout.everywhere) if layout else None
+    step = step_function(system, optimizer, mesh)
+    return jax.jit(under(mesh, step), donate_argnums=0, out_shardings=places)
+
+
+def step_function(
+    system: System,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Callable:
+    """Returns the step of `make_step`, not jitted."""
+    seed, parts = system.config.seed, system.config.accumulation
+    ema_decay = system.config.optimizer.ema_decay
+    skips = system.config.nonfinite == "skip"
+
+    value_and_grad = jax.value_and_grad(system.objective, has_aux=True)
+
+    def gradients(params, batch, carried, dropout_key):
+        if parts == 1:
+            return value_and_grad(params, batch, carried, dropout_key)
+
+        def accumulate(total, part):
+            value_and_grads = value_and_grad(params, part[0], carried, part[1])
+            return jax.tree.map(jnp.add, total, value_and_grads), None
+
+        # Every parts-th row, so that each device keeps its own rows.
+        micro = jax.tree.map(
+            lambda a: sharding.constrain(
+                a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1),
+                *(None, BATCH, *(None,) * (a.ndim - 1)),
+            ),
+            batch,
+        )
+        zero = jnp.zeros((), system.model_config.param_dtype)
+        zeros = ((zero, carried), jax.tree.map(jnp.zeros_like, params))
+        keys = jax.random.split(dropout_key, parts)
+        total, _ = jax.lax.scan(accumulate, zeros, (micro, keys))
+        return jax.tree.map(lambda a: a / parts, total)
+
+    def step(state, index, tokens_BT):
+        batch = system.train_batch(tokens_BT, rng.at(seed, "order", index), index)
+        dropout_key = rng.at(seed, "dropout", index)
+        carried = state.get("carried", {})
+        find: Callable = gradients
+        if system.config.deterministic:
+            find = functools.partial(in_fixed_order, system, mesh, index=index)
+        (value, carried), grads = find(state["params"], batch, carried, dropout_key)
+        updates, opt_state = optimizer.update(
+            grads, state["opt_state"], state["params"]
+        )
+        params = optax.apply_updates(state["params"], updates)
+        new = {"params": params, "opt_state": opt_state}
+        if carried:
+            new["carried"] = carried
+        if "ema" in state:
+            # Early on the average is over the steps there were (TensorFlow's rule).
+            decay = jnp.minimum(ema_decay, (1 + index) / (10 + index))
+            new["ema"] = optax.incremental_update(params, state["ema"], 1 - decay)
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
+        if skips:
+            sound = jnp.isfinite(value) & jnp.isfinite(metrics["grad_norm"])
+            new = jax.tree.map(lambda n, o: jnp.where(sound, n, o), new, state)
+        return new, metrics
+
+    return step
+
+
+def in_fixed_order(
+    system: System,
+    mesh: jax.sharding.Mesh | None,
+    params: dict,
+    batch: dict,
+    carried: dict,
+    dropout_key: jax.Array,
+    index: jax.Array,
+) -> tuple[tuple[jax.Array, dict], dict]:
+    """Returns what `value_and_grad` of the objective does, on any number of devices.
+
+    The batch is cut into `deterministic_groups`; a device goes through its own one at
+    a time, by the same program whatever their number, and every device adds up all of
+    them in the same order.
+    """
+    groups = system.config.deterministic_groups
+    value_and_grad = jax.value_and_grad(system.objective, has_aux=True)
+    turns = groups // (mesh.size if mesh else 1)
+    # Never more than turns, which the compiler cannot know: a loop of one known turn
+    # would be compiled into what stands around it, to other bits.
+    hidden_turns = jnp.minimum(turns, index + turns)
+    cut = system.split_groups(batch, carried, groups)
+    keys = jax.random.split(dropout_key, groups)
+
+    def own(params, hidden_turns, *parts):
+        # One more than is used, for the same reason: an axis of 1 is compiled away.
+        parts = jax.tree.map(lambda a: jnp.concatenate([a, a[:1]]), parts)
+
+        def of_group(i, found):
+            part = jax.tree.map(lambda a: a[i], parts)
+            one = value_and_grad(params, *part)
+            return jax.tree.map(lambda all_, a: all_.at[i].set(a), found, one)
+
+        first = jax.tree.map(lambda a: a[0], parts)
+        shapes = jax.eval_shape(value_and_grad, params, *first)
+        found = jax.tree.map(
+            lambda a: jnp.zeros((turns + 1, *a.shape), a.dtype), shapes
+        )
+        found = jax.lax.fori_loop(0, hidden_turns, of_group, found)
+        return jax.tree.map(lambda a: a[:turns], found)
+
+    if mesh is None:
+        found = own(params, hidden_turns, *cut, keys)
+    else:
+        rows, whole = PartitionSpec("data"), PartitionSpec()
+        shared = jax.shard_map(
+            own,
+            mesh=mesh,
+            in_specs=(whole, whole, rows, rows, rows),
+            out_specs=rows,
+            check_vma=False,
+        )
+        found = shared(params, hidden_turns, *cut, keys)
+    (values, carried), grads = found
+    values, grads = jax.tree.map(
+        lambda a: sharding.constrain(a, *(None,) * a.ndim), (values, grads)
+    )
+    mean = lambda a: functools.reduce(jnp.add, a) / groups
+    return (mean(values), system.merge_groups(carried)), jax.tree.map(mean, grads)

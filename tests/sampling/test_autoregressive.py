@@ -1,0 +1,163 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgpt import config as configs
+from jaxgpt.sampling.autoregressive import autoregress
+from jaxgpt.sampling.logits import sample_token, sampling_probs
+from jaxgpt.sampling.state import SamplingParams
+from jaxgpt.systems.registry import build_system
+
+pytestmark = pytest.mark.unoptimised
+
+T = 17
+
+
+@pytest.fixture(scope="module", params=["sigma", "causal"])
+def system_and_params(request):
+    changes = {
+        "system": request.param,
+        "model.n_layer": 2,
+        "model.n_head": 2,
+        "model.n_embd": 16,
+        "model.block_size": T,
+        "model.vocab_size": 7,
+    }
+    system = build_system(configs.override(configs.base(), changes))
+    params = system.init(jax.random.key(0))
+    return system, jax.tree.map(lambda a: a * 8 if a.ndim > 1 else a, params)
+
+
+def ask(system, params, known, seed=3, **options):
+    tokens = np.arange(known.size, dtype=np.int32).reshape(known.shape) % 7
+    sampling = SamplingParams(**{"sampler": "ar"} | options)
+    filled = system.sample(params, tokens, known, jax.random.key(seed), sampling)
+    assert filled.decoded_BT.all()
+    return tokens, filled.tokens_BT
+
+
+@pytest.mark.parametrize("length", [2, 9, T])
+@pytest.mark.parametrize(
+    "options", [{}, {"top_k": 3}, {"temperature": 0.0}, {"top_p": 0.6}]
+)
+def test_cached_generation_equals_the_naive_one(system_and_params, length, options):
+    known = np.arange(length) < np.array([[1], [1]])
+    _, fast = ask(*system_and_params, known, **options)
+    _, slow = ask(*system_and_params, known, cached=False, **options)
+    np.testing.assert_array_equal(fast, slow)
+
+
+def test_rows_with_more_known_tokens_keep_them(system_and_params):
+    known = np.arange(T) < np.array([[1], [5], [T]])
+    tokens, filled = ask(*system_and_params, known)
+    _, naive = ask(*system_and_params, known, cached=False)
+    np.testing.assert_array_equal(filled[known], tokens[known])
+    np.testing.assert_array_equal(filled, naive)
+
+
+def test_a_gap_anywhere_is_filled_and_the_rest_kept():
+    changes = {"model.block_size": T, "model.vocab_size": 7, "model.n_layer": 1}
+    changes |= {"model.n_embd": 12}
+    system = build_system(configs.override(configs.base(), changes))
+    params = system.init(jax.random.key(0))
+    known = np.isin(np.arange(T), [3, 4, 5, T - 1])[None]
+    for order in ("random", "left-to-right", "fractal"):
+        tokens, filled = ask(system, params, known, order=order)
+        np.testing.assert_array_equal(filled[known], tokens[known])
+        read = system.decode_order(
+            known, SamplingParams(order=order), jax.random.key(0)
+        )
+        assert sorted(read[0]) == list(range(T))
+        assert list(read[0][:4]) == [3, 4, 5, T - 1]
+
+
+def test_seeds_and_rows_draw_differently_and_repeatably(system_and_params):
+    known = np.arange(T) < np.ones((4, 1))
+    tokens = np.zeros(known.shape, np.int32)
+    draw = lambda seed: (
+        system_and_params[0]
+        .sample(system_and_params[1], tokens, known, jax.random.key(seed))
+        .tokens_BT
+    )
+    np.testing.assert_array_equal(draw(0), draw(0))
+    assert (draw(0) != draw(1)).any()
+    assert len({tuple(row) for row in draw(0)}) == 4
+
+
+def test_nothing_is_compiled_for_other_lengths(system_and_params):
+    known = lambda length, given: np.arange(length) < np.full((2, 1), given)
+    ask(*system_and_params, known(T, 1))
+    before = autoregress._cache_size()
+    for length, given in ((T, 4), (9, 2), (2, 1), (T, T)):
+        ask(*system_and_params, known(length, given))
+    assert autoregress._cache_size() == before
+
+
+def task(temperature=1.0, top_k=0, top_p=1.0):
+    sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
+    return sampling.decode_params(1, jax.random.key(0))
+
+
+def test_draws_follow_the_distribution():
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
+    uniform = jax.random.uniform(jax.random.key(0), (20000,))
+
+    def shares(**options):
+        p = sampling_probs(logits, task(**options))
+        drawn = sample_token(uniform, jnp.tile(p, (20000, 1)))
+        return np.bincount(drawn, minlength=4) / 20000
+
+    np.testing.assert_allclose(shares(), [0.5, 0.3, 0.15, 0.05], atol=0.015)
+    np.testing.assert_allclose(shares(top_k=2), [0.625, 0.375, 0, 0], atol=0.015)
+    # The nucleus is the smallest set that reaches top_p, the last token included.
+    np.testing.assert_allclose(shares(top_p=0.6), [0.625, 0.375, 0, 0], atol=0.015)
+    np.testing.assert_array_equal(shares(top_p=0.49), [1, 0, 0, 0])
+    sharp = np.array([0.5, 0.3, 0.15, 0.05]) ** 2
+    np.testing.assert_allclose(shares(temperature=0.5), sharp / sharp.sum(), atol=0.015)
+    np.testing.assert_array_equal(shares(temperature=0.0), [1, 0, 0, 0])
+
+
+def test_a_draw_never_takes_a_token_without_weight():
+    p = jnp.array([[0.0, 0.3, 0.0, 0.2, 0.0]] * 3)
+    drawn = sample_token(jnp.array([0.0, 0.59999, 1.0]), p)
+    assert set(drawn.tolist()) <= {1, 3}
+
+
+def test_log_probabilities_are_those_of_the_text(system_and_params):
+    system, params = system_and_params
+    known = np.arange(T) < np.array([[1], [4]])
+    sampling = SamplingParams("ar", order="left-to-right", temperature=0.7, top_k=3)
+    tokens = np.ones((2, T), np.int32)
+    filled = system.sample(params, tokens, known, jax.random.key(1), sampling)
+    order = np.tile(np.arange(T), (2, 1))
+    nll = system.score(params, filled.tokens_BT, order)[1]
+    expected = np.where(known[:, 1:], 0, -np.asarray(nll))
+    np.testing.assert_allclose(filled.log_p_BT[:, 1:], expected, atol=1e-4)
+    assert filled.num_forward_passes_B.tolist() == [T - 1, T - 4]
+
+
+def test_watching_changes_nothing_and_can_stop(system_and_params):
+    system, params = system_and_params
+    known = np.arange(T) < np.ones((2, 1))
+    tokens = np.zeros((2, T), np.int32)
+    seen = []
+
+    def watch(filled):
+        seen.append(int(filled.decoded_BT.sum()))
+        return len(seen) < 4 or more
+
+    more = True
+    sampling = SamplingParams("ar")
+    watched = system.sample(
+        params, tokens, known, jax.random.key(3), sampling, watch, 3
+    )
+    plain = system.sample(params, tokens, known, jax.random.key(3), sampling)
+    np.testing.assert_array_equal(watched.tokens_BT, plain.tokens_BT)
+    assert seen == [8, 14, 20, 26, 32, 34]
+    more = False
+    seen.clear()
+    stopped = system.sample(
+        params, tokens, known, jax.random.key(3), sampling, watch, 3
+    )
+    assert stopped.decoded_BT.sum() == 26
