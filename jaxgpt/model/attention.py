@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 LayerCache = tuple[jax.Array, jax.Array]
 
 KVCache = tuple[LayerCache, ...]
+
+# Reads what else there is to attend to, with the block's own projections:
+# (q, k, v [B, H, T, K], the layer's cache before these tokens or None, first slot) ->
+# ([B, H, T, K] to add to the heads' outputs, anything that the caller gets back).
+Hook = Callable[
+    [jax.Array, jax.Array, jax.Array, LayerCache | None, jax.Array],
+    tuple[jax.Array, Any],
+]
 
 
 def empty_cache(config: ModelConfig, batch: int, length: int) -> KVCache:
@@ -107,24 +115,43 @@ class Attention(nnx.Module):
             parts.append(sharding.constrain(y_BTD, BATCH, None, TENSOR))
         return jnp.stack(parts, 2)
 
-    def __call__(self, x_BTD: jax.Array, seed_2: jax.Array | None = None) -> jax.Array:
-        """Attends each token to itself and the earlier ones."""
-        c, T = self.config, x_BTD.shape[1]
-        qkv_BTC = self.project(x_BTD, T)
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        seed_2: jax.Array | None = None,
+        hook: Hook | None = None,
+    ) -> tuple[jax.Array, Any]:
+        """Attends each token to itself and the earlier ones.
+
+        Returns:
+          (y_BTD, what the hook hands back, None without one).
+        """
+        qkv_BTC = self.project(x_BTD, x_BTD.shape[1])
+        y_BTD, aux = self.attend_causally(qkv_BTC, seed_2), None
+        if hook:
+            c = self.config
+            q, k, v = split_heads(qkv_BTC, c.n_head, c.key_width)
+            more_BHTK, aux = hook(q, k, v, None, jnp.int32(0))
+            y_BTD = y_BTD + merge_heads(more_BHTK)
+        return self.out(y_BTD), aux
+
+    def attend_causally(
+        self, qkv_BTC: jax.Array, seed_2: jax.Array | None
+    ) -> jax.Array:
+        """Returns the heads' outputs, joined [B, T, H K]: before the output matrix."""
+        c, T = self.config, qkv_BTC.shape[1]
         if c.kernels == "cpu" and qkv_BTC.ndim == 3 and not c.key_width:
             slopes = positions.alibi_slopes(c.n_head) if c.positions == "alibi" else ()
-            y_BTD = cpu.causal_attention(
+            return cpu.causal_attention(
                 qkv_BTC, seed_2, c.n_head, c.dtype, c.dropout, slopes
             )
-            return self.out(y_BTD)
+        q, k, v = split_heads(qkv_BTC, c.n_head, c.key_width)
         if c.kernels == "tpu" and tpu.can_attend(c, seed_2):
-            q, k, v = split_heads(qkv_BTC, c.n_head)
-            return self.out(merge_heads(tpu.causal_attention(q, k, v, c.dtype)))
+            return merge_heads(tpu.causal_attention(q, k, v, c.dtype))
         own_T = jnp.arange(T)
         mask_TS = jnp.tril(jnp.ones((T, T), bool))
-        q, k, v = split_heads(qkv_BTC, c.n_head, c.key_width)
         bias = positions.score_bias(own_T, own_T, c)
-        return self.out(merge_heads(attend(q, [(k, v)], mask_TS, c, seed_2, bias)))
+        return merge_heads(attend(q, [(k, v)], mask_TS, c, seed_2, bias))
 
     def extend(
         self,
@@ -132,7 +159,8 @@ class Attention(nnx.Module):
         layer: LayerCache,
         start: jax.Array,
         new_token_mask_TT: jax.Array | None = None,
-    ) -> tuple[jax.Array, LayerCache]:
+        hook: Hook | None = None,
+    ) -> tuple[jax.Array, LayerCache, Any]:
         """Attends T tokens, new at cache slots start .. start + T, to all so far.
 
         For RoPE and ALiBi a token's slot is its position.
@@ -145,6 +173,10 @@ class Attention(nnx.Module):
           layer: keys and values so far.
           start: the first new slot, a scalar or one for each row [B].
           new_token_mask_TT: which new tokens a new token sees; None is causal.
+          hook: reads what else there is.
+
+        Returns:
+          (y_BTD, the cache with these tokens, what the hook hands back).
         """
         c = self.config
         T, S = x_BTD.shape[1], layer[0].shape[2]
@@ -163,8 +195,12 @@ class Attention(nnx.Module):
         bias = positions.score_bias(own_BT, jnp.concatenate([slots_BS, own_BT], -1), c)
         y_BHTK = attend(q, ((layer[0], layer[1]), (k, v)), mask_B1TS, c, bias=bias)
         after = 0 * (y_BHTK[..., :1] if c.key_width else y_BHTK)
+        aux = None
+        if hook:
+            more_BHTK, aux = hook(q, k, v, layer, start)
+            y_BHTK = y_BHTK + more_BHTK
         layer = write_cache(layer, k + after, v + after, start)
-        return self.out(merge_heads(y_BHTK)), layer
+        return self.out(merge_heads(y_BHTK)), layer, aux
 
 
 def split_heads(

@@ -10,6 +10,7 @@ Dimension key, used as suffix of array names everywhere:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,6 @@ from jaxgpt.parallel import sharding
 from jaxgpt.parallel.sharding import BATCH, TENSOR
 
 Norm = Callable[[jax.Array], jax.Array]
-
-# Adds to attention: (normalised x_BTD, the block's cache or None, first slot) -> BTD.
-Beside = Callable[[jax.Array, attention.LayerCache | None, jax.Array], jax.Array]
 
 # What `remat` keeps of a block for the backward pass.
 POLICIES = {
@@ -59,22 +57,22 @@ class Block(nnx.Module):
         x_BTD: jax.Array,
         target: positions.Target | None = None,
         seeds_32: jax.Array | None = None,
-        beside: Beside | None = None,
-    ) -> jax.Array:
-        """Maps [B, T, D] to [B, T, D]; seeds [3, 2] turn dropout on."""
+        hook: attention.Hook | None = None,
+    ) -> tuple[jax.Array, Any]:
+        """Maps [B, T, D] to ([B, T, D], what the hook of attention hands back).
+
+        Seeds [3, 2] turn dropout on.
+        """
         attn, first, second = (None,) * 3 if seeds_32 is None else seeds_32
         norm_1, norm_2 = self.norms(target)
         rate = self.config.dropout
         with jax.named_scope("attention"):
-            normed_BTD = norm_1(x_BTD)
-            h_BTD = self.attn(normed_BTD, attn)
-            if beside:
-                h_BTD = h_BTD + beside(normed_BTD, None, jnp.int32(0))
+            h_BTD, aux = self.attn(norm_1(x_BTD), attn, hook)
             x_BTD = x_BTD + layers.dropout(h_BTD, rate, first)
         with jax.named_scope("feed_forward"):
             h_BTD = self.mlp(norm_2(x_BTD))
             x_BTD = x_BTD + layers.dropout(h_BTD, rate, second)
-            return sharding.constrain(x_BTD, BATCH, None, None)
+            return sharding.constrain(x_BTD, BATCH, None, None), aux
 
     def extend(
         self,
@@ -83,15 +81,15 @@ class Block(nnx.Module):
         start: jax.Array,
         target: positions.Target | None = None,
         new_token_mask_TT: jax.Array | None = None,
-        beside: Beside | None = None,
-    ) -> tuple[jax.Array, attention.LayerCache]:
+        hook: attention.Hook | None = None,
+    ) -> tuple[jax.Array, attention.LayerCache, Any]:
         """Runs T new tokens against the cache (see `Attention.extend`)."""
         norm_1, norm_2 = self.norms(target)
-        normed_BTD = norm_1(x_BTD)
-        more = beside(normed_BTD, layer, start) if beside else 0
-        h_BTD, layer = self.attn.extend(normed_BTD, layer, start, new_token_mask_TT)
-        x_BTD = x_BTD + h_BTD + more
-        return x_BTD + self.mlp(norm_2(x_BTD)), layer
+        h_BTD, layer, aux = self.attn.extend(
+            norm_1(x_BTD), layer, start, new_token_mask_TT, hook
+        )
+        x_BTD = x_BTD + h_BTD
+        return x_BTD + self.mlp(norm_2(x_BTD)), layer, aux
 
 
 class Transformer(nnx.Module):
@@ -109,8 +107,6 @@ class Transformer(nnx.Module):
         x_BTD: jax.Array,
         target: positions.Target | None = None,
         dropout_key: jax.Array | None = None,
-        beside: dict[int, Beside] | None = None,
-        outputs: list[jax.Array] | None = None,
     ) -> jax.Array:
         """Maps [B, T, D] to [B, T, D].
 
@@ -118,24 +114,25 @@ class Transformer(nnx.Module):
           x_BTD: vectors.
           target: what `Modulation` reads.
           dropout_key: turns dropout on.
-          beside: what to add to the attention of some blocks.
-          outputs: a list that each block's output is appended to.
         """
         c = self.config
-        seeds = [None] * c.n_layer
-        if dropout_key is not None and c.dropout:
-            bits = jax.random.bits(dropout_key, (c.n_layer + 1, 3, 2), jnp.uint32)
-            x_BTD = layers.dropout(x_BTD, c.dropout, bits[-1, 0])
-            seeds = list(bits[:-1])
-        plain = c.remat == "none" and not c.scan_layers
-        if not plain and not beside and outputs is None:
+        x_BTD, seeds = self.input_dropout(x_BTD, dropout_key)
+        if c.remat != "none" or c.scan_layers:
             return self.norm_f(self.apply_blocks(x_BTD, target, seeds))
         for i, (block, seeds_32) in enumerate(zip(self.blocks, seeds, strict=True)):
             with jax.named_scope(f"block_{i}"):
-                x_BTD = block(x_BTD, target, seeds_32, (beside or {}).get(i))
-            if outputs is not None:
-                outputs.append(x_BTD)
+                x_BTD, _ = block(x_BTD, target, seeds_32)
         return self.norm_f(x_BTD)
+
+    def input_dropout(
+        self, x_BTD: jax.Array, dropout_key: jax.Array | None
+    ) -> tuple[jax.Array, list[jax.Array | None]]:
+        """Returns the input with dropout, and the seeds [3, 2] of each block's."""
+        c = self.config
+        if dropout_key is None or not c.dropout:
+            return x_BTD, [None] * c.n_layer
+        bits = jax.random.bits(dropout_key, (c.n_layer + 1, 3, 2), jnp.uint32)
+        return layers.dropout(x_BTD, c.dropout, bits[-1, 0]), list(bits[:-1])
 
     def apply_blocks(
         self,
@@ -154,7 +151,7 @@ class Transformer(nnx.Module):
 
         def apply(x_BTD, layer):
             params, seeds_32 = layer
-            return nnx.merge(graph, params)(x_BTD, target, seeds_32), None
+            return nnx.merge(graph, params)(x_BTD, target, seeds_32)[0], None
 
         if c.remat != "none":
             apply = jax.checkpoint(apply, policy=POLICIES[c.remat])
@@ -173,20 +170,12 @@ class Transformer(nnx.Module):
         start: jax.Array,
         target: positions.Target | None = None,
         new_token_mask_TT: jax.Array | None = None,
-        beside: dict[int, Beside] | None = None,
     ) -> tuple[jax.Array, attention.KVCache]:
         """Runs T new tokens against the cache (see `Attention.extend`)."""
         written = []
-        for index, (block, layer) in enumerate(
-            zip(self.blocks, layers_kv, strict=True)
-        ):
-            x_BTD, layer = block.extend(
-                x_BTD,
-                layer,
-                start,
-                target,
-                new_token_mask_TT,
-                (beside or {}).get(index),
+        for block, layer in zip(self.blocks, layers_kv, strict=True):
+            x_BTD, layer, _ = block.extend(
+                x_BTD, layer, start, target, new_token_mask_TT
             )
             written.append(layer)
         return self.norm_f(x_BTD), tuple(written)

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxgpt.model import layers
+from jaxgpt.model import attention, layers
 from jaxgpt.model.config import ModelConfig
-from jaxgpt.model.transformer import Beside
 from jaxgpt.systems.memory import entries as ops
 from jaxgpt.systems.memory.entries import Entries
 from jaxgpt.systems.memory.look import Layout, Look
@@ -89,7 +88,7 @@ class Associative(nnx.Module):
 
     def read(
         self, model: MemoryModel, x_BTD: jax.Array, tokens_BN: jax.Array, look: Look
-    ) -> tuple[jax.Array, dict[int, Beside]]:
+    ) -> tuple[jax.Array, dict[int, attention.Hook]]:
         """Returns the input joined with what was found."""
         T = x_BTD.shape[1]
         address = addresses(model.table[...], tokens_BN, self.context)

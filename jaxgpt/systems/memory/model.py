@@ -83,10 +83,15 @@ class MemoryModel(LanguageModel):
         where = positions.in_order(tokens_BT.shape[1], self.config)
         tokens_BN = jnp.concatenate([recent_BW, tokens_BT], 1)
         x_BTD = self.table[...][tokens_BT]
-        x_BTD, beside = self.memory.read(self, x_BTD, tokens_BN, look)
+        x_BTD, hooks = self.memory.read(self, x_BTD, tokens_BN, look)
         x_BTD = self.placed(x_BTD, where)
         outputs = [x_BTD]
-        x_BTD = self.transformer(x_BTD, None, dropout_key, beside, outputs)
+        x_BTD, seeds = self.transformer.input_dropout(x_BTD, dropout_key)
+        for i, block in enumerate(self.transformer.blocks):
+            with jax.named_scope(f"block_{i}"):
+                x_BTD, _ = block(x_BTD, None, seeds[i], hooks.get(i))
+            outputs.append(x_BTD)
+        x_BTD = self.transformer.norm_f(x_BTD)
         logits_BTV = self.memory.predict(self, x_BTD, look)
         return Reading(logits_BTV, x_BTD, outputs, look)
 
@@ -102,10 +107,15 @@ class MemoryModel(LanguageModel):
         """Reads T tokens against a cache, as `segment`, at slots start .. start + T."""
         tokens_BN = jnp.concatenate([recent_BW, tokens_BT], 1)
         x_BTD = self.table[...][tokens_BT]
-        x_BTD, beside = self.memory.read(self, x_BTD, tokens_BN, look)
-        x_BTD, layers_kv = self.transformer.extend(
-            self.placed(x_BTD, where), layers_kv, start, beside=beside
-        )
+        x_BTD, hooks = self.memory.read(self, x_BTD, tokens_BN, look)
+        x_BTD = self.placed(x_BTD, where)
+        written = []
+        for i, block in enumerate(self.transformer.blocks):
+            x_BTD, layer, _ = block.extend(
+                x_BTD, layers_kv[i], start, hook=hooks.get(i)
+            )
+            written.append(layer)
+        x_BTD, layers_kv = self.transformer.norm_f(x_BTD), tuple(written)
         logits_BTV = self.memory.predict(self, x_BTD, look)
         return Reading(logits_BTV, x_BTD, [], look, layers_kv)
 

@@ -19,9 +19,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxgpt.model import attention, layers, positions
+from jaxgpt.model import attention, positions
 from jaxgpt.model.config import ModelConfig
-from jaxgpt.model.transformer import Beside
 from jaxgpt.systems.memory.associative import Associative
 from jaxgpt.systems.memory.entries import Entries
 from jaxgpt.systems.memory.look import Layout, Look
@@ -57,20 +56,17 @@ class AttentionMemory(nnx.Module):
 
     def read(
         self, model: MemoryModel, x_BTD: jax.Array, tokens_BN: jax.Array, look: Look
-    ) -> tuple[jax.Array, dict[int, Beside]]:
+    ) -> tuple[jax.Array, dict[int, attention.Hook]]:
         """Returns what the block's attention gets more than without a memory."""
-        del tokens_BN
-        attn = model.transformer.blocks[self.layer].attn
+        del model, tokens_BN
         c = self.config
 
-        def beside(h_BTD, layer, start):
-            T = h_BTD.shape[1]
+        def hook(q, k, v, layer, start):
+            T = q.shape[2]
             S = layer[0].shape[2] if layer else 0
-            projected = attn.project(h_BTD, max(S, T), start)
-            q, k, v = attention.split_heads(projected, c.n_head)
             look.found |= {"k": k, "v": v}
             if look.entries is None:
-                return jnp.zeros_like(h_BTD)
+                return jnp.zeros_like(v), None
             own_T = jnp.reshape(start, ()) + jnp.arange(T)
             slot_S = jnp.concatenate([jnp.arange(S), own_T])
             seen_TS = jnp.concatenate(
@@ -96,10 +92,9 @@ class AttentionMemory(nnx.Module):
             odds = self.gate[...][:, None] + total - jax.nn.logsumexp(local, -1)
             gate = jnp.where(any_found, jax.nn.sigmoid(odds), 0)[..., None]
             look.weight_BTM = (gate * jnp.exp(share)).mean(1)
-            change = gate * (y_memory - y_local)
-            return layers.matmul(attention.merge_heads(change), attn.out.kernel[...], c)
+            return gate * (y_memory - y_local), None
 
-        return x_BTD, {self.layer: beside}
+        return x_BTD, {self.layer: hook}
 
     def _find(self, q_BHTK: jax.Array, look: Look) -> tuple[jax.Array, jax.Array]:
         """Returns scores [B, H, T, M], -inf for none, and values [B, H, T, M, K]."""
@@ -154,7 +149,7 @@ class Output(nnx.Module):
 
     def read(
         self, model: MemoryModel, x_BTD: jax.Array, tokens_BN: jax.Array, look: Look
-    ) -> tuple[jax.Array, dict[int, Beside]]:
+    ) -> tuple[jax.Array, dict[int, attention.Hook]]:
         """Leaves the input as it is."""
         del model, tokens_BN, look
         return x_BTD, {}

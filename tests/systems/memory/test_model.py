@@ -129,7 +129,7 @@ def test_attention_with_all_stored_is_dense_attention():
     for batch in batches:  # What enters the last block knows no memory.
         tokens = batch["tokens"][:, :-1]
         x = module.placed(module.table[...][tokens], (jnp.arange(T),))
-        outputs.append(module.transformer.blocks[0](x))
+        outputs.append(module.transformer.blocks[0](x)[0])
     x = jnp.concatenate(outputs, 1)
     qkv = last.attn.project(last.norm_1(x), 3 * T)
     q, k, v = attention.split_heads(qkv, 2)
