@@ -71,7 +71,7 @@ class Case:
         if self.original == "sigma-gpt":
             tokens, order = self.batch["tokens"], self.batch["order"]
             return self.system.score(params, tokens, order)[0]
-        return self.system.model(params)(self.golden["ids"])
+        return self.system.model(params)(self.golden["ids"])[0]
 
 
 def load(original: str, file: str, dtype: str = "float32", **changes) -> Case:

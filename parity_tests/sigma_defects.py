@@ -69,7 +69,7 @@ def drafts(garbage: int):
 def draft_positions():
     system, params = model()
     tokens, own, logits = drafts(0)
-    plain_pass = jax.jit(lambda params, *args: system.model(params)(*args)[0, -1])
+    plain_pass = jax.jit(lambda params, *args: system.model(params)(*args)[0][0, -1])
     worst = 0.0
     for slot in range(4, T):
         target = jnp.concatenate([own[:, 1:4], own[:, slot : slot + 1]], 1)

@@ -25,7 +25,7 @@ def test_embeddings_and_every_block(case):
     hf = case.original == "gpt2"
     assert relative(x, golden["hidden/0" if hf else "act/emb"]) < FLOAT32["activation"]
     for index, block in enumerate(model.transformer.blocks):
-        x = block(x)
+        x = block(x)[0]
         if not hf:
             there = golden[f"act/block{index}"]
         elif index + 1 < len(model.transformer.blocks):
@@ -150,7 +150,8 @@ def test_cached_logits_and_cache_of_sigma_gpt():
     pieces = []
     bounds = golden["kv_chunks"]
     for start, end in itertools.pairwise(bounds):
-        y, layers = model.transformer.extend(x[:, start:end], layers, int(start))
+        y, blocks = model.transformer(x[:, start:end], cache=layers, start=int(start))
+        layers = blocks.cache
         pieces.append(model.head(y))
     logits = jnp.concatenate(pieces, 1)
     assert relative(logits, golden["logits_kv"]) < FLOAT32["logits"]

@@ -8,11 +8,15 @@ from __future__ import annotations
 import gc
 import os
 import pathlib
+import platform
 import shutil
 import subprocess
 import tempfile
 
 import pytest
+
+# It starts `uname` once and remembers; libraries ask for it in the middle of any test.
+platform.processor()
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 # Beyond this the compiled programs of earlier sessions are dropped: each change of the

@@ -6,28 +6,17 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-
-from jaxgpt.model import cpu, layers, positions, tpu
-from jaxgpt.parallel import sharding
-from jaxgpt.parallel.sharding import BATCH, TENSOR
-
-if TYPE_CHECKING:
-    from jaxgpt.model.config import ModelConfig
-
-from typing import TYPE_CHECKING
-
 from jax import lax
 
-from jaxgpt.model.cpu import accumulator
-
-if TYPE_CHECKING:
-    from jaxgpt.model.config import ModelConfig
-
+from jaxgpt.model import cpu, layers, positions, tpu
+from jaxgpt.model.config import ModelConfig
+from jaxgpt.parallel import sharding
+from jaxgpt.parallel.sharding import BATCH, TENSOR
 
 LayerCache = tuple[jax.Array, jax.Array]
 
@@ -36,7 +25,7 @@ KVCache = tuple[LayerCache, ...]
 # Reads what else there is to attend to, with the block's own projections:
 # (q, k, v [B, H, T, K], the layer's cache before these tokens or None, first slot) ->
 # ([B, H, T, K] to add to the heads' outputs, anything that the caller gets back).
-Hook = Callable[
+AttentionHook = Callable[
     [jax.Array, jax.Array, jax.Array, LayerCache | None, jax.Array],
     tuple[jax.Array, Any],
 ]
@@ -44,14 +33,14 @@ Hook = Callable[
 
 def empty_cache(config: ModelConfig, batch: int, length: int) -> KVCache:
     """Returns zeros: (keys, values), each [B, H, S, K] for S = length, per block."""
-    shape, dtype = (batch, config.n_head, length), accumulator(config.dtype)
+    shape, dtype = (batch, config.n_head, length), cpu.accumulator(config.dtype)
     keys = jnp.zeros((*shape, config.head_key_width), dtype)
     values = jnp.zeros((*shape, config.n_embd // config.n_head), dtype)
     return tuple((keys, values) for _ in range(config.n_layer))
 
 
 def write_cache(
-    layer: LayerCache, k_BHTK: jax.Array, v_BHTK: jax.Array, start: jax.Array
+    layer: LayerCache, k_BHTK: jax.Array, v_BHTK: jax.Array, start: jax.typing.ArrayLike
 ) -> LayerCache:
     """Writes T keys and values at slots start .. start + T of every row.
 
@@ -60,7 +49,11 @@ def write_cache(
     """
     if jnp.ndim(start):
         B, _, T, _ = k_BHTK.shape
-        at = (jnp.arange(B)[:, None], slice(None), start[:, None] + jnp.arange(T))
+        at = (
+            jnp.arange(B)[:, None],
+            slice(None),
+            jnp.asarray(start)[:, None] + jnp.arange(T),
+        )
         put = lambda old, new: old.at[at].set(new.transpose(0, 2, 1, 3), mode="drop")
     else:
         put = lambda old, new: lax.dynamic_update_slice(old, new, (0, 0, start, 0))
@@ -119,88 +112,74 @@ class Attention(nnx.Module):
         self,
         x_BTD: jax.Array,
         seed_2: jax.Array | None = None,
-        hook: Hook | None = None,
-    ) -> tuple[jax.Array, Any]:
-        """Attends each token to itself and the earlier ones.
+        layer: LayerCache | None = None,
+        start: jax.typing.ArrayLike = 0,
+        mask_TT: jax.Array | None = None,
+        hook: AttentionHook | None = None,
+    ) -> tuple[jax.Array, LayerCache | None, Any]:
+        """Attends T tokens to themselves and to those in the cache.
+
+        Args:
+          x_BTD: the tokens, at cache slots start .. start + T.
+          seed_2: turns dropout of the weights on.
+          layer: keys and values so far; a token sees the slots before start.
+          start: the first slot, a scalar or one for each row [B]; for RoPE and ALiBi
+            a token's slot is its position.
+          mask_TT: which of these tokens a token sees, [T, T] or [B, 1, T, T]; None is
+            causal.
+          hook: adds to the result.
 
         Returns:
-          (y_BTD, what the hook hands back, None without one).
+          (output [B, T, D], the cache with these tokens, what the hook returned).
         """
-        qkv_BTC = self.project(x_BTD, x_BTD.shape[1])
-        y_BTD, aux = self.attend_causally(qkv_BTC, seed_2), None
-        if hook:
-            c = self.config
+        c, T = self.config, x_BTD.shape[1]
+        S = layer[0].shape[2] if layer else 0
+        qkv_BTC = self.project(x_BTD, S or T, start)
+        causal, written = layer is None and mask_TT is None, None
+        y_BTD = self.fused(qkv_BTC, seed_2) if causal else None
+        if y_BTD is None or hook:
             q, k, v = split_heads(qkv_BTC, c.n_head, c.key_width)
-            more_BHTK, aux = hook(q, k, v, None, jnp.int32(0))
+        if y_BTD is None:
+            if mask_TT is None:
+                mask_TT = jnp.tril(jnp.ones((T, T), bool))
+            own_BT = jnp.reshape(start, (-1, 1)) + jnp.arange(T)
+            mask, slots, parts = mask_TT, own_BT, [(k, v)]
+            if layer:
+                before_B1TS = jnp.broadcast_to(
+                    jnp.arange(S) < own_BT[:, :1, None, None], (len(own_BT), 1, T, S)
+                )
+                new_B1TT = jnp.broadcast_to(mask_TT, (len(own_BT), 1, T, T))
+                mask = jnp.concatenate([before_B1TS, new_B1TT], -1)
+                slots_BS = jnp.broadcast_to(jnp.arange(S), (len(own_BT), S))
+                slots = jnp.concatenate([slots_BS, own_BT], -1)
+                parts = [layer, (k, v)]
+            bias = positions.score_bias(own_BT, slots, c)
+            y_BHTK = attend(q, parts, mask, c, seed_2, bias)
+            y_BTD = merge_heads(y_BHTK)
+            if layer:
+                # Adding 0 y makes the write wait for the read, so that XLA updates the
+                # cache in place; otherwise it copies all of it twice per token, half
+                # of the time spent.
+                after = 0 * (y_BHTK[..., :1] if c.key_width else y_BHTK)
+                written = write_cache(layer, k + after, v + after, start)
+        extra = None
+        if hook:
+            more_BHTK, extra = hook(q, k, v, layer, jnp.asarray(start))
             y_BTD = y_BTD + merge_heads(more_BHTK)
-        return self.out(y_BTD), aux
+        return self.out(y_BTD), written, extra
 
-    def attend_causally(
-        self, qkv_BTC: jax.Array, seed_2: jax.Array | None
-    ) -> jax.Array:
-        """Returns the heads' outputs, joined [B, T, H K]: before the output matrix."""
-        c, T = self.config, qkv_BTC.shape[1]
+    def fused(self, qkv_BTC: jax.Array, seed_2: jax.Array | None) -> jax.Array | None:
+        """Returns causal attention [B, T, D] by this platform's kernel, if it can."""
+        c = self.config
         if c.kernels == "cpu" and qkv_BTC.ndim == 3 and not c.key_width:
             slopes = positions.alibi_slopes(c.n_head) if c.positions == "alibi" else ()
             return cpu.causal_attention(
                 qkv_BTC, seed_2, c.n_head, c.dtype, c.dropout, slopes
             )
-        q, k, v = split_heads(qkv_BTC, c.n_head, c.key_width)
         if c.kernels == "tpu" and tpu.can_attend(c, seed_2):
+            q, k, v = split_heads(qkv_BTC, c.n_head)
             return merge_heads(tpu.causal_attention(q, k, v, c.dtype))
-        own_T = jnp.arange(T)
-        mask_TS = jnp.tril(jnp.ones((T, T), bool))
-        bias = positions.score_bias(own_T, own_T, c)
-        return merge_heads(attend(q, [(k, v)], mask_TS, c, seed_2, bias))
-
-    def extend(
-        self,
-        x_BTD: jax.Array,
-        layer: LayerCache,
-        start: jax.Array,
-        new_token_mask_TT: jax.Array | None = None,
-        hook: Hook | None = None,
-    ) -> tuple[jax.Array, LayerCache, Any]:
-        """Attends T tokens, new at cache slots start .. start + T, to all so far.
-
-        For RoPE and ALiBi a token's slot is its position.
-
-        Adding 0 y makes the write wait for the read, so that XLA updates the cache in
-        place; otherwise it copies all of it twice per token, half of the time spent.
-
-        Args:
-          x_BTD: the new tokens.
-          layer: keys and values so far.
-          start: the first new slot, a scalar or one for each row [B].
-          new_token_mask_TT: which new tokens a new token sees; None is causal.
-          hook: reads what else there is.
-
-        Returns:
-          (y_BTD, the cache with these tokens, what the hook hands back).
-        """
-        c = self.config
-        T, S = x_BTD.shape[1], layer[0].shape[2]
-        qkv_BTC = self.project(x_BTD, S, start)
-        q, k, v = split_heads(qkv_BTC, c.n_head, c.key_width)
-        if new_token_mask_TT is None:
-            new_token_mask_TT = jnp.tril(jnp.ones((T, T), bool))
-        start_B111 = jnp.reshape(start, (-1, 1, 1, 1))
-        seen_B1TS = jnp.broadcast_to(
-            jnp.arange(S) < start_B111, (start_B111.shape[0], 1, T, S)
-        )
-        among_B1TT = jnp.broadcast_to(new_token_mask_TT, (*seen_B1TS.shape[:3], T))
-        mask_B1TS = jnp.concatenate([seen_B1TS, among_B1TT], -1)
-        own_BT = jnp.reshape(start, (-1, 1)) + jnp.arange(T)
-        slots_BS = jnp.broadcast_to(jnp.arange(S), (len(own_BT), S))
-        bias = positions.score_bias(own_BT, jnp.concatenate([slots_BS, own_BT], -1), c)
-        y_BHTK = attend(q, ((layer[0], layer[1]), (k, v)), mask_B1TS, c, bias=bias)
-        after = 0 * (y_BHTK[..., :1] if c.key_width else y_BHTK)
-        aux = None
-        if hook:
-            more_BHTK, aux = hook(q, k, v, layer, start)
-            y_BHTK = y_BHTK + more_BHTK
-        layer = write_cache(layer, k + after, v + after, start)
-        return self.out(merge_heads(y_BHTK)), layer, aux
+        return None
 
 
 def split_heads(

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxgpt.model import cpu, rng
+from jaxgpt.model.config import ModelConfig
 from jaxgpt.parallel import sharding
 from jaxgpt.parallel.sharding import BATCH, TENSOR
-
-if TYPE_CHECKING:
-    from jaxgpt.model.config import ModelConfig
-
-import math
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from jaxgpt.model.config import ModelConfig
-
 
 INIT_STD = 0.02
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +11,8 @@ from flax import nnx
 
 from jaxgpt.errors import UserError
 from jaxgpt.model import layers
+from jaxgpt.model.config import ModelConfig
 from jaxgpt.parallel import sharding
-
-if TYPE_CHECKING:
-    from jaxgpt.model.config import ModelConfig
 
 # How many "learned-sinusoidal" makes, as teenyGPT.
 SINUSOIDS = 16
@@ -106,7 +103,7 @@ class SinusoidalPositions(nnx.Module):
         return table, jnp.asarray(positions[-1])
 
 
-def embedding(
+def position_embedding(
     config: ModelConfig, *, rngs: nnx.Rngs
 ) -> LearnedPositions | SinusoidalPositions | None:
     """Returns what is added to the token embeddings, if anything is."""

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 
+from jaxgpt.model.config import ModelConfig
 from jaxgpt.parallel import sharding
 from jaxgpt.parallel.sharding import BATCH, TENSOR
-
-if TYPE_CHECKING:
-    from jaxgpt.model.config import ModelConfig
 
 LANES = 128  # The kernel's blocks are multiples of it.
 BLOCK = 512

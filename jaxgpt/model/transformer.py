@@ -9,15 +9,24 @@ Dimension key, used as suffix of array names everywhere:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxgpt.model import attention, layers, positions
+from jaxgpt.model import layers
+from jaxgpt.model.attention import Attention, AttentionHook, KVCache, LayerCache
 from jaxgpt.model.config import ModelConfig
+from jaxgpt.model.positions import (
+    Modulation,
+    Positions,
+    Target,
+    in_order,
+    position_embedding,
+)
 from jaxgpt.parallel import sharding
 from jaxgpt.parallel.sharding import BATCH, TENSOR
 
@@ -35,14 +44,14 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.norm_1 = layers.Norm(config, config.norm)
-        self.attn = attention.Attention(config, rngs=rngs)
+        self.attn = Attention(config, rngs=rngs)
         self.norm_2 = layers.Norm(config, config.norm)
         self.mlp = layers.FeedForward(config, rngs=rngs)
         if config.adaptive_norm:
-            self.modulation = positions.Modulation(config, rngs=rngs)
+            self.modulation = Modulation(config, rngs=rngs)
         self.config = config
 
-    def norms(self, target: positions.Target | None) -> tuple[Norm, Norm]:
+    def norms(self, target: Target | None) -> tuple[Norm, Norm]:
         """Returns the two norms, adapted to each token's target where configured."""
         if target is None or not self.config.adaptive_norm:
             return self.norm_1, self.norm_2
@@ -55,41 +64,45 @@ class Block(nnx.Module):
     def __call__(
         self,
         x_BTD: jax.Array,
-        target: positions.Target | None = None,
+        target: Target | None = None,
         seeds_32: jax.Array | None = None,
-        hook: attention.Hook | None = None,
-    ) -> tuple[jax.Array, Any]:
-        """Maps [B, T, D] to ([B, T, D], what the hook of attention hands back).
+        layer: LayerCache | None = None,
+        start: jax.typing.ArrayLike = 0,
+        mask_TT: jax.Array | None = None,
+        hook: AttentionHook | None = None,
+    ) -> tuple[jax.Array, LayerCache | None, Any]:
+        """Maps [B, T, D] to [B, T, D]; seeds [3, 2] turn dropout on.
 
-        Seeds [3, 2] turn dropout on.
+        The rest, and what is returned, is as `Attention` has it.
         """
-        attn, first, second = (None,) * 3 if seeds_32 is None else seeds_32
+        seed_attn, seed_1, seed_2 = (None,) * 3 if seeds_32 is None else seeds_32
         norm_1, norm_2 = self.norms(target)
         rate = self.config.dropout
         with jax.named_scope("attention"):
-            h_BTD, aux = self.attn(norm_1(x_BTD), attn, hook)
-            x_BTD = x_BTD + layers.dropout(h_BTD, rate, first)
+            h_BTD, layer, extra = self.attn(
+                norm_1(x_BTD), seed_attn, layer, start, mask_TT, hook
+            )
+            x_BTD = x_BTD + layers.dropout(h_BTD, rate, seed_1)
         with jax.named_scope("feed_forward"):
             h_BTD = self.mlp(norm_2(x_BTD))
-            x_BTD = x_BTD + layers.dropout(h_BTD, rate, second)
-            return sharding.constrain(x_BTD, BATCH, None, None), aux
+            x_BTD = x_BTD + layers.dropout(h_BTD, rate, seed_2)
+            return sharding.constrain(x_BTD, BATCH, None, None), layer, extra
 
-    def extend(
-        self,
-        x_BTD: jax.Array,
-        layer: attention.LayerCache,
-        start: jax.Array,
-        target: positions.Target | None = None,
-        new_token_mask_TT: jax.Array | None = None,
-        hook: attention.Hook | None = None,
-    ) -> tuple[jax.Array, attention.LayerCache, Any]:
-        """Runs T new tokens against the cache (see `Attention.extend`)."""
-        norm_1, norm_2 = self.norms(target)
-        h_BTD, layer, aux = self.attn.extend(
-            norm_1(x_BTD), layer, start, new_token_mask_TT, hook
-        )
-        x_BTD = x_BTD + h_BTD
-        return x_BTD + self.mlp(norm_2(x_BTD)), layer, aux
+
+@dataclasses.dataclass(frozen=True)
+class BlockOutputs:
+    """What the blocks leave, beside the last hidden states.
+
+    Attributes:
+      cache: keys and values, those of the new tokens among them, if there was one.
+      hidden: [B, T, D], what enters the first block and what leaves each, where asked
+        for.
+      hooked: {block: what its hook returned}.
+    """
+
+    cache: KVCache | None
+    hidden: list[jax.Array]
+    hooked: dict[int, Any]
 
 
 class Transformer(nnx.Module):
@@ -105,80 +118,114 @@ class Transformer(nnx.Module):
     def __call__(
         self,
         x_BTD: jax.Array,
-        target: positions.Target | None = None,
+        target: Target | None = None,
+        *,
         dropout_key: jax.Array | None = None,
-    ) -> jax.Array:
+        cache: KVCache | None = None,
+        start: jax.typing.ArrayLike = 0,
+        mask_TT: jax.Array | None = None,
+        hooks: Mapping[int, AttentionHook] | None = None,
+        keep_hidden: bool = False,
+    ) -> tuple[jax.Array, BlockOutputs]:
         """Maps [B, T, D] to [B, T, D].
 
         Args:
           x_BTD: vectors.
           target: what `Modulation` reads.
           dropout_key: turns dropout on.
+          cache, start, mask_TT: as `Attention` has them.
+          hooks: of some blocks' attention.
+          keep_hidden: whether `BlockOutputs.hidden` is filled.
         """
         c = self.config
-        x_BTD, seeds = self.input_dropout(x_BTD, dropout_key)
-        if c.remat != "none" or c.scan_layers:
-            return self.norm_f(self.apply_blocks(x_BTD, target, seeds))
-        for i, (block, seeds_32) in enumerate(zip(self.blocks, seeds, strict=True)):
-            with jax.named_scope(f"block_{i}"):
-                x_BTD, _ = block(x_BTD, target, seeds_32)
-        return self.norm_f(x_BTD)
+        hooks = hooks or {}
+        seeds: list[jax.Array | None] = [None] * c.n_layer
+        if dropout_key is not None and c.dropout:
+            bits = jax.random.bits(dropout_key, (c.n_layer + 1, 3, 2), jnp.uint32)
+            x_BTD = layers.dropout(x_BTD, c.dropout, bits[-1, 0])
+            seeds = list(bits[:-1])
+        # Decoding runs the blocks one by one: a scan would copy all parameters and
+        # caches together at every token.
+        scans = c.scan_layers and cache is None
+        hidden, written, hooked = [x_BTD], [], {}
+        i = 0
+        while i < c.n_layer:
+            end = i + 1
+            while scans and i not in hooks and end < c.n_layer and end not in hooks:
+                end += 1
+            if end > i + 1:
+                x_BTD, inner = self.scan(x_BTD, target, seeds, i, end, keep_hidden)
+                hidden += inner
+            else:
+                with jax.named_scope(f"block_{i}"):
+                    x_BTD, layer, extra = self.block_function(i)(
+                        x_BTD,
+                        target,
+                        seeds[i],
+                        cache[i] if cache else None,
+                        start,
+                        mask_TT,
+                        hooks.get(i),
+                    )
+                hidden.append(x_BTD)
+                written.append(layer)
+                if i in hooks:
+                    hooked[i] = extra
+            i = end
+        outputs = BlockOutputs(
+            tuple(written) if cache else None, hidden if keep_hidden else [], hooked
+        )
+        return self.norm_f(x_BTD), outputs
 
-    def input_dropout(
-        self, x_BTD: jax.Array, dropout_key: jax.Array | None
-    ) -> tuple[jax.Array, list[jax.Array | None]]:
-        """Returns the input with dropout, and the seeds [3, 2] of each block's."""
-        c = self.config
-        if dropout_key is None or not c.dropout:
-            return x_BTD, [None] * c.n_layer
-        bits = jax.random.bits(dropout_key, (c.n_layer + 1, 3, 2), jnp.uint32)
-        return layers.dropout(x_BTD, c.dropout, bits[-1, 0]), list(bits[:-1])
+    def block_function(self, index: int) -> Callable[..., Any]:
+        """Returns a block, recomputed in the backward pass where `remat` says so."""
+        c, block = self.config, self.blocks[index]
+        if c.remat == "none":
+            return block
+        graph, params = nnx.split(block)
 
-    def apply_blocks(
+        def apply(x_BTD, target, seeds_32, layer, start, mask_TT, hook):
+            def run(params, x_BTD):
+                block = nnx.merge(graph, params)
+                return block(x_BTD, target, seeds_32, layer, start, mask_TT, hook)
+
+            return jax.checkpoint(run, policy=POLICIES[c.remat])(params, x_BTD)
+
+        return apply
+
+    def scan(
         self,
         x_BTD: jax.Array,
-        target: positions.Target | None,
+        target: Target | None,
         seeds: Sequence[jax.Array | None],
-    ) -> jax.Array:
-        """Runs the blocks as functions of their parameters: recomputed, scanned.
+        first: int,
+        end: int,
+        keep_hidden: bool,
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """Runs blocks first .. end - 1 as one loop, compiled once.
 
-        The parameters of scanned blocks are stacked here, one copy of them in memory,
-        so that a run is one on disk however it is compiled.
+        Their parameters are stacked here, one copy of them in memory, so that a run is
+        the same on disk however it is compiled.
         """
         c = self.config
-        graph = nnx.split(self.blocks[0])[0]
-        split = [nnx.to_pure_dict(nnx.split(block)[1]) for block in self.blocks]
+        graph = nnx.split(self.blocks[first])[0]
 
         def apply(x_BTD, layer):
             params, seeds_32 = layer
-            return nnx.merge(graph, params)(x_BTD, target, seeds_32)[0], None
+            y_BTD = nnx.merge(graph, params)(x_BTD, target, seeds_32)[0]
+            return y_BTD, y_BTD if keep_hidden else None
 
         if c.remat != "none":
             apply = jax.checkpoint(apply, policy=POLICIES[c.remat])
-        layers_ = list(zip(split, seeds, strict=True))
-        if c.scan_layers:
-            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers_)
-            return jax.lax.scan(apply, x_BTD, stacked)[0]
-        for layer in layers_:
-            x_BTD, _ = apply(x_BTD, layer)
-        return x_BTD
-
-    def extend(
-        self,
-        x_BTD: jax.Array,
-        layers_kv: attention.KVCache,
-        start: jax.Array,
-        target: positions.Target | None = None,
-        new_token_mask_TT: jax.Array | None = None,
-    ) -> tuple[jax.Array, attention.KVCache]:
-        """Runs T new tokens against the cache (see `Attention.extend`)."""
-        written = []
-        for block, layer in zip(self.blocks, layers_kv, strict=True):
-            x_BTD, layer, _ = block.extend(
-                x_BTD, layer, start, target, new_token_mask_TT
-            )
-            written.append(layer)
-        return self.norm_f(x_BTD), tuple(written)
+        stacked = jax.tree.map(
+            lambda *leaves: jnp.stack(leaves),
+            *(
+                (nnx.to_pure_dict(nnx.split(self.blocks[i])[1]), seeds[i])
+                for i in range(first, end)
+            ),
+        )
+        x_BTD, hidden_LBTD = jax.lax.scan(apply, x_BTD, stacked)
+        return x_BTD, list(hidden_LBTD) if keep_hidden else []
 
 
 class LanguageModel(nnx.Module):
@@ -190,7 +237,7 @@ class LanguageModel(nnx.Module):
         self.table = nnx.Param(
             layers.init_matrix(rngs.params(), shape, config, fan_in=width)
         )
-        self.positions = positions.embedding(config, rngs=rngs)
+        self.positions = position_embedding(config, rngs=rngs)
         self.transformer = Transformer(config, rngs=rngs)
         self.config = config
         if not config.tied_head:
@@ -200,53 +247,62 @@ class LanguageModel(nnx.Module):
     def __call__(
         self,
         tokens_BT: jax.Array,
-        where: positions.Positions | None = None,
+        positions: Positions | None = None,
+        **how: Any,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Returns logits [B, T, V], float32 or wider, and the cache with the tokens.
+
+        For training, scoring and decoding; arguments as of `hidden_states`.
+        """
+        x_BTD, cache = self.hidden_states(tokens_BT, positions, **how)
+        return self.head(x_BTD), cache
+
+    def hidden_states(
+        self,
+        tokens_BT: jax.Array,
+        positions: Positions | None = None,
+        *,
         dropout_key: jax.Array | None = None,
-    ) -> jax.Array:
-        """Returns logits [B, T, V], float32 or wider.
+        cache: KVCache | None = None,
+        start: jax.typing.ArrayLike = 0,
+        mask_TT: jax.Array | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Returns the last hidden states [B, T, D], and the cache with the tokens.
 
         Args:
           tokens_BT: int32 token ids, in the order they are read.
-          where: position indices [B, T] of each token, as `positions.Positions`;
-            None reads left to right.
+          positions: indices [B, T] of each token, as `positions.Positions`; None reads
+            left to right.
           dropout_key: turns dropout on.
+          cache: keys and values of what was read before; None where nothing was.
+          start: the cache slot of the first token, a scalar or one for each row [B].
+          mask_TT: which of these tokens a token sees, [T, T] or [B, 1, T, T]; None is
+            causal.
         """
-        if where is None:
-            where = positions.in_order(tokens_BT.shape[1], self.config)
-        x_BTD = self.embed(tokens_BT, where)
-        target = self.target(where)
-        return self.head(self.transformer(x_BTD, target, dropout_key))
-
-    def extend(
-        self,
-        tokens_BT: jax.Array,
-        where: positions.Positions,
-        layers_kv: attention.KVCache,
-        start: jax.Array,
-        new_token_mask_TT: jax.Array | None = None,
-    ) -> tuple[jax.Array, attention.KVCache]:
-        """Returns the hidden states [B, T, D] of new tokens, and the cache with them.
-
-        `head` makes logits of them; the rest is as `Attention.extend`.
-        """
-        x_BTD = self.embed(tokens_BT, where)
-        target = self.target(where)
-        return self.transformer.extend(
-            x_BTD, layers_kv, start, target, new_token_mask_TT
+        if positions is None:
+            positions = in_order(tokens_BT.shape[1], self.config)
+        x_BTD, outputs = self.transformer(
+            self.embed(tokens_BT, positions),
+            self.target(positions),
+            dropout_key=dropout_key,
+            cache=cache,
+            start=start,
+            mask_TT=mask_TT,
         )
+        return x_BTD, outputs.cache
 
-    def embed(self, tokens_BT: jax.Array, where: positions.Positions) -> jax.Array:
+    def embed(self, tokens_BT: jax.Array, positions: Positions) -> jax.Array:
         """Returns token plus position embeddings [B, T, D]."""
         x_BTD = sharding.constrain(self.table[...], TENSOR, None)[tokens_BT]
         if self.positions is not None:
-            x_BTD = x_BTD + self.positions(where)
+            x_BTD = x_BTD + self.positions(positions)
         return sharding.constrain(x_BTD, BATCH, None, None)
 
-    def target(self, where: positions.Positions) -> positions.Target | None:
+    def target(self, positions: Positions) -> Target | None:
         """Returns what `Modulation` reads, where the model has it."""
         if self.positions is None or not self.config.adaptive_norm:
             return None
-        return self.positions.target(where)
+        return self.positions.target(positions)
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         """Returns logits [B, T, V] of final hidden states."""
@@ -259,10 +315,10 @@ class LanguageModel(nnx.Module):
         self,
         tokens_BT: jax.Array,
         targets_BT: jax.Array,
-        where: positions.Positions | None = None,
+        positions: Positions | None = None,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """Returns each target's negative log-likelihood [B, T], in nats."""
-        logits_BTV = self(tokens_BT, where, dropout_key)
+        logits_BTV, _ = self(tokens_BT, positions, dropout_key=dropout_key)
         logits_BTV = sharding.constrain(logits_BTV, BATCH, None, TENSOR)
         return layers.cross_entropy(logits_BTV, targets_BT)

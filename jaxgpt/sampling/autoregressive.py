@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from jaxgpt.model.positions import in_order
 from jaxgpt.sampling.logits import (
     sample_token,
     sampling_probs,
@@ -117,7 +116,7 @@ def decode_sliding_window(
     def body(t, carry):
         tokens, log_p = carry
         window = lax.dynamic_slice(tokens, (0, t - block), (B, block))
-        x_BTD = model.transformer(model.embed(window, in_order(block, model.config)))
+        x_BTD, _ = model.hidden_states(window)
         logits_BV = model.head(x_BTD[:, -1:])[:, 0]
         next_B = sample_token(
             uniform_BN[:, t], sampling_probs(logits_BV, decode_params)

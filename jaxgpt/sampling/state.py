@@ -64,10 +64,9 @@ class ModelDecoder:
         """See `Decoder.read`."""
         model = nnx.merge(self.graphdef, params)
         positions = positions[: len(in_order(1, model.config))]
-        x_BTD, cache = model.extend(
-            tokens_BT, positions, cache, start, new_token_mask_TT
+        return model(
+            tokens_BT, positions, cache=cache, start=start, mask_TT=new_token_mask_TT
         )
-        return model.head(x_BTD), cache
 
 
 @functools.partial(

@@ -43,7 +43,7 @@ class CausalLM(System):
         self, params: dict, tokens_BT: jax.Array, order_BT: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Returns logits [B, T, V], where row t predicts token t + 1, and nll."""
-        logits_BTV = self.model(params)(tokens_BT)
+        logits_BTV, _ = self.model(params)(tokens_BT)
         nll_BT = layers.cross_entropy(logits_BTV[:, :-1], tokens_BT[:, 1:])
         return logits_BTV, nll_BT
 

@@ -36,7 +36,7 @@ def build(config, scale=0.3):
     return graphdef, jax.tree_util.tree_map_with_path(draw, nnx.to_pure_dict(state))
 
 
-def compiled(graphdef, params, call=lambda model, *args: model(*args)):
+def compiled(graphdef, params, call=lambda model, *args: model(*args)[0]):
     """The model, or a function of it and more, as one program: eager calls are many."""
     run = jax.jit(lambda params, *args: call(nnx.merge(graphdef, params), *args))
     return functools.partial(run, params)
@@ -48,8 +48,8 @@ def read_in_pieces(model, tokens, where, config, slots):
     pieces = []
     for start, end in ((0, 1), (1, 6), (6, tokens.shape[1])):
         here = tuple(index[..., start:end] for index in where)
-        x, layers = model.extend(tokens[:, start:end], here, layers, start)
-        pieces.append(model.head(x))
+        logits, layers = model(tokens[:, start:end], here, cache=layers, start=start)
+        pieces.append(logits)
     return jnp.concatenate(pieces, 1)
 
 
@@ -67,7 +67,7 @@ def test_no_logit_depends_on_a_later_token_in_any_order(kernels, length):
     x = compiled(graphdef, params, LanguageModel.embed)(*inputs(length))
 
     def logit_sum(x, model, t):
-        return model.head(model.transformer(x))[:, t].sum()
+        return model.head(model.transformer(x)[0])[:, t].sum()
 
     gradient_of = compiled(
         graphdef, params, lambda model, x, t: jax.grad(logit_sum)(x, model, t)
@@ -192,3 +192,41 @@ def test_widths_that_do_not_divide_are_refused():
     odd = ModelConfig(1, 1, 33, 8, 11, positions="double")
     with pytest.raises(UserError, match="odd"):
         LanguageModel(odd, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("kernels", ["cpu", "xla"])
+@pytest.mark.parametrize(
+    "changes", [{"remat": "dots"}, {"scan_layers": True, "remat": "full"}]
+)
+def test_blocks_recomputed_or_scanned_leave_the_same(changes, kernels):
+    """Hidden states, a hook's addition and return, dropout and gradients included."""
+    config = dataclasses.replace(CONFIG, n_layer=4, dropout=0.2, kernels=kernels)
+    tokens, where = inputs()
+
+    def hook(q, k, v, layer, start):
+        assert layer is None
+        return 0.1 * q, (k * k).sum()
+
+    def run(config):
+        graphdef, params = build(config)
+
+        def loss(params):
+            model = nnx.merge(graphdef, params)
+            x_BTD, blocks = model.transformer(
+                model.embed(tokens, where),
+                dropout_key=jax.random.key(3),
+                hooks={2: hook},
+                keep_hidden=True,
+            )
+            return (x_BTD**2).mean() + blocks.hooked[2], blocks.hidden
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    (loss, hidden), grads = run(dataclasses.replace(config, **changes))
+    (plain_loss, plain_hidden), plain_grads = run(config)
+    assert loss == pytest.approx(float(plain_loss), rel=1e-6)
+    assert len(hidden) == len(plain_hidden) == 5
+    for a, b in zip(hidden, plain_hidden, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(plain_grads), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max() + 1e-7)

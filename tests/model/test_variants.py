@@ -93,9 +93,9 @@ def test_rows_may_stand_at_different_places_of_the_cache(name):
 
     def reread(model, tokens, where, starts):
         layers = attention.empty_cache(config, 2, S)
-        _, layers = model.extend(tokens, (jnp.arange(T),), layers, 0)
+        _, layers = model(tokens, (jnp.arange(T),), cache=layers)
         new = jnp.take_along_axis(tokens, where, 1)
-        return model.head(model.extend(new, (where,), layers, starts)[0])
+        return model(new, (where,), cache=layers, start=starts)[0]
 
     found = compiled(graphdef, params, reread)(tokens, where, starts)
     whole = compiled(graphdef, params)(tokens)

@@ -35,7 +35,7 @@ def system_with(**changes):
 
 
 def logits_of(system, params, tokens):
-    return jax.jit(lambda params: system.model(params)(tokens))(params)
+    return jax.jit(lambda params: system.model(params)(tokens)[0])(params)
 
 
 def ask(system, params, T, given=3, **sampling):

@@ -88,7 +88,7 @@ class Associative(nnx.Module):
 
     def read(
         self, model: MemoryModel, x_BTD: jax.Array, tokens_BN: jax.Array, look: Look
-    ) -> tuple[jax.Array, dict[int, attention.Hook]]:
+    ) -> tuple[jax.Array, dict[int, attention.AttentionHook]]:
         """Returns the input joined with what was found."""
         T = x_BTD.shape[1]
         address = addresses(model.table[...], tokens_BN, self.context)

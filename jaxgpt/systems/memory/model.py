@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxgpt.model import attention, positions
+from jaxgpt.model import attention
 from jaxgpt.model.config import ModelConfig
+from jaxgpt.model.positions import Positions, in_order
 from jaxgpt.model.transformer import LanguageModel
 from jaxgpt.systems.memory import entries as ops
 from jaxgpt.systems.memory.look import Look
@@ -55,15 +56,18 @@ class MemoryModel(LanguageModel):
     def __call__(
         self,
         tokens_BT: jax.Array,
-        where: positions.Positions | None = None,
+        positions: Positions | None = None,
+        *,
         dropout_key: jax.Array | None = None,
-    ) -> jax.Array:
+        **cached: Any,
+    ) -> tuple[jax.Array, None]:
         """Returns logits [B, T, V] of texts read left to right without a memory."""
-        del where
+        assert not cached, "a memory is read along with a cache: see `more`"
+        del positions
         recent_BW = jnp.full((len(tokens_BT), self.memory.context), -1, jnp.int32)
         row_B = jnp.arange(len(tokens_BT))
         blind = Look(None, row_B, _nothing, row_B)
-        return self.segment(tokens_BT, recent_BW, blind, dropout_key).logits_BTV
+        return self.segment(tokens_BT, recent_BW, blind, dropout_key).logits_BTV, None
 
     def segment(
         self,
@@ -80,26 +84,22 @@ class MemoryModel(LanguageModel):
           look: at which memory; filled with what was found.
           dropout_key: turns dropout on.
         """
-        where = positions.in_order(tokens_BT.shape[1], self.config)
+        where = in_order(tokens_BT.shape[1], self.config)
         tokens_BN = jnp.concatenate([recent_BW, tokens_BT], 1)
         x_BTD = self.table[...][tokens_BT]
         x_BTD, hooks = self.memory.read(self, x_BTD, tokens_BN, look)
         x_BTD = self.placed(x_BTD, where)
-        outputs = [x_BTD]
-        x_BTD, seeds = self.transformer.input_dropout(x_BTD, dropout_key)
-        for i, block in enumerate(self.transformer.blocks):
-            with jax.named_scope(f"block_{i}"):
-                x_BTD, _ = block(x_BTD, None, seeds[i], hooks.get(i))
-            outputs.append(x_BTD)
-        x_BTD = self.transformer.norm_f(x_BTD)
+        x_BTD, blocks = self.transformer(
+            x_BTD, dropout_key=dropout_key, hooks=hooks, keep_hidden=True
+        )
         logits_BTV = self.memory.predict(self, x_BTD, look)
-        return Reading(logits_BTV, x_BTD, outputs, look)
+        return Reading(logits_BTV, x_BTD, blocks.hidden, look)
 
     def more(
         self,
         tokens_BT: jax.Array,
         recent_BW: jax.Array,
-        where: positions.Positions,
+        where: Positions,
         layers_kv: attention.KVCache,
         start: jax.Array,
         look: Look,
@@ -109,17 +109,13 @@ class MemoryModel(LanguageModel):
         x_BTD = self.table[...][tokens_BT]
         x_BTD, hooks = self.memory.read(self, x_BTD, tokens_BN, look)
         x_BTD = self.placed(x_BTD, where)
-        written = []
-        for i, block in enumerate(self.transformer.blocks):
-            x_BTD, layer, _ = block.extend(
-                x_BTD, layers_kv[i], start, hook=hooks.get(i)
-            )
-            written.append(layer)
-        x_BTD, layers_kv = self.transformer.norm_f(x_BTD), tuple(written)
+        x_BTD, blocks = self.transformer(
+            x_BTD, cache=layers_kv, start=start, hooks=hooks
+        )
         logits_BTV = self.memory.predict(self, x_BTD, look)
-        return Reading(logits_BTV, x_BTD, [], look, layers_kv)
+        return Reading(logits_BTV, x_BTD, [], look, blocks.cache)
 
-    def placed(self, x_BTD: jax.Array, where: positions.Positions) -> jax.Array:
+    def placed(self, x_BTD: jax.Array, where: Positions) -> jax.Array:
         """Adds the positions to what the tokens are."""
         return x_BTD if self.positions is None else x_BTD + self.positions(where)
 

@@ -56,7 +56,7 @@ class AttentionMemory(nnx.Module):
 
     def read(
         self, model: MemoryModel, x_BTD: jax.Array, tokens_BN: jax.Array, look: Look
-    ) -> tuple[jax.Array, dict[int, attention.Hook]]:
+    ) -> tuple[jax.Array, dict[int, attention.AttentionHook]]:
         """Returns what the block's attention gets more than without a memory."""
         del model, tokens_BN
         c = self.config
@@ -149,7 +149,7 @@ class Output(nnx.Module):
 
     def read(
         self, model: MemoryModel, x_BTD: jax.Array, tokens_BN: jax.Array, look: Look
-    ) -> tuple[jax.Array, dict[int, attention.Hook]]:
+    ) -> tuple[jax.Array, dict[int, attention.AttentionHook]]:
         """Leaves the input as it is."""
         del model, tokens_BN, look
         return x_BTD, {}

@@ -104,7 +104,7 @@ class SigmaGPT(System):
     ) -> tuple[jax.Array, jax.Array]:
         """Returns logits [B, T - 1, V], row t for position order[t + 1], and nll."""
         read, positions = self.read(tokens_BT, order_BT)
-        logits_BTV = self.model(params)(read[:, :-1], positions)
+        logits_BTV, _ = self.model(params)(read[:, :-1], positions)
         nll_BT = layers.cross_entropy(logits_BTV, read[:, 1:])
         first = int(self.model_config.begin_token)
         return logits_BTV[:, first:], nll_BT[:, first:]

@@ -150,7 +150,7 @@ def test_additions_keep_the_cache_equal_to_one_pass(kernels):
     system.graphdef = nnx.split(graphdef)[0]
     tokens = jnp.asarray(rng.integers(0, 5, (2, 9)), jnp.int32)
     read, where = system.read(tokens, orders.random(jax.random.key(1), 2, 9))
-    whole = jax.jit(lambda params: system.model(params)(read[:, :-1], where))(params)
+    whole = jax.jit(lambda params: system.model(params)(read[:, :-1], where)[0])(params)
     decoder = ModelDecoder(system.graphdef)
 
     @jax.jit
