@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.alternate import machine
 from jaxgpt import cli, config
-from jaxgpt.fields import POSITIONS
+from jaxgpt.model.config import POSITIONS
 from jaxgpt.systems.registry import build_system
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"

@@ -134,7 +134,7 @@ def steps(rounds: int) -> dict[str, float]:
 
 
 def position_steps(rounds: int) -> dict[str, float]:
-    from jaxgpt.fields import POSITIONS
+    from jaxgpt.model.config import POSITIONS
 
     names = ["none", *(name for name in POSITIONS if name != "none")]
     contenders = {name: ("jaxgpt_step", {"positions": name}) for name in names}

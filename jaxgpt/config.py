@@ -1,24 +1,171 @@
-"""Configurations: read, changed, checked, frozen. `fields.py` has every field.
+"""Configs: fields declared, read, overridden, validated and frozen.
 
-A config file in configs/ holds one experiment: a function `get_config(variant)` that
-returns `base()` with its differences. A run freezes the resolved config as
-`config.json`; everything after training reads that file and executes nothing.
+A field is declared once, with `option`, in a frozen dataclass beside the code that
+reads it; `GROUPS` lists those dataclasses. A config file in configs/ holds one
+experiment: a function `get_config(variant)` that returns `base()` with its changes. A
+run freezes the resolved config as `config.json`; everything after training reads that
+file and executes nothing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import functools
 import importlib.util
 import json
 import math
 import pathlib
+import pkgutil
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxgpt.errors import UserError
-from jaxgpt.fields import FIELDS, MAX_SEED, Field
+from jaxgpt.errors import UserError, atomic_write, require
+
+MAX_SEED = 2**32 - 1  # JAX's keys hold no more: larger seeds wrap around or overflow.
+
+# {group of keys: its dataclass}, imported on first use: each is declared in the layer
+# that reads it, and all of those lie above this module. None may import JAX, so that
+# --help, which lists every field, answers at once.
+GROUPS = {
+    "": "jaxgpt.training.config:RunConfig",
+    "model": "jaxgpt.model.config:ModelConfig",
+    "optimizer": "jaxgpt.training.config:OptimizerConfig",
+    "mesh": "jaxgpt.parallel.config:MeshConfig",
+    "data": "jaxgpt.data.config:DataConfig",
+    "sigma": "jaxgpt.systems.sigma.config:SigmaConfig",
+    "task": "jaxgpt.systems.sigma.tasks.config:TaskConfig",
+    "gssm": "jaxgpt.systems.gssm.config:GSSMConfig",
+    "memory": "jaxgpt.systems.memory.config:MemoryConfig",
+}
+TYPE_RULES = {
+    int: "an integer",
+    float: "a finite number",
+    bool: "true or false",
+    str: "text",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A config field; its type is that of its default.
+
+    Attributes:
+      default: its value in `base()`.
+      help: one line for --help.
+      choices: all values it may have; empty for any.
+      min: smallest value allowed.
+      max: largest value allowed.
+      above: exclusive lower limit.
+      below: exclusive upper limit.
+      resumable: may change when a run is resumed.
+      architecture: fixed by the weights that `init_from` starts from.
+      after_training: may be overridden when a finished run is read.
+    """
+
+    default: int | float | str | bool
+    help: str
+    choices: tuple[str, ...] = ()
+    min: float | None = None
+    max: float | None = None
+    above: float | None = None
+    below: float | None = None
+    resumable: bool = False
+    architecture: bool = False
+    after_training: bool = False
+
+    def parse(self, key: str, value: Any) -> Any:
+        """Returns a value, possibly text, as the type of the field.
+
+        Raises:
+          UserError: for a value the field cannot have.
+        """
+        kind = type(self.default)
+        try:
+            parsed = _BY_TYPE[kind](value)
+        except (KeyError, ValueError, TypeError, OverflowError):
+            parsed = None
+        require(parsed is not None, key, TYPE_RULES[kind], value)
+        if self.choices:
+            rule = f"one of {', '.join(self.choices)}"
+            require(parsed in self.choices, key, rule, parsed)
+        allowed = (
+            (self.min is None or parsed >= self.min)
+            and (self.max is None or parsed <= self.max)
+            and (self.above is None or parsed > self.above)
+            and (self.below is None or parsed < self.below)
+        )
+        require(allowed, key, self._range, parsed)
+        return parsed
+
+    @property
+    def _range(self) -> str:
+        if self.max is None and self.below is None:
+            return f">= {self.min}" if self.above is None else f"> {self.above}"
+        low = f"({self.above}" if self.min is None else f"[{self.min}"
+        high = f"{self.below})" if self.max is None else f"{self.max}]"
+        return f"in {low}, {high}"
+
+
+def option(default: int | float | str | bool, help: str, **attributes: Any) -> Any:
+    """Returns a dataclass field that is a config field; see `Option`."""
+    declared = Option(default, help, **attributes)
+    return dataclasses.field(default=default, metadata={"option": declared})
+
+
+class OptionGroup:
+    """Base of the dataclasses in `GROUPS`."""
+
+    @staticmethod
+    def validate(config: ConfigDict) -> None:
+        """Raises UserError where the group's fields contradict each other or others."""
+
+
+@functools.cache
+def groups() -> dict[str, type[OptionGroup]]:
+    """Returns {name: dataclass} of every group."""
+    return {name: pkgutil.resolve_name(path) for name, path in GROUPS.items()}
+
+
+@functools.cache
+def options() -> dict[str, Option]:
+    """Returns {"group.name": option} of every config field."""
+    return {
+        f"{group}.{field.name}".removeprefix("."): field.metadata["option"]
+        for group, declared in groups().items()
+        for field in dataclasses.fields(declared)  # type: ignore[arg-type]
+        if "option" in field.metadata
+    }
+
+
+def keys_that(attribute: str) -> list[str]:
+    """Returns the keys whose option has an attribute, such as "resumable"."""
+    return [key for key, field in options().items() if getattr(field, attribute)]
+
+
+def _to_int(value: Any) -> int:
+    number = float(value)  # Reads 1e3 and 7.0 too.
+    if not number.is_integer():
+        raise ValueError
+    # Digits are read exactly: a float holds no seed above 2^53.
+    return int(value) if str(value).lstrip("+-").isdigit() else int(number)
+
+
+def _to_float(value: Any) -> float:
+    if not math.isfinite(number := float(value)):
+        raise ValueError
+    return number
+
+
+_TRUTH = {"true": True, "1": True, "false": False, "0": False}
+_BY_TYPE: dict[type, Any] = {
+    int: _to_int,
+    float: _to_float,
+    bool: lambda value: _TRUTH[str(value).lower()],
+    str: str,
+}
 
 
 def user_path(name: str) -> pathlib.Path:
@@ -32,17 +179,12 @@ def user_path(name: str) -> pathlib.Path:
 
 
 def base() -> ConfigDict:
-    """Returns the default config, locked: every field of `FIELDS` and no other."""
-    config = ConfigDict()
-    for key, field in FIELDS.items():
-        *groups, name = key.split(".")
-        node = config
-        for group in groups:
-            if group not in node:
-                node[group] = ConfigDict()
-            node = node[group]
-        node[name] = field.default
-    return config.lock()
+    """Returns the default config, locked: every field and no other."""
+    nested: dict[str, Any] = {}
+    for key, field in options().items():
+        group, _, name = key.rpartition(".")
+        (nested.setdefault(group, {}) if group else nested)[name] = field.default
+    return ConfigDict(nested).lock()
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -57,22 +199,22 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
-    """Sets dotted keys in place; strings are read as the field's type.
+    """Sets dotted keys in place; text is read as the field's type.
 
     Raises:
-      UserError: for an unknown key (naming the nearest known one) or a value that
-        the field cannot hold.
+      UserError: for an unknown key, or a value that the field cannot have.
     """
     for key, value in changes.items():
         check_key(key)
-        config.update_from_flattened_dict({key: _parse(key, FIELDS[key], value)})
+        parsed = options()[key].parse(key, value)
+        config.update_from_flattened_dict({key: parsed})
     return config
 
 
 def check_key(key: str) -> None:
-    """Raises UserError for an unknown key, naming the nearest known one."""
-    if key not in FIELDS:
-        near = difflib.get_close_matches(key, FIELDS, n=1, cutoff=0.0)
+    """Raises UserError for an unknown key, suggesting the most similar one."""
+    if key not in options():
+        near = difflib.get_close_matches(key, options(), n=1, cutoff=0.0)
         raise UserError(f"unknown config key '{key}': did you mean '{near[0]}'?")
 
 
@@ -88,7 +230,7 @@ def with_variant(
 
 
 def _listed(variants: Iterable[str]) -> str:
-    """Returns names to read; endings that all of them have, once."""
+    """Returns the names as text, suffixes that all of them share only once."""
     sizes: dict[str, list[str]] = {}
     for name in variants:
         stem, _, size = name.rpartition("-")
@@ -103,51 +245,14 @@ def _listed(variants: Iterable[str]) -> str:
     return ", ".join(f":{name}" for name in variants) or "none"
 
 
-def _parse(key: str, field: Field, value: Any) -> Any:
-    kind = type(field.default)
-    try:
-        if kind is bool and isinstance(value, str):
-            value = {"true": True, "1": True, "false": False, "0": False}[value.lower()]
-        elif kind is int and float(value) != int(float(value)):
-            raise ValueError
-        elif kind is int:
-            value = (
-                int(value) if str(value).lstrip("+-").isdigit() else int(float(value))
-            )
-        elif kind is bool and not isinstance(value, bool):
-            raise ValueError
-        value = kind(value)
-        if kind is float and not math.isfinite(value):
-            raise ValueError
-    except (KeyError, ValueError, TypeError, OverflowError):
-        raise UserError(
-            f"config key '{key}' holds {_KINDS[kind]}: '{value}' is none"
-        ) from None
-    if field.choices and value not in field.choices:
-        raise UserError(
-            f"config key '{key}' is one of {', '.join(field.choices)}: not '{value}'"
-        )
-    if field.minimum is not None and not value >= field.minimum:
-        raise UserError(
-            f"config key '{key}' is at least {field.minimum:g}: not {value}"
-        )
-    return value
-
-
-_KINDS = {
-    int: "a whole number",
-    float: "a finite number",
-    bool: "true or false",
-    str: "text",
-}
-
-
 def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
     """Takes --config.a.b=value (or two words) out of a command line.
 
     Returns:
       (the other arguments, {"a.b": "value"}).
     """
+    # Not arguments of argparse: the keys are dotted, and a wrong one deserves the most
+    # similar key, which argparse does not suggest.
     rest, overrides = [], {}
     words = iter(argv)
     for word in words:
@@ -159,32 +264,34 @@ def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
     return rest, overrides
 
 
-def memory_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes --config.memory.X=value out of a command line that reads a run.
-
-    A memory is what a trained model may be given another of: with system=memory and
-    memory.mode=output even one that had none.
+def after_training_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes the overrides out of a command line that reads a finished run.
 
     Raises:
-      UserError: for other fields, which are the run's.
+      UserError: for a field that only training can set.
     """
     rest, overrides = split_overrides(argv)
+    allowed = keys_that("after_training")
     for key in overrides:
-        if not key.startswith("memory.") and key != "system":
+        check_key(key)
+        if key not in allowed:
+            groups_allowed = dict.fromkeys(
+                f"{k.partition('.')[0]}.*" if "." in k else k for k in allowed
+            )
             raise UserError(
-                f"--config.{key} is for training: here only --config.memory.* and "
-                "--config.system=memory change a run"
+                f"--config.{key} is for training: a finished run can only change "
+                + ", ".join(groups_allowed)
             )
     return rest, overrides
 
 
-def describe_fields(prefix: str = "") -> str:
-    """Returns the help text of every field, for --help, or of those of a group."""
-    lines = ["config fields, set by --config.NAME=VALUE (default):"]
-    fields = {key: f for key, f in FIELDS.items() if key.startswith(prefix)}
-    for key, field in fields.items():
-        choices = f" [{'|'.join(field.choices)}]" if field.choices else ""
-        lines.append(f"  {key} ({field.default!r})\n      {field.help}{choices}")
+def describe_fields(after_training: bool = False) -> str:
+    """Returns the help of every field, or of those a finished run may change."""
+    lines = ["config fields, set with --config.NAME=VALUE (default):"]
+    for key, field in options().items():
+        if field.after_training or not after_training:
+            choices = f" [{'|'.join(field.choices)}]" if field.choices else ""
+            lines += [f"  {key} ({field.default!r})", f"      {field.help}{choices}"]
     return "\n".join(lines)
 
 
@@ -202,153 +309,41 @@ def load(spec: str, overrides: Mapping[str, str]) -> ConfigDict:
         raise UserError(f"no config file '{path}'{hint}")
     module_spec = importlib.util.spec_from_file_location(file.stem, file)
     if module_spec is None or module_spec.loader is None:
-        raise UserError(f"config file '{path}' is not Python: its name ends in .py")
+        raise UserError(f"config file '{path}' is not Python: its name must end in .py")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
         config = module.get_config(variant)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except Exception as error:
+    except Exception as error:  # Whatever the user's code raises.
         raise UserError(
             f"config file '{path}' cannot be read: {_one_line(error)}"
         ) from None
     if (
         not isinstance(config, ConfigDict)
-        or not FIELDS.keys() <= flatten(config).keys()
+        or not options().keys() <= flatten(config).keys()
     ):
-        raise UserError(f"'{path}': get_config must return base() with its differences")
+        raise UserError(f"'{path}': get_config must return base() with its changes")
     return validate(override(config, overrides))
 
 
 def _one_line(error: Exception) -> str:
-    """Returns kind and message; of a long one (a locked config's) the two ends."""
+    """Returns type and message; of a long one (a locked config's) the two ends."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= 300 else f"{text[:150]} ... {text[-100:]}"
 
 
 def validate(config: ConfigDict) -> ConfigDict:
-    """Checks every value and the relations between fields; returns the config.
+    """Checks every value, and what each group says about its own; returns the config.
 
     Raises:
-      UserError: naming the first field that cannot be.
+      UserError: naming the first field that is wrong.
     """
     override(config, flatten(config))
-    for name, seed in (
-        ("seed", config.seed),
-        ("gssm.graph_seed", config.gssm.graph_seed),
-        ("task.data_seed", config.task.data_seed),
-    ):
-        if seed > MAX_SEED:
-            raise UserError(f"{name} is at most {MAX_SEED}: not {seed}")
-    if config.gssm.clip >= 1:
-        raise UserError(f"gssm.clip is below 1: not {config.gssm.clip}")
-    if config.batch_size % config.accumulation:
-        raise UserError(
-            f"batch_size {config.batch_size} does not divide into accumulation "
-            f"{config.accumulation} micro-batches"
-        )
-    profiled_steps(config.profile)
-    rows, groups = config.batch_size, config.deterministic_groups
-    if config.deterministic and rows % groups:
-        raise UserError(
-            f"batch_size {rows} does not divide into deterministic_groups {groups}"
-        )
-    if not 0 <= config.model.dropout < 1:
-        raise UserError(f"model.dropout is below 1: not {config.model.dropout}")
-    if not 0 < config.data.val_fraction < 1:
-        raise UserError(
-            f"data.val_fraction is between 0 and 1: not {config.data.val_fraction}"
-        )
-    if config.data.val_fraction + config.data.test_fraction >= 1:
-        raise UserError(
-            f"data.val_fraction {config.data.val_fraction} and data.test_fraction "
-            f"{config.data.test_fraction} leave nothing to train on: lower one"
-        )
-    double = config.model.positions in ("learned", "sinusoidal")
-    if config.system.startswith("sigma") and not double:
-        raise UserError(
-            f"model.positions={config.model.positions} is for causal models: σ-GPT has "
-            "double positions, learned or sinusoidal"
-        )
-    rate_steps(config.optimizer.rates)
-    for name in ("order_start", "left_to_right_share"):
-        if config.sigma[name] > 1:
-            raise UserError(f"sigma.{name} is at most 1: not {config.sigma[name]}")
-    if config.system == "memory":
-        _validate_memory(config)
-    if config.optimizer.ema_decay >= 1:
-        raise UserError(
-            f"optimizer.ema_decay is below 1: not {config.optimizer.ema_decay}"
-        )
+    for group in groups().values():
+        group.validate(config)
     return config
-
-
-def profiled_steps(text: str) -> range:
-    """Reads `profile`: the steps that FIRST:LAST names, both included.
-
-    Raises:
-      UserError: for anything else but an empty text.
-    """
-    first, _, last = text.partition(":")
-    if not text:
-        return range(0)
-    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-        raise UserError(f"profile is FIRST:LAST, steps such as 10:15: not '{text}'")
-    return range(int(first), int(last) + 1)
-
-
-def _validate_memory(config: ConfigDict) -> None:
-    c = config.memory
-    if config.accumulation > 1:
-        raise UserError(
-            "accumulation is 1 for system=memory: the memory changes with every segment"
-        )
-    if config.deterministic and c.shared:
-        raise UserError(
-            "deterministic goes through a batch in groups of rows, and what they write "
-            "to one memory is no longer in order: leave memory.shared at false"
-        )
-    if config.deterministic and c.mode == "attention":
-        raise UserError(
-            "deterministic does not go with memory.mode=attention, whose gradients "
-            "differ in the last bit between numbers of devices: leave one of them"
-        )
-    if config.deterministic and c.reading == "shuffled":
-        raise UserError(
-            "deterministic goes through a batch in groups of rows, which may be one "
-            "row: memory.reading=shuffled, another row's memory, does not go with it"
-        )
-    for name in ("forgetfulness_factor", "decay", "weight"):
-        if c[name] > 1:
-            raise UserError(f"memory.{name} is at most 1: not {c[name]}")
-    layers = config.model.n_layer
-    for name, last in (("layer", layers - 1), ("store_layer", layers)):
-        if not -1 <= c[name] <= last:
-            raise UserError(f"memory.{name} is -1 to {last}: not {c[name]}")
-    if c.mode == "attention" and config.model.positions == "rope":
-        raise UserError(
-            "memory.mode=attention does not go with model.positions=rope, which turns "
-            "keys by their place: take learned, sinusoidal, alibi or none"
-        )
-
-
-def rate_steps(text: str) -> list[tuple[int, float]]:
-    """Reads optimizer.rates: [(step, rate from there on)], the steps growing.
-
-    Raises:
-      UserError: for anything else.
-    """
-    try:
-        pairs = [word.split(":") for word in text.split(",") if text]
-        found = [(int(step), float(rate)) for step, rate in pairs]
-        if found != sorted(set(found)) or any(s < 0 or r < 0 for s, r in found):
-            raise ValueError
-    except ValueError:
-        raise UserError(
-            f"optimizer.rates are like 2000:2e-5,6000:4e-6: not '{text}'"
-        ) from None
-    return found
 
 
 def make_folder(workdir: pathlib.Path) -> None:
@@ -363,9 +358,8 @@ def make_folder(workdir: pathlib.Path) -> None:
 
 def save(config: ConfigDict, path: pathlib.Path) -> None:
     """Freezes a resolved config as JSON, atomically."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    temporary.replace(path)
+    with atomic_write(path) as stream:
+        stream.write(json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def load_frozen(workdir: pathlib.Path) -> ConfigDict:
@@ -382,4 +376,4 @@ def load_frozen(workdir: pathlib.Path) -> ConfigDict:
 def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     """Returns {key: (old value, new value)} for the fields that differ."""
     a, b = flatten(old), flatten(new)
-    return {key: (a[key], b[key]) for key in FIELDS if a[key] != b[key]}
+    return {key: (a[key], b[key]) for key in options() if a[key] != b[key]}

@@ -85,7 +85,7 @@ def open_run(
     Args:
       workdir: folder of the run.
       step: "best", "last", or a number.
-      overrides: of its config, from `config.memory_overrides`.
+      overrides: of its config, from `config.after_training_overrides`.
 
     Raises:
       UserError: where there is no run, no such checkpoint, or it is damaged.
@@ -295,5 +295,5 @@ def adopt_start(config: ConfigDict, workdir: pathlib.Path) -> None:
             f"trains {config.system}"
         )
     for key, value in start.model.to_dict().items():
-        if key not in ("dropout", "dtype", "remat", "scan_layers"):
+        if configs.options()[f"model.{key}"].architecture:
             config.model[key] = value

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError, log
-from jaxgpt.fields import MAX_SEED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +63,7 @@ def _forget(memory: Memory | None, args: argparse.Namespace) -> None:
 
 def command(argv: list[str]) -> None:
     """Parses arguments and prints the samples."""
-    argv, overrides = configs.memory_overrides(argv)
+    argv, overrides = configs.after_training_overrides(argv)
     args = _parse(argv)
     cli.set_up_jax()
     from jaxgpt.run import open_run
@@ -268,7 +267,7 @@ def _sample_task(run: Run, args: argparse.Namespace) -> None:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    fields = configs.describe_fields("memory.")
+    fields = configs.describe_fields(after_training=True)
     parser = cli.Parser("jaxgpt.sample", __doc__, epilog=fields)
     parser.add_run()
     start = parser.add_mutually_exclusive_group()
@@ -355,8 +354,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         raise UserError(f"--top_p is above 0 and at most 1: not {args.top_p}")
     if args.temperature == float("inf"):
         raise UserError("--temperature is a finite number: not inf")
-    if args.seed > MAX_SEED:
-        raise UserError(f"--seed is at most {MAX_SEED}: not {args.seed}")
+    if args.seed > configs.MAX_SEED:
+        raise UserError(f"--seed is at most {configs.MAX_SEED}: not {args.seed}")
     return args
 
 

@@ -153,7 +153,7 @@ def test_the_initial_distribution_is_its(original):
         ({"emb_dim": 32}, "has emb_dim 32 in its configuration and 64 in its weights"),
         ({"ffn_dim": 128}, "has ffn_dim 128 in its configuration and 256"),
         ({"nb_layers": 3}, "has nb_layers 3 in its configuration and 2"),
-        ({"nb_heads": 5}, "does not divide into"),
+        ({"nb_heads": 5}, "must be divisible by model.n_head 5"),
         ({"weight_tying": True}, "has weight_tying True: only False is known"),
         ({"rope_theta": "large"}, "has rope_theta large: it is a number"),
     ],

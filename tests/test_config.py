@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -5,7 +6,6 @@ import pytest
 from jaxgpt import config as configs
 from jaxgpt.config import base, override
 from jaxgpt.errors import UserError
-from jaxgpt.fields import FIELDS
 from tests.conftest import ROOT
 
 HEADER = "from jaxgpt.config import base, override, with_variant\n"
@@ -31,7 +31,9 @@ def config_file(tmp_path):
 
 
 def test_base_holds_every_field_with_its_default():
-    assert configs.flatten(base()) == {k: field.default for k, field in FIELDS.items()}
+    assert configs.flatten(base()) == {
+        k: field.default for k, field in configs.options().items()
+    }
 
 
 def test_base_is_valid_once_the_vocabulary_is_known():
@@ -82,29 +84,41 @@ def test_unknown_key_names_the_nearest(key, nearest):
 def test_values_are_read_as_the_type_of_the_field(key, text, value):
     found = configs.flatten(override(base(), {key: text}))[key]
     assert found == value
-    assert type(found) is type(FIELDS[key].default)
+    assert type(found) is type(configs.options()[key].default)
 
 
 @pytest.mark.parametrize(
     "key, text, expected",
     [
-        ("steps", "1.5", "'steps' holds a whole number: '1.5'"),
-        ("steps", "many", "a whole number: 'many'"),
-        ("steps", "", "a whole number: ''"),
-        ("steps", "inf", "a whole number: 'inf'"),
-        ("steps", None, "a whole number: 'None'"),
-        ("steps", [1], "a whole number"),
-        ("optimizer.beta1", "fast", "'optimizer.beta1' holds a finite number: 'fast'"),
-        ("model.bias", "yes", "'model.bias' holds true or false: 'yes'"),
-        ("system", "rnn", "one of sigma, sigma-task, causal, gssm, memory: not 'rnn'"),
-        ("sigma.order", "Random", "'sigma.order' is one of random, left-to-right"),
-        ("model.dtype", "float16", "float32, bfloat16, float64: not 'float16'"),
-        ("steps", "0", "'steps' is at least 1: not 0"),
-        ("model.block_size", "1", "'model.block_size' is at least 2: not 1"),
-        ("seed", "-1", "'seed' is at least 0: not -1"),
+        ("steps", "1.5", "steps must be an integer, got '1.5'"),
+        ("steps", "many", "an integer, got 'many'"),
+        ("steps", "", "an integer, got ''"),
+        ("steps", "inf", "an integer, got 'inf'"),
+        ("steps", None, "an integer, got None"),
+        ("steps", [1], "an integer, got [1]"),
+        (
+            "optimizer.beta1",
+            "fast",
+            "optimizer.beta1 must be a finite number, got 'fas",
+        ),
+        ("model.bias", "yes", "model.bias must be true or false, got 'yes'"),
+        ("system", "rnn", "one of sigma, sigma-task, causal, gssm, memory, got 'rnn'"),
+        ("sigma.order", "Random", "sigma.order must be one of random, left-to-right"),
+        ("model.dtype", "float16", "float32, bfloat16, float64, got 'float16'"),
+        ("steps", "0", "steps must be >= 1, got 0"),
+        ("model.block_size", "1", "model.block_size must be >= 2, got 1"),
+        ("seed", "-1", "seed must be in [0, 4294967295], got -1"),
+        ("seed", 2**32, "seed must be in [0, 4294967295], got 4294967296"),
+        ("gssm.graph_seed", 2**32, "gssm.graph_seed must be in [0, 4294967295]"),
+        ("task.data_seed", 2**32, "task.data_seed must be in [0, 4294967295]"),
         ("optimizer.learning_rate", "nan", "a finite number"),
         ("optimizer.learning_rate", "inf", "a finite number"),
         ("model.bias", 3, "true or false"),
+        ("model.dropout", 1.0, "model.dropout must be in [0, 1), got 1.0"),
+        ("data.val_fraction", 0.0, "data.val_fraction must be in (0, 1), got 0.0"),
+        ("data.val_fraction", 1.0, "data.val_fraction must be in (0, 1), got 1.0"),
+        ("sigma.order_start", 1.5, "sigma.order_start must be in [0, 1], got 1.5"),
+        ("optimizer.ema_decay", 1, "optimizer.ema_decay must be in [0, 1), got 1.0"),
     ],
 )
 def test_value_that_the_field_cannot_hold(key, text, expected):
@@ -114,22 +128,32 @@ def test_value_that_the_field_cannot_hold(key, text, expected):
 @pytest.mark.parametrize(
     "changes, expected",
     [
-        ({"batch_size": 8, "accumulation": 3}, "batch_size 8 does not divide into"),
-        ({"model.dropout": 1.0}, "model.dropout is below 1: not 1.0"),
-        ({"data.val_fraction": 0.0}, "data.val_fraction is between 0 and 1: not 0.0"),
-        ({"data.val_fraction": 1.0}, "data.val_fraction is between 0 and 1: not 1.0"),
-        ({"sigma.order_start": 1.5}, "sigma.order_start is at most 1: not 1.5"),
-        ({"seed": 2**32}, "seed is at most 4294967295: not 4294967296"),
+        (
+            {"batch_size": 8, "accumulation": 3},
+            "batch_size must be divisible by accumulation 3, got 8",
+        ),
+        (
+            {"deterministic": True, "batch_size": 12},
+            "batch_size must be divisible by deterministic_groups 8, got 12",
+        ),
+        (
+            {"data.val_fraction": 0.5, "data.test_fraction": 0.5},
+            "leave nothing to train on",
+        ),
+        ({"model.positions": "rope"}, "must be learned or sinusoidal for σ-GPT, got"),
+        ({"profile": "5:2"}, "profile must be FIRST:LAST, steps such as 10:15"),
+        ({"optimizer.rates": "9:1,2:1"}, "optimizer.rates must be like 2000:2e-5"),
+        ({"optimizer.rates": "9:x"}, "optimizer.rates must be like 2000:2e-5"),
     ],
 )
-def test_fields_that_do_not_go_together(changes, expected):
+def test_fields_that_contradict_each_other(changes, expected):
     assert expected in refusal(configs.validate, override(base(), changes))
 
 
 def test_validate_checks_values_set_as_attributes():
     config = base()
     config.steps = 0
-    assert "'steps' is at least 1" in refusal(configs.validate, config)
+    assert "steps must be >= 1" in refusal(configs.validate, config)
 
 
 def test_load_applies_variant_then_overrides(config_file):
@@ -237,9 +261,9 @@ def test_frozen_config_round_trip(tmp_path):
         ("", "is damaged"),
         ('{"steps": 3', "is damaged"),
         ("[1]", "is damaged"),
-        (json.dumps({"steps": 1.5}), "'steps' holds a whole number"),
+        (json.dumps({"steps": 1.5}), "steps must be an integer, got 1.5"),
         (json.dumps({"stepz": 3}), "did you mean 'steps'"),
-        (json.dumps({"model": {"n_layer": None}}), "'model.n_layer'"),
+        (json.dumps({"model": {"n_layer": None}}), "model.n_layer must be"),
     ],
 )
 def test_frozen_config_that_is_damaged(tmp_path, text, expected):
@@ -293,13 +317,95 @@ def test_split_overrides_without_a_last_value():
 
 def test_every_field_is_described():
     lines = configs.describe_fields().splitlines()
-    for key, field in FIELDS.items():
+    for key, field in configs.options().items():
         at = lines.index(f"  {key} ({field.default!r})")
         assert field.help in lines[at + 1]
         assert all(choice in lines[at + 1] for choice in field.choices)
 
 
-@pytest.mark.parametrize("key", FIELDS)
+@pytest.mark.parametrize("key", configs.options())
 def test_defaults_pass_their_own_check(key):
-    default = FIELDS[key].default
+    default = configs.options()[key].default
     assert configs.flatten(override(base(), {key: str(default)}))[key] == default
+
+
+def test_every_field_has_help_and_a_default_of_its_type():
+    for declared in configs.groups().values():
+        types = {f.name: f.type for f in dataclasses.fields(declared)}
+        for field in dataclasses.fields(declared):
+            if option := field.metadata.get("option"):
+                assert option.help
+                assert types[field.name] == type(option.default).__name__
+
+
+@dataclasses.dataclass(frozen=True)
+class Soup(configs.OptionGroup):
+    salt: int = configs.option(3, "grains of it", min=1, resumable=True)
+    bowl: str = configs.option("deep", "kind", choices=("deep", "flat"))
+
+    @staticmethod
+    def validate(config):
+        if config.soup.bowl == "flat" and config.soup.salt > 5:
+            raise UserError("soup.salt is too much for soup.bowl=flat")
+
+
+@pytest.fixture
+def soup(monkeypatch):
+    def forget():
+        configs.groups.cache_clear()
+        configs.options.cache_clear()
+
+    monkeypatch.setitem(configs.GROUPS, "soup", f"{__name__}:Soup")
+    forget()
+    yield
+    monkeypatch.undo()
+    forget()
+
+
+def test_a_group_of_fields_is_declared_once(soup, tmp_path):
+    config = base()
+    assert config.soup.to_dict() == {"salt": 3, "bowl": "deep"}
+    shown = configs.describe_fields()
+    assert "  soup.salt (3)\n      grains of it\n" in shown
+    assert "  soup.bowl ('deep')\n      kind [deep|flat]" in shown
+    assert "soup.salt" in configs.keys_that("resumable")
+    assert "soup.bowl" not in configs.keys_that("resumable")
+    message = refusal(override, config, {"soup.salt": "0"})
+    assert message == "soup.salt must be >= 1, got 0"
+    override(config, {"soup.salt": "9", "soup.bowl": "flat"})
+    assert "too much" in refusal(configs.validate, config)
+    override(config, {"soup.bowl": "deep"})
+    configs.save(config, tmp_path / "config.json")
+    assert configs.load_frozen(tmp_path).soup.salt == 9
+    assert configs.differences(base(), config) == {"soup.salt": (3, 9)}
+
+
+def test_what_may_change_when():
+    assert {"steps", "data.path", "mesh.fsdp"} <= set(configs.keys_that("resumable"))
+    assert not {"seed", "batch_size", "model.n_embd"} & set(
+        configs.keys_that("resumable")
+    )
+    architecture = set(configs.keys_that("architecture"))
+    assert {key for key in configs.options() if key.startswith("model.")} == {
+        *("model.dropout", "model.dtype", "model.remat", "model.scan_layers"),
+        *architecture,
+    }
+    later = set(configs.keys_that("after_training"))
+    assert later == {"system"} | {
+        key for key in configs.options() if key.startswith("memory.")
+    }
+
+
+def test_overrides_of_a_finished_run():
+    argv = ["--workdir=w", "--config.memory.weight=0.5", "--config.system=memory"]
+    assert configs.after_training_overrides(argv) == (
+        ["--workdir=w"],
+        {"memory.weight": "0.5", "system": "memory"},
+    )
+    assert refusal(configs.after_training_overrides, ["--config.steps=3"]) == (
+        "--config.steps is for training: a finished run can only change system, "
+        "memory.*"
+    )
+    assert "did you mean 'memory.weight'" in refusal(
+        configs.after_training_overrides, ["--config.memory.weigh=1"]
+    )

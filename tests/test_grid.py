@@ -186,7 +186,7 @@ def test_shipped_studies_can_be_run(path, monkeypatch):
         ({"lines": "steps"}, "lines 'steps' is no field"),
         ({"y": None}, "has no y"),
         ({"yy": "val_gap"}, "has unknown 'yy'"),
-        ({"overrides": {"steps": "many"}}, "holds a whole number"),
+        ({"overrides": {"steps": "many"}}, "steps must be an integer, got 'many'"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused(study, changes, expected):

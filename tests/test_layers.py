@@ -10,7 +10,7 @@ PACKAGE = ROOT / "jaxgpt"
 # A file directly in jaxgpt/ is a command or one of errors, config, cli, run; everything
 # else has a folder.
 LAYERS = (
-    {"errors", "fields"},
+    {"errors"},
     {"config"},
     {"parallel"},
     {"model", "data"},

@@ -16,8 +16,8 @@ from typing import Protocol
 
 import numpy as np
 
+from jaxgpt.data.config import TOKENIZERS
 from jaxgpt.errors import UserError
-from jaxgpt.fields import TOKENIZERS
 
 MERGES = pathlib.Path(__file__).parents[2] / "data" / "gpt2_merges.bpe"
 

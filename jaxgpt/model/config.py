@@ -1,94 +1,146 @@
-"""What a model is: its shape and its options."""
+"""The shape and the options of a model, and the FLOPs they cost."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
-import jax
-import jax.numpy as jnp
+from jaxgpt.config import OptionGroup, option
+from jaxgpt.errors import UserError, require
 
-from jaxgpt.errors import UserError
-from jaxgpt.model import cpu
+POSITIONS = ("learned", "sinusoidal", "learned-sinusoidal", "alibi", "rope", "none")
+NORMS = ("layer", "rms", "none")
+
+
+def _option(default: Any, help: str, **attributes: Any) -> Any:
+    return option(default, help, architecture=True, **attributes)
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """What a model is; the fields of `config.model` plus those a system adds.
+class ModelConfig(OptionGroup):
+    """A model: `config.model`, and three fields that its system sets.
 
-    `positions` is one of `config.model`'s, or "double" or "double-sinusoidal" (own and
-    target position, of a learned table or of sinusoids).
-    `begin_token` adds the token `vocab_size`, which stands at position `block_size`,
-    is read first and never predicted. `adaptive_norm` makes the norms of each block
-    depend on the target position.
-    `kernels` is "cpu" (model/cpu.py), "tpu" (model/tpu.py) or "xla" (plain JAX);
-    results agree to rounding.
+    `positions` may also be "double" or "double-sinusoidal" (own and target position,
+    of a learned table or of sinusoids).
     """
 
-    n_layer: int
-    n_head: int
-    n_embd: int
-    block_size: int
-    vocab_size: int
-    dropout: float = 0.0
-    bias: bool = False
-    activation: str = "gelu"
-    dtype: str = "float32"
-    qk_norm: bool = False
-    key_width: int = 0
-    positions: str = "learned"
-    sinusoid_scale: float = 0.03
-    rope_theta: float = 1e4
-    rope_frequency: float = 1.0
-    rope_pairs: str = "halves"
-    norm: str = "layer"
-    norm_epsilon: float = 1e-5
-    final_norm: bool = True
-    attention_bias: bool = True
-    feed_forward_width: int = 0
-    tied_head: bool = True
-    init: str = "gpt2"
+    n_layer: int = _option(6, "transformer blocks", min=1)
+    n_head: int = _option(6, "attention heads", min=1)
+    n_embd: int = _option(384, "width of the residual stream", min=1)
+    block_size: int = _option(256, "maximum sequence length, in tokens", min=2)
+    vocab_size: int = _option(0, "vocabulary size; 0 is the tokenizer's", min=0)
+    # Training may regularise and compute weights otherwise than where they come from.
+    dropout: float = option(
+        0.0, "probability of dropping an activation", min=0, below=1
+    )
+    positions: str = _option(
+        "learned",
+        "position encoding; σ-GPT's are learned or sinusoidal",
+        choices=POSITIONS,
+    )
+    sinusoid_scale: float = _option(
+        0.03, "sinusoidal: amplitude, about that of initial token embeddings"
+    )
+    rope_theta: float = _option(
+        1e4, "RoPE: ratio of the highest frequency to the lowest", min=1
+    )
+    rope_frequency: float = _option(
+        1.0, "RoPE: the highest frequency, in radians per token"
+    )
+    rope_pairs: str = _option(
+        "halves",
+        "RoPE: channel k of a head pairs with k + half of its width, or 2k with 2k + 1",
+        choices=("halves", "neighbours"),
+    )
+    norm: str = _option("layer", "before attention and feed-forward", choices=NORMS)
+    norm_epsilon: float = _option(1e-5, "added to a norm's variance", min=0)
+    final_norm: bool = _option(True, "also a norm before the logits")
+    bias: bool = _option(
+        False, "biases in layer norms, linear layers (not SwiGLU's) and an untied head"
+    )
+    attention_bias: bool = _option(True, "with model.bias: in attention too")
+    activation: str = _option(
+        "gelu",
+        "of the feed-forward; gelu_tanh is OpenAI's, swiglu is gated",
+        choices=("gelu", "gelu_tanh", "relu", "swiglu"),
+    )
+    feed_forward_width: int = _option(
+        0, "0 is 4 n_embd, or two thirds of it for swiglu: as many weights", min=0
+    )
+    tied_head: bool = _option(True, "logits from the token table, not from their own")
+    init: str = _option(
+        "gpt2",
+        "of matrices: normal with standard deviation 0.02, less into the residual "
+        "stream; or width_in ^ -0.5, truncated at three standard deviations",
+        choices=("gpt2", "fan_in"),
+    )
+    key_width: int = _option(
+        0, "width of a head's queries and keys; 0 is that of its values", min=0
+    )
+    qk_norm: bool = _option(False, "scale queries and keys to root mean square 1")
+    dtype: str = option(
+        "float32",
+        "operands of matrix products; parameters, softmax and loss stay float32",
+        choices=("float32", "bfloat16", "float64"),
+    )
+    remat: str = option(
+        "none",
+        "recompute in the backward pass, to save memory: nothing, all of a block but "
+        "its matrix products, or all of it",
+        choices=("none", "dots", "full"),
+        resumable=True,
+    )
+    scan_layers: bool = option(
+        False,
+        "compile one block and loop over the layers: minutes less for deep models",
+        resumable=True,
+    )
+    # Set by the system: a token `vocab_size`, read first at position `block_size` and
+    # never predicted; norms that depend on the target position; and the kernels, "cpu"
+    # (model/cpu.py), "tpu" (model/tpu.py) or "xla" (plain JAX), equal up to rounding.
     begin_token: bool = False
     adaptive_norm: bool = False
-    remat: str = "none"
-    scan_layers: bool = False
     kernels: str = "xla"
 
     def __post_init__(self) -> None:
-        """Raises UserError where the widths do not divide or are odd."""
-        if self.n_embd % self.n_head:
-            raise UserError(
-                f"model.n_embd {self.n_embd} does not divide into "
-                f"model.n_head {self.n_head} heads"
-            )
-        if self.positions.endswith("sinusoidal") and self.n_embd % 2:
-            raise UserError(
-                f"model.n_embd {self.n_embd} is odd: sinusoids come in pairs of sine "
-                "and cosine, take an even width"
-            )
-        if self.positions == "double-sinusoidal" and self.n_embd % 4:
-            raise UserError(
-                f"model.n_embd {self.n_embd} does not divide by 4: double sinusoids "
-                "are two halves of pairs"
-            )
+        """Raises UserError for widths that do not divide or are odd."""
+        heads = f"divisible by model.n_head {self.n_head}"
+        require(self.n_embd % self.n_head == 0, "model.n_embd", heads, self.n_embd)
+        multiple = {"sinusoidal": 2, "learned-sinusoidal": 2, "double-sinusoidal": 4}
+        divisor = multiple.get(self.positions, 1)
+        require(
+            self.n_embd % divisor == 0,
+            "model.n_embd",
+            f"divisible by {divisor} with {self.positions} positions",
+            self.n_embd,
+            "sinusoids are pairs of sine and cosine, double ones two halves of pairs",
+        )
         if self.key_width and (self.qk_norm or self.positions == "rope"):
             raise UserError(
-                f"model.key_width={self.key_width} goes neither with model.qk_norm nor "
-                "with model.positions=rope: leave it out"
+                f"model.key_width={self.key_width} is incompatible with model.qk_norm "
+                "and with model.positions=rope: leave it at 0"
             )
         width = self.n_embd // self.n_head
-        if self.positions == "rope" and width % 2:
-            raise UserError(
-                f"model.n_embd {self.n_embd} over model.n_head {self.n_head} makes "
-                f"heads {width} wide: RoPE turns pairs of channels, take an even width"
-            )
-        if self.vocab_size < 1:
-            raise UserError("model.vocab_size is 0: the data or a tokenizer sets it")
+        require(
+            self.positions != "rope" or width % 2 == 0,
+            "model.n_embd / model.n_head",
+            "even with model.positions=rope",
+            width,
+            "RoPE rotates pairs of channels",
+        )
+        require(
+            self.vocab_size >= 1,
+            "model.vocab_size",
+            ">= 1",
+            self.vocab_size,
+            "the data or a tokenizer sets it",
+        )
 
     @property
-    def param_dtype(self) -> jnp.dtype:
-        """float32, or float64 where that is computed in."""
-        return jnp.dtype(cpu.accumulator(self.dtype))
+    def param_dtype(self) -> str:
+        """Parameters are float32 whatever the operands; float64 with float64."""
+        return "float64" if self.dtype == "float64" else "float32"
 
     @property
     def head_key_width(self) -> int:
@@ -97,7 +149,7 @@ class ModelConfig:
 
     @property
     def any_order(self) -> bool:
-        """Whether each token is told the position it must predict."""
+        """Whether each token comes with the position it must predict."""
         return self.positions.startswith("double")
 
     @property
@@ -111,23 +163,25 @@ class ModelConfig:
 
     @property
     def ends_with_block(self) -> bool:
-        """Whether the block is all there is: a learned table has no more rows.
+        """Whether no position past the block exists: a learned table has no more rows.
 
-        Double sinusoids go on, but a sampler's place for the beginning token does not.
+        Double sinusoids would go on, but a sampler's slot for the begin token is fixed.
         """
         return self.positions == "learned" or self.any_order
 
 
 def count_parameters(params: dict) -> int:
     """Returns the number of parameters of a tree of arrays (or of their shapes)."""
+    import jax  # Not at the top: every command's --help imports this module.
+
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def flops_per_token(config: ModelConfig, parameters: int) -> float:
     """Returns the FLOPs of training on one token: 6 N + 12 L D T.
 
-    N leaves out tables that are looked up, not multiplied. As nanoGPT (after the
-    PaLM paper, appendix B), the causal half of the scores is not discounted.
+    N leaves out tables that are looked up, not multiplied. As in nanoGPT (after the
+    PaLM paper, appendix B), the masked half of the attention scores is counted.
     """
     D, T = config.n_embd, config.block_size
     widths = {"learned": D, "double": D // 2}

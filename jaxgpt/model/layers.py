@@ -40,7 +40,7 @@ def init_matrix(
 
 
 def init_normal(
-    key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, std: float = INIT_STD
+    key: jax.Array, shape: tuple[int, ...], dtype: str, std: float = INIT_STD
 ) -> jax.Array:
     """Returns a Gaussian array of mean 0 and deviation std."""
     return std * jax.random.normal(key, shape, dtype)

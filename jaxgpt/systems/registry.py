@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
-from jaxgpt.systems.base import System
+if TYPE_CHECKING:
+    # Config fields list the systems, and --help the fields: no JAX at import.
+    from jaxgpt.systems.base import System
 
 SYSTEMS = {
     "sigma": "jaxgpt.systems.sigma.system:SigmaGPT",

@@ -1,8 +1,8 @@
 """Checkpoints: Orbax, and a digest of every array, since Orbax restores flipped bits.
 
 Resume, in this order:
-  1. the config of the run must equal the one asked for, but for `MAY_CHANGE` and
-     what the command allows;
+  1. the config of the run must equal the one asked for, but for resumable fields
+     and what the command allows;
   2. the newest checkpoint whose arrays all have the dtype, shape and digest they
      were saved with is restored; damaged ones are named, set aside as `N.damaged`,
      and the one before is taken;
@@ -28,28 +28,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from jaxgpt.config import differences
+from jaxgpt.config import differences, keys_that
 from jaxgpt.errors import UserError, log
-
-MAY_CHANGE = (
-    "steps",
-    "eval_interval",
-    "eval_sequences",
-    "checkpoint_interval",
-    "log_interval",
-    "nonfinite",
-    "keep",
-    "profile",
-    "patience",
-    "tensorboard",
-    "wandb_project",
-    "data.path",
-    "model.remat",
-    "model.scan_layers",
-    "mesh.data",
-    "mesh.fsdp",
-    "mesh.tensor",
-)
 
 State = dict[str, Any]
 # An item of arrays by name that may have any shape, and need not be there.
@@ -66,7 +46,7 @@ def check_same_config(
     old: ConfigDict, new: ConfigDict, workdir: pathlib.Path, allowed: Sequence[str]
 ) -> None:
     """Raises UserError with a table where a run belongs to another config."""
-    free = {*MAY_CHANGE, *allowed}
+    free = {*keys_that("resumable"), *allowed}
     changed = {k: v for k, v in differences(old, new).items() if k not in free}
     if changed:
         rows = "\n".join(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from jaxgpt.config import rate_steps
+from jaxgpt.training.config import rate_steps
 
 # Every parameter's last name stands here: a new kind must say whether it decays.
 DECAYS = {

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from jaxgpt.config import profiled_steps
 from jaxgpt.errors import log
+from jaxgpt.training.config import profiled_steps
 
 # What the process that feeds the devices does; "device" is waiting for them.
 PARTS = ("data", "host", "device", "checkpoint", "evaluation")

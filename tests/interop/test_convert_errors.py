@@ -337,7 +337,7 @@ def test_heads_that_do_not_divide(refused, tmp_path, heads):
     settings.write_text(json.dumps({"n_head": heads}))
     options = [f"--source={NANO}", f"--source_config={settings}"]
     message = refused("--format=nanogpt", *options)
-    assert f"does not divide into model.n_head {heads}" in message
+    assert f"must be divisible by model.n_head {heads}" in message
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_heads_that_do_not_divide(refused, tmp_path, heads):
         ({"dropout": None}, "has dropout None: it is a number"),
         ({"dropout": True}, "has dropout True: it is a number"),
         ({"dropout": float("nan")}, "has dropout nan"),
-        ({"dropout": 1.0}, "model.dropout is below 1"),
+        ({"dropout": 1.0}, "model.dropout must be in [0, 1), got 1.0"),
         ({"dropout": -0.1}, "model.dropout"),
         ({"dropout": 10**400}, "has dropout"),
     ],
@@ -431,12 +431,12 @@ def test_gpt2_settings_that_would_change_numbers(gpt2_refused, settings, expecte
     "changes, expected",
     [
         ({"batch_size": "12"}, "has batch_size 12: it is a number"),
-        ({"batch_size": 0}, "config key 'batch_size' is at least 1"),
-        ({"batch_size": 1.5}, "config key 'batch_size' holds a whole number"),
-        ({"gradient_accumulation_steps": 0}, "config key"),
+        ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
+        ({"batch_size": 1.5}, "batch_size must be an integer, got 1.5"),
+        ({"gradient_accumulation_steps": 0}, "batch_size must be >= 1, got 0"),
         ({"gradient_accumulation_steps": None}, "gradient_accumulation_steps None"),
         ({"learning_rate": float("nan")}, "has learning_rate nan"),
-        ({"learning_rate": -1.0}, "config key 'optimizer.learning_rate'"),
+        ({"learning_rate": -1.0}, "optimizer.learning_rate must be >= 0, got -1.0"),
         ({"learning_rate": torch.zeros(3, 3)}, "has learning_rate array"),
         ({"max_iters": 10**5000}, "has max_iters of type int"),
         ({"max_iters": [1]}, "has max_iters [1]"),

@@ -11,9 +11,8 @@ import pytest
 from flax import nnx
 
 from jaxgpt.errors import UserError
-from jaxgpt.fields import NORMS, POSITIONS
 from jaxgpt.model import attention, positions
-from jaxgpt.model.config import ModelConfig
+from jaxgpt.model.config import NORMS, POSITIONS, ModelConfig
 from tests.model.test_transformer import build, compiled, read_in_pieces
 
 pytestmark = pytest.mark.unoptimised
@@ -163,10 +162,19 @@ def test_swiglu_has_as_many_weights_as_gelu():
 @pytest.mark.parametrize(
     "changes, expected",
     [
-        ({"n_embd": 45, "positions": "sinusoidal"}, "model.n_embd 45 is odd"),
-        ({"n_embd": 45, "positions": "learned-sinusoidal"}, "model.n_embd 45 is odd"),
-        ({"n_embd": 45, "positions": "rope"}, "heads 15 wide: RoPE turns pairs"),
-        ({"n_embd": 44}, "does not divide"),
+        (
+            {"n_embd": 45, "positions": "sinusoidal"},
+            "model.n_embd must be divisible by 2",
+        ),
+        (
+            {"n_embd": 45, "positions": "learned-sinusoidal"},
+            "model.n_embd must be divisible by 2",
+        ),
+        (
+            {"n_embd": 45, "positions": "rope"},
+            "must be even with model.positions=rope, got 15",
+        ),
+        ({"n_embd": 44}, "model.n_embd must be divisible by model.n_head 3"),
     ],
 )
 def test_widths_that_cannot_be(changes, expected):

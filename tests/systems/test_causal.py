@@ -9,7 +9,7 @@ import pytest
 from jaxgpt import config as configs
 from jaxgpt import evaluate, sample, train
 from jaxgpt.errors import UserError
-from jaxgpt.fields import POSITIONS
+from jaxgpt.model.config import POSITIONS
 from jaxgpt.sampling.state import SamplingParams
 from jaxgpt.systems import scoring
 from jaxgpt.systems.registry import build_system

@@ -263,21 +263,24 @@ def test_devices_change_no_loss_and_rows_stay(tmp_path, exact, context):
 @pytest.mark.parametrize(
     "changes, expected",
     [
-        ({"accumulation": "2"}, "accumulation is 1 for system=memory"),
-        ({"deterministic": "true", "memory.shared": "true"}, "leave memory.shared at"),
+        ({"accumulation": "2"}, "accumulation must be 1 for system=memory, got 2"),
+        (
+            {"deterministic": "true", "memory.shared": "true"},
+            "incompatible with memory.shared",
+        ),
         (
             {"deterministic": "true", "memory.mode": "attention"},
-            "does not go with memory.mode=attention",
+            "deterministic is incompatible with memory.mode=attention",
         ),
         (
             {"deterministic": "true", "memory.reading": "shuffled"},
-            "memory.reading=shuffled, another row's memory, does not go with it",
+            "deterministic is incompatible with memory.reading=shuffled",
         ),
-        ({"memory.layer": "9"}, "memory.layer is -1 to 1: not 9"),
-        ({"memory.mode": "none"}, "is one of associative, attention, output"),
+        ({"memory.layer": "9"}, r"memory.layer must be in \[-1, 1\], got 9"),
+        ({"memory.mode": "none"}, "must be one of associative, attention, output"),
         (
             {"memory.mode": "attention", "model.positions": "rope"},
-            "does not go with model.positions=rope",
+            "is incompatible with model.positions=rope",
         ),
         ({"model.block_size": "16"}, "model.block_size is 32 for the recall task"),
     ],

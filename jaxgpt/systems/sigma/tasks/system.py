@@ -23,29 +23,8 @@ from jaxgpt.systems.sigma import orders
 from jaxgpt.systems.sigma.system import SigmaGPT
 from jaxgpt.systems.sigma.tasks import dataset, pictures
 from jaxgpt.systems.sigma.tasks.base import Task
+from jaxgpt.systems.sigma.tasks.config import TASKS
 
-TASKS = {
-    "maze": "maze:Maze",
-    "product": "toys:Product",
-    "step": "toys:Step",
-    "permutation": "toys:Permutation",
-    "vertical": "vertical:Vertical",
-    "snake": "grids:Snake",
-    "mixing": "grids:Mixing",
-    "greed": "grids:Greed",
-    "stack": "programs:Stack",
-    "expr": "programs:Expression",
-    "rpl": "programs:RPL",
-    "addition": "words:Addition",
-    "twotargets": "words:TwoTargets",
-    "byheart": "words:ByHeart",
-    "learnop": "words:LearnOperator",
-    "guessop": "words:GuessOperator",
-    "memory": "words:Memory",
-    "picoclvr": "images:Picoclvr",
-    "mnist": "images:MNIST",
-    "file": "lines:Lines",
-}
 STRATEGIES = {
     "left-to-right": SamplingParams("ar", "left-to-right"),
     "shuffled": SamplingParams("ar", "random"),
@@ -57,10 +36,7 @@ STRATEGIES = {
 
 def make_task(config: ConfigDict) -> Task:
     """Returns the task that `config.task` describes; UserError where it cannot be."""
-    name = config.task.name
-    if name not in TASKS:
-        raise UserError(f"task.name is one of {', '.join(TASKS)}: not '{name}'")
-    module, kind = TASKS[name].split(":")
+    module, kind = TASKS[config.task.name].split(":")
     return getattr(importlib.import_module(f"{__package__}.{module}"), kind)(config)
 
 

@@ -280,7 +280,7 @@ def test_more_than_there_are_is_refused():
 @pytest.mark.parametrize(
     ("name", "changes", "expected"),
     [
-        ("maze", {"name": "labyrinth"}, "task.name is one of maze, product"),
+        ("maze", {"name": "labyrinth"}, "task.name must be one of maze, product"),
         ("maze", {"height": 8}, "are odd, 3 at least"),
         ("maze", {"min_distance": 40}, "does not fit a maze of 7 x 9: 10 at most"),
         ("learnop", {"digits": 5}, "task.digits is at most 4 for learnop: not 5"),

@@ -1,0 +1,144 @@
+"""Config fields of the memory and its index."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from ml_collections import ConfigDict
+
+from jaxgpt.config import OptionGroup
+from jaxgpt.config import option as config_option
+from jaxgpt.errors import UserError, require
+
+# A trained model can be read with another memory, or a causal one with its first: all
+# of these fields may be overridden on a finished run.
+option = functools.partial(config_option, after_training=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryConfig(OptionGroup):
+    """What is remembered, how it is read, and the index that finds it."""
+
+    mode: str = option(
+        "associative",
+        "what is read from the memory: vectors joined with the input (VardaGPT); keys "
+        "and values in one layer's attention (Memorizing Transformer); the next token "
+        "of similar states, mixed into the prediction without training (kNN-LM)",
+        choices=("associative", "attention", "output"),
+    )
+    reading: str = option(
+        "on",
+        "read the row's own memory, none, or another row's",
+        choices=("on", "off", "shuffled"),
+    )
+    memory_size: int = option(1024, "maximum entries of a row; more evict", min=1)
+    memory_dim: int = option(
+        0, "associative: width of a stored vector; 0 is n_embd", min=0
+    )
+    num_search_results: int = option(5, "entries read for each token", min=1)
+    shared: bool = option(False, "all rows of a batch share one memory")
+    eviction: str = option(
+        "oldest",
+        "when a row is full: which entry is evicted, or refuse new ones",
+        choices=("oldest", "weakest", "refuse"),
+    )
+    keep: str = option(
+        "all",
+        "in evaluation and sampling: store all, or what the store decision keeps",
+        choices=("all", "decided"),
+    )
+    forgetfulness_factor: float = option(
+        0.0, "training: share of entries forgotten at random per step", min=0, max=1
+    )
+    decay: float = option(
+        1.0, "training: factor on the strength of an entry per step", min=0, max=1
+    )
+    context: int = option(
+        3,
+        "associative: tokens that make an address, each with 0.6 of the next's weight",
+        min=1,
+    )
+    store_layer: int = option(
+        0,
+        "associative: the hidden state that is stored: 0 is the input of the first "
+        "block, i the output of the i-th, -1 the last one's norm",
+    )
+    join_std: float = option(
+        0.0,
+        "associative: standard deviation of initial weights on what is read; 0 reads "
+        "nothing",
+    )
+    budget: float = option(
+        0.0,
+        "associative: loss per entry kept, ramped up from 0.2 to 0.4 of the steps; "
+        "store decisions are then sampled in training",
+        min=0,
+    )
+    delete: bool = option(False, "associative: the model also deletes what it read")
+    layer: int = option(-1, "attention: the block that reads; -1 is the last")
+    weight: float = option(
+        0.25, "output: share of the memory's distribution", min=0, max=1
+    )
+    temperature: float = option(
+        1.0, "output: of distances, each divided by the width", min=1e-6
+    )
+    index_type: str = option(
+        "flat",
+        "exact search, or an approximate one",
+        choices=("flat", "ivf", "compressed", "graph"),
+    )
+    num_clusters: int = option(100, "ivf, compressed: clusters", min=1)
+    num_probes: int = option(8, "ivf, compressed: clusters searched", min=1)
+    code_bytes: int = option(64, "compressed: bytes of a code", min=1)
+    candidates: int = option(
+        16, "compressed: candidates ranked exactly, per entry read", min=1
+    )
+    links: int = option(32, "graph: links of a node (HNSW's M)", min=2)
+    ef_construction: int = option(40, "graph: breadth while building", min=1)
+    ef_search: int = option(64, "graph: breadth while searching", min=1)
+    threads: int = option(1, "FAISS threads, which slow down XLA's", min=1)
+
+    @staticmethod
+    def validate(config: ConfigDict) -> None:
+        """Checks the memory against model, batch and determinism."""
+        if config.system != "memory":
+            return
+        c = config.memory
+        require(
+            config.accumulation == 1,
+            "accumulation",
+            "1 for system=memory",
+            config.accumulation,
+            "the memory changes with every segment",
+        )
+        if config.deterministic:
+            _check_deterministic(c)
+        layers = config.model.n_layer
+        for name, last in (("layer", layers - 1), ("store_layer", layers)):
+            allowed = -1 <= c[name] <= last
+            require(allowed, f"memory.{name}", f"in [-1, {last}]", c[name])
+        if c.mode == "attention" and config.model.positions == "rope":
+            raise UserError(
+                "memory.mode=attention is incompatible with model.positions=rope, "
+                "which rotates keys by their position: use learned, sinusoidal, alibi "
+                "or none"
+            )
+
+
+def _check_deterministic(c: ConfigDict) -> None:
+    if c.shared:
+        raise UserError(
+            "deterministic is incompatible with memory.shared: it processes a batch in "
+            "groups of rows, whose writes to one memory would be out of order"
+        )
+    if c.mode == "attention":
+        raise UserError(
+            "deterministic is incompatible with memory.mode=attention, whose gradients "
+            "differ in the last bit between numbers of devices"
+        )
+    if c.reading == "shuffled":
+        raise UserError(
+            "deterministic is incompatible with memory.reading=shuffled: it processes "
+            "a batch in groups of rows, and a group of one row has no other to read"
+        )
