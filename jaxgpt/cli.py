@@ -1,10 +1,11 @@
-"""What every command shares: options, one-line errors, the process's set-up."""
+"""What all commands share: options, one-line errors, and setting up JAX."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
 import json
+import logging
 import os
 import re
 import sys
@@ -51,17 +52,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(command: Callable[[list[str]], int | None]) -> NoReturn:
-    """Runs a command on the process's arguments and exits as the contract says."""
+    """Runs a command and exits: 2 for wrong usage, 1 for a wrong result, 130 for ^C."""
     try:
         status = command(sys.argv[1:]) or 0
         sys.stdout.flush()
-    except UserError as error:
+    except (UserError, CheckError) as error:
         print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except CheckError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 1
-    except BrokenPipeError:
+        status = 2 if isinstance(error, UserError) else 1
+    except BrokenPipeError:  # The reader, `head` say, has enough: nothing to report.
+        # Python flushes stdout once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except KeyboardInterrupt:
@@ -75,33 +74,40 @@ def print_json(value: dict) -> None:
 
 
 def set_up_jax() -> None:
-    """Prepares the process before JAX makes its first array.
+    """Quiets logs, enables the compilation cache and picks a backend.
 
-    Quiet logs, a compilation cache that outlives the process, and on a CPU the heap
-    of `core.cpu.keep_heap`.
+    Must come before the first array. The imports are here since a command parses its
+    arguments first: with JAX, --help would take seconds.
+
+    Raises:
+      UserError: if JAX finds no device it can use.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    _give_virtual_devices_threads()
-    import logging
-
+    devices = re.search(
+        r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")
+    )
+    if devices and int(devices[1]) > 1:
+        # XLA's pool needs a thread for a callback of every virtual device beside its
+        # work: with fewer, an all-reduce waits for a device whose callback waits for a
+        # thread, until XLA aborts the process.
+        os.environ.setdefault("NPROC", str(2 * int(devices[1]) + 4))
     import jax
     from absl import logging as absl_logging
 
     from jaxgpt.model import cpu
+    from jaxgpt.parallel import distributed
 
     logging.getLogger("jax").setLevel(logging.ERROR)
-    # A failed background save is one line of Checkpoints', not the hundreds of these.
+    # Checkpoints reports a failed background save in one line; these print hundreds.
     absl_logging.set_verbosity(absl_logging.FATAL)
     for name in ("asyncio", "concurrent.futures"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    sys.unraisablehook = _without_coroutines
+    sys.unraisablehook = _ignore_orbax_coroutines
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = os.environ.get("JAXGPT_CACHE", "~/.cache/jaxgpt")
         cache = user_path(home) / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    from jaxgpt.parallel import distributed
-
     if "JAX_PLATFORMS" not in os.environ and distributed.only_cpu():
         jax.config.update("jax_platforms", "cpu")
     try:
@@ -109,7 +115,7 @@ def set_up_jax() -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"JAX finds no device to run on ({reason}): end what uses it, or set "
+            f"JAX finds no device to run on ({reason}): stop what uses it, or set "
             "JAX_PLATFORMS=cpu"
         ) from None
     distributed.check_backend(backend)
@@ -117,23 +123,11 @@ def set_up_jax() -> None:
         cpu.keep_heap()
 
 
-def _give_virtual_devices_threads() -> None:
-    """Sees to it that XLA's pool holds a callback of every device beside its work.
+def _ignore_orbax_coroutines(unraisable: Any) -> None:
+    """Reports unraisable exceptions, except for Orbax's saves that others outlived.
 
-    With too few threads an all-reduce waits for a device whose callback waits for a
-    thread, until XLA ends the process.
-    """
-    wanted = re.search(
-        r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")
-    )
-    if wanted and int(wanted[1]) > 1:
-        os.environ.setdefault("NPROC", str(2 * int(wanted[1]) + 4))
-
-
-def _without_coroutines(unraisable: Any) -> None:
-    """Reports what no one can catch, but for saves and reads that end after a failure.
-
-    Orbax does several at once, in coroutines; the first failure is the one to report.
+    It saves arrays concurrently: the first failure is reported, and leaves coroutines
+    that were never awaited or find their event loop closed.
     """
     closed = "Event loop is closed" in str(unraisable.exc_value)
     coroutine = unraisable.object if inspect.iscoroutine(unraisable.object) else None
@@ -142,7 +136,7 @@ def _without_coroutines(unraisable: Any) -> None:
 
 
 def use_float64(dtype: str) -> None:
-    """Allows 64-bit arrays where a model computes in them."""
+    """Enables 64-bit arrays for a model that computes in float64."""
     if dtype == "float64":
         import jax
 

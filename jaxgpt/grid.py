@@ -19,17 +19,21 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.errors import UserError, log
+from jaxgpt.errors import UserError, log, require
+from jaxgpt.training.metrics import out_of_patience, read_rows
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-FIELDS = {"config", "overrides", "grid", "x", "y", "lines", "title"}
+# All signals at which training saves a checkpoint and ends.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+KEYS = {
+    "config": str, "overrides": dict, "grid": dict, "x": str, "y": str, "lines": str,
+    "title": object,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,49 +58,61 @@ class Study:
         name = re.sub(r"[^\w.=-]+", "_", "-".join(parts))[:100]
         return folder / f"{point:03}-{name}"
 
+    def train_command(self, folder: pathlib.Path, point: int) -> list[str]:
+        """Returns the command that trains a point."""
+        overrides = [f"--config.{k}={v}" for k, v in self.points[point].items()]
+        command = [sys.executable, "-m", "jaxgpt.train", f"--config={self.config}"]
+        return [*command, f"--workdir={self.workdir(folder, point)}", *overrides]
+
+    def last_row(self, folder: pathlib.Path, point: int) -> dict[str, Any] | None:
+        """Returns the last metrics of a point's run, None unless it is finished."""
+        rows = read_rows(self.workdir(folder, point))
+        # A run killed in its last evaluation has a row of the last step without one.
+        if not rows or "val_loss" not in rows[-1]:
+            return None
+        c = configs.load(self.config, self.points[point])
+        ended = rows[-1]["step"] >= c.steps or out_of_patience(rows, c.patience)
+        return rows[-1] if ended else None
+
 
 def short(value: str) -> str:
-    """Returns a value of a grid as it is shown: a file's name without folder, suffix.
-
-    0.05 is no file 0 of suffix .05.
-    """
+    """Returns a value as shown in names: of a file, its name without folder, suffix."""
     try:
-        float(value)
+        float(value)  # 0.05 is not a file 0 with suffix .05.
     except ValueError:
         return pathlib.Path(value).stem
     return value
 
 
-def read(name: str) -> Study:
+def read_study(name: str) -> Study:
     """Reads a study file and checks the config of every point.
 
     Raises:
       UserError: naming what is wrong in it.
     """
-    path = configs.user_path(name)
+    path, where = configs.user_path(name), f"study '{name}'"
     try:
         spec = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"study '{name}' cannot be read: {reason}") from None
-    where = f"study '{name}'"
-    if not isinstance(spec, Mapping):
-        raise UserError(f"{where} has no fields {', '.join(sorted(FIELDS))}")
-    if unknown := sorted(map(str, set(spec) - FIELDS)):
+        raise UserError(f"{where} cannot be read: {reason}") from None
+    if not isinstance(spec, dict):
+        raise UserError(f"{where} has none of the keys {', '.join(KEYS)}")
+    if unknown := sorted(map(str, set(spec) - set(KEYS))):
         raise UserError(f"{where} has unknown '{unknown[0]}'")
-    spec = {"overrides": {}, "lines": "", "title": path.stem, **spec}
-    for key, kind in (("config", str), ("grid", Mapping), ("x", str), ("y", str)):
-        if not isinstance(spec.get(key), kind):
-            raise UserError(f"{where} has no {key}, or not of its kind")
-    if not isinstance(spec["overrides"], Mapping):
-        raise UserError(f"{where}: overrides are values of fields")
-    grid = dict(spec["grid"])
+    given = {key: value for key, value in spec.items() if value is not None}
+    spec = {"overrides": {}, "lines": "", "title": path.stem} | given
+    for key, kind in KEYS.items():
+        rule = "a mapping of config fields" if kind is dict else "text"
+        valid = isinstance(spec.get(key), kind)
+        require(valid, f"{where}: {key}", rule, spec.get(key))
+    grid = spec["grid"]
     for key, values in grid.items():
-        if not isinstance(values, list) or not values:
-            raise UserError(f"{where}: grid.{key} is a list of values")
+        valid = isinstance(values, list) and len(values) > 0
+        require(valid, f"{where}: grid.{key}", "a list of values", values)
     for key in ("x", "lines"):
-        if spec[key] and spec[key] not in grid:
-            raise UserError(f"{where}: {key} '{spec[key]}' is no field of its grid")
+        valid = spec[key] in grid or (key == "lines" and not spec[key])
+        require(valid, f"{where}: {key}", "a field of its grid", spec[key])
     fixed = {str(key): str(value) for key, value in spec["overrides"].items()}
     points = [
         fixed | {str(k): str(v) for k, v in zip(grid, values, strict=True)}
@@ -104,50 +120,22 @@ def read(name: str) -> Study:
     ]
     for point in points:
         configs.load(spec["config"], point)
-    return Study(
-        path.stem, spec["config"], grid, points, spec["x"], spec["y"],
-        spec["lines"] or "", str(spec["title"]),
-    )  # fmt: skip
-
-
-def arguments(study: Study, folder: pathlib.Path, point: int) -> list[str]:
-    """Returns the command that trains a point."""
-    overrides = [f"--config.{k}={v}" for k, v in study.points[point].items()]
-    workdir = study.workdir(folder, point)
-    command = [sys.executable, "-m", "jaxgpt.train", f"--config={study.config}"]
-    return [*command, f"--workdir={workdir}", *overrides]
-
-
-def last_row(study: Study, folder: pathlib.Path, point: int) -> dict[str, Any] | None:
-    """Returns the last row of a finished run; None where it is not finished.
-
-    A run killed within its last evaluation has a row of the last step without one.
-    """
-    from jaxgpt.training.metrics import out_of_patience, read_rows
-
-    rows = read_rows(study.workdir(folder, point))
-    c = configs.load(study.config, study.points[point])
-    if not rows or "val_loss" not in rows[-1]:
-        return None
-    ended = rows[-1]["step"] >= c.steps or out_of_patience(rows, c.patience)
-    return rows[-1] if ended else None
+    shown = {key: str(spec[key]) for key in ("config", "x", "y", "lines", "title")}
+    return Study(path.stem, grid=grid, points=points, **shown)
 
 
 def gather(study: Study, folder: pathlib.Path) -> int:
     """Writes results.csv and results.png of the finished runs; returns their number.
 
     Raises:
-      UserError: where a finished run has no figure named `study.y`.
+      UserError: if a finished run has no metric `study.y`.
     """
     results = []
     for point, values in enumerate(study.points):
-        row = last_row(study, folder, point)
+        row = study.last_row(folder, point)
         if row is not None:
-            if study.y not in row:
-                raise UserError(
-                    f"study '{study.name}': its runs have no '{study.y}': there are "
-                    f"{', '.join(row)}"
-                )
+            metrics = f"a metric of its runs: {', '.join(row)}"
+            require(study.y in row, f"study '{study.name}': y", metrics, study.y)
             results.append({"point": point} | {k: values[k] for k in study.grid} | row)
     if results:
         names = list(dict.fromkeys(name for row in results for name in row))
@@ -161,35 +149,35 @@ def gather(study: Study, folder: pathlib.Path) -> int:
 
 def plot(study: Study, results: list[dict], path: pathlib.Path) -> None:
     """Draws y of every run over x, and a line through the medians, for each line."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # Half a second: not for --help.
 
     labels = [str(value) for value in study.grid[study.x]]
     try:
-        places = {label: float(label) for label in labels}
+        x_of, numeric = {label: float(label) for label in labels}, True
     except ValueError:
-        places = {label: float(i) for i, label in enumerate(labels)}
-    numbers = sorted(places.values())
-    numeric = [float(i) for i in range(len(labels))] != numbers
+        x_of, numeric = {label: float(i) for i, label in enumerate(labels)}, False
+    numbers = sorted(x_of.values())
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     lines = study.grid[study.lines] if study.lines else [""]
     for line in map(str, lines):
-        runs = [r for r in results if not study.lines or r[study.lines] == line]
         by_x: dict[float, list[float]] = {}
-        for run in runs:
-            by_x.setdefault(places[run[study.x]], []).append(run[study.y])
+        for run in results:
+            if not study.lines or run[study.lines] == line:
+                by_x.setdefault(x_of[run[study.x]], []).append(run[study.y])
         xs = sorted(by_x)
         medians = [statistics.median(by_x[x]) for x in xs]
         label = short(line) or "median"
         (drawn,) = axes.plot(xs, medians, marker="_", markersize=14, label=label)
-        dots = [(x, y) for x in xs for y in by_x[x]]
-        axes.plot(*zip(*dots, strict=True), "o", color=drawn.get_color(), alpha=0.4)
+        for x in xs:
+            ys = by_x[x]
+            axes.plot([x] * len(ys), ys, "o", color=drawn.get_color(), alpha=0.4)
     if all(run[study.y] > 0 for run in results):
         axes.set_yscale("log")
     if numeric and numbers[0] > 0 and numbers[-1] > 8 * numbers[0]:
         axes.set_xscale("log")
     if not numeric or axes.get_xscale() == "log":
-        axes.set_xticks(list(places.values()), [short(label) for label in labels])
+        axes.set_xticks(list(x_of.values()), [short(label) for label in labels])
         axes.xaxis.minorticks_off()
     axes.set(xlabel=study.x, ylabel=study.y.replace("_", " "), title=study.title)
     axes.grid(color="0.93")
@@ -199,44 +187,44 @@ def plot(study: Study, results: list[dict], path: pathlib.Path) -> None:
 
 
 def supervise(words: list[str]) -> int:
-    """Runs a process to its end and hands on the signals that end it.
-
-    It has a process group of its own: a terminal's Ctrl-C, sent to both and handed on,
-    would be the second one, at which training quits without a checkpoint.
+    """Runs a process to its end, and forwards the signals that end training to it.
 
     Returns:
-      Its exit code, 128 + the signal where one was handed on.
+      Its exit code, or 128 + the first signal forwarded.
     """
-    started: list[subprocess.Popen] = []
-    asked: list[int] = []
+    received: list[int] = []
+    process = None
 
-    def hand_on(number: int, _: Any) -> None:
-        asked.append(number)
-        for process in started:
+    def forward(number: int, _: Any) -> None:
+        received.append(number)
+        if process:
             process.send_signal(number)
 
-    # Under nohup SIGHUP stays ignored.
-    heard = [n for n in ENDING if signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, hand_on) for number in heard}
+    # Signals that are ignored stay so: SIGHUP is under nohup.
+    heard = [n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, forward) for number in heard}
     try:
-        started.append(subprocess.Popen(words, process_group=0))
-        code = started[0].wait()
+        # A process group of its own: otherwise a terminal's Ctrl-C would reach it
+        # twice, and at the second one training quits without a checkpoint.
+        process = subprocess.Popen(words, process_group=0)
+        code = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return 128 + asked[0] if asked else code
+    return 128 + received[0] if received else code
 
 
 def run(study: Study, folder: pathlib.Path) -> int:
-    """Trains what is not finished, one process at a time; returns an exit code."""
+    """Trains what is not finished, one run at a time; returns an exit code."""
     failed = []
     for point in range(len(study.points)):
         shown = study.workdir(folder, point).name
-        if last_row(study, folder, point) is not None:
-            log(f"[{point + 1}/{len(study.points)}] {shown}: finished before")
+        finished = study.last_row(folder, point) is not None
+        end = ": already finished" if finished else ""
+        log(f"[{point + 1}/{len(study.points)}] {shown}{end}")
+        if finished:
             continue
-        log(f"[{point + 1}/{len(study.points)}] {shown}")
-        code = supervise(arguments(study, folder, point))
+        code = supervise(study.train_command(folder, point))
         if code > 128:
             return code
         if code:
@@ -251,22 +239,19 @@ def command(argv: list[str]) -> int:
     parser = cli.Parser("jaxgpt.grid", __doc__)
     parser.add_argument("--study", required=True, help="YAML or JSON file")
     parser.add_argument("--workdir", help="default: runs/NAME of the study")
-    parser.add_argument("--point", type=int, help="train this one only, and gather not")
+    parser.add_argument("--point", type=int, help="train only this one; no gathering")
     parser.add_argument(
         "--gather", action="store_true", help="train nothing: write CSV and figure"
     )
     args = parser.parse_args(argv)
-    study = read(args.study)
+    study = read_study(args.study)
     folder = configs.user_path(args.workdir or f"runs/{study.name}")
     configs.make_folder(folder)
     if args.point is not None:
-        if not 0 <= args.point < len(study.points):
-            raise UserError(
-                f"--point is 0 .. {len(study.points) - 1} in this study: not "
-                f"{args.point}"
-            )
-        words = arguments(study, folder, args.point)
-        # The run itself gets the signals that a scheduler sends.
+        last = len(study.points) - 1
+        require(0 <= args.point <= last, "--point", f"in [0, {last}]", args.point)
+        words = study.train_command(folder, args.point)
+        # Not a child process: a scheduler's signals must reach the run itself.
         os.execv(words[0], words)
     code = 0 if args.gather else run(study, folder)
     found = gather(study, folder)

@@ -1,4 +1,4 @@
-"""Are the checkpoints of a run what was saved? Exit code 1 where one is not.
+"""Are a run's checkpoints what was saved? Exit code 1 if one is damaged.
 
 python -m jaxgpt.verify --workdir=runs/sigma_char
 """
@@ -9,7 +9,7 @@ from jaxgpt import cli
 
 
 def command(argv: list[str]) -> int:
-    """Checks every digest of every checkpoint and prints a line for each."""
+    """Checks every digest of every checkpoint and prints a line per checkpoint."""
     parser = cli.Parser("jaxgpt.verify", __doc__)
     parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_json()
@@ -28,20 +28,19 @@ def command(argv: list[str]) -> int:
     cli.use_float64(config.model.dtype)
     system = build_system(config)
     optimizer, ema = optimizers.make_optimizer(config), config.optimizer.ema_decay > 0
+    carried = lambda: system.recurrent_state(config.batch_size)
     abstract = jax.eval_shape(
-        lambda key: init_state(
-            system.init(key), optimizer, ema, system.recurrent_state(config.batch_size)
-        ),
+        lambda key: init_state(system.init(key), optimizer, ema, carried()),
         jax.random.key(0),
     )
     checkpoints = Checkpoints(workdir, read_only=True)
-    checkpoints.pick("last")
+    checkpoints.pick("last")  # Refuses a run without checkpoints.
     damaged = {}
     for step in checkpoints.steps():
         try:
             checkpoints.restore(step, abstract, AS_SAVED)
         except DamagedError as error:
-            damaged[str(step)] = str(error)
+            damaged[str(step)] = str(error)  # Text, as JSON's keys are.
         if not args.json:
             print(f"checkpoint {step}: {damaged.get(str(step), 'intact')}")
     if args.json:

@@ -49,7 +49,7 @@ def command(argv: list[str]) -> None:
     for name, least in (("cpus", 1), ("gpus", 0), ("most", 0)):
         if getattr(args, name) < least:
             raise UserError(f"--{name} is at least {least}: not {getattr(args, name)}")
-    study = grid.read(args.study)
+    study = grid.read_study(args.study)
     folder = user_path(args.workdir or f"runs/{study.name}")
     text = SBATCH.format(
         name=study.name,

@@ -35,7 +35,7 @@ def study(tmp_path):
 
 
 def test_points_are_all_combinations(study):
-    read = grid.read(study())
+    read = grid.read_study(study())
     assert read.points == [
         {"steps": "2", "eval_interval": "2", "gssm.graph_seed": seed,
          "optimizer.learning_rate": rate}
@@ -71,7 +71,7 @@ def test_it_trains_what_is_missing_and_gathers(study, tmp_path, monkeypatch, cap
 def test_values_are_shown_whole_and_files_by_name(study, tmp_path):
     shown = map(grid.short, ["0.05", "1e-3", "-2", "data/graphs/easy.yaml", ""])
     assert list(shown) == ["0.05", "1e-3", "-2", "easy", ""]
-    read = grid.read(study())
+    read = grid.read_study(study())
     names = [read.workdir(tmp_path, point).name for point in range(2)]
     assert names == ["000-graph_seed=0-learning_rate=1e-3",
                      "001-graph_seed=0-learning_rate=0.01"]  # fmt: skip
@@ -84,7 +84,7 @@ def test_the_figure_names_the_values_tried_and_the_field_of_its_lines(
 
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
-    read = grid.read(study())
+    read = grid.read_study(study())
     results = [p | {"val_gap": 0.5 / (i + 1)} for i, p in enumerate(read.points)]
     grid.plot(read, results, tmp_path / "f.png")
     (axes,) = drawn[0].axes
@@ -95,22 +95,22 @@ def test_the_figure_names_the_values_tried_and_the_field_of_its_lines(
 
 
 def test_a_run_without_its_last_evaluation_is_not_finished(study, tmp_path):
-    read = grid.read(study())
+    read = grid.read_study(study())
     workdir = read.workdir(tmp_path, 0)
     workdir.mkdir()
     rows = [{"step": 0, "val_loss": 3.0, "val_gap": 1.0}, {"step": 2, "loss": 2.0}]
     lines = [json.dumps(row) + "\n" for row in rows]
     (workdir / "metrics.jsonl").write_text("".join(lines))
-    assert grid.last_row(read, tmp_path, 0) is None
+    assert read.last_row(tmp_path, 0) is None
     assert grid.gather(read, tmp_path) == 0
     evaluated = rows[1] | {"val_loss": 2.0, "val_gap": 0.5}
     (workdir / "metrics.jsonl").write_text(lines[0] + json.dumps(evaluated) + "\n")
-    assert grid.last_row(read, tmp_path, 0) == evaluated
+    assert read.last_row(tmp_path, 0) == evaluated
 
 
 def test_a_run_that_ran_out_of_patience_is_finished(study, tmp_path):
     overrides = {"steps": 100, "patience": 2}
-    read = grid.read(study(overrides=overrides))
+    read = grid.read_study(study(overrides=overrides))
     workdir = read.workdir(tmp_path, 0)
     workdir.mkdir()
     for losses, finished in (([3.0, 2.0, 2.5], False), ([3.0, 2.0, 2.5, 2.1], True)):
@@ -118,7 +118,7 @@ def test_a_run_that_ran_out_of_patience_is_finished(study, tmp_path):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (workdir / "metrics.jsonl").write_text(text)
         expected = rows[-1] if finished else None
-        assert grid.last_row(read, tmp_path, 0) == expected
+        assert read.last_row(tmp_path, 0) == expected
 
 
 def test_a_failed_run_is_named_and_the_others_go_on(
@@ -171,7 +171,7 @@ def test_a_signal_is_handed_on_once_and_the_run_is_waited_for(number):
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")))
 def test_shipped_studies_can_be_run(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    read = grid.read(str(path))
+    read = grid.read_study(str(path))
     assert len({read.workdir(ROOT, i) for i in range(len(read.points))}) >= 12
 
 
@@ -180,18 +180,18 @@ def test_shipped_studies_can_be_run(path, monkeypatch):
     [
         ({"config": "none.py"}, "no config file"),
         ({"grid": {"stepz": [1]}, "x": "stepz", "lines": ""}, "unknown config key"),
-        ({"grid": {"steps": []}}, "grid.steps is a list of values"),
-        ({"grid": {"steps": 3}}, "grid.steps is a list of values"),
-        ({"x": "steps"}, "x 'steps' is no field of its grid"),
-        ({"lines": "steps"}, "lines 'steps' is no field"),
-        ({"y": None}, "has no y"),
+        ({"grid": {"steps": []}}, "grid.steps must be a list of values"),
+        ({"grid": {"steps": 3}}, "grid.steps must be a list of values"),
+        ({"x": "steps"}, "x must be a field of its grid, got 'steps'"),
+        ({"lines": "steps"}, "lines must be a field of its grid, got 'steps'"),
+        ({"y": None}, "y must be text, got None"),
         ({"yy": "val_gap"}, "has unknown 'yy'"),
         ({"overrides": {"steps": "many"}}, "steps must be an integer, got 'many'"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused(study, changes, expected):
     with pytest.raises(UserError, match=expected) as caught:
-        grid.read(study(**changes))
+        grid.read_study(study(**changes))
     assert "\n" not in str(caught.value)
 
 
@@ -199,11 +199,11 @@ def test_a_study_that_cannot_be_is_refused(study, changes, expected):
 def test_what_is_no_study_is_refused(tmp_path, text):
     (tmp_path / "s.yaml").write_text(text)
     with pytest.raises(UserError, match="study"):
-        grid.read(str(tmp_path / "s.yaml"))
+        grid.read_study(str(tmp_path / "s.yaml"))
 
 
 def test_a_point_outside_the_study_is_refused(study, tmp_path):
-    with pytest.raises(UserError, match=r"--point is 0 \.\. 3 in this study: not 4"):
+    with pytest.raises(UserError, match=r"--point must be in \[0, 3\], got 4"):
         grid.command([f"--study={study()}", f"--workdir={tmp_path}", "--point=4"])
 
 

@@ -19,7 +19,7 @@ def run(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "jaxgpt.plan", *arguments],
         cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if k not in plan.QUIET},
+        env={k: v for k, v in os.environ.items() if k not in plan.ENVIRONMENT},
         capture_output=True,
         text=True,
         timeout=400,
@@ -51,7 +51,7 @@ def test_a_step_is_compiled_for_a_slice():
 def test_an_unknown_topology_is_one_line(name):
     ran = run("--config=configs/sigma_text.py:tiny", f"--topology={name}")
     assert ran.returncode == 2
-    assert ran.stderr.startswith(f"error: --topology='{name}' is not known: there are")
+    assert ran.stderr.startswith(f"error: unknown --topology='{name}': there are")
     assert ran.stderr.count("\n") == 1
 
 
