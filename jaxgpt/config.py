@@ -15,9 +15,11 @@ import functools
 import importlib.util
 import json
 import math
+import operator
 import pathlib
 import pkgutil
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -40,41 +42,46 @@ GROUPS = {
     "gssm": "jaxgpt.systems.gssm.config:GSSMConfig",
     "memory": "jaxgpt.systems.memory.config:MemoryConfig",
 }
-TYPE_RULES = {
-    int: "an integer",
-    float: "a finite number",
-    bool: "true or false",
-    str: "text",
+
+
+def _to_int(value: Any) -> int:
+    number = float(value)  # Reads 1e3 and 7.0 too.
+    if not number.is_integer():
+        raise ValueError
+    # Digits are read exactly: floats skip integers above 2^53.
+    return int(value) if str(value).lstrip("+-").isdigit() else int(number)
+
+
+def _to_float(value: Any) -> float:
+    if not math.isfinite(number := float(value)):
+        raise ValueError
+    return number
+
+
+_TRUTH = {"true": True, "1": True, "false": False, "0": False}
+# {type: (how a value, possibly text, is read; what it must be)}
+_READERS: dict[type, tuple[Callable[[Any], Any], str]] = {
+    int: (_to_int, "an integer"),
+    float: (_to_float, "a finite number"),
+    bool: (lambda value: _TRUTH[str(value).lower()], "true or false"),
+    str: (str, "text"),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """A config field; its type is that of its default.
-
-    Attributes:
-      default: its value in `base()`.
-      help: one line for --help.
-      choices: all values it may have; empty for any.
-      min: smallest value allowed.
-      max: largest value allowed.
-      above: exclusive lower limit.
-      below: exclusive upper limit.
-      resumable: may change when a run is resumed.
-      architecture: fixed by the weights that `init_from` starts from.
-      after_training: may be overridden when a finished run is read.
-    """
+    """A config field; its type is that of its default."""
 
     default: int | float | str | bool
     help: str
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()  # empty for any value
     min: float | None = None
     max: float | None = None
-    above: float | None = None
+    above: float | None = None  # exclusive, as `below`
     below: float | None = None
-    resumable: bool = False
-    architecture: bool = False
-    after_training: bool = False
+    resumable: bool = False  # may change when a run is resumed
+    architecture: bool = False  # is taken over from the weights of `init_from`
+    after_training: bool = False  # may change when a finished run is read
 
     def parse(self, key: str, value: Any) -> Any:
         """Returns a value, possibly text, as the type of the field.
@@ -82,31 +89,24 @@ class Option:
         Raises:
           UserError: for a value the field cannot have.
         """
-        kind = type(self.default)
+        read, rule = _READERS[type(self.default)]
         try:
-            parsed = _BY_TYPE[kind](value)
+            parsed = read(value)
         except (KeyError, ValueError, TypeError, OverflowError):
             parsed = None
-        require(parsed is not None, key, TYPE_RULES[kind], value)
+        require(parsed is not None, key, rule, value)
         if self.choices:
             rule = f"one of {', '.join(self.choices)}"
             require(parsed in self.choices, key, rule, parsed)
-        allowed = (
-            (self.min is None or parsed >= self.min)
-            and (self.max is None or parsed <= self.max)
-            and (self.above is None or parsed > self.above)
-            and (self.below is None or parsed < self.below)
-        )
-        require(allowed, key, self._range, parsed)
+        for holds, sign, limit in (
+            (operator.ge, ">=", self.min),
+            (operator.le, "<=", self.max),
+            (operator.gt, ">", self.above),
+            (operator.lt, "<", self.below),
+        ):
+            if limit is not None:
+                require(holds(parsed, limit), key, f"{sign} {limit}", parsed)
         return parsed
-
-    @property
-    def _range(self) -> str:
-        if self.max is None and self.below is None:
-            return f">= {self.min}" if self.above is None else f"> {self.above}"
-        low = f"({self.above}" if self.min is None else f"[{self.min}"
-        high = f"{self.below})" if self.max is None else f"{self.max}]"
-        return f"in {low}, {high}"
 
 
 def option(default: int | float | str | bool, help: str, **attributes: Any) -> Any:
@@ -143,29 +143,6 @@ def options() -> dict[str, Option]:
 def keys_that(attribute: str) -> list[str]:
     """Returns the keys whose option has an attribute, such as "resumable"."""
     return [key for key, field in options().items() if getattr(field, attribute)]
-
-
-def _to_int(value: Any) -> int:
-    number = float(value)  # Reads 1e3 and 7.0 too.
-    if not number.is_integer():
-        raise ValueError
-    # Digits are read exactly: a float holds no seed above 2^53.
-    return int(value) if str(value).lstrip("+-").isdigit() else int(number)
-
-
-def _to_float(value: Any) -> float:
-    if not math.isfinite(number := float(value)):
-        raise ValueError
-    return number
-
-
-_TRUTH = {"true": True, "1": True, "false": False, "0": False}
-_BY_TYPE: dict[type, Any] = {
-    int: _to_int,
-    float: _to_float,
-    bool: lambda value: _TRUTH[str(value).lower()],
-    str: str,
-}
 
 
 def user_path(name: str) -> pathlib.Path:
@@ -275,12 +252,10 @@ def after_training_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]
     for key in overrides:
         check_key(key)
         if key not in allowed:
-            groups_allowed = dict.fromkeys(
-                f"{k.partition('.')[0]}.*" if "." in k else k for k in allowed
-            )
+            shown = dict.fromkeys(re.sub(r"\..*", ".*", name) for name in allowed)
             raise UserError(
                 f"--config.{key} is for training: a finished run can only change "
-                + ", ".join(groups_allowed)
+                + ", ".join(shown)
             )
     return rest, overrides
 

@@ -247,7 +247,7 @@ def test_options_are_not_abbreviated(refused):
         ("optimizer.learning_rate=-1", "optimizer.learning_rate must be >= 0, got -1"),
         ("system=rnn", "system must be one of sigma, sigma-task, causal"),
         ("accumulation=3", "batch_size must be divisible by accumulation 3"),
-        ("seed=99999999999999999999", "seed must be in [0, 4294967295], got"),
+        ("seed=99999999999999999999", "seed must be <= 4294967295, got"),
         ("model.n_head=5", "model.n_embd must be divisible by model.n_head 5"),
         ("model.vocab_size=3", "model.vocab_size 3 is less than the 65"),
         ("model.block_size=200000", "its val split has 111540 tokens"),

@@ -19,33 +19,27 @@ class DataConfig(OptionGroup):
     # Resumable: data may move. The vocabulary of a run is compared on its own.
     path: str = option(
         "data/shakespeare.txt",
-        "a text file, a folder of text files, or a folder of nanoGPT .bin files; "
-        "gssm: an HDF5 file, or empty to draw sequences as they are needed; memory: a "
-        "folder of documents, or empty for the recall task",
+        "a text file, a folder of them, or of nanoGPT .bin files; gssm: an HDF5 file, "
+        "or empty to draw sequences; memory: a folder of documents, or empty to recall",
         resumable=True,
     )
     tokenizer: str = option("char", "vocabulary of the text", choices=TOKENIZERS)
     vocab_size: int = option(
         0, "sentencepiece: tokens to train for; 0 uses those of its model", min=0
     )
-    sentencepiece_model: str = option(
-        "", "sentencepiece: a .model file to use; without it one is trained"
-    )
+    sentencepiece_model: str = option("", "a .model file; empty trains one")
     sentencepiece_type: str = option(
         "unigram", "sentencepiece: how one is trained", choices=("unigram", "bpe")
     )
     split: str = option(
         "end",
-        "which part is held out: the end of the text (as nanoGPT), or chunks of it "
-        "drawn with split_seed (as teenyGPT)",
+        "held out: the end of the text (nanoGPT), or chunks of it (teenyGPT)",
         choices=("end", "chunks"),
     )
     val_fraction: float = option(
         0.1, "share of the text held out for validation", above=0, below=1
     )
-    test_fraction: float = option(
-        0.0, "share held out for testing; 0 has no test split", min=0
-    )
+    test_fraction: float = option(0.0, "share held out for testing", min=0)
     chunk_tokens: int = option(10000, "split=chunks: tokens per chunk", min=2)
     split_seed: int = option(0, "split=chunks: seed of their order", min=0)
 

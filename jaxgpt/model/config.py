@@ -10,6 +10,7 @@ from jaxgpt.config import OptionGroup, option
 from jaxgpt.errors import UserError, require
 
 POSITIONS = ("learned", "sinusoidal", "learned-sinusoidal", "alibi", "rope", "none")
+PAIRS = ("halves", "neighbours")  # of channels of a head
 NORMS = ("layer", "rms", "none")
 
 
@@ -35,23 +36,14 @@ class ModelConfig(OptionGroup):
         0.0, "probability of dropping an activation", min=0, below=1
     )
     positions: str = _option(
-        "learned",
-        "position encoding; σ-GPT's are learned or sinusoidal",
-        choices=POSITIONS,
+        "learned", "encoding; σ-GPT's are learned or sinusoidal", choices=POSITIONS
     )
-    sinusoid_scale: float = _option(
-        0.03, "sinusoidal: amplitude, about that of initial token embeddings"
-    )
-    rope_theta: float = _option(
-        1e4, "RoPE: ratio of the highest frequency to the lowest", min=1
-    )
-    rope_frequency: float = _option(
-        1.0, "RoPE: the highest frequency, in radians per token"
-    )
+    # About the amplitude of initial token embeddings.
+    sinusoid_scale: float = _option(0.03, "sinusoidal: amplitude")
+    rope_theta: float = _option(1e4, "RoPE: highest over lowest frequency", min=1)
+    rope_frequency: float = _option(1.0, "RoPE: highest frequency, radians per token")
     rope_pairs: str = _option(
-        "halves",
-        "RoPE: channel k of a head pairs with k + half of its width, or 2k with 2k + 1",
-        choices=("halves", "neighbours"),
+        "halves", "RoPE: k with k + half, or 2k with 2k + 1", choices=PAIRS
     )
     norm: str = _option("layer", "before attention and feed-forward", choices=NORMS)
     norm_epsilon: float = _option(1e-5, "added to a norm's variance", min=0)
@@ -66,18 +58,15 @@ class ModelConfig(OptionGroup):
         choices=("gelu", "gelu_tanh", "relu", "swiglu"),
     )
     feed_forward_width: int = _option(
-        0, "0 is 4 n_embd, or two thirds of it for swiglu: as many weights", min=0
+        0, "0 is 4 n_embd; for swiglu 8/3 n_embd: as many weights", min=0
     )
     tied_head: bool = _option(True, "logits from the token table, not from their own")
     init: str = _option(
         "gpt2",
-        "of matrices: normal with standard deviation 0.02, less into the residual "
-        "stream; or width_in ^ -0.5, truncated at three standard deviations",
+        "of matrices: std 0.02, less into the residual stream, or fan_in ^ -0.5",
         choices=("gpt2", "fan_in"),
     )
-    key_width: int = _option(
-        0, "width of a head's queries and keys; 0 is that of its values", min=0
-    )
+    key_width: int = _option(0, "of queries and keys; 0 is that of values", min=0)
     qk_norm: bool = _option(False, "scale queries and keys to root mean square 1")
     dtype: str = option(
         "float32",
@@ -86,15 +75,12 @@ class ModelConfig(OptionGroup):
     )
     remat: str = option(
         "none",
-        "recompute in the backward pass, to save memory: nothing, all of a block but "
-        "its matrix products, or all of it",
+        "recompute in the backward pass: nothing, all but matrix products, or all",
         choices=("none", "dots", "full"),
         resumable=True,
     )
     scan_layers: bool = option(
-        False,
-        "compile one block and loop over the layers: minutes less for deep models",
-        resumable=True,
+        False, "compile one block and loop over the layers", resumable=True
     )
     # Set by the system: a token `vocab_size`, read first at position `block_size` and
     # never predicted; norms that depend on the target position; and the kernels, "cpu"
@@ -105,37 +91,24 @@ class ModelConfig(OptionGroup):
 
     def __post_init__(self) -> None:
         """Raises UserError for widths that do not divide or are odd."""
-        heads = f"divisible by model.n_head {self.n_head}"
-        require(self.n_embd % self.n_head == 0, "model.n_embd", heads, self.n_embd)
+        rule = f"divisible by model.n_head {self.n_head}"
+        require(self.n_embd % self.n_head == 0, "model.n_embd", rule, self.n_embd)
         multiple = {"sinusoidal": 2, "learned-sinusoidal": 2, "double-sinusoidal": 4}
+        # Sinusoids are pairs of sine and cosine, double ones two halves of pairs.
         divisor = multiple.get(self.positions, 1)
-        require(
-            self.n_embd % divisor == 0,
-            "model.n_embd",
-            f"divisible by {divisor} with {self.positions} positions",
-            self.n_embd,
-            "sinusoids are pairs of sine and cosine, double ones two halves of pairs",
-        )
+        rule = f"divisible by {divisor} with {self.positions} positions"
+        require(self.n_embd % divisor == 0, "model.n_embd", rule, self.n_embd)
         if self.key_width and (self.qk_norm or self.positions == "rope"):
             raise UserError(
                 f"model.key_width={self.key_width} is incompatible with model.qk_norm "
                 "and with model.positions=rope: leave it at 0"
             )
-        width = self.n_embd // self.n_head
-        require(
-            self.positions != "rope" or width % 2 == 0,
-            "model.n_embd / model.n_head",
-            "even with model.positions=rope",
-            width,
-            "RoPE rotates pairs of channels",
-        )
-        require(
-            self.vocab_size >= 1,
-            "model.vocab_size",
-            ">= 1",
-            self.vocab_size,
-            "the data or a tokenizer sets it",
-        )
+        if self.positions == "rope":  # It rotates pairs of channels.
+            width, rule = self.n_embd // self.n_head, "even with model.positions=rope"
+            require(width % 2 == 0, "model.n_embd / model.n_head", rule, width)
+        remedy = "the data or a tokenizer sets it"
+        V = self.vocab_size
+        require(V >= 1, "model.vocab_size", ">= 1", V, remedy)
 
     @property
     def param_dtype(self) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from jaxgpt.config import OptionGroup, option
+
+_resumable = functools.partial(option, resumable=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,21 +17,12 @@ class MeshConfig(OptionGroup):
     What the devices must satisfy is checked by `sharding.make_mesh`, which knows them.
     """
 
-    data: int = option(
-        0,
-        "devices that split a batch; 0 is all that fsdp and tensor leave",
-        min=0,
-        resumable=True,
+    data: int = _resumable(
+        0, "devices that split a batch; 0 is all that fsdp and tensor leave", min=0
     )
-    fsdp: int = option(
-        1,
-        "devices that split a batch, and parameters and optimizer moments too",
-        min=1,
-        resumable=True,
+    fsdp: int = _resumable(
+        1, "devices that split a batch, and parameters and moments too", min=1
     )
-    tensor: int = option(
-        1,
-        "devices that split heads, feed-forwards and the vocabulary",
-        min=1,
-        resumable=True,
+    tensor: int = _resumable(
+        1, "devices that split heads, feed-forwards and the vocabulary", min=1
     )

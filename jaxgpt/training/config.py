@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from ml_collections import ConfigDict
 
 from jaxgpt.config import MAX_SEED, OptionGroup, option
 from jaxgpt.errors import require
 from jaxgpt.systems.registry import SYSTEMS
+
+_resumable = functools.partial(option, resumable=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,72 +22,45 @@ class RunConfig(OptionGroup):
         "sigma", "what is trained", choices=tuple(SYSTEMS), after_training=True
     )
     seed: int = option(1337, "seed of every random stream", min=0, max=MAX_SEED)
-    steps: int = option(5000, "optimizer steps", min=1, resumable=True)
+    steps: int = _resumable(5000, "optimizer steps", min=1)
     batch_size: int = option(64, "sequences per step over all devices", min=1)
     accumulation: int = option(1, "micro-batches a step is split into", min=1)
     init_from: str = option(
         "", "start from the parameters of this run, or of a GPT-2 folder or name"
     )
-    patience: int = option(
-        0,
-        "stop after this many evaluations without a lower loss; 0 never",
-        min=0,
-        resumable=True,
+    patience: int = _resumable(
+        0, "stop after this many evaluations without a lower loss; 0 never", min=0
     )
     deterministic: bool = option(
-        False,
-        "sum gradients in a fixed order: the same bits on any number of devices that "
-        "divides deterministic_groups",
+        False, "the same bits on any number of devices dividing deterministic_groups"
     )
     deterministic_groups: int = option(
-        8, "groups of rows that deterministic sums one after another", min=1
+        8, "groups of rows that deterministic sums in a fixed order", min=1
     )
-    eval_interval: int = option(250, "steps between evaluations", min=1, resumable=True)
-    eval_sequences: int = option(
-        256, "fixed windows per split and evaluation", min=1, resumable=True
+    eval_interval: int = _resumable(250, "steps between evaluations", min=1)
+    eval_sequences: int = _resumable(256, "windows per split and evaluation", min=1)
+    checkpoint_interval: int = _resumable(250, "steps between checkpoints", min=1)
+    keep: int = _resumable(2, "latest checkpoints kept, besides the best", min=1)
+    nonfinite: str = _resumable(
+        "stop", "what to do at a loss or gradient not finite", choices=("stop", "skip")
     )
-    checkpoint_interval: int = option(
-        250, "steps between checkpoints", min=1, resumable=True
+    log_interval: int = _resumable(10, "steps between metrics lines", min=1)
+    profile: str = _resumable(
+        "", "steps to trace, FIRST:LAST, for XProf; also times the parts of a step"
     )
-    keep: int = option(
-        2, "latest checkpoints kept, in addition to the best", min=1, resumable=True
-    )
-    nonfinite: str = option(
-        "stop",
-        "a step whose loss or gradient is not finite stops the run, or is skipped",
-        choices=("stop", "skip"),
-        resumable=True,
-    )
-    log_interval: int = option(10, "steps between metrics lines", min=1, resumable=True)
-    profile: str = option(
-        "",
-        "steps to trace for XProf, FIRST:LAST, into profile/ of the run; also reports "
-        "where the time of a step goes",
-        resumable=True,
-    )
-    tensorboard: bool = option(
-        False, "also write TensorBoard events (extra: tracking)", resumable=True
-    )
-    wandb_project: str = option(
-        "", "also log to this Weights & Biases project", resumable=True
-    )
+    tensorboard: bool = _resumable(False, "also write TensorBoard events")
+    wandb_project: str = _resumable("", "also log to this Weights & Biases project")
 
     @staticmethod
     def validate(config: ConfigDict) -> None:
         """Checks that the batch divides, and the format of `profile`."""
-        rows, groups = config.batch_size, config.deterministic_groups
-        require(
-            rows % config.accumulation == 0,
-            "batch_size",
-            f"divisible by accumulation {config.accumulation}",
-            rows,
-        )
-        require(
-            not config.deterministic or rows % groups == 0,
-            "batch_size",
-            f"divisible by deterministic_groups {groups}",
-            rows,
-        )
+        rows, parts = config.batch_size, config.accumulation
+        rule = f"divisible by accumulation {parts}"
+        require(rows % parts == 0, "batch_size", rule, rows)
+        if config.deterministic:
+            rule = f"divisible by deterministic_groups {config.deterministic_groups}"
+            divides = rows % config.deterministic_groups == 0
+            require(divides, "batch_size", rule, rows)
         profiled_steps(config.profile)
 
 
@@ -98,27 +74,18 @@ class OptimizerConfig(OptionGroup):
     warmup_from_zero: bool = option(
         False, "the first step's rate is 0, not peak / (warmup_steps + 1)"
     )
-    decay_steps: int = option(
-        0, "step at which the cosine ends; 0 is the last step", min=0
-    )
+    decay_steps: int = option(0, "step the cosine ends at; 0 is the last", min=0)
     rates: str = option(
-        "",
-        "instead of the cosine: rates from given steps on, like 2000:2e-5,6000:4e-6; "
-        "learning_rate before the first",
+        "", "constant rates from steps on, not the cosine: 2000:2e-5,6000:4e-6"
     )
     beta1: float = option(0.9, "AdamW: decay of the first moment", min=0)
     beta2: float = option(0.99, "AdamW: decay of the second moment", min=0)
     weight_decay: float = option(0.1, "AdamW: decay of parameters", min=0)
-    decays: str = option(
-        "matrices", "AdamW: which parameters decay", choices=("matrices", "all")
-    )
+    decays: str = option("matrices", "AdamW: what decays", choices=("matrices", "all"))
     grad_clip: float = option(1.0, "maximum global gradient norm; 0 never clips", min=0)
+    # Evaluation and sampling then use the average.
     ema_decay: float = option(
-        0.0,
-        "keep an average of the parameters with this decay per step, and evaluate and "
-        "sample with it; 0 keeps none",
-        min=0,
-        below=1,
+        0.0, "decay per step of an average of parameters; 0 keeps none", min=0, below=1
     )
 
     @staticmethod

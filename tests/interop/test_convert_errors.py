@@ -350,7 +350,7 @@ def test_heads_that_do_not_divide(refused, tmp_path, heads):
         ({"dropout": None}, "has dropout None: it is a number"),
         ({"dropout": True}, "has dropout True: it is a number"),
         ({"dropout": float("nan")}, "has dropout nan"),
-        ({"dropout": 1.0}, "model.dropout must be in [0, 1), got 1.0"),
+        ({"dropout": 1.0}, "model.dropout must be < 1, got 1.0"),
         ({"dropout": -0.1}, "model.dropout"),
         ({"dropout": 10**400}, "has dropout"),
     ],

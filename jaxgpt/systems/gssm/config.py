@@ -11,21 +11,13 @@ from jaxgpt.config import MAX_SEED, OptionGroup, option
 class GSSMConfig(OptionGroup):
     """The graph that sequences are drawn from."""
 
-    graph: str = option(
-        "data/graphs/easy.yaml",
-        "a JSON or YAML file with the nodes, or the JSON itself (as a run keeps it)",
-    )
-    sequences: int = option(
-        0, "train on the first this many sequences only; 0 on all there are", min=0
-    )
-    graph_seed: int = option(
-        0, "seed of the graph's transition kernels", min=0, max=MAX_SEED
-    )
+    # A run keeps the JSON, so that it does not need the file any more.
+    graph: str = option("data/graphs/easy.yaml", "a JSON or YAML file, or the JSON")
+    sequences: int = option(0, "train on the first so many; 0 on all", min=0)
+    graph_seed: int = option(0, "seed of the kernels", min=0, max=MAX_SEED)
     clip: float = option(
-        1e-10, "smallest probability in a kernel; 0 leaves zeros", min=0, below=1
+        1e-10, "minimum probability in a kernel; 0 leaves zeros", min=0, below=1
     )
     first_token: str = option(
-        "start",
-        "sequences begin with the start state 0, or with the first token drawn",
-        choices=("start", "drawn"),
+        "start", "a sequence's: the start state 0, or drawn", choices=("start", "drawn")
     )

@@ -22,20 +22,15 @@ class MemoryConfig(OptionGroup):
 
     mode: str = option(
         "associative",
-        "what is read from the memory: vectors joined with the input (VardaGPT); keys "
-        "and values in one layer's attention (Memorizing Transformer); the next token "
-        "of similar states, mixed into the prediction without training (kNN-LM)",
+        "what is read: vectors joined with the input (VardaGPT); keys and values in "
+        "attention (Memorizing Transformer); next tokens, without training (kNN-LM)",
         choices=("associative", "attention", "output"),
     )
     reading: str = option(
-        "on",
-        "read the row's own memory, none, or another row's",
-        choices=("on", "off", "shuffled"),
+        "on", "own memory, none, or another row's", choices=("on", "off", "shuffled")
     )
     memory_size: int = option(1024, "maximum entries of a row; more evict", min=1)
-    memory_dim: int = option(
-        0, "associative: width of a stored vector; 0 is n_embd", min=0
-    )
+    memory_dim: int = option(0, "width of a stored vector; 0 is n_embd", min=0)
     num_search_results: int = option(5, "entries read for each token", min=1)
     shared: bool = option(False, "all rows of a batch share one memory")
     eviction: str = option(
@@ -45,7 +40,7 @@ class MemoryConfig(OptionGroup):
     )
     keep: str = option(
         "all",
-        "in evaluation and sampling: store all, or what the store decision keeps",
+        "evaluation, sampling: store all, or what the store decision keeps",
         choices=("all", "decided"),
     )
     forgetfulness_factor: float = option(
@@ -54,27 +49,16 @@ class MemoryConfig(OptionGroup):
     decay: float = option(
         1.0, "training: factor on the strength of an entry per step", min=0, max=1
     )
-    context: int = option(
-        3,
-        "associative: tokens that make an address, each with 0.6 of the next's weight",
-        min=1,
-    )
+    # Each token of an address has 0.6 of the weight of the next.
+    context: int = option(3, "associative: tokens that make an address", min=1)
     store_layer: int = option(
-        0,
-        "associative: the hidden state that is stored: 0 is the input of the first "
-        "block, i the output of the i-th, -1 the last one's norm",
+        0, "associative: block whose output is stored; 0 the input, -1 the final norm"
     )
     join_std: float = option(
-        0.0,
-        "associative: standard deviation of initial weights on what is read; 0 reads "
-        "nothing",
+        0.0, "associative: initial weights on what is read; 0 reads nothing"
     )
-    budget: float = option(
-        0.0,
-        "associative: loss per entry kept, ramped up from 0.2 to 0.4 of the steps; "
-        "store decisions are then sampled in training",
-        min=0,
-    )
+    # Ramped up from 0.2 to 0.4 of the steps; store decisions are then sampled.
+    budget: float = option(0.0, "associative: loss per entry kept", min=0)
     delete: bool = option(False, "associative: the model also deletes what it read")
     layer: int = option(-1, "attention: the block that reads; -1 is the last")
     weight: float = option(
@@ -84,16 +68,12 @@ class MemoryConfig(OptionGroup):
         1.0, "output: of distances, each divided by the width", min=1e-6
     )
     index_type: str = option(
-        "flat",
-        "exact search, or an approximate one",
-        choices=("flat", "ivf", "compressed", "graph"),
+        "flat", "flat is exact", choices=("flat", "ivf", "compressed", "graph")
     )
     num_clusters: int = option(100, "ivf, compressed: clusters", min=1)
     num_probes: int = option(8, "ivf, compressed: clusters searched", min=1)
     code_bytes: int = option(64, "compressed: bytes of a code", min=1)
-    candidates: int = option(
-        16, "compressed: candidates ranked exactly, per entry read", min=1
-    )
+    candidates: int = option(16, "compressed: ranked exactly, per entry read", min=1)
     links: int = option(32, "graph: links of a node (HNSW's M)", min=2)
     ef_construction: int = option(40, "graph: breadth while building", min=1)
     ef_search: int = option(64, "graph: breadth while searching", min=1)
@@ -105,13 +85,9 @@ class MemoryConfig(OptionGroup):
         if config.system != "memory":
             return
         c = config.memory
-        require(
-            config.accumulation == 1,
-            "accumulation",
-            "1 for system=memory",
-            config.accumulation,
-            "the memory changes with every segment",
-        )
+        # The memory changes with every segment: micro-batches would not be equal.
+        parts = config.accumulation
+        require(parts == 1, "accumulation", "1 for system=memory", parts)
         if config.deterministic:
             _check_deterministic(c)
         layers = config.model.n_layer

@@ -25,22 +25,13 @@ class SigmaConfig(OptionGroup):
     left_to_right_share: float = option(
         0.0, "share of sequences read left to right whatever the order", min=0, max=1
     )
-    begin_token: bool = option(
-        False, "read a begin token first, so that the first token is modelled too"
-    )
-    adaptive_norm: bool = option(
-        False, "scale and shift each block's norms by the target position (AdaLN)"
-    )
+    begin_token: bool = option(False, "a token read first, to model the first one too")
+    adaptive_norm: bool = option(False, "norms depend on the target position (AdaLN)")
 
     @staticmethod
     def validate(config: ConfigDict) -> None:
         """Checks that σ-GPT's positions can be double: own and target position."""
-        positions = config.model.positions
-        require(
-            not config.system.startswith("sigma")
-            or positions in ("learned", "sinusoidal"),
-            "model.positions",
-            "learned or sinusoidal for σ-GPT",
-            positions,
-            "its positions are double, the others are for causal models",
-        )
+        rule, positions = "learned or sinusoidal for σ-GPT", config.model.positions
+        if config.system.startswith("sigma"):
+            double = positions in ("learned", "sinusoidal")
+            require(double, "model.positions", rule, positions)

@@ -115,7 +115,7 @@ def test_generate_writes_what_training_reads(tmp_path, capsys):
         (generate, ["--output={0}/g.json"], "exists: name a new file"),
         (generate, ["--config={1}/configs/sigma_char.py"], "of system sigma: not gssm"),
         (generate, ["--config.gssm.graph=none.yaml"], "no graph file 'none.yaml'"),
-        (generate, ["--config.gssm.clip=1"], "gssm.clip must be in [0, 1), got 1.0"),
+        (generate, ["--config.gssm.clip=1"], "gssm.clip must be < 1, got 1.0"),
         (entropy, [], "one of the arguments --config --graph is required"),
         (entropy, ["--config={1}/configs/sigma_char.py"], "of system sigma: not gssm"),
         (entropy, ["--graph={0}/none.json"], "no graph file"),
