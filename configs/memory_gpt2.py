@@ -13,8 +13,8 @@ variant      what                           hardware             time    val. lo
 :laptop-off  the same, reading masked       the same             40 s    4.441, 4.415
 :tiny        2 layers, 16, block 16         the same             seconds
 
-Times are of the processor. Losses are those of training, on the first segments of four
-plays; docs/memory.md has the test plays.
+Times are CPU time. Losses are validation losses during training, on the first segments
+of four plays; docs/memory.md has the test plays.
 """
 
 from jaxgpt.config import base, override, with_variant
@@ -62,7 +62,7 @@ def get_config(variant=""):
         "model.block_size": 64,
         "model.bias": False,
         "model.activation": "gelu",
-        # Token embeddings, and with them addresses, change little in a step.
+        # Larger token embeddings: they, and with them addresses, change less per step.
         "model.init": "fan_in",
         "memory.memory_size": 1024,
         "memory.memory_dim": 128,

@@ -1,4 +1,4 @@
-"""σ-GPT on Shakespeare's characters, with what was learned since the paper.
+"""σ-GPT on Shakespeare's characters, with improvements since the paper.
 
 python -m jaxgpt.train --config=configs/sigma_plus_char.py:laptop
 
@@ -8,9 +8,9 @@ variant   size                      hardware            time   validation loss, 
 :laptop   4 layers, 128, block 64   2 cores, Intel Xeon 4 min  2.173 / 2.041 (seed 0)
 :tiny     2 layers, 32, block 32    the same            5 s    3.636 / 3.636
 
-configs/sigma_char.py and its variants, with norms that adapt to the target position
-(arXiv 2506.19935), averaged parameters, a tenth of the texts read left to right, and a
-beginning token, so that it models whole texts and can start from nothing.
+configs/sigma_char.py and its variants, with norms that depend on the target
+position (arXiv 2506.19935), averaged parameters, a tenth of the sequences read left to
+right, and a begin token, so that it models whole texts and needs no prompt.
 """
 
 import pathlib

@@ -2,14 +2,13 @@
 
 python -m jaxgpt.train --config=configs/sigma_task.py:maze-laptop
 
-Variants: TASK is the original's size, data and schedule, for one accelerator; the
-paper's accuracies could not be had. TASK-laptop is a small one for two cores. TASK-tiny
-is for tests. Of every task the original's sizes 17K, 4M, 37M, 122M and 352M are
-variants too: maze-122M.
+Variants: TASK has the original's size, data and schedule, for one accelerator; the
+paper's accuracies were not available. TASK-laptop is a small one for two cores,
+TASK-tiny is for tests. The original's sizes 17K, 4M, 37M, 122M and 352M are variants of
+every task too: maze-122M.
 
-Seen of TASK-laptop on 2 cores (docs/sigma-tasks.md has more, and names them): what is
-right of the sequences generated for held-out problems in random order, and in exact
-bursts; model calls of a burst.
+Results of TASK-laptop on 2 cores (more in docs/sigma-tasks.md): accuracy on held-out
+problems, generated in random order and in exact bursts; model calls per burst.
 
 maze         0.887  0.902   8.2 for 63 tokens; about 52 minutes
 product      1.00   1.00    8.0 for 64
@@ -29,12 +28,12 @@ rpl          0.820  0.797   4.6 for 22
 greed        0.813  0.805   4.3 for 13
 picoclvr     0.734  0.742   5.4 for 16
 expr         0.875  0.875   6.1 for 36
-mixing       0.83   0.86    7.0 for 18; two grids, of which there are 81: by rote
+mixing       0.83   0.86    7.0 for 18; only 81 pairs of grids exist: memorised
 
-mnist has no judge, and was not trained to its end.
+mnist has no judge, and was not trained to the end.
 
-file needs task.path=TRAIN,VAL; mnist task.path=FOLDER; vertical takes task.path=F.csv,
-and draws flights without it.
+file needs task.path=TRAIN,VAL; mnist task.path=FOLDER; vertical reads task.path=F.csv,
+or draws flights without it.
 """
 
 from jaxgpt.config import base, override, with_variant
@@ -162,7 +161,7 @@ SMALL = {
         "task.length": 6, "task.digits": 1, "model.init": "gpt2", "batch_size": 256,
         "optimizer.learning_rate": 2e-3, "steps": 3000,
     },
-    # Few are held out: they are the short ones, of which there are not many.
+    # Few sequences are held out: distinct short ones are rare.
     "expr": NARROW | {
         "task.length": 8, "task.train_sequences": 150000, "task.val_sequences": 256,
         "steps": 2500,

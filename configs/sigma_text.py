@@ -7,8 +7,8 @@ variant   size                         hardware             time   validation lo
 (none)    12 layers, 768, block 1025   TPU slice, 8 GPUs    (not run yet)
 :tiny     2 layers, 32, block 32       2 cores, Intel Xeon  5 s    smoke test
 
-Half a million tokens a step over all devices, 600,000 steps; lower `accumulation` to
-what the devices hold (`python -m jaxgpt.plan` says). The data folder is made by
+Half a million tokens per step over all devices, 600,000 steps; raise `accumulation`
+until a step fits (`python -m jaxgpt.plan` tells). The data folder is made by
 `python -m scripts.prepare_text`; docs/scaling.md goes through it step by step. :tiny
 reads the shipped Shakespeare.
 """
@@ -27,10 +27,10 @@ def get_config(variant=""):
             "model.n_layer": 12,
             "model.n_head": 12,
             "model.n_embd": 768,
-            # The first token is given: 1,024 are predicted, which TPUs have tiles for.
+            # The first token is not predicted: 1,024 are, a multiple of a TPU's tiles.
             # With 1,023 the step takes eight times as long to compile.
             "model.block_size": 1025,
-            # 50257 and a little more: a multiple of 128 fills the units of a TPU.
+            # 50257 rounded up: a multiple of 128 fills the units of a TPU.
             "model.vocab_size": 50304,
             "model.dtype": "bfloat16",
             "model.remat": "full",

@@ -1,4 +1,4 @@
-"""teenyGPT on Shakespeare's characters: the causal system, and nothing but a config.
+"""teenyGPT on Shakespeare's characters: the causal system with another config.
 
 python -m jaxgpt.train --config=configs/teeny_char.py:laptop
 
@@ -7,12 +7,12 @@ variant   size                      hardware             time    validation loss
 :laptop   4 layers, 128, block 128  2 cores, Intel Xeon  12 min  1.386
 :tiny     2 layers, 32, block 32    the same             5 s     3.628
 
-:laptop ran beside three other jobs and took 8.6 minutes of processor time, so about
-five alone; its loss was 1.887 after 250 of 2,500 steps.
+:laptop shared the machine with three other jobs and took 8.6 minutes of CPU time, so
+about five alone; its loss was 1.887 after 250 of 2,500 steps.
 
 Layers, heads, width, block, steps, optimizer and split are those of the original. ALiBi
-reads on past the block it was trained on; other encodings, feed-forwards and norms are
---config.model.positions, .activation and .norm.
+extrapolates past the block it was trained on; other encodings, feed-forwards and norms
+are --config.model.positions, .activation and .norm.
 """
 
 from jaxgpt.config import base, override, with_variant
