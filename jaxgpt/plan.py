@@ -271,51 +271,39 @@ def plan(config: ConfigDict, topology: str) -> dict[str, Any]:
 
 def report(found: dict[str, Any], config: ConfigDict) -> str:
     """Returns the plan as text."""
-    gib = 2**30
-    m = config.model
-    lines = [
-        f"{found['topology']}: {found['chips']} chips, {found['parameters']:,} "
-        f"parameters, compiled in {found['compile_seconds']:.0f} s "
-        f"({found['compile_processor_seconds']:.0f} s of CPU time)",
-        "",
-        "memory per chip, GiB",
-    ]
-    lines += [
-        f"  {name:<12} {size / gib:8.3f}"
-        for name, size in found["memory_per_chip"].items()
-    ]
-    verdict = "fits" if found["fits"] else "DOES NOT FIT"
-    lines += [
-        f"  {'limit':<12} {found['memory_limit'] / gib:8.3f}   {verdict}",
-        f"  to use less: {found['advice']}",
-        "",
-        "FLOPs per token: 6 N + 12 L D T, N without tables that are looked up, masked "
-        "attention",
-        f"  scores counted: L {m.n_layer}, D {m.n_embd}, T {m.block_size}: "
-        f"{found['flops_per_token']:.4g}; per step {found['flops_per_step']:.4g}",
-        "",
-        "collectives of a step, and MB that each chip sends",
-    ]
-    lines += [
-        f"  {kind:<20} {one['count']:6}  {one['bytes'] / 1e6:12.2f}"
-        for kind, one in found["collectives"].items()
-    ] or ["  none"]
-    lines += ["", "minimum time of a step, ms"]
-    lines += [
-        f"  {name:<12} {found[name + '_seconds'] * 1e3:10.2f}"
-        for name in ("compute", "memory", "links")
-    ]
-    lines += [
-        "",
-        f"at most {found['tokens_per_second']:,.0f} tokens/s (MFU {found['mfu']:.0%}) "
-        "if the three overlap, "
-        f"{found['tokens_per_second_without_overlap']:,.0f} "
-        f"({found['mfu_without_overlap']:.0%}) if they do not.",
-        "Assumed: the vendor's peak bfloat16 rate, bandwidth and links; rings over all "
-        "links;",
-        f"{ACTIVATION_BYTES} bytes of activations per token, layer and unit of width, "
-        "written and read once; AdamW in float32.",
-    ]
+    f, m = found, config.model
+    memory = f["memory_per_chip"] | {"limit": f["memory_limit"]}
+    kinds = f["collectives"].items()
+    sent = {f"{one['count']} x {kind}": one["bytes"] for kind, one in kinds}
+    times = {name: f[f"{name}_seconds"] for name in ("compute", "memory", "links")}
+    return f"""\
+{f["topology"]}: {f["chips"]} chips, {f["parameters"]:,} parameters
+compiled in {f["compile_seconds"]:.0f} s ({f["compile_processor_seconds"]:.0f} s of CPU)
+
+memory per chip, GiB
+{_table(memory, 2**30)}
+  {"fits" if f["fits"] else "DOES NOT FIT"}; to use less: {f["advice"]}
+
+FLOPs: L {m.n_layer}, D {m.n_embd}, T {m.block_size}
+  {f["flops_per_token"]:.4g} per token, {f["flops_per_step"]:.4g} per step
+  6 N + 12 L D T: N without tables that are looked up; masked scores are counted
+
+collectives of a step, and MB that each chip sends
+{_table(sent, 1e6) or "  none"}
+
+minimum time of a step, ms
+{_table(times, 1e-3)}
+
+tokens/s, at most
+  {f["tokens_per_second"]:,.0f} (MFU {f["mfu"]:.0%}) if the three overlap
+  {f["tokens_per_second_without_overlap"]:,.0f} ({f["mfu_without_overlap"]:.0%}) if not
+Assumed: the vendor's peak bfloat16 rate, bandwidth and links; rings over all links;
+{ACTIVATION_BYTES} bytes of activations per token, layer and unit of width, written and
+read once; AdamW in float32."""
+
+
+def _table(rows: dict[str, float], unit: float) -> str:
+    lines = [f"  {name:<24}{value / unit:12.3f}" for name, value in rows.items()]
     return "\n".join(lines)
 
 

@@ -17,8 +17,26 @@ option = functools.partial(config_option, after_training=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class MemoryConfig(OptionGroup):
-    """What is remembered, how it is read, and the index that finds it."""
+class IndexConfig(OptionGroup):
+    """How to search. The metric, "l2" or "inner_product", follows from memory.mode."""
+
+    index_type: str = option(
+        "flat", "flat is exact", choices=("flat", "ivf", "compressed", "graph")
+    )
+    num_clusters: int = option(100, "ivf, compressed: clusters", min=1)
+    num_probes: int = option(8, "ivf, compressed: clusters searched", min=1)
+    code_bytes: int = option(64, "compressed: bytes of a code", min=1)
+    candidates: int = option(16, "compressed: ranked exactly, per entry read", min=1)
+    links: int = option(32, "graph: links of a node (HNSW's M)", min=2)
+    ef_construction: int = option(40, "graph: breadth while building", min=1)
+    ef_search: int = option(64, "graph: breadth while searching", min=1)
+    threads: int = option(1, "FAISS threads, which slow down XLA's", min=1)
+    metric: str = "l2"
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryConfig(IndexConfig):
+    """What is remembered, and how it is read."""
 
     mode: str = option(
         "associative",
@@ -67,17 +85,6 @@ class MemoryConfig(OptionGroup):
     temperature: float = option(
         1.0, "output: of distances, each divided by the width", min=1e-6
     )
-    index_type: str = option(
-        "flat", "flat is exact", choices=("flat", "ivf", "compressed", "graph")
-    )
-    num_clusters: int = option(100, "ivf, compressed: clusters", min=1)
-    num_probes: int = option(8, "ivf, compressed: clusters searched", min=1)
-    code_bytes: int = option(64, "compressed: bytes of a code", min=1)
-    candidates: int = option(16, "compressed: ranked exactly, per entry read", min=1)
-    links: int = option(32, "graph: links of a node (HNSW's M)", min=2)
-    ef_construction: int = option(40, "graph: breadth while building", min=1)
-    ef_search: int = option(64, "graph: breadth while searching", min=1)
-    threads: int = option(1, "FAISS threads, which slow down XLA's", min=1)
 
     @staticmethod
     def validate(config: ConfigDict) -> None:

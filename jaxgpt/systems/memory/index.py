@@ -6,13 +6,13 @@ places, so that whatever it holds inside never shows.
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from typing import Any
 
 import numpy as np
 
 from jaxgpt.errors import UserError, log
+from jaxgpt.systems.memory.config import IndexConfig as Options
 
 KINDS = ("flat", "ivf", "compressed", "graph")
 # FAISS's rule: fewer vectors for each cluster make poor clusters.
@@ -24,25 +24,6 @@ DEAD_SHARE = 0.5
 # One at a time: FAISS's threads and XLA's share the same cores.
 LOCK = threading.RLock()
 _said: set[str] = set()
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What an index is; the fields are those of `config.memory`.
-
-    `metric` is "l2" or "inner_product".
-    """
-
-    index_type: str = "flat"
-    num_clusters: int = 100
-    num_probes: int = 8
-    code_bytes: int = 64
-    candidates: int = 16
-    links: int = 32
-    ef_construction: int = 40
-    ef_search: int = 64
-    threads: int = 1
-    metric: str = "l2"
 
 
 def load_faiss() -> Any:
