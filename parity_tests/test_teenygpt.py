@@ -195,7 +195,7 @@ def test_the_pytorch_twin_of_the_benchmarks_is_the_same_model(load):
     [
         ({"ffn_type": "GELU"}, "has ffn_type GELU: it is one of CLASSIC, SWISH_GLU"),
         ({"n_dim": 32}, "has n_dim 32 in its configuration and 16 in its weights"),
-        ({"n_attn_heads": 3}, "does not divide"),
+        ({"n_attn_heads": 3}, "model.n_embd must be divisible by model.n_head 3"),
         ({"n_vocab": None}, "does not say its n_vocab"),
         (
             {"layer_norm_type": "NONE"},
