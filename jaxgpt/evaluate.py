@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.data.arrays import read_integers, writable
+from jaxgpt.data.arrays import batched, read_integers, writable
 from jaxgpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -121,10 +121,9 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
     score = jax.jit(run.system.score)
     rows = max(1, min(B, (1 << 26) // (T * c.vocab_size)))
     parts = []
-    for start in range(0, B, rows):
-        index = np.arange(start, start + rows) % B
-        part = score(run.params, tokens_BT[index], order_BT[index])
-        parts.append([np.asarray(array)[: B - start] for array in part])
+    for batch, count in batched({"tokens": tokens_BT, "order": order_BT}, rows):
+        part = score(run.params, batch["tokens"], batch["order"])
+        parts.append([np.asarray(array)[:count] for array in part])
     logits_BTV, nll_BT = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     if output:
         try:

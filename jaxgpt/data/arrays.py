@@ -6,6 +6,7 @@ import functools
 import pathlib
 import stat
 import zipfile
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from jaxgpt.config import user_path
@@ -58,6 +59,26 @@ def writable(option: str, name: str, suffix: str = "") -> pathlib.Path:
     if path.suffix.lower() != suffix and suffix:
         raise UserError(f"--{option}='{name}' is to be a file that ends in {suffix}")
     return path
+
+
+def batched(
+    arrays: Mapping[str, np.ndarray], rows: int
+) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    """Yields ({name: array [rows, ...]}, how many of its rows are real) in order.
+
+    Args:
+      arrays: of equal length N >= 1.
+      rows: of every batch, the last one included.
+    """
+    import numpy as np
+
+    N = len(next(iter(arrays.values())))
+    for start in range(0, N, rows):
+        # The last batch is filled up with the first rows: another shape would be
+        # compiled for anew.
+        index = np.arange(start, start + rows) % N
+        batch = {name: array[index] for name, array in arrays.items()}
+        yield batch, min(rows, N - start)
 
 
 def epoch_rows(seed: int, step: int, size: int, count: int) -> np.ndarray:

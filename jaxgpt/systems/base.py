@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from jaxgpt.data.arrays import batched
 from jaxgpt.errors import UserError
 from jaxgpt.model import rng
 from jaxgpt.model.config import ModelConfig
@@ -149,7 +150,6 @@ class System:
         With a layout (`sharding.Layout`), its devices share the rows; deterministic,
         one of each process scores all.
         """
-        N = len(windows)
         key = rng.stream(seed, "eval_order")
         batches = jax.jit(self.eval_batches)(windows, key)
         if layout and self.config.deterministic:
@@ -158,16 +158,10 @@ class System:
         result = {}
         for suffix, batch in batches.items():
             parts = []
-            batch = jax.device_get(batch)
-            for start in range(0, N, rows):
-                # A last short batch is filled up with the first rows, not compiled
-                # anew.
-                index = np.arange(start, start + rows) % N
-                part = {name: array[index] for name, array in batch.items()}
+            for part, count in batched(jax.device_get(batch), rows):
                 if layout:
                     part = jax.tree.map(layout.put_rows, part)
-                nll = score(params, part)
-                parts.append(np.asarray(nll, np.float64)[: N - start])
+                parts.append(np.asarray(score(params, part), np.float64)[:count])
             result[suffix] = np.concatenate(parts)
         return result
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from jaxgpt.data.arrays import batched
 from jaxgpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,12 +73,10 @@ def losses_by_length(
         pieces = [windows_NT[:, start : start + length + 1] for start in starts]
         pieces_NT = np.concatenate(pieces)
         # As many tokens at a time as in training, so that memory suffices.
-        count = min(max(1, rows * block // length), len(pieces_NT))
+        size = min(max(1, rows * block // length), len(pieces_NT))
         total = 0.0
-        for first in range(0, len(pieces_NT), count):
-            index = np.arange(first, first + count) % len(pieces_NT)
-            nll_BT = np.asarray(score(params, {"tokens": pieces_NT[index]}), float)
-            total += nll_BT[: len(pieces_NT) - first].sum()
+        for batch, count in batched({"tokens": pieces_NT}, size):
+            total += np.asarray(score(params, batch), float)[:count].sum()
         found[str(length)] = total / (len(pieces_NT) * length)
     return found
 
@@ -97,13 +96,13 @@ def infill_spans(N: int, T: int, ratio: float, seed: int) -> np.ndarray:
 def _span_nll(system: System, params: dict, tokens_NT, missing_NT, order_NT):
     """Returns the mean negative log-likelihood of missing tokens, read in an order."""
     score = jax.jit(lambda tokens, order: system.score(params, tokens, order)[1])
-    total, count = 0.0, 0
-    for at in range(0, len(tokens_NT), 64):
-        part = slice(at, at + 64)
-        nll = np.asarray(score(tokens_NT[part], order_NT[part]), np.float64)
-        wanted = np.take_along_axis(missing_NT[part], order_NT[part], 1)[:, 1:]
-        total, count = total + nll[wanted].sum(), count + wanted.sum()
-    return total / count
+    wanted_NT = np.take_along_axis(missing_NT, order_NT, 1)[:, 1:]
+    arrays = {"tokens": tokens_NT, "order": order_NT}
+    parts = [
+        np.asarray(score(**batch), np.float64)[:count]
+        for batch, count in batched(arrays, min(64, len(tokens_NT)))
+    ]
+    return np.concatenate(parts)[wanted_NT].mean()
 
 
 def score_infilling(
