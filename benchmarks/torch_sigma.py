@@ -105,7 +105,7 @@ class SigmaTwin:
     @classmethod
     def load(cls, path) -> SigmaTwin:
         """Reads a checkpoint in nanoGPT's format."""
-        checkpoint = torch_file.read(pathlib.Path(path))
+        checkpoint = torch_file.read_torch_file(pathlib.Path(path))
         gpt = GPT(GPTConfig(**checkpoint["model_args"], double=True))
         prefix = "_orig_mod."  # torch.compile leaves it in the names.
         state = {

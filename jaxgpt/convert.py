@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any
 from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError
+from jaxgpt.interop.formats import FORMATS, get_format
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from jaxgpt.data.tokenizers import Tokenizer
     from jaxgpt.run import Run
 
 
@@ -27,7 +31,8 @@ def import_run(
     """Imports an original's weights, and its optimizer state if it has one, as a run.
 
     Args:
-      name, source_path, settings_file: as in `formats.read_original`.
+      name: a key of `FORMATS`.
+      source_path, settings_file: as in `Format.read`.
       workdir: of the run; must not hold one.
       tokenizer_file: a tokenizer.json to attach.
 
@@ -41,16 +46,15 @@ def import_run(
     import optax
 
     from jaxgpt.data import tokenizers
-    from jaxgpt.interop import formats
     from jaxgpt.model.config import count_parameters
     from jaxgpt.training import optimizers
     from jaxgpt.training.checkpoint import Checkpoints
 
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"--workdir '{workdir}' is not empty: name a new folder")
-    original = formats.read_original(name, source_path, settings_file)
+    original = get_format(name).read(source_path, settings_file)
     config, params = original.config, original.params
-    tokenizer = _tokenizer(name, tokenizer_file, config)
+    tokenizer = _read_tokenizer(name, tokenizer_file, config)
     opt_state = optimizers.make_optimizer(config).init(params)
     if original.moments:
         count = jax.numpy.int32(original.count)
@@ -64,7 +68,9 @@ def import_run(
     checkpoints.save(original.step, state, None)
     checkpoints.close()
     if original.step not in checkpoints.steps():
-        raise UserError(f"'{workdir}' could not hold the checkpoint: free some space")
+        raise UserError(
+            f"'{workdir}': the checkpoint could not be written: free some disk space"
+        )
     return {
         "workdir": str(workdir),
         "parameters": count_parameters(params),
@@ -75,13 +81,14 @@ def import_run(
     }
 
 
-def _tokenizer(name: str, file: str | None, config: Any):
-    """Returns the tokenizer to attach, if any; GPT-2's where the vocabulary is its."""
+def _read_tokenizer(
+    name: str, file: str | None, config: ConfigDict
+) -> Tokenizer | None:
     from jaxgpt.data import tokenizers
 
     size = config.model.vocab_size
     if file is None:
-        gpt2 = name in ("gpt2", "nanogpt") and size in (50257, 50304)
+        gpt2 = size in get_format(name).gpt2_vocabularies
         return tokenizers.GPT2Tokenizer() if gpt2 else None
     tokenizer = tokenizers.load_tokenizer(configs.user_path(file))
     if tokenizer.vocab_size > size:
@@ -95,42 +102,27 @@ def export_run(name: str, run: Run, output: pathlib.Path) -> None:
     """Exports a run's parameters as the original's program reads them.
 
     Args:
-      name: a key of `formats.FORMATS`.
+      name: a key of `FORMATS`.
       run: the restored run.
       output: a folder for gpt2, else a .pt or .npz file; must not exist.
 
     Raises:
-      UserError: where the run is of another architecture, or PyTorch is needed and
+      UserError: for a run of another architecture, or where PyTorch is needed and
         not installed.
     """
-    from jaxgpt.interop import formats, rules, weights
+    from jaxgpt.interop import rules
 
-    form, model = formats.FORMATS[name], run.config.model
+    form, model = get_format(name), run.config.model
     try:
-        form.check(run.config)
+        form.check_run(run.config)
     except UserError as error:
-        raise UserError(f"'{run.workdir}' {error}: not a {name}") from None
-    if model.activation not in form.activations:
-        known = " or ".join(form.activations)
-        raise UserError(f"{name} has {known}: this run has {model.activation}")
-    if name == "gpt2" and not model.bias:
-        raise UserError("GPT-2 has biases: this run has none (model.bias=false)")
+        raise UserError(f"'{run.workdir}' is not a {name}: {error}") from None
     if output.exists():
         raise UserError(f"--output '{output}' exists: name a new path")
-    if name != "gpt2" and output.suffix not in (".pt", ".npz"):
-        raise UserError(f"--output '{output}' is no name of a .pt or .npz file")
-    if name != "gpt2" and not output.parent.is_dir():
-        raise UserError(f"--output '{output}' is in no folder: make it first")
+    form.check_output(output)
     state = rules.to_torch(run.params, form.rules(model))
     try:
-        if name == "gpt2":
-            weights.write_gpt2(output, state, model)
-        elif output.suffix == ".npz":
-            weights.write_npz(output, state)
-        elif form.module:
-            weights.write_state_dict(output, state)
-        else:
-            weights.write_checkpoint(output, state, model, run.step)
+        form.write(output, state, model, run.step)
     except OSError as error:
         raise UserError(
             f"--output '{output}' cannot be written: {error.strerror or error}"
@@ -139,8 +131,6 @@ def export_run(name: str, run: Run, output: pathlib.Path) -> None:
 
 def command(argv: list[str]) -> None:
     """Parses arguments, then imports or exports."""
-    from jaxgpt.interop.formats import FORMATS
-
     parser = cli.Parser("jaxgpt.convert", __doc__)
     parser.add_argument("--format", required=True, choices=list(FORMATS))
     parser.add_argument("--workdir", required=True, help="folder of the run")

@@ -78,7 +78,7 @@ def load(original: str, file: str, dtype: str = "float32", **changes) -> Case:
     """Reads a golden file and builds our system for it."""
     with np.load(GOLDEN / ORIGINALS[original] / file) as archive:
         golden = dict(archive)
-    form = formats.FORMATS[original]
+    form = formats.get_format(original)
     table = golden["param/transformer.wpe.weight"]
     embeddings = golden["param/transformer.wte.weight"]
     layers = {
@@ -98,9 +98,7 @@ def load(original: str, file: str, dtype: str = "float32", **changes) -> Case:
         "model.dtype": dtype,
     }
     config = configs.override(configs.base(), fields | changes)
-    model = config.model
-    names = rules.gpt_rules(model.n_layer, model.bias, form.conv1d)
-    return Case(original, golden, build_system(config), names)
+    return Case(original, golden, build_system(config), form.rules(config.model))
 
 
 @pytest.fixture(params=list(ORIGINALS))

@@ -12,7 +12,7 @@ import optax
 import torch
 
 from jaxgpt import config as configs
-from jaxgpt.interop import formats, rules, teenygpt
+from jaxgpt.interop import formats, rules
 from jaxgpt.systems.base import System
 from jaxgpt.systems.registry import build_system
 from jaxgpt.training import optimizers
@@ -55,7 +55,7 @@ class Pair:
 def make(name: str, dtype: str, size=(L, H, D, T, V), noise: float = 0.1) -> Pair:
     """Builds a pair; in float64 inside jax.enable_x64 only."""
     layers, heads, width, block, vocab = size
-    form = formats.FORMATS[name]
+    form = formats.get_format(name)
     torch.manual_seed(0)
     double = name == "sigma-gpt"
     if name == "gpt2":
@@ -77,7 +77,7 @@ def make(name: str, dtype: str, size=(L, H, D, T, V), noise: float = 0.1) -> Pai
     fields["activation"] = "gelu_tanh" if name == "gpt2" else "gelu"
     if name == "teenygpt":
         fields |= {"positions": "alibi", "activation": "swiglu", "norm": "layer"}
-        fields |= teenygpt.quirks(fields)
+        fields |= form.fixed_fields(fields)
     changes = {f"model.{key}": value for key, value in fields.items()}
     changes |= {"system": form.system, "optimizer.warmup_steps": 2}
     changes |= {"optimizer.decay_steps": 40}

@@ -44,7 +44,7 @@ def original(settings):
 
 
 def tree_of(golden, prefix, original):
-    table = formats.FORMATS["nanollama"].rules(original.config.model)
+    table = formats.get_format("nanollama").rules(original.config.model)
     names = {rule.name: golden[f"{prefix}/{rule.name}"] for rule in table}
     return rules.to_jax(names, table, original.params, prefix)
 
@@ -74,7 +74,7 @@ def test_float64_against_its_float64(golden, settings):
         configs.override(config, {"model.dtype": "float64"})
         system = build_system(config)
         abstract = jax.eval_shape(system.init, jax.random.key(0))
-        table = formats.FORMATS["nanollama"].rules(config.model)
+        table = formats.get_format("nanollama").rules(config.model)
         names = {rule.name: golden[f"param/{rule.name}"] for rule in table}
         params = rules.to_jax(names, table, abstract, "golden")
         logits = system.model(params)(golden["input"])[0]
@@ -150,12 +150,12 @@ def test_the_initial_distribution_is_its(original):
     ("change", "expected"),
     [
         ({"emb_dim": None}, "does not say its emb_dim"),
-        ({"emb_dim": 32}, "has emb_dim 32 in its configuration and 64 in its weights"),
-        ({"ffn_dim": 128}, "has ffn_dim 128 in its configuration and 256"),
-        ({"nb_layers": 3}, "has nb_layers 3 in its configuration and 2"),
+        ({"emb_dim": 32}, "emb_dim is 32 in the configuration and 64 in the weights"),
+        ({"ffn_dim": 128}, "ffn_dim is 128 in the configuration and 256"),
+        ({"nb_layers": 3}, "nb_layers is 3 in the configuration and 2"),
         ({"nb_heads": 5}, "must be divisible by model.n_head 5"),
-        ({"weight_tying": True}, "has weight_tying True: only False is known"),
-        ({"rope_theta": "large"}, "has rope_theta large: it is a number"),
+        ({"weight_tying": True}, "weight_tying must be False, got True"),
+        ({"rope_theta": "large"}, "rope_theta must be a number, got 'large'"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(tmp_path, change, expected):
@@ -169,7 +169,7 @@ def test_a_plain_gpt_is_no_nanollama(settings, tmp_path):
     convert.import_run("nanollama", str(SOURCE), tmp_path / "run", settings)
     run = open_run(str(tmp_path / "run"))
     configs.override(run.config, {"model.norm": "layer"})
-    with pytest.raises(UserError, match=r"has model\.norm=layer: the original has rms"):
+    with pytest.raises(UserError, match=r"model\.norm must be 'rms', got 'layer'"):
         convert.export_run("nanollama", run, tmp_path / "out.npz")
 
 

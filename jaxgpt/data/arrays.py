@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import pathlib
-import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -30,22 +29,9 @@ def read_integers(name: str) -> np.ndarray:
     return array
 
 
-def check_members(archive: zipfile.ZipFile, name: str) -> None:
-    """Raises UserError where an archive has a member that would lie outside it.
-
-    Nothing is ever unpacked to the disk; who writes such names means harm.
-    """
-    for entry in archive.infolist():
-        parts = entry.filename.replace("\\", "/").split("/")
-        link = stat.S_ISLNK(entry.external_attr >> 16)
-        if link or ".." in parts or parts[0] == "" or ":" in parts[0]:
-            kind = "a link" if link else "a path outside of it"
-            raise UserError(
-                f"'{name}' is refused: its member {entry.filename[:80]!r} is {kind}"
-            )
-
-
-def writable(option: str, name: str, suffix: str = "") -> pathlib.Path:
+def writable(
+    option: str, name: str, suffixes: str | tuple[str, ...] = ""
+) -> pathlib.Path:
     """Returns the path that an option names.
 
     Raises:
@@ -55,9 +41,10 @@ def writable(option: str, name: str, suffix: str = "") -> pathlib.Path:
     if path.is_dir():
         raise UserError(f"--{option}='{name}' is a folder: name a file")
     if not path.parent.is_dir():
-        raise UserError(f"--{option}='{name}': there is no folder '{path.parent}'")
-    if path.suffix.lower() != suffix and suffix:
-        raise UserError(f"--{option}='{name}' is to be a file that ends in {suffix}")
+        raise UserError(f"--{option}='{name}': folder '{path.parent}' does not exist")
+    if not name.lower().endswith(suffixes):
+        endings = " or ".join([suffixes] if isinstance(suffixes, str) else suffixes)
+        raise UserError(f"--{option}='{name}' must end in {endings}")
     return path
 
 

@@ -5,35 +5,33 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-import re
 import zipfile
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
+import ml_dtypes  # Its import also makes NumPy know bfloat16 by name.
 import numpy as np
+from safetensors.numpy import load_file
 
-from jaxgpt.data.arrays import check_members
-from jaxgpt.errors import UserError
-from jaxgpt.interop import torch_file
+from jaxgpt.config import user_path
+from jaxgpt.errors import UserError, atomic_write
 from jaxgpt.interop.rules import shown
-from jaxgpt.interop.torch_file import one_line
+from jaxgpt.interop.torch_file import check_members, one_line, read_torch_file
 
-# Buffers that older programs saved beside the parameters.
-BUFFERS = (".attn.bias", ".attn.masked_bias", "rope_modulator")
-# What torch.compile and DistributedDataParallel put before each name.
-WRAPPERS = re.compile(r"(_orig_mod\.|module\.)*")
 HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-# How the names of a GPT-2 begin where they are saved without "transformer.".
-BARE = ("wte.", "wpe.", "h.", "ln_f.")
-LARGEST_HEADER = 100 << 20
-SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What was found at a path: arrays by name, and all else that came with them."""
+    """What was found at a path.
+
+    Attributes:
+      path: as the user named it.
+      state: the state dict, with the names of the file.
+      settings: the original's configuration, untrusted.
+      checkpoint: what a checkpoint holds besides, untrusted.
+    """
 
     path: str
     state: Arrays
@@ -41,20 +39,18 @@ class Source:
     checkpoint: dict[str, Any]
 
 
-def read(name: str, settings_file: str | None) -> Source:
+def read_source(name: str, settings_file: str | None) -> Source:
     """Reads .pt, .bin, .npz, .safetensors, or a Hugging Face folder.
 
     Args:
-      name: the path.
+      name: the path, or one of `HUB_NAMES`.
       settings_file: JSON with the original's configuration, where the file does not
         hold it.
 
     Raises:
-      UserError: where the path is none of these, damaged, or refused.
+      UserError: for a path that is none of these, damaged, or unsafe.
     """
-    from jaxgpt.config import user_path
-
-    path = hub_folder(name) if name in HUB_NAMES else user_path(name)
+    path = download_folder(name) if name in HUB_NAMES else user_path(name)
     if not path.exists():
         raise UserError(f"--source '{name}' does not exist")
     settings = _read_json(user_path(settings_file)) if settings_file else {}
@@ -63,54 +59,51 @@ def read(name: str, settings_file: str | None) -> Source:
         settings = _read_json(path / "config.json") | settings
         state = _read_folder(path)
     else:
-        held = _read_file(path)
-        state = held
+        held = state = _read_file(path)
         if isinstance(held.get("model"), Mapping):
             checkpoint, state = held, held["model"]
             arguments = held.get("model_args", {})
             if not isinstance(arguments, Mapping):
-                raise UserError(f"'{name}' has model_args {shown(arguments)}: no dict")
+                raise UserError(f"'{name}': model_args must be a dict")
             settings = dict(arguments) | settings
     for key, value in state.items():
         if not isinstance(key, str) or not is_numbers(value):
             raise UserError(
-                f"'{name}' holds no state dict: {shown(key)} is no array of numbers"
+                f"'{name}' holds no state dict: {shown(key)} is not an array of numbers"
             )
     if not state:
         raise UserError(f"'{name}' holds no state dict: it is empty")
-    return Source(name, _plain_names(state, name), settings, checkpoint)
+    return Source(name, dict(state), settings, checkpoint)
 
 
-def hub_folder(name: str) -> pathlib.Path:
+def download_folder(name: str) -> pathlib.Path:
     """Returns the folder of a GPT-2 by name: from the local cache, or downloaded."""
     if pathlib.Path(name).exists():
         return pathlib.Path(name)
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import snapshot_download  # Not a dependency.
     except ImportError:
         raise UserError(
-            f"'{name}' by name needs huggingface_hub (pip install huggingface_hub): or "
-            "give a folder"
+            f"'{name}' by name needs huggingface_hub (pip install huggingface_hub); "
+            "otherwise name a folder"
         ) from None
-    repository = name if "/" in name else f"openai-community/{name}"
     files = ["config.json", "model.safetensors"]
     for local in (True, False):
         try:
-            return pathlib.Path(
-                snapshot_download(
-                    repository, allow_patterns=files, local_files_only=local
-                )
+            folder = snapshot_download(
+                f"openai-community/{name}", allow_patterns=files, local_files_only=local
             )
-        except Exception:  # Offline, proxied, unknown: each raises its own kind.
+            return pathlib.Path(folder)
+        except Exception:  # Offline, behind a proxy, unknown: each has its own kind.
             continue
     raise UserError(
         f"'{name}' is not in the local Hugging Face cache and cannot be downloaded: "
-        "download its folder where there is a network and give that"
+        "download its folder on a machine with network access and name that"
     )
 
 
 def is_numbers(value: Any) -> bool:
-    """Whether a value is an array of real numbers (or the truths of a buffer)."""
+    """Returns whether a value is an array of real numbers (or of a buffer's bools)."""
     return isinstance(value, np.ndarray) and (
         value.dtype.kind in "fiub" or value.dtype == ml_dtypes.bfloat16
     )
@@ -122,9 +115,9 @@ def _read_json(path: pathlib.Path) -> dict:
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"'{path}' is no JSON: {error}") from None
+        raise UserError(f"'{path}' is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise UserError(f"'{path}' is no JSON object")
+        raise UserError(f"'{path}' is not a JSON object")
     return value
 
 
@@ -136,12 +129,14 @@ def _read_folder(folder: pathlib.Path) -> Arrays:
         if index.exists():
             weight_map = _read_json(index).get("weight_map")
             if not isinstance(weight_map, dict):
-                raise UserError(f"'{index}' has no weight_map: fetch it again")
-            shards = dict.fromkeys(map(str, weight_map.values()))
+                raise UserError(f"'{index}' has no weight_map: download it again")
             state: Arrays = {}
-            for shard in shards:
+            for shard in dict.fromkeys(map(str, weight_map.values())):
+                # An index must not make us read files elsewhere on this machine.
                 if pathlib.PurePath(shard).name != shard:
-                    raise UserError(f"'{index}' names '{shown(shard)}': not beside it")
+                    raise UserError(
+                        f"'{index}' names '{shown(shard)}': not a file in its folder"
+                    )
                 state |= _read_file(folder / shard)
             return state
     raise UserError(f"'{folder}' has neither model.safetensors nor pytorch_model.bin")
@@ -151,136 +146,52 @@ def _read_file(path: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"'{path}' does not exist")
     if path.suffix in (".pt", ".pth", ".bin"):
-        held = torch_file.read(path)
-        if not isinstance(held, Mapping):
+        value = read_torch_file(path)
+        if not isinstance(value, Mapping):
             raise UserError(f"'{path}' holds no state dict")
-        return dict(held)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix == ".npz":
-        return _read_npz(path)
-    raise UserError(f"'{path}' is no .pt, .bin, .safetensors, .npz file or folder")
-
-
-def _read_safetensors(path: pathlib.Path) -> Arrays:
-    from safetensors import SafetensorError, safe_open
-
+        return dict(value)
+    if path.suffix not in (".safetensors", ".npz"):
+        raise UserError(
+            f"'{path}' is not a .pt, .bin, .safetensors or .npz file or a folder"
+        )
     try:
-        with open(path, "rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-        if size > min(LARGEST_HEADER, path.stat().st_size):
-            raise UserError(f"'{path}' is damaged: its header claims {size} bytes")
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, TypeError, KeyError, OSError) as error:
+        return _read_npz(path) if path.suffix == ".npz" else load_file(path)
+    except UserError:
+        raise
+    except Exception as error:  # A damaged file can fail in many ways.
         raise UserError(f"'{path}' is damaged: {one_line(error)}") from None
 
 
 def _read_npz(path: pathlib.Path) -> Arrays:
+    with zipfile.ZipFile(path) as archive:
+        check_members(archive, str(path))
+    with np.load(path, allow_pickle=False) as file:
+        names = [n for n in file.files if n.startswith("param/")] or file.files
+        return {name.removeprefix("param/"): file[name] for name in names}
+
+
+def to_tensors(state: Arrays) -> dict[str, Any]:
+    """Returns PyTorch tensors; UserError where PyTorch is not installed."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            check_members(archive, str(path))
-        with np.load(path, allow_pickle=False) as file:
-            names = [n for n in file.files if n.startswith("param/")] or file.files
-            return {name.removeprefix("param/"): file[name] for name in names}
-    except UserError:
-        raise
-    except Exception as error:  # A damaged archive can fail in many ways.
-        raise UserError(f"'{path}' is no readable .npz: {one_line(error)}") from None
-
-
-def _plain_names(state: Mapping[str, np.ndarray], source: str) -> Arrays:
-    """Strips wrappers' prefixes, drops buffers, and resolves the tied head."""
-    result: Arrays = {}
-    for name, array in state.items():
-        plain = WRAPPERS.sub("", name, count=1)
-        if plain.endswith(BUFFERS):
-            continue
-        if plain.startswith(BARE):
-            plain = f"transformer.{plain}"
-        if plain in result:
-            raise UserError(f"'{source}' holds {shown(plain)} under two names")
-        result[plain] = array
-    head = result.pop("lm_head.weight", None)
-    table = result.get("transformer.wte.weight")
-    tied = head is None or table is None or np.array_equal(head, table, equal_nan=True)
-    if not tied:
-        raise UserError(
-            f"'{source}' has a head of its own: lm_head.weight is not wte.weight"
-        )
-    return result
-
-
-def write_gpt2(folder: pathlib.Path, state: Arrays, config: Mapping[str, Any]) -> None:
-    """Writes a folder that transformers' GPT2LMHeadModel loads."""
-    from safetensors.numpy import save_file
-
-    activation = {"gelu_tanh": "gelu_new", "gelu": "gelu"}[config["activation"]]
-    settings = {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "activation_function": activation,
-        "n_layer": config["n_layer"],
-        "n_head": config["n_head"],
-        "n_embd": config["n_embd"],
-        "n_positions": config["block_size"],
-        "n_ctx": config["block_size"],
-        "vocab_size": config["vocab_size"],
-        "layer_norm_epsilon": 1e-5,
-        "attn_pdrop": config["dropout"],
-        "embd_pdrop": config["dropout"],
-        "resid_pdrop": config["dropout"],
-        "initializer_range": 0.02,
-        "tie_word_embeddings": True,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def write_state_dict(path: pathlib.Path, state: Arrays) -> None:
-    """Writes a .pt file that load_state_dict(torch.load(path)) reads."""
-    _save(_tensors(state), path)
-
-
-def _tensors(state: Arrays) -> dict[str, Any]:
-    try:
-        import torch
+        import torch  # Not a dependency.
     except ImportError:
         raise UserError(
-            "writing .pt files needs PyTorch (pip install torch): or name an .npz file"
+            "writing .pt files needs PyTorch (pip install torch); otherwise name an "
+            ".npz file"
         ) from None
     return {name: torch.tensor(array) for name, array in state.items()}
 
 
-def _save(value: dict[str, Any], path: pathlib.Path) -> None:
+def write_torch(path: pathlib.Path, value: dict[str, Any]) -> None:
+    """Writes a .pt file of tensors and plain containers."""
     import torch
 
-    temporary = path.with_name(path.name + ".tmp")
-    torch.save(value, temporary)
-    temporary.replace(path)
+    with atomic_write(path, "wb") as stream:
+        torch.save(value, stream)
 
 
 def write_npz(path: pathlib.Path, state: Arrays) -> None:
-    """Writes the state dict under param/, atomically."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as stream:
-        arrays: dict[str, Any] = {f"param/{name}": a for name, a in state.items()}
+    """Writes a state dict under param/."""
+    arrays: dict[str, Any] = {f"param/{name}": a for name, a in state.items()}
+    with atomic_write(path, "wb") as stream:
         np.savez(stream, **arrays)
-    temporary.replace(path)
-
-
-def write_checkpoint(
-    path: pathlib.Path, state: Arrays, config: Mapping[str, Any], step: int
-) -> None:
-    """Writes a ckpt.pt as nanoGPT's train.py does, for its sample.py to read."""
-    tensors = _tensors(state)
-    tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
-    checkpoint = {
-        "model": tensors,
-        "model_args": {key: config[key] for key in (*SIZES, "bias", "dropout")},
-        "iter_num": step,
-        "best_val_loss": float("inf"),
-        "config": {"dataset": "shakespeare_char"},
-    }
-    _save(checkpoint, path)

@@ -4,7 +4,7 @@ import pytest
 
 from jaxgpt import config
 from jaxgpt.errors import UserError
-from jaxgpt.interop import rules
+from jaxgpt.interop import gpt2, rules
 from jaxgpt.systems.registry import build_system
 
 TABLES = [(bias, conv1d) for bias in (False, True) for conv1d in (False, True)]
@@ -28,7 +28,7 @@ def drawn(abstract):
 def there():
     """(state dict, table, shapes) of a small model."""
     abstract = shapes("causal", True)
-    table = rules.gpt_rules(2, True, False)
+    table = gpt2.gpt_rules(2, True, False)
     return rules.to_torch(drawn(abstract), table), table, abstract
 
 
@@ -45,7 +45,7 @@ def refused(state, table, abstract):
 @tables
 @pytest.mark.parametrize("n_layer", [1, 2, 12])
 def test_every_name_and_path_is_unique(n_layer, bias, conv1d):
-    table = rules.gpt_rules(n_layer, bias, conv1d)
+    table = gpt2.gpt_rules(n_layer, bias, conv1d)
     assert len(table) == 2 + n_layer * 6 * (1 + bias) + 1 + bias
     assert len({rule.name for rule in table}) == len(table)
     assert len({rule.path for rule in table}) == len(table)
@@ -53,7 +53,7 @@ def test_every_name_and_path_is_unique(n_layer, bias, conv1d):
 
 @tables
 def test_only_kernels_are_transposed_and_only_without_conv1d(bias, conv1d):
-    table = rules.gpt_rules(2, bias, conv1d)
+    table = gpt2.gpt_rules(2, bias, conv1d)
     kernels = {rule.name for rule in table if rule.path.endswith("kernel")}
     assert {rule.name for rule in table if rule.transposed} == (
         set() if conv1d else kernels
@@ -65,7 +65,7 @@ def test_only_kernels_are_transposed_and_only_without_conv1d(bias, conv1d):
 @pytest.mark.parametrize("system", ["causal", "sigma"])
 def test_every_parameter_stands_in_the_table(system, bias, conv1d):
     found = rules._paths(shapes(system, bias))
-    paths = [rule.path for rule in rules.gpt_rules(2, bias, conv1d)]
+    paths = [rule.path for rule in gpt2.gpt_rules(2, bias, conv1d)]
     assert sorted(found) == sorted(paths)
 
 
@@ -73,7 +73,7 @@ def test_every_parameter_stands_in_the_table(system, bias, conv1d):
 @pytest.mark.parametrize("system", ["causal", "sigma"])
 def test_there_and_back_is_the_identity(system, bias, conv1d):
     abstract = shapes(system, bias)
-    table = rules.gpt_rules(2, bias, conv1d)
+    table = gpt2.gpt_rules(2, bias, conv1d)
     params = drawn(abstract)
     state = rules.to_torch(params, table)
     assert list(state) == [rule.name for rule in table]
@@ -128,15 +128,15 @@ def test_every_wrong_shape_is_named(there):
     state, table, abstract = there
     for name, array in state.items():
         message = refused(state | {name: array[..., :-1]}, table, abstract)
-        assert f"{name} is [" in message
+        assert f"{name} has shape [" in message
         message = refused(state | {name: array[None]}, table, abstract)
-        assert f"{name} is [" in message
+        assert f"{name} has shape [" in message
 
 
 def test_a_square_kernel_given_transposed_is_not_seen_but_the_others_are(there):
     state, _, abstract = there
-    message = refused(state, rules.gpt_rules(2, True, True), abstract)
-    assert "is this its --format?" in message
+    message = refused(state, gpt2.gpt_rules(2, True, True), abstract)
+    assert "is --format right?" in message
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

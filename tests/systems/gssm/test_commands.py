@@ -111,7 +111,7 @@ def test_generate_writes_what_training_reads(tmp_path, capsys):
     [
         (generate, ["--num_sequences=0"], "--num_sequences is at least 1"),
         (generate, ["--chunk_size=0"], "--chunk_size is at least 1"),
-        (generate, ["--output={0}/none/f.h5"], "there is no folder"),
+        (generate, ["--output={0}/none/f.h5"], "does not exist"),
         (generate, ["--output={0}/g.json"], "exists: name a new file"),
         (generate, ["--config={1}/configs/sigma_char.py"], "of system sigma: not gssm"),
         (generate, ["--config.gssm.graph=none.yaml"], "no graph file 'none.yaml'"),

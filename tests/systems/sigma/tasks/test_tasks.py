@@ -403,7 +403,7 @@ def test_training_judges_draws_and_can_be_looked_at(tmp_path, capsys):
     assert {"text", "tokens", "model_calls", "accuracy", "optimal"} <= found[0].keys()
     for options, expected in (
         ([f"--image={tmp_path}"], "is a folder"),
-        (["--image=out.jpg"], "ends in .png"),
+        (["--image=out.jpg"], "must end in .png"),
         (["--prompt_ids=1,2", "--image=out.png"], "leave out --prompt_ids"),
         (["--max_new_tokens=3"], "is for texts"),
         (["--prompt=a"], "are for texts"),

@@ -1,0 +1,263 @@
+"""What every format has in common: reading, checking and writing an original."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxgpt import config as configs
+from jaxgpt.data.arrays import writable
+from jaxgpt.errors import UserError, require
+from jaxgpt.interop import rules, weights
+from jaxgpt.interop.rules import Rule, shown
+from jaxgpt.interop.weights import Arrays, Source
+from jaxgpt.model.config import ModelConfig
+from jaxgpt.systems.registry import build_system, system_class
+
+LARGEST_NUMBER = 2**31 - 1
+# What torch.compile and DistributedDataParallel put before each name.
+WRAPPERS = re.compile(r"(_orig_mod\.|module\.)*")
+# What a format never fixes: how a model is trained and computed, and what only its
+# system sets. All other fields of ModelConfig, also later ones, change its function.
+NEVER_FIXED = {"dropout", "dtype", "init", "remat", "scan_layers", "kernels"}
+NEVER_FIXED |= {"begin_token", "adaptive_norm"}
+
+Choice = tuple[str, Mapping[str, str], str | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Original:
+    """An original's weights in our layout, and the state of its training if any."""
+
+    config: ConfigDict
+    params: dict
+    moments: dict[str, dict] | None = None  # AdamW's "mu" and "nu".
+    count: int = 0  # AdamW's.
+    step: int = 0
+
+
+def check_setting(
+    condition: bool, path: str, key: str, rule: str, value: object
+) -> None:
+    """Raises `require`'s UserError about a value that an untrusted file holds."""
+    if not condition:
+        got = f"'{shown(value)}'" if isinstance(value, str) else shown(value)
+        raise UserError(f"'{path}': {key} must be {rule}, got {got}")
+
+
+def read_numbers(
+    settings: Mapping[str, Any], table: Mapping[str, tuple[str, float]], path: str
+) -> dict[str, Any]:
+    """Returns {our field: number} of {our field: (the original's key, its default)}."""
+    fields = {}
+    for field, (key, default) in table.items():
+        value = fields[field] = settings.get(key, default)
+        # Not isinstance: a bool is an int.
+        valid = type(value) in (int, float) and abs(value) <= LARGEST_NUMBER
+        check_setting(valid, path, key, "a number", value)
+    return fields
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Format:
+    """One original: tables of its settings, and methods that subclasses add to.
+
+    All tables have the names of our fields of `config.model` as keys.
+    """
+
+    # The original's keys of the sizes that a configuration must have.
+    sizes: Mapping[str, str]
+    # Where the weights show a size, (name of a matrix, axis); what precedes a layer.
+    shapes: Mapping[str, tuple[str, int]]
+    layer_prefix: str
+    # (key, {its value: ours}, default; None where there must be one).
+    choices: Mapping[str, Choice] = dataclasses.field(default_factory=dict)
+    # (key, the original's default).
+    numbers: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
+    # Fields that vary without being any of the above.
+    open_fields: tuple[str, ...] = ()
+    # Optional settings, of which our model computes only this value.
+    required: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # How the names of buffers end, which old versions saved with the parameters.
+    buffers: tuple[str, ...] = ()
+    # Vocabulary sizes that are GPT-2's where no tokenizer is given.
+    gpt2_vocabularies: tuple[int, ...] = ()
+    system: str = "causal"
+
+    def rules(self, model: ConfigDict) -> list[Rule]:
+        """Returns the table of names for a model of this format."""
+        raise NotImplementedError
+
+    def own_fields(self, model: Any) -> dict[str, Any]:
+        """Returns those of `fixed_fields` that differ from our defaults."""
+        del model
+        return {}
+
+    def fixed_fields(self, model: Any) -> dict[str, Any]:
+        """Returns the fields that have one value for all models of the original.
+
+        Args:
+          model: the other fields, from an original's settings or of a run.
+        """
+        fields = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
+        fields |= self.own_fields(model)
+        varying = NEVER_FIXED.union(self.sizes, self.choices, self.numbers)
+        varying |= {*self.open_fields}
+        # What is not used need not be equal.
+        if not model.get("bias", fields["bias"]):
+            varying |= {"attention_bias"}
+        positions = model.get("positions", fields["positions"])
+        if positions != "sinusoidal":
+            varying |= {"sinusoid_scale"}
+        if positions != "rope":
+            varying |= {"rope_theta", "rope_frequency", "rope_pairs"}
+        return {name: v for name, v in fields.items() if name not in varying}
+
+    def model_fields(self, source: Source) -> dict[str, Any]:
+        """Returns the fields of `config.model` for a source.
+
+        Raises:
+          UserError: for a setting that is missing, contradicts the weights, or has no
+            equal in our model.
+        """
+        settings, path = source.settings, source.path
+        for key, only in self.required.items():
+            value = settings.get(key)
+            check_setting(value in (None, only), path, key, repr(only), value)
+        needed = [*self.sizes.values()]
+        needed += [key for key, _, default in self.choices.values() if default is None]
+        missing = [key for key in needed if settings.get(key) is None]
+        if missing:
+            raise UserError(
+                f"'{path}' does not say its {', '.join(missing)}: pass the original's "
+                "configuration with --source_config=FILE.json, or another --format"
+            )
+        fields: dict[str, Any] = {}
+        shown_sizes = self._sizes_of(source)
+        for field, key in self.sizes.items():
+            size = fields[field] = settings[key]
+            valid = type(size) is int and 1 <= size <= LARGEST_NUMBER
+            check_setting(valid, path, key, "an integer >= 1", size)
+            # Now, because to make a model of a billion layers would take forever.
+            if shown_sizes.get(field, size) != size:
+                raise UserError(
+                    f"'{path}': {key} is {size} in the configuration and "
+                    f"{shown_sizes[field]} in the weights"
+                )
+        for field, (key, values, default) in self.choices.items():
+            value = settings.get(key, default)
+            text = value if isinstance(value, str) else ""
+            fields[field] = values.get(text, values.get(text.upper()))
+            known = f"one of {', '.join(values)}"
+            check_setting(fields[field] is not None, path, key, known, value)
+        fields |= read_numbers(settings, self.numbers, path)
+        return fields | self.fixed_fields(fields)
+
+    def _sizes_of(self, source: Source) -> dict[str, int]:
+        """Returns the sizes that the weights show."""
+        state, prefix = source.state, self.layer_prefix
+        inside = [
+            name.removeprefix(prefix) for name in state if name.startswith(prefix)
+        ]
+        if not inside:
+            raise UserError(f"'{source.path}' has another architecture: no {prefix}*")
+        sizes = {"n_layer": len({name.split(".")[0] for name in inside})}
+        for field, (name, axis) in self.shapes.items():
+            if name in state and state[name].ndim == 2:
+                sizes[field] = state[name].shape[axis]
+        return sizes
+
+    def training_fields(self, source: Source) -> dict[str, Any]:
+        """Returns the fields of training that a checkpoint holds, by dotted keys."""
+        del source
+        return {}
+
+    def optimizer_state(
+        self, source: Source, table: list[Rule]
+    ) -> tuple[dict[str, Arrays], int, int] | None:
+        """Returns (AdamW's "mu" and "nu" by the original's names, its count, step)."""
+        del source, table
+        return None
+
+    def plain_name(self, name: str) -> str:
+        """Returns the name of a parameter as `rules` has it."""
+        return WRAPPERS.sub("", name, count=1)
+
+    def parameters(self, source: Source) -> Arrays:
+        """Returns the parameters by plain names, without buffers."""
+        found: Arrays = {}
+        for name, array in source.state.items():
+            plain = self.plain_name(name)
+            if plain in found:
+                raise UserError(f"'{source.path}' holds {shown(plain)} under two names")
+            if not plain.endswith(self.buffers):
+                found[plain] = array
+        return found
+
+    def read(self, source_path: str, settings_file: str | None = None) -> Original:
+        """Reads an original's weights into our layout; writes nothing.
+
+        Args:
+          source_path: .pt, .bin, .npz, .safetensors, a Hugging Face folder or GPT-2
+            name.
+          settings_file: JSON with the original's configuration.
+
+        Raises:
+          UserError: for a source that is missing, damaged or does not fit.
+        """
+        source = weights.read_source(source_path, settings_file)
+        source = dataclasses.replace(source, state=self.parameters(source))
+        fields = {"system": self.system} | self.training_fields(source)
+        model = self.model_fields(source)
+        fields |= {f"model.{field}": value for field, value in model.items()}
+        try:
+            config = configs.validate(configs.override(configs.base(), fields))
+            system = build_system(config)
+        except UserError as error:
+            raise UserError(f"'{source_path}': {error}") from None
+        abstract = jax.eval_shape(system.init, jax.random.key(0))
+        table = self.rules(config.model)
+        to_jax = lambda arrays: rules.to_jax(arrays, table, abstract, source_path)
+        params = to_jax(source.state)
+        held = self.optimizer_state(source, table)
+        if held is None:
+            return Original(config, params)
+        moments, count, step = held
+        both = {name: to_jax(arrays) for name, arrays in moments.items()}
+        return Original(config, params, both, count, step)
+
+    def check_run(self, config: ConfigDict) -> None:
+        """Raises UserError for a run whose model the original cannot be."""
+        fits = issubclass(system_class(config.system), system_class(self.system))
+        require(fits, "system", repr(self.system), config.system)
+        known = {k: [value] for k, value in self.fixed_fields(config.model).items()}
+        known |= {
+            k: [*dict.fromkeys(v.values())] for k, (_, v, _) in self.choices.items()
+        }
+        for field, values in known.items():
+            rule = " or ".join(map(repr, values))
+            value = config.model[field]
+            require(value in values, f"model.{field}", rule, value)
+
+    def check_output(self, output: Path) -> None:
+        """Raises UserError for a path that this format cannot be written to."""
+        writable("output", str(output), (".pt", ".npz"))
+
+    def write(self, output: Path, state: Arrays, model: ConfigDict, step: int) -> None:
+        """Writes a state dict as the original's program reads it.
+
+        Raises:
+          OSError: where the disk is full or the folder cannot be written to.
+          UserError: for a .pt file where PyTorch is not installed.
+        """
+        del model, step
+        if output.suffix == ".npz":
+            weights.write_npz(output, state)
+        else:
+            weights.write_torch(output, weights.to_tensors(state))

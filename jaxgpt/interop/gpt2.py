@@ -1,0 +1,259 @@
+"""GPT-2's family: OpenAI's as Hugging Face has it, nanoGPT, and σ-GPT."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from safetensors.numpy import save_file
+
+from jaxgpt.errors import UserError, require
+from jaxgpt.interop import weights
+from jaxgpt.interop.base import (
+    LARGEST_NUMBER,
+    Format,
+    check_setting,
+    read_numbers,
+)
+from jaxgpt.interop.rules import Rule, layer_rules
+from jaxgpt.interop.weights import Arrays, Source
+
+TABLE, POSITIONS = "transformer.wte.weight", "transformer.wpe.weight"
+VOCABULARIES = (50257, 50304)  # GPT-2's, and nanoGPT's padded to a multiple of 64.
+# The last of two names for one is what an export says.
+ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+ACTIVATIONS |= {"gelu": "gelu"}
+BLOCK = {
+    "ln_1": "norm_1",
+    "attn.c_attn": "attn/qkv",
+    "attn.c_proj": "attn/out",
+    "ln_2": "norm_2",
+    "mlp.c_fc": "mlp/up",
+    "mlp.c_proj": "mlp/down",
+}
+# nanoGPT's train.py: our field, its key and its default.
+TRAINING = {
+    "batch_size": ("batch_size", 12),
+    "accumulation": ("gradient_accumulation_steps", 1),
+    "steps": ("max_iters", 600000),
+    "optimizer.learning_rate": ("learning_rate", 6e-4),
+    "optimizer.min_learning_rate": ("min_lr", 6e-5),
+    "optimizer.warmup_steps": ("warmup_iters", 2000),
+    "optimizer.decay_steps": ("lr_decay_iters", 600000),
+    "optimizer.beta1": ("beta1", 0.9),
+    "optimizer.beta2": ("beta2", 0.95),
+    "optimizer.weight_decay": ("weight_decay", 0.1),
+    "optimizer.grad_clip": ("grad_clip", 1.0),
+    "eval_interval": ("eval_interval", 2000),
+    "checkpoint_interval": ("eval_interval", 2000),
+}
+
+
+def gpt_rules(n_layer: int, bias: bool, conv1d: bool) -> list[Rule]:
+    """Returns the table of GPT-2's family.
+
+    Args:
+      n_layer: blocks.
+      bias: whether linear layers and norms have biases.
+      conv1d: weights are [in, out], as OpenAI's (and ours), not [out, in].
+    """
+    layers = {
+        f"transformer.h.{i}.{there}": f"transformer/blocks/{i}/{here}"
+        for i in range(n_layer)
+        for there, here in BLOCK.items()
+    }
+    layers["transformer.ln_f"] = "transformer/norm_f"
+    table = [Rule(TABLE, "table"), Rule(POSITIONS, "positions/table")]
+    for name, path in layers.items():
+        table += layer_rules(name, path, bias, not conv1d)
+    return table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GPT2Family(Format):
+    """What they share: the block, and a head that is the token table."""
+
+    conv1d: bool = False
+
+    def rules(self, model: ConfigDict) -> list[Rule]:
+        """See `gpt_rules`."""
+        return gpt_rules(model.n_layer, model.bias, self.conv1d)
+
+    def plain_name(self, name: str) -> str:
+        """Adds the "transformer." that is missing where the body alone was saved."""
+        name = super().plain_name(name)
+        bare = name.startswith(("wte.", "wpe.", "h.", "ln_f."))
+        return f"transformer.{name}" if bare else name
+
+    def parameters(self, source: Source) -> Arrays:
+        """Leaves out the head; UserError where it is not the token table."""
+        found = super().parameters(source)
+        table = found.get(TABLE, np.zeros(0))
+        head = found.pop("lm_head.weight", table)
+        if TABLE in found and not np.array_equal(head, table, equal_nan=True):
+            raise UserError(
+                f"'{source.path}' has an untied head: lm_head.weight differs from "
+                "wte.weight"
+            )
+        return found
+
+
+class HuggingFaceGPT2(GPT2Family):
+    """OpenAI's GPT-2, as Hugging Face's transformers read and write it."""
+
+    def own_fields(self, model: Any) -> dict[str, Any]:
+        """Biases everywhere."""
+        return {"bias": True}
+
+    def model_fields(self, source: Source) -> dict[str, Any]:
+        """Checks also the width of the feed-forward."""
+        fields = super().model_fields(source)
+        width, inner = 4 * fields["n_embd"], source.settings.get("n_inner")
+        check_setting(inner in (None, width), source.path, "n_inner", str(width), inner)
+        return fields
+
+    def check_output(self, output: Path) -> None:
+        """A folder is made with those above it: nothing to check."""
+
+    def write(self, output: Path, state: Arrays, model: ConfigDict, step: int) -> None:
+        """Writes a folder that transformers' GPT2LMHeadModel loads."""
+        settings = {
+            "architectures": ["GPT2LMHeadModel"],
+            **self.required,
+            "activation_function": {v: k for k, v in ACTIVATIONS.items()}[
+                model.activation
+            ],
+            **{key: model[field] for field, key in self.sizes.items()},
+            "n_ctx": model.block_size,
+            **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), model.dropout),
+            "initializer_range": 0.02,
+        }
+        output.mkdir(parents=True, exist_ok=True)
+        save_file(state, output / "model.safetensors", metadata={"format": "pt"})
+        (output / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+class NanoGPT(GPT2Family):
+    """nanoGPT: state dicts, and the checkpoints of its train.py."""
+
+    def model_fields(self, source: Source) -> dict[str, Any]:
+        """Adds whether there are biases; by default the weights tell."""
+        bias = source.settings.get("bias", "transformer.ln_f.bias" in source.state)
+        valid = isinstance(bias, bool)
+        check_setting(valid, source.path, "bias", "true or false", bias)
+        return super().model_fields(source) | {"bias": bias}
+
+    def training_fields(self, source: Source) -> dict[str, Any]:
+        """Returns what train.py was called with."""
+        config = source.checkpoint.get("config")
+        if not isinstance(config, Mapping):
+            return {}
+        fields = read_numbers(config, TRAINING, source.path)
+        fields["batch_size"] *= fields["accumulation"]
+        if not config.get("decay_lr", True):
+            rate = fields["optimizer.learning_rate"]
+            fields |= {"optimizer.min_learning_rate": rate, "optimizer.warmup_steps": 0}
+        return fields
+
+    def optimizer_state(
+        self, source: Source, table: list[Rule]
+    ) -> tuple[dict[str, Arrays], int, int] | None:
+        """See `Format`; UserError for another optimizer's state."""
+        optimizer = source.checkpoint.get("optimizer")
+        if not isinstance(optimizer, Mapping) or not optimizer.get("state"):
+            return None
+        # PyTorch numbers parameters group by group: train.py's first has the matrices.
+        names = [rule.name for rule in table]
+        names.sort(key=lambda name: source.state[name].ndim < 2)
+        held = optimizer["state"]
+        another = f"'{source.path}' holds the state of another optimizer"
+        if not isinstance(held, Mapping) or set(held) != set(range(len(names))):
+            raise UserError(f"{another}: not one entry for each of {len(names)} arrays")
+        moments: dict[str, Arrays] = {"mu": {}, "nu": {}}
+        for i, name in enumerate(names):
+            entry = held[i] if isinstance(held[i], Mapping) else {}
+            for ours, key in (("mu", "exp_avg"), ("nu", "exp_avg_sq")):
+                if not weights.is_numbers(entry.get(key)):
+                    raise UserError(f"{another}: {name} has no {key}")
+                moments[ours][name] = entry[key]
+        count = _read_count("step", held[0].get("step"), source.path)
+        step = source.checkpoint.get("iter_num", count)
+        step = _read_count("iter_num", step, source.path)
+        return moments, count, step
+
+    def write(self, output: Path, state: Arrays, model: ConfigDict, step: int) -> None:
+        """Writes a .pt file as train.py does, for its sample.py to read."""
+        if output.suffix == ".npz":
+            return super().write(output, state, model, step)
+        tensors = weights.to_tensors(state)
+        checkpoint = {
+            "model": tensors | {"lm_head.weight": tensors[TABLE]},
+            "model_args": {key: model[key] for key in (*self.sizes, "bias", "dropout")},
+            "iter_num": step,
+            "best_val_loss": float("inf"),
+            "config": {"dataset": "shakespeare_char"},
+        }
+        weights.write_torch(output, checkpoint)
+
+
+class SigmaGPT(NanoGPT):
+    """σ-GPT, whose checkpoints are nanoGPT's."""
+
+    def check_run(self, config: ConfigDict) -> None:
+        """Checks also for the token that the original does not begin with."""
+        super().check_run(config)
+        begins = config.sigma.begin_token
+        require(not begins, "sigma.begin_token", "False", begins)
+
+
+def _read_count(key: str, value: Any, path: str) -> int:
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()  # PyTorch counts in a float32 tensor.
+    valid = type(value) in (int, float) and 0 <= value <= LARGEST_NUMBER
+    valid = valid and value == int(value)
+    check_setting(valid, path, key, "a number of steps", value)
+    return int(value)
+
+
+SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+FAMILY: dict[str, Any] = {
+    "sizes": {name: name for name in SIZES},
+    "shapes": {
+        "vocab_size": (TABLE, 0),
+        "n_embd": (TABLE, 1),
+        "block_size": (POSITIONS, 0),
+    },
+    "layer_prefix": "transformer.h.",
+    "buffers": (".attn.bias", ".attn.masked_bias"),
+}
+NANOGPT = NanoGPT(
+    **FAMILY,
+    numbers={"dropout": ("dropout", 0.0)},
+    open_fields=("bias",),
+    gpt2_vocabularies=VOCABULARIES,
+)
+SIGMA_GPT = SigmaGPT(
+    **FAMILY,
+    numbers=NANOGPT.numbers,
+    open_fields=NANOGPT.open_fields,
+    system="sigma",
+)
+GPT2 = HuggingFaceGPT2(
+    **FAMILY | {"sizes": FAMILY["sizes"] | {"block_size": "n_positions"}},
+    choices={"activation": ("activation_function", ACTIVATIONS, "gelu_new")},
+    required={
+        "model_type": "gpt2",
+        "layer_norm_epsilon": 1e-5,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+        "tie_word_embeddings": True,
+    },
+    gpt2_vocabularies=VOCABULARIES,
+    conv1d=True,
+)
