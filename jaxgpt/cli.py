@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from jaxgpt.config import user_path
 from jaxgpt.errors import CheckError, UserError
 
 
@@ -94,6 +93,7 @@ def set_up_jax() -> None:
     import jax
     from absl import logging as absl_logging
 
+    from jaxgpt.data.cache import cache_root
     from jaxgpt.model import cpu
     from jaxgpt.parallel import distributed
 
@@ -104,9 +104,7 @@ def set_up_jax() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     sys.unraisablehook = _ignore_orbax_coroutines
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = os.environ.get("JAXGPT_CACHE", "~/.cache/jaxgpt")
-        cache = user_path(home) / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if "JAX_PLATFORMS" not in os.environ and distributed.only_cpu():
         jax.config.update("jax_platforms", "cpu")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.data.arrays import batched, read_integers, writable
 from jaxgpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -97,6 +96,8 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
     import jax
     import numpy as np
 
+    from jaxgpt.data.arrays import batched, output_path, read_integers
+
     c = run.system.model_config
     tokens_BT = read_integers(tokens)
     B, T = tokens_BT.shape
@@ -117,7 +118,7 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
                 f"0 .. {T - 1} once"
             )
     tokens_BT, order_BT = tokens_BT.astype(np.int32), order_BT.astype(np.int32)
-    output = writable("logits", logits) if logits else None
+    output = output_path("logits", logits) if logits else None
     score = jax.jit(run.system.score)
     rows = max(1, min(B, (1 << 26) // (T * c.vocab_size)))
     parts = []

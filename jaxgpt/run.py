@@ -9,7 +9,7 @@ import os
 import pathlib
 import socket
 from collections.abc import Iterator, Sequence
-from typing import Any, TextIO
+from typing import TextIO
 
 import jax
 from ml_collections import ConfigDict
@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.data import tokenizers
+from jaxgpt.data.dataset import Dataset
 from jaxgpt.errors import UserError
 from jaxgpt.interop import formats
 from jaxgpt.parallel import sharding
@@ -36,7 +37,7 @@ class Run:
     step: int
     tokenizer: tokenizers.Tokenizer | None
 
-    def open_data(self) -> Any:
+    def open_data(self) -> Dataset:
         """Opens the data of `config.data`.
 
         Raises:
@@ -117,7 +118,7 @@ def open_run(
     return Run(folder, config, system, params, chosen, tokenizer)
 
 
-def open_system(config: ConfigDict) -> tuple[System, Any]:
+def open_system(config: ConfigDict) -> tuple[System, Dataset]:
     """Opens the data and resolves the config; writes nothing.
 
     Returns:
@@ -142,7 +143,10 @@ def open_system(config: ConfigDict) -> tuple[System, Any]:
 
 @contextlib.contextmanager
 def lock_workdir(
-    config: ConfigDict, data: Any, workdir: pathlib.Path, allowed: Sequence[str] = ()
+    config: ConfigDict,
+    data: Dataset,
+    workdir: pathlib.Path,
+    allowed: Sequence[str] = (),
 ) -> Iterator[None]:
     """Makes or checks the run's folder, and keeps other processes out of it.
 
@@ -179,7 +183,7 @@ def lock_workdir(
         lock.close()
 
 
-def freeze(config: ConfigDict, data: Any, workdir: pathlib.Path) -> None:
+def freeze(config: ConfigDict, data: Dataset, workdir: pathlib.Path) -> None:
     """Writes config.json and tokenizer.json; UserError where they cannot be."""
     try:
         configs.save(config, workdir / "config.json")
@@ -192,7 +196,7 @@ def freeze(config: ConfigDict, data: Any, workdir: pathlib.Path) -> None:
 
 
 def check_same_run(
-    config: ConfigDict, data: Any, workdir: pathlib.Path, allowed: Sequence[str]
+    config: ConfigDict, data: Dataset, workdir: pathlib.Path, allowed: Sequence[str]
 ) -> None:
     """Raises UserError where a folder's run has another config or vocabulary."""
     vocabulary = workdir / "tokenizer.json"
@@ -232,8 +236,10 @@ def _lock(workdir: pathlib.Path) -> TextIO:
     return stream
 
 
-def _differs(one: tokenizers.Tokenizer, other: tokenizers.Tokenizer) -> bool:
-    return one.to_json() != other.to_json()
+def _differs(
+    one: tokenizers.Tokenizer | None, other: tokenizers.Tokenizer | None
+) -> bool:
+    return (one and one.to_json()) != (other and other.to_json())
 
 
 def read_start(

@@ -594,7 +594,7 @@ def test_evaluate_file_that_is_no_npy(read_refused, tmp_path, content):
     file = tmp_path / "tokens.npy"
     file.write_bytes(content)
     message = read_refused(evaluate.command, f"--tokens={file}")
-    assert f"'{file}' is no .npy file of integers" in message
+    assert f"'{file}' is not an .npy file of integers" in message
 
 
 @pytest.mark.parametrize("shape, padding", [((10**12, 9), 0), ((2, 8), 20_000)])
@@ -606,7 +606,7 @@ def test_evaluate_npy_with_an_outrageous_header(read_refused, tmp_path, shape, p
         b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header + b"\0" * 128
     )
     message = read_refused(evaluate.command, f"--tokens={file}")
-    assert f"'{file}' is no .npy file of integers" in message
+    assert f"'{file}' is not an .npy file of integers" in message
 
 
 def test_evaluate_npy_that_is_missing_or_a_folder(read_refused, tmp_path):

@@ -1,4 +1,4 @@
-"""Arrays that a user hands over as .npy files, and where results may be written."""
+"""Arrays that a user names as .npy files, paths to write, and rows for batches."""
 
 from __future__ import annotations
 
@@ -6,36 +6,32 @@ import functools
 import pathlib
 import zipfile
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from jaxgpt.config import user_path
 from jaxgpt.errors import UserError
 
-if TYPE_CHECKING:
-    import numpy as np
-
 
 def read_integers(name: str) -> np.ndarray:
     """Reads an .npy file of integers [rows, tokens]; UserError for anything else."""
-    import numpy as np
-
     try:
         array = np.load(user_path(name), allow_pickle=False)
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"'{name}' is no .npy file of integers: {reason}") from None
+        raise UserError(f"'{name}' is not an .npy file of integers: {reason}") from None
     if getattr(array, "ndim", 0) != 2 or array.dtype.kind not in "iu" or not array.size:
         raise UserError(f"'{name}' must hold integers [rows, tokens]")
     return array
 
 
-def writable(
-    option: str, name: str, suffixes: str | tuple[str, ...] = ""
+def output_path(
+    option: str, name: str, suffixes: tuple[str, ...] = ("",)
 ) -> pathlib.Path:
-    """Returns the path that an option names.
+    """Returns the path of a file to write that an option names.
 
     Raises:
-      UserError: where its folder is missing, it is a folder, or it ends differently.
+      UserError: where it is a folder, its folder is missing, or it ends in another way.
     """
     path = user_path(name)
     if path.is_dir():
@@ -43,8 +39,7 @@ def writable(
     if not path.parent.is_dir():
         raise UserError(f"--{option}='{name}': folder '{path.parent}' does not exist")
     if not name.lower().endswith(suffixes):
-        endings = " or ".join([suffixes] if isinstance(suffixes, str) else suffixes)
-        raise UserError(f"--{option}='{name}' must end in {endings}")
+        raise UserError(f"--{option}='{name}' must end in {' or '.join(suffixes)}")
     return path
 
 
@@ -55,10 +50,8 @@ def batched(
 
     Args:
       arrays: of equal length N >= 1.
-      rows: of every batch, the last one included.
+      rows: of every batch, including the last.
     """
-    import numpy as np
-
     N = len(next(iter(arrays.values())))
     for start in range(0, N, rows):
         # The last batch is filled up with the first rows: another shape would be
@@ -74,8 +67,6 @@ def epoch_rows(seed: int, step: int, size: int, count: int) -> np.ndarray:
     Epochs follow one another, each a shuffle of all rows; a batch may reach from one
     into the next.
     """
-    import numpy as np
-
     place = np.arange(step * size, (step + 1) * size)
     epochs = range(place[0] // count, place[-1] // count + 1)
     order = np.concatenate([_shuffled(seed, epoch, count) for epoch in epochs])
@@ -84,6 +75,4 @@ def epoch_rows(seed: int, step: int, size: int, count: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=2)
 def _shuffled(seed: int, epoch: int, count: int) -> np.ndarray:
-    import numpy as np
-
     return np.random.default_rng((seed, epoch)).permutation(count)

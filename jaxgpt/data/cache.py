@@ -18,13 +18,18 @@ from jaxgpt.config import user_path
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
 
-CHUNK = 1 << 22
+CHUNK = 1 << 22  # Bytes read at a time.
 LONGEST_WORD = 1 << 24
 LAST_WORD_END = re.compile(r".*\S(?=[ \n])", re.DOTALL)
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
 
-def resolve(name: str) -> pathlib.Path:
+def cache_root() -> pathlib.Path:
+    """Returns the folder of all that can be made again: $JAXGPT_CACHE."""
+    return user_path(os.environ.get("JAXGPT_CACHE", "~/.cache/jaxgpt"))
+
+
+def resolve_path(name: str) -> pathlib.Path:
     """Returns the path that data.path names, here or in the repository."""
     path = user_path(name)
     for candidate in (path, REPOSITORY / path):
@@ -43,21 +48,41 @@ def text_files(path: pathlib.Path) -> list[pathlib.Path]:
     return files
 
 
-def cache_folder(files: list[pathlib.Path], config: ConfigDict) -> pathlib.Path:
-    """Returns where the tokens of these files belong: another for other settings."""
-    c = config.data
-    stamps = [fingerprint(file) for file in files]
-    wanted = repr((3, stamps, {k: v for k, v in c.items() if k != "path"}))
-    wanted += repr(fingerprint(_model_file(c))) if c.sentencepiece_model else ""
-    name = f"{files[0].stem}-{hashlib.sha256(wanted.encode()).hexdigest()[:16]}"
-    home = user_path(os.environ.get("JAXGPT_CACHE", "~/.cache/jaxgpt"))
-    return home / "text" / name
+def cached_tokens(
+    files: list[pathlib.Path],
+    config: ConfigDict,
+    write: Callable[[tokenizers.Tokenizer, pathlib.Path], None],
+    prefix: str = "",
+) -> tuple[pathlib.Path, tokenizers.Tokenizer]:
+    """Tokenises files unless that was done before, with the same settings.
+
+    Args:
+      files: which the tokenizer is made for.
+      config: of the run.
+      write: writes the tokens into a folder.
+      prefix: of the folder's name, for other contents.
+
+    Returns:
+      (folder with the tokens, tokenizer).
+
+    Raises:
+      UserError: for text that cannot be read, or a cache that cannot be written.
+    """
+    settings = {k: v for k, v in config.data.items() if k != "path"}
+    key = repr((3, [_fingerprint(file) for file in files], settings))
+    if config.data.sentencepiece_model:
+        key += repr(_fingerprint(_model_file(config.data)))
+    name = f"{files[0].stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    folder = cache_root() / "text" / f"{prefix}{name}"
+    if not (folder / "tokenizer.json").exists():
+        build(files, config, folder, write)
+    return folder, tokenizers.load_tokenizer(folder / "tokenizer.json")
 
 
-def fingerprint(file: pathlib.Path) -> tuple[str, int, int]:
+def _fingerprint(file: pathlib.Path) -> tuple[str, int, int]:
     """Returns what changes when a file does."""
-    about = file.stat()
-    return str(file.resolve()), about.st_size, about.st_mtime_ns
+    stat = file.stat()
+    return str(file.resolve()), stat.st_size, stat.st_mtime_ns
 
 
 def _model_file(data: ConfigDict) -> pathlib.Path:
@@ -73,38 +98,31 @@ def _model_file(data: ConfigDict) -> pathlib.Path:
 def build(
     files: list[pathlib.Path],
     config: ConfigDict,
-    cached: pathlib.Path,
-    fill: Callable[[tokenizers.Tokenizer, pathlib.Path], None],
+    folder: pathlib.Path,
+    write: Callable[[tokenizers.Tokenizer, pathlib.Path], None],
 ) -> None:
-    """Tokenises into a temporary folder, then renames it: it is whole or not there.
-
-    Args:
-      files: that the tokenizer is made for.
-      config: of the run.
-      cached: the folder to make.
-      fill: writes the tokens into a folder.
-    """
+    """Tokenises into a temporary folder, then renames it: it is complete or absent."""
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        building = pathlib.Path(tempfile.mkdtemp(dir=cached.parent))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        building = pathlib.Path(tempfile.mkdtemp(dir=folder.parent))
     except OSError as error:
         raise UserError(
-            f"the token cache '{cached.parent}' cannot be written ({error.strerror}): "
-            "set JAXGPT_CACHE to a folder that can"
+            f"the token cache '{folder.parent}' cannot be written ({error.strerror}): "
+            "set JAXGPT_CACHE to a writable folder"
         ) from None
     try:
         tokenizer = make_tokenizer(files, scan(files)[0], config.data)
-        fill(tokenizer, building)
+        write(tokenizer, building)
         tokenizers.save_tokenizer(tokenizer, building / "tokenizer.json")
         try:
-            building.replace(cached)
+            building.replace(folder)
         except OSError:
-            # Another process built the same meanwhile.
-            if not cached.exists():
+            # Another process may have built the same meanwhile.
+            if not folder.exists():
                 raise
     except OSError as error:
         raise UserError(
-            f"cannot tokenise '{error.filename or cached}': {error.strerror}"
+            f"cannot tokenise '{error.filename or folder}': {error.strerror}"
         ) from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -125,16 +143,16 @@ def scan(files: list[pathlib.Path]) -> tuple[set[str], int]:
 def make_tokenizer(
     files: list[pathlib.Path], characters: set[str], data: ConfigDict
 ) -> tokenizers.Tokenizer:
-    """Returns the tokenizer that `config.data` asks for, trained on these files."""
+    """Returns the tokenizer of `config.data`, trained on these files if need be."""
     if data.tokenizer == "char":
         return tokenizers.CharTokenizer("".join(sorted(characters)))
     if data.tokenizer == "gpt2":
         return tokenizers.GPT2Tokenizer()
-    if not data.sentencepiece_model:
-        return tokenizers.train_sentencepiece(
-            lines(files), characters, data.vocab_size, data.sentencepiece_type
-        )
-    return tokenizers.read_sentencepiece(_model_file(data), data.vocab_size)
+    if data.sentencepiece_model:
+        return tokenizers.read_sentencepiece(_model_file(data), data.vocab_size)
+    return tokenizers.train_sentencepiece(
+        iter_lines(files), characters, data.vocab_size, data.sentencepiece_type
+    )
 
 
 def iter_chunks(files: list[pathlib.Path]) -> Iterator[str]:
@@ -169,8 +187,8 @@ def iter_chunks(files: list[pathlib.Path]) -> Iterator[str]:
             yield rest
 
 
-def lines(files: list[pathlib.Path]) -> Iterator[str]:
-    """Yields the lines of the text, wherever `_chunks` cuts it."""
+def iter_lines(files: list[pathlib.Path]) -> Iterator[str]:
+    """Yields the lines of the text, wherever `iter_chunks` cuts it."""
     rest = ""
     for text in iter_chunks(files):
         *whole, rest = (rest + text).split("\n")

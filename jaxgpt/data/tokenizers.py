@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import functools
 import hashlib
 import io
@@ -17,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from jaxgpt.data.config import TOKENIZERS
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, atomic_write, require
 
 MERGES = pathlib.Path(__file__).parents[2] / "data" / "gpt2_merges.bpe"
 
@@ -30,10 +29,12 @@ GPT2_PATTERN = (
 )
 
 END_OF_TEXT = 50256
+WORDS = re.compile(r"[ \n]+[^ \n]*|[^ \n]+")
+LONGEST_LINE = 1 << 24  # SentencePiece leaves longer ones out of training silently.
 
 
 class Tokenizer(Protocol):
-    """What every tokenizer does; ids are int32 arrays [T]."""
+    """Text to int32 ids [T] and back."""
 
     vocab_size: int
 
@@ -41,14 +42,14 @@ class Tokenizer(Protocol):
         """Returns token ids; raises UserError for text outside the vocabulary."""
 
     def decode(self, ids: np.ndarray) -> str:
-        """Returns the text of token ids."""
+        """Returns the text; ids of a model's padded vocabulary have none."""
 
     def to_json(self) -> dict:
-        """Returns what `from_json` needs."""
+        """Returns what `from_json` reads."""
 
 
 class CharTokenizer:
-    """One token per character, ids in order of code points, as nanoGPT's."""
+    """One token per character, ids in order of code points, as in nanoGPT."""
 
     def __init__(self, characters: str):
         self.characters = characters
@@ -58,7 +59,7 @@ class CharTokenizer:
         self._ids[points] = np.arange(len(points))
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns ids [len(text)]; raises UserError at the first unknown character."""
+        """Returns ids [len(text)]; UserError names the first unknown character."""
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         ids = self._ids[np.minimum(points, len(self._ids) - 1)]
         if (ids < 0).any():
@@ -70,16 +71,16 @@ class CharTokenizer:
         return ids
 
     def decode(self, ids: np.ndarray) -> str:
-        """Returns the text of ids."""
+        """Returns their characters."""
         return "".join(self.characters[i] for i in ids)
 
     def to_json(self) -> dict:
-        """Returns the kind and the characters."""
+        """Holds the characters."""
         return {"kind": "char", "characters": self.characters}
 
 
 class GPT2Tokenizer:
-    """GPT-2's byte-pair encoding, built from the shipped merges without the network."""
+    """GPT-2's byte-pair encoding, from the merges in data/: no network is needed."""
 
     vocab_size = 50257
 
@@ -87,30 +88,27 @@ class GPT2Tokenizer:
         self._encoding = _gpt2_encoding()
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns ids [T]; special tokens in the text are read as plain text."""
+        """Returns ids [T]; special tokens in the text are plain text."""
         return np.array(self._encoding.encode_ordinary(text), np.int32)
 
     def decode(self, ids: np.ndarray) -> str:
-        """Returns the text of ids; bytes that are no UTF-8 become U+FFFD.
-
-        Ids beyond the vocabulary, of models that pad theirs, have no text.
-        """
+        """Returns the text; bytes that are not UTF-8 become U+FFFD."""
         return self._encoding.decode([int(i) for i in ids if i < self.vocab_size])
 
     def to_json(self) -> dict:
-        """Returns the kind: the merges are part of the package."""
+        """Holds no merges: they are in the repository."""
         return {"kind": "gpt2"}
 
 
 @functools.cache
 def _gpt2_encoding():
-    import tiktoken
+    import tiktoken  # Here, because few runs need it and it loads slowly.
 
     try:
         merges = MERGES.read_bytes()
     except OSError:
         raise UserError(
-            f"GPT-2's merges are missing: put vocab.bpe at '{MERGES}'"
+            f"GPT-2's merges are missing: save its vocab.bpe as '{MERGES}'"
         ) from None
     if hashlib.sha256(merges).hexdigest() != MERGES_SHA256:
         raise UserError(f"'{MERGES}' is not GPT-2's vocab.bpe: its sha256 differs")
@@ -124,7 +122,7 @@ def _gpt2_encoding():
 
 
 def _ranks(merges: str) -> dict[bytes, int]:
-    """Reads {token bytes: id} from merges, which name bytes by printable letters."""
+    """Returns {token bytes: id} of merges, which write bytes as printable letters."""
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     others = [b for b in range(256) if b not in printable]
     letters = {chr(b): b for b in printable}
@@ -138,19 +136,24 @@ def _ranks(merges: str) -> dict[bytes, int]:
 
 
 def from_json(saved: dict) -> Tokenizer:
-    """Builds a tokenizer from `to_json`'s value; raises UserError for another kind."""
+    """Returns the tokenizer of `to_json`'s value; UserError for anything else."""
     match saved:
         case {"kind": "char", "characters": str(characters)} if characters:
             return CharTokenizer(characters)
         case {"kind": "gpt2"}:
             return GPT2Tokenizer()
         case {"kind": "sentencepiece", "model": str(model)}:
-            return SentencePieceTokenizer.from_base64(model)
-    raise UserError(f"a tokenizer is of kind {', '.join(TOKENIZERS)}, with its data")
+            try:
+                return SentencePieceTokenizer(base64.b64decode(model, validate=True))
+            except ValueError as error:
+                raise UserError(
+                    f"its SentencePiece model is damaged: {error}"
+                ) from None
+    raise UserError(f"it holds no tokenizer of kind {', '.join(TOKENIZERS)}")
 
 
 def load_tokenizer(path: pathlib.Path) -> Tokenizer:
-    """Reads a tokenizer file; raises UserError naming it where it is damaged."""
+    """Reads a tokenizer file; UserError where it is damaged."""
     try:
         return from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, UserError) as error:
@@ -158,25 +161,17 @@ def load_tokenizer(path: pathlib.Path) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: pathlib.Path) -> None:
-    """Writes a tokenizer file, atomically."""
-    temporary = path.with_suffix(".tmp")
-    text = json.dumps(tokenizer.to_json(), ensure_ascii=False) + "\n"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-WORDS = re.compile(r"[ \n]+[^ \n]*|[^ \n]+")
-
-# Longer lines would be left out of training without a word.
-LONGEST_LINE = 1 << 24
+    """Writes a tokenizer file."""
+    with atomic_write(path) as stream:
+        stream.write(json.dumps(tokenizer.to_json(), ensure_ascii=False) + "\n")
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model, saved with the run whole."""
+    """A SentencePiece model."""
 
     def __init__(self, model: bytes):
-        """Raises ValueError where these bytes are no model."""
-        import sentencepiece
+        """Raises ValueError where these bytes are not a model."""
+        import sentencepiece  # Here, because few runs need it and it loads slowly.
 
         if not model:
             raise ValueError("it is empty")
@@ -184,15 +179,13 @@ class SentencePieceTokenizer:
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
-            raise ValueError(f"no SentencePiece model ({error})") from None
+            raise ValueError(f"not a SentencePiece model ({error})") from None
         self.vocab_size = self._processor.get_piece_size()
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns ids [T]; raises UserError at text that has no piece.
-
-        Word by word: no piece spans two, and the sums by which SentencePiece finds the
-        best pieces are float32, which a long text would round away.
-        """
+        """Returns ids [T]; UserError names text that has no piece."""
+        # Word by word, as no piece spans two: SentencePiece finds the best pieces by
+        # sums in float32, in which a long text's last words would be rounded away.
         words = WORDS.findall(text)
         encoded = self._processor.encode(words)
         unknown = self._processor.unk_id()
@@ -206,29 +199,20 @@ class SentencePieceTokenizer:
         return np.fromiter(itertools.chain.from_iterable(encoded), np.int32)
 
     def decode(self, ids: np.ndarray) -> str:
-        """Returns the text of ids; ids beyond the vocabulary have none."""
-        known = [int(i) for i in ids if i < self.vocab_size]
-        return self._processor.decode(known)
+        """Returns the text of the pieces."""
+        return self._processor.decode([int(i) for i in ids if i < self.vocab_size])
 
     def to_json(self) -> dict:
-        """Returns the kind and the model, in base64."""
+        """Holds the model in base64."""
         model = base64.b64encode(self.model).decode("ascii")
         return {"kind": "sentencepiece", "model": model}
-
-    @classmethod
-    def from_base64(cls, model: str) -> SentencePieceTokenizer:
-        """Returns the tokenizer of `to_json`'s model; UserError where it is none."""
-        try:
-            return cls(base64.b64decode(model, validate=True))
-        except (binascii.Error, ValueError) as error:
-            raise UserError(f"its SentencePiece model is damaged: {error}") from None
 
 
 def read_sentencepiece(path: pathlib.Path, vocab_size: int) -> SentencePieceTokenizer:
     """Reads a .model file.
 
     Raises:
-      UserError: where it is none, or has not vocab_size tokens (0 takes any number).
+      UserError: where it is not one, or not of vocab_size tokens (0 takes any number).
     """
     try:
         tokenizer = SentencePieceTokenizer(path.read_bytes())
@@ -247,24 +231,26 @@ def read_sentencepiece(path: pathlib.Path, vocab_size: int) -> SentencePieceToke
 def train_sentencepiece(
     lines: Iterable[str], characters: set[str], vocab_size: int, kind: str = "unigram"
 ) -> SentencePieceTokenizer:
-    """Trains a model that gives every text of these characters back unchanged.
+    """Trains a model that decodes every text of these characters unchanged.
 
     Args:
       lines: of the text, without their ends; a newline is a token of its own.
       characters: all that occur.
-      vocab_size: tokens, the unknown one among them.
+      vocab_size: tokens, including the unknown one.
       kind: "unigram" or "bpe".
 
     Raises:
-      UserError: where they are too few for the characters, or too many for the text.
+      UserError: for too few tokens for the characters, or too many for the text.
     """
     import sentencepiece
 
-    if vocab_size <= len(characters):
-        raise UserError(
-            f"data.vocab_size {vocab_size} is too small for a text of "
-            f"{len(characters)} different characters: set it higher, like 512"
-        )
+    require(
+        vocab_size > len(characters),
+        "data.vocab_size",
+        f"> {len(characters)}, the number of different characters",
+        vocab_size,
+        "set it higher, like 512",
+    )
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -280,13 +266,13 @@ def train_sentencepiece(
             bos_id=-1,
             eos_id=-1,
             max_sentence_length=LONGEST_LINE,
-            num_threads=1,  # The same text makes the same model.
+            num_threads=1,  # So that the same text makes the same model.
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split()).rpartition("] ")[2]
         raise UserError(
-            f"no SentencePiece model of data.vocab_size={vocab_size} tokens can be "
-            f"trained on this text: {reason}"
+            f"cannot train a SentencePiece model of data.vocab_size={vocab_size} "
+            f"tokens on this text: {reason}"
         ) from None
     return SentencePieceTokenizer(model.getvalue())

@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxgpt import config as configs
-from jaxgpt.data.arrays import writable
+from jaxgpt.data.arrays import output_path
 from jaxgpt.errors import UserError, require
 from jaxgpt.interop import rules, weights
 from jaxgpt.interop.rules import Rule, shown
@@ -247,7 +247,7 @@ class Format:
 
     def check_output(self, output: Path) -> None:
         """Raises UserError for a path that this format cannot be written to."""
-        writable("output", str(output), (".pt", ".npz"))
+        output_path("output", str(output), (".pt", ".npz"))
 
     def write(self, output: Path, state: Arrays, model: ConfigDict, step: int) -> None:
         """Writes a state dict as the original's program reads it.

@@ -14,6 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxgpt.data.arrays import batched
+from jaxgpt.data.dataset import Dataset
 from jaxgpt.errors import UserError
 from jaxgpt.model import rng
 from jaxgpt.model.config import ModelConfig
@@ -86,8 +87,8 @@ class System:
         """Returns the module over these parameters."""
         return nnx.merge(self.graphdef, params)
 
-    def open_data(self) -> Any:
-        """Returns the data with `vocab_size`, `tokenizer`, `batch_at` and `fixed`."""
+    def open_data(self) -> Dataset:
+        """Opens what this system trains and evaluates on."""
         raise NotImplementedError
 
     def train_batch(self, tokens_BT: jax.Array, key: jax.Array, step) -> Batch:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt.data.text import TextData, open_text
+from jaxgpt.data.dataset import Dataset
+from jaxgpt.data.text import open_text
 from jaxgpt.errors import UserError
 from jaxgpt.model import layers
 from jaxgpt.sampling.autoregressive import decode_sliding_window
@@ -27,7 +28,7 @@ class CausalLM(System):
     extra_tokens = 1
     goes_past_block = True
 
-    def open_data(self) -> TextData:
+    def open_data(self) -> Dataset:
         """Opens the text of `config.data`."""
         return open_text(self.config, self.window)
 

@@ -80,7 +80,7 @@ def test_without_a_test_split_there_is_nothing_to_take_from_it(letters):
         ({"chunk_tokens": 100}, "its val split is empty, of 2 chunks of"),
         ({"chunk_tokens": 1000}, "its train split is empty, of 0 chunks of"),
         ({"val_fraction": 0.04}, "its val split is empty, of 23 chunks"),
-        ({"chunk_tokens": 7}, "has 7 tokens a chunk, a window needs 8: take larger"),
+        ({"chunk_tokens": 7}, "has 7 tokens per chunk, a window needs 8: use larger"),
     ],
 )
 def test_splits_that_would_be_empty(letters, changes, expected):

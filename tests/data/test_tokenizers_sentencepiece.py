@@ -74,9 +74,9 @@ def test_models_that_cannot_be(model_file, own_cache):
     message = refused(sentencepiece_model=path, vocab_size=512)
     assert f"'{path}' has 200 tokens, not data.vocab_size=512" in message
     model_file.write_bytes(b"no model")
-    assert "cannot be used: no Sentence" in refused(sentencepiece_model=path)
-    assert "data.vocab_size 0 is too small" in refused()
-    assert "data.vocab_size 65 is too small" in refused(vocab_size=65)
+    assert "cannot be used: not a Sentence" in refused(sentencepiece_model=path)
+    assert "data.vocab_size must be > 65" in refused()
+    assert "different characters, got 65" in refused(vocab_size=65)
     assert "Vocabulary size too high (99999)" in refused(vocab_size=99999)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.data.arrays import read_integers, writable
+from jaxgpt.data.arrays import output_path, read_integers
 from jaxgpt.errors import UserError, log
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def command(argv: list[str]) -> None:
     else:
         config = configs.override(configs.base(), {"gssm.graph": args.graph})
         config = configs.validate(configs.override(config, overrides))
-    output = writable("nll", args.nll) if args.nll else None
+    output = output_path("nll", args.nll) if args.nll else None
     from jaxgpt.systems.gssm import graph, kernels
     from jaxgpt.systems.gssm import source as sources
 

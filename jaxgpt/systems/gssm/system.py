@@ -7,7 +7,6 @@ distance of its loss from the exact likelihood of the same sequences.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -42,7 +41,7 @@ class GSSM(CausalLM):
         """The graph with its kernels."""
         return source.from_config(self.config)
 
-    def open_data(self) -> Any:
+    def open_data(self) -> dataset.OnlineData:
         """Opens the sequences of `config.data.path`, or draws them."""
         return dataset.open_data(self.config, self.source, self.window)
 

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from jaxgpt.data.dataset import Dataset
 from jaxgpt.data.documents import Segments, open_documents
 from jaxgpt.model import layers, rng
 from jaxgpt.parallel import sharding
@@ -59,7 +60,7 @@ class MemoryLM(CausalLM):
         """Returns the module over these parameters."""
         return cast(MemoryModel, super().model(params))
 
-    def open_data(self) -> Any:
+    def open_data(self) -> Dataset:
         """Opens the documents of `config.data`; without a path, the recall task."""
         if not self.config.data.path:
             return recall.RecallData(self.model_config.block_size)

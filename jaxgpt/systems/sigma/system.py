@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgpt.data.dataset import Dataset
 from jaxgpt.data.text import open_text
 from jaxgpt.errors import UserError
 from jaxgpt.model import layers
@@ -44,7 +45,7 @@ class SigmaGPT(System):
             "adaptive_norm": c.adaptive_norm,
         }
 
-    def open_data(self) -> Any:
+    def open_data(self) -> Dataset:
         """Opens the text of `config.data`."""
         return open_text(self.config, self.window)
 

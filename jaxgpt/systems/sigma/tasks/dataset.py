@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pathlib
-import tempfile
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.config import user_path
 from jaxgpt.data.arrays import epoch_rows
-from jaxgpt.errors import UserError, log
+from jaxgpt.data.cache import cache_root
+from jaxgpt.errors import UserError, atomic_write, log
 from jaxgpt.systems.sigma.tasks.base import Task
 
 SPLITS = ("train", "val")
@@ -93,8 +91,7 @@ def _folder(task: Task, config: ConfigDict) -> pathlib.Path:
         about[str(path.resolve())] = (stat.st_size, stat.st_mtime_ns)
     text = json.dumps([VERSION, about], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    home = user_path(os.environ.get("JAXGPT_CACHE", "~/.cache/jaxgpt"))
-    return home / "tasks" / f"{config.task.name}-{digest}"
+    return cache_root() / "tasks" / f"{config.task.name}-{digest}"
 
 
 def _write(task: Task, config: ConfigDict, paths: dict[str, pathlib.Path]) -> None:
@@ -113,11 +110,8 @@ def _write(task: Task, config: ConfigDict, paths: dict[str, pathlib.Path]) -> No
             drawn = mark(*given)[:count]
         else:
             drawn, taken = draw(task, split, count, c.data_seed, taken)
-        with tempfile.NamedTemporaryFile(
-            dir=paths[split].parent, delete=False
-        ) as stream:
+        with atomic_write(paths[split], "wb") as stream:
             np.save(stream, drawn.astype(np.int16))
-        os.replace(stream.name, paths[split])
 
 
 def draw(

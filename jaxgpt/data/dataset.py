@@ -1,0 +1,52 @@
+"""What every system reads its data through."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from jaxgpt.data.tokenizers import Tokenizer
+
+
+class Dataset(Protocol):
+    """Splits of sequences, read at random places or at the same places every time.
+
+    Both methods return int32 [rows, length], or several such arrays by name (a dict
+    from `batch_at`, `documents.Segments` from `eval_windows`): what the system's own
+    `train_batch` and `eval_batches` take.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below it."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Of a text; None where tokens stand for nothing to read."""
+
+    def batch_at(self, seed: int, split: str, step: int, size: int, length: int) -> Any:
+        """Returns the rows of a step: a pure function of all arguments.
+
+        So that a resumed run, or one on other devices, reads what it would have read.
+
+        Args:
+          seed: of the places or sequences.
+          split: "train", "val" or "test".
+          step: of training.
+          size: rows.
+          length: tokens of a row, targets included.
+
+        Raises:
+          UserError: where the split does not exist or is too short.
+        """
+
+    def eval_windows(self, split: str, length: int, count: int | None = None) -> Any:
+        """Returns the same rows every time, spread over a split.
+
+        Args:
+          split: of the data.
+          length: tokens of a row, targets included.
+          count: rows, about; None is the whole split.
+
+        Raises:
+          UserError: where the split does not exist or is too short.
+        """
