@@ -7,11 +7,13 @@ import inspect
 import json
 import logging
 import os
+import pathlib
 import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from jaxgpt.config import user_path
 from jaxgpt.errors import CheckError, UserError
 
 
@@ -139,3 +141,21 @@ def use_float64(dtype: str) -> None:
         import jax
 
         jax.config.update("jax_enable_x64", True)
+
+
+def output_path(
+    option: str, name: str, suffixes: tuple[str, ...] = ("",)
+) -> pathlib.Path:
+    """Returns the path of a file to write that an option names.
+
+    Raises:
+      UserError: where it is a folder, its folder is missing, or it ends in another way.
+    """
+    path = user_path(name)
+    if path.is_dir():
+        raise UserError(f"--{option}='{name}' is a folder: name a file")
+    if not path.parent.is_dir():
+        raise UserError(f"--{option}='{name}': folder '{path.parent}' does not exist")
+    if not name.lower().endswith(suffixes):
+        raise UserError(f"--{option}='{name}' must end in {' or '.join(suffixes)}")
+    return path

@@ -119,7 +119,8 @@ def export_run(name: str, run: Run, output: pathlib.Path) -> None:
         raise UserError(f"'{run.workdir}' is not a {name}: {error}") from None
     if output.exists():
         raise UserError(f"--output '{output}' exists: name a new path")
-    form.check_output(output)
+    if form.suffixes:
+        cli.output_path("output", str(output), form.suffixes)
     state = rules.to_torch(run.params, form.rules(model))
     try:
         form.write(output, state, model, run.step)

@@ -96,7 +96,7 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
     import jax
     import numpy as np
 
-    from jaxgpt.data.arrays import batched, output_path, read_integers
+    from jaxgpt.data.arrays import batched, read_integers
 
     c = run.system.model_config
     tokens_BT = read_integers(tokens)
@@ -118,7 +118,7 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
                 f"0 .. {T - 1} once"
             )
     tokens_BT, order_BT = tokens_BT.astype(np.int32), order_BT.astype(np.int32)
-    output = output_path("logits", logits) if logits else None
+    output = cli.output_path("logits", logits) if logits else None
     score = jax.jit(run.system.score)
     rows = max(1, min(B, (1 << 26) // (T * c.vocab_size)))
     parts = []

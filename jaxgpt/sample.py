@@ -220,7 +220,6 @@ def _sample_text(run: Run, args: argparse.Namespace, memory: Memory | None) -> N
 
 def _sample_task(run: Run, args: argparse.Namespace) -> None:
     """Generates for problems of a split of a task; prints, judges and draws them."""
-    from jaxgpt.data.arrays import output_path
     from jaxgpt.sampling.output import describe
 
     if args.prompt is not None or args.template is not None or args.live:
@@ -232,7 +231,7 @@ def _sample_task(run: Run, args: argparse.Namespace) -> None:
         raise UserError(
             "--max_new_tokens is for texts: a task asks for all it asks for"
         )
-    image = output_path("image", args.image, (".png",)) if args.image else None
+    image = cli.output_path("image", args.image, (".png",)) if args.image else None
     split = args.split or "val"
     system: Any = run.system
     tokens, prompt_mask, reference = system.problems(

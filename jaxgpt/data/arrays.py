@@ -1,9 +1,8 @@
-"""Arrays that a user names as .npy files, paths to write, and rows for batches."""
+"""Arrays that a user names as .npy files, and the rows of batches."""
 
 from __future__ import annotations
 
 import functools
-import pathlib
 import zipfile
 from collections.abc import Iterator, Mapping
 
@@ -23,24 +22,6 @@ def read_integers(name: str) -> np.ndarray:
     if getattr(array, "ndim", 0) != 2 or array.dtype.kind not in "iu" or not array.size:
         raise UserError(f"'{name}' must hold integers [rows, tokens]")
     return array
-
-
-def output_path(
-    option: str, name: str, suffixes: tuple[str, ...] = ("",)
-) -> pathlib.Path:
-    """Returns the path of a file to write that an option names.
-
-    Raises:
-      UserError: where it is a folder, its folder is missing, or it ends in another way.
-    """
-    path = user_path(name)
-    if path.is_dir():
-        raise UserError(f"--{option}='{name}' is a folder: name a file")
-    if not path.parent.is_dir():
-        raise UserError(f"--{option}='{name}': folder '{path.parent}' does not exist")
-    if not name.lower().endswith(suffixes):
-        raise UserError(f"--{option}='{name}' must end in {' or '.join(suffixes)}")
-    return path
 
 
 def batched(

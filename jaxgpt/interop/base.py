@@ -12,7 +12,6 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxgpt import config as configs
-from jaxgpt.data.arrays import output_path
 from jaxgpt.errors import UserError, require
 from jaxgpt.interop import rules, weights
 from jaxgpt.interop.rules import Rule, shown
@@ -88,6 +87,8 @@ class Format:
     buffers: tuple[str, ...] = ()
     # Vocabulary sizes that are GPT-2's where no tokenizer is given.
     gpt2_vocabularies: tuple[int, ...] = ()
+    # How the names of files to write end; () where it writes folders.
+    suffixes: tuple[str, ...] = (".pt", ".npz")
     system: str = "causal"
 
     def rules(self, model: ConfigDict) -> list[Rule]:
@@ -244,10 +245,6 @@ class Format:
             rule = " or ".join(map(repr, values))
             value = config.model[field]
             require(value in values, f"model.{field}", rule, value)
-
-    def check_output(self, output: Path) -> None:
-        """Raises UserError for a path that this format cannot be written to."""
-        output_path("output", str(output), (".pt", ".npz"))
 
     def write(self, output: Path, state: Arrays, model: ConfigDict, step: int) -> None:
         """Writes a state dict as the original's program reads it.

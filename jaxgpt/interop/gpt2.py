@@ -117,9 +117,6 @@ class HuggingFaceGPT2(GPT2Family):
         check_setting(inner in (None, width), source.path, "n_inner", str(width), inner)
         return fields
 
-    def check_output(self, output: Path) -> None:
-        """A folder is made with those above it: nothing to check."""
-
     def write(self, output: Path, state: Arrays, model: ConfigDict, step: int) -> None:
         """Writes a folder that transformers' GPT2LMHeadModel loads."""
         settings = {
@@ -256,4 +253,5 @@ GPT2 = HuggingFaceGPT2(
     },
     gpt2_vocabularies=VOCABULARIES,
     conv1d=True,
+    suffixes=(),
 )

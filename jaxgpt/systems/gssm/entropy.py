@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.data.arrays import output_path, read_integers
 from jaxgpt.errors import UserError, log
 
 if TYPE_CHECKING:
@@ -86,7 +85,8 @@ def command(argv: list[str]) -> None:
     else:
         config = configs.override(configs.base(), {"gssm.graph": args.graph})
         config = configs.validate(configs.override(config, overrides))
-    output = output_path("nll", args.nll) if args.nll else None
+    output = cli.output_path("nll", args.nll) if args.nll else None
+    from jaxgpt.data.arrays import read_integers
     from jaxgpt.systems.gssm import graph, kernels
     from jaxgpt.systems.gssm import source as sources
 

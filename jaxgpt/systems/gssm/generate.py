@@ -9,7 +9,6 @@ import time
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.data.arrays import output_path
 from jaxgpt.errors import UserError, log
 
 
@@ -35,7 +34,7 @@ def command(argv: list[str]) -> None:
     for name in ("num_sequences", "chunk_size"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} is at least 1: not {getattr(args, name)}")
-    output = output_path("output", args.output)
+    output = cli.output_path("output", args.output)
     if output.exists():
         raise UserError(f"--output '{args.output}' exists: name a new file")
     config = configs.load(args.config, overrides)
