@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxgpt.data import cache, tokenizers
-from jaxgpt.data.text import SPLITS, open_text, split_sizes
+from jaxgpt.data.text import SPLITS, open_text, read_bins, split_sizes
 from jaxgpt.errors import UserError
 
 # Of each document that evaluations during training read.
@@ -48,7 +48,7 @@ class Segments:
         first = np.flatnonzero(np.diff(self.document_N, prepend=-1))
         return np.split(np.arange(len(self)), first[1:])
 
-    def at(self, index_B: np.ndarray) -> Segment:
+    def at(self, index_B: np.ndarray | slice) -> Segment:
         """Returns these segments as a batch."""
         return {
             "tokens": self.tokens_NT[index_B],
@@ -64,26 +64,17 @@ class DocumentSplit:
 
     tokens: np.ndarray
     ends: np.ndarray
-    names: tuple[str, ...]
 
-    def num_segments(self, length: int) -> np.ndarray:
-        """Returns how many segments of so many predictions each document has.
-
-        A document's last tokens, too few for a segment, are left out.
-        """
-        return (np.diff(self.ends, prepend=0) - 1) // length
-
-    def cut(self, document: np.ndarray, nth: np.ndarray, length: int) -> Segment:
-        """Returns the nth segments of documents: tokens [N, length + 1]."""
-        start = nth * length
-        begin = np.concatenate([[0], self.ends])[document] + start
-        tokens = self.tokens[begin[:, None] + np.arange(length + 1)]
-        return {
-            "tokens": tokens.astype(np.int32),
-            "document": document.astype(np.int32),
-            "start": start.astype(np.int32),
-            "weight": np.ones((len(document), length), np.float32),
-        }
+    def cut(self, document_N: np.ndarray, nth_N: np.ndarray, length: int) -> Segments:
+        """Returns the nth segments of documents, of length + 1 tokens."""
+        start_N = nth_N * length
+        begin_N = np.concatenate([[0], self.ends])[document_N] + start_N
+        tokens_NT = self.tokens[begin_N[:, None] + np.arange(length + 1)]
+        weight_NT = np.ones((len(document_N), length), np.float32)
+        tokens_NT, document_N, start_N = (
+            array.astype(np.int32) for array in (tokens_NT, document_N, start_N)
+        )
+        return Segments(tokens_NT, document_N, start_N, weight_NT)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,7 +97,7 @@ class DocumentData:
         Each row reads all documents in random orders of its own, and begins somewhere
         in the first.
         """
-        counts = self._num_segments(split, length)
+        counts = self.num_segments(split, length)
         total = int(counts.sum())
         document, nth = np.empty(size, np.int64), np.empty(size, np.int64)
         for row in range(size):
@@ -117,13 +108,13 @@ class DocumentData:
             which = int(np.searchsorted(ends, within, side="right"))
             document[row] = order[which]
             nth[row] = within - (ends[which - 1] if which else 0)
-        return self.splits[split].cut(document, nth, length - 1)
+        return self.splits[split].cut(document, nth, length - 1).at(slice(None))
 
     def eval_windows(
         self, split: str, length: int, count: int | None = None
     ) -> Segments:
         """See `Dataset.eval_windows`: the first segments of documents, about count."""
-        counts = self._num_segments(split, length)
+        counts = self.num_segments(split, length)
         chosen = np.flatnonzero(counts)
         if count is not None:
             documents = min(len(chosen), max(1, count // EVAL_SEGMENTS))
@@ -131,10 +122,16 @@ class DocumentData:
             counts = np.minimum(counts, max(1, count // documents))
         document = np.repeat(chosen, counts[chosen])
         nth = np.concatenate([np.arange(n) for n in counts[chosen]])
-        return Segments(*self.splits[split].cut(document, nth, length - 1).values())
+        return self.splits[split].cut(document, nth, length - 1)
 
-    def _num_segments(self, split: str, length: int) -> np.ndarray:
-        counts = self.splits[split].num_segments(length - 1)
+    def num_segments(self, split: str, length: int) -> np.ndarray:
+        """Returns how many segments each document of a split has.
+
+        A document's last tokens, too few for a segment, are left out. UserError where
+        there is no segment at all.
+        """
+        sizes = np.diff(self.splits[split].ends, prepend=0)
+        counts = (sizes - 1) // (length - 1)
         if not counts.any():
             raise UserError(
                 f"no document of the {split} split has the {length} tokens of a "
@@ -167,38 +164,29 @@ def open_documents(config: ConfigDict, length: int) -> DocumentData:
       UserError: where there is no document, or a split is empty.
     """
     path = cache.resolve_path(config.data.path)
-    if not path.is_dir() or (path / "train.bin").exists():
-        return _open_one_text(config, length)
-    files = _split_files(path, config.data)
-    folder, tokenizer = cache.cached_tokens(
-        [file for part in files.values() for file in part],
-        config,
-        functools.partial(_write_documents, files),
-        "documents-",
-    )
-    dtype = cache.token_dtype(tokenizer.vocab_size)
-    splits = {}
-    for split, ends in json.loads((folder / "ends.json").read_text()).items():
-        names = tuple(file.stem for file in files[split])
-        tokens = np.fromfile(folder / f"{split}.bin", dtype)
-        splits[split] = DocumentSplit(tokens, np.array(ends, int), names)
-    data = DocumentData(splits, tokenizer)
-    for split, part in files.items():
-        if part:
-            data._num_segments(split, length)
-    return data
-
-
-def _open_one_text(config: ConfigDict, length: int) -> DocumentData:
-    text = open_text(config, length)
-    splits = {}
+    ends: dict[str, list[int] | np.ndarray]
+    if path.is_dir() and not (path / "train.bin").exists():
+        files = _split_files(path, config.data)
+        paths = [file for part in files.values() for file in part]
+        write = functools.partial(_write_documents, files)
+        folder, tokenizer = cache.cached_tokens(paths, config, write, "documents-")
+        text = read_bins(folder, tokenizer)
+        ends = json.loads((folder / "ends.json").read_text())
+    else:
+        text, ends = open_text(config, length), {}
+        for split in SPLITS:
+            size = len(getattr(text, split))
+            chunk = text.chunk or max(size, 1)
+            ends[split] = np.arange(chunk, size + 1, chunk)
+    splits = {
+        split: DocumentSplit(getattr(text, split), np.array(ends[split], int))
+        for split in SPLITS
+    }
+    data = DocumentData(splits, text.tokenizer)
     for split in SPLITS:
-        tokens = getattr(text, split)
-        chunk = text.chunk or max(len(tokens), 1)
-        ends = np.arange(chunk, len(tokens) + 1, chunk)
-        names = tuple(f"{split} {number}" for number in range(len(ends)))
-        splits[split] = DocumentSplit(tokens, ends, names)
-    return DocumentData(splits, text.tokenizer)
+        if len(ends[split]):
+            data.num_segments(split, length)
+    return data
 
 
 def _split_files(path: pathlib.Path, data: ConfigDict) -> dict[str, list[pathlib.Path]]:

@@ -103,7 +103,7 @@ def open_text(config: ConfigDict, length: int) -> TextData:
         write = functools.partial(_write_splits, files, c)
         folder, tokenizer = cache.cached_tokens(files, config, write)
         chunk = c.chunk_tokens if c.split == "chunks" else 0
-        data = _read_bins(folder, tokenizer, chunk)
+        data = read_bins(folder, tokenizer, chunk)
     sizes = {split: len(getattr(data, split)) for split in SPLITS}
     unit, longer = (" per chunk", "larger chunks") if data.chunk else ("", "more text")
     for split, size in sizes.items():
@@ -193,9 +193,10 @@ def _shuffle_chunks(
     whole.unlink()
 
 
-def _read_bins(
+def read_bins(
     folder: pathlib.Path, tokenizer: tokenizers.Tokenizer, chunk: int = 0
 ) -> TextData:
+    """Memory-maps train.bin, val.bin and test.bin, if any; UserError where damaged."""
     dtype = cache.token_dtype(tokenizer.vocab_size)
     splits: dict[str, np.ndarray] = dict.fromkeys(SPLITS, np.zeros(0, dtype))
     for split in SPLITS:
@@ -230,7 +231,7 @@ def _open_bins(folder: pathlib.Path, config: ConfigDict) -> TextData:
             f"'{folder}' has no vocabulary: put tokenizer.json or input.txt into it, "
             "or set data.tokenizer=gpt2"
         )
-    data = _read_bins(folder, tokenizer)
+    data = read_bins(folder, tokenizer)
     for split in SPLITS:
         tokens = getattr(data, split)
         for start in range(0, len(tokens), cache.CHUNK):

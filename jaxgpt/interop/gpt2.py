@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
-from jaxgpt.errors import UserError, require
+from jaxgpt.errors import UserError
 from jaxgpt.interop import weights
 from jaxgpt.interop.base import (
     LARGEST_NUMBER,
@@ -24,10 +24,13 @@ from jaxgpt.interop.rules import Rule, layer_rules
 from jaxgpt.interop.weights import Arrays, Source
 
 TABLE, POSITIONS = "transformer.wte.weight", "transformer.wpe.weight"
-VOCABULARIES = (50257, 50304)  # GPT-2's, and nanoGPT's padded to a multiple of 64.
-# The last of two names for one is what an export says.
-ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
-ACTIVATIONS |= {"gelu": "gelu"}
+SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+# An export writes the last of several names for ours.
+ACTIVATIONS = {
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu": "gelu",
+}
 BLOCK = {
     "ln_1": "norm_1",
     "attn.c_attn": "attn/qkv",
@@ -119,12 +122,11 @@ class HuggingFaceGPT2(GPT2Family):
 
     def write(self, output: Path, state: Arrays, model: ConfigDict, step: int) -> None:
         """Writes a folder that transformers' GPT2LMHeadModel loads."""
+        names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
         settings = {
             "architectures": ["GPT2LMHeadModel"],
             **self.required,
-            "activation_function": {v: k for k, v in ACTIVATIONS.items()}[
-                model.activation
-            ],
+            "activation_function": names[model.activation],
             **{key: model[field] for field, key in self.sizes.items()},
             "n_ctx": model.block_size,
             **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), model.dropout),
@@ -198,16 +200,6 @@ class NanoGPT(GPT2Family):
         weights.write_torch(output, checkpoint)
 
 
-class SigmaGPT(NanoGPT):
-    """σ-GPT, whose checkpoints are nanoGPT's."""
-
-    def check_run(self, config: ConfigDict) -> None:
-        """Checks also for the token that the original does not begin with."""
-        super().check_run(config)
-        begins = config.sigma.begin_token
-        require(not begins, "sigma.begin_token", "False", begins)
-
-
 def _read_count(key: str, value: Any, path: str) -> int:
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()  # PyTorch counts in a float32 tensor.
@@ -217,31 +209,26 @@ def _read_count(key: str, value: Any, path: str) -> int:
     return int(value)
 
 
-SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
-FAMILY: dict[str, Any] = {
-    "sizes": {name: name for name in SIZES},
-    "shapes": {
+NANOGPT = NanoGPT(
+    sizes={name: name for name in SIZES},
+    shapes={
         "vocab_size": (TABLE, 0),
         "n_embd": (TABLE, 1),
         "block_size": (POSITIONS, 0),
     },
-    "layer_prefix": "transformer.h.",
-    "buffers": (".attn.bias", ".attn.masked_bias"),
-}
-NANOGPT = NanoGPT(
-    **FAMILY,
+    layer_prefix="transformer.h.",
     numbers={"dropout": ("dropout", 0.0)},
     open_fields=("bias",),
-    gpt2_vocabularies=VOCABULARIES,
+    buffers=(".attn.bias", ".attn.masked_bias"),
+    # GPT-2's, and that padded to a multiple of 64.
+    gpt2_vocabularies=(50257, 50304),
 )
-SIGMA_GPT = SigmaGPT(
-    **FAMILY,
-    numbers=NANOGPT.numbers,
-    open_fields=NANOGPT.open_fields,
-    system="sigma",
-)
+# Its table of positions has a half for each of a token's two positions.
+SIGMA_GPT = dataclasses.replace(NANOGPT, system="sigma", gpt2_vocabularies=())
 GPT2 = HuggingFaceGPT2(
-    **FAMILY | {"sizes": FAMILY["sizes"] | {"block_size": "n_positions"}},
+    sizes={**NANOGPT.sizes, "block_size": "n_positions"},
+    shapes=NANOGPT.shapes,
+    layer_prefix=NANOGPT.layer_prefix,
     choices={"activation": ("activation_function", ACTIVATIONS, "gelu_new")},
     required={
         "model_type": "gpt2",
@@ -251,7 +238,8 @@ GPT2 = HuggingFaceGPT2(
         "add_cross_attention": False,
         "tie_word_embeddings": True,
     },
-    gpt2_vocabularies=VOCABULARIES,
+    buffers=NANOGPT.buffers,
+    gpt2_vocabularies=NANOGPT.gpt2_vocabularies,
     conv1d=True,
     suffixes=(),
 )

@@ -296,7 +296,7 @@ def test_documents_are_split_and_read_in_order(documents):
 
     config = configs.load(PLAYS, {"data.path": str(documents)})
     data = open_documents(config, 17)
-    assert len(data.splits["train"].names) == 3
+    assert len(data.splits["train"].ends) == 3
     segments = data.eval_windows("val", 17)
     for stream in segments.streams():
         np.testing.assert_array_equal(
