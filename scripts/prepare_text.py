@@ -5,9 +5,9 @@ python -m scripts.prepare_text --dataset=HuggingFaceFW/fineweb --name=sample-10B
     --output=data/fineweb
 python -m scripts.prepare_text --files='texts/*.jsonl' --output=data/mine
 
-Needs the extra `prepare`; datasets by name need the network. Every document is followed
-by the end-of-text token; one in 2000, drawn by a fixed seed, is held out. Train on the
-folder with --config=configs/sigma_text.py --config.data.path=FOLDER.
+Needs the extra `prepare`; datasets by name need network access. Every document is
+followed by the end-of-text token; one in 2000, drawn with a fixed seed, is held out.
+Train on the folder with --config=configs/sigma_text.py --config.data.path=FOLDER.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from jaxgpt import cli
 from jaxgpt.config import user_path
 from jaxgpt.data.tokenizers import END_OF_TEXT, GPT2Tokenizer
-from jaxgpt.errors import UserError, log
+from jaxgpt.errors import UserError, atomic_write, log, require
 
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 SEED = 2357
@@ -32,7 +32,7 @@ SEED = 2357
 def open_documents(
     dataset: str, name: str, files: str, split: str, column: str
 ) -> Iterator[str]:
-    """Yields the documents of a dataset or of local files, as they are read.
+    """Yields the documents of a dataset or of local files, one at a time.
 
     Raises:
       UserError: where there are none, or they have no such column.
@@ -52,7 +52,7 @@ def open_documents(
                 f"found {', '.join(sorted(kinds)) or 'none'}"
             )
         reader = READERS[kinds.pop()]
-        # A text file is one document, not one of each line.
+        # By default every line would be a document.
         options = {"sample_by": "document"} if reader == "text" else {}
         source = (reader, None, {"data_files": found, "split": "train"} | options)
     else:
@@ -64,31 +64,27 @@ def open_documents(
             yield row[column]
     except KeyError:
         known = ", ".join(map(str, row))
-        raise UserError(f"no column '{column}': there are {known}") from None
+        raise UserError(f"no column '{column}': the columns are {known}") from None
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the dataset cannot be read: {reason}") from None
 
 
 def held_out(index: int, one_in: int) -> bool:
-    """Returns whether a document, by its number, is for validation."""
+    """Returns whether the document of this index is for validation."""
     digest = hashlib.sha256(f"{SEED} {index}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % one_in == 0
 
 
-def write(documents: Iterable[str], folder: pathlib.Path, one_in: int) -> dict:
-    """Writes the tokens of documents, and returns how many there are of each split.
-
-    A file has its name once it is whole.
-    """
+def write_splits(documents: Iterable[str], folder: pathlib.Path, one_in: int) -> dict:
+    """Writes the tokens of documents; returns how many there are in each split."""
     tokenizer = GPT2Tokenizer()
     folder.mkdir(parents=True, exist_ok=True)
     counts = {"train": 0, "val": 0}
-    parts = {split: folder / f"{split}.bin.part" for split in counts}
     with contextlib.ExitStack() as stack:
         streams = {
-            split: stack.enter_context(open(path, "wb"))
-            for split, path in parts.items()
+            split: stack.enter_context(atomic_write(folder / f"{split}.bin", "wb"))
+            for split in counts
         }
         for index, text in enumerate(documents):
             split = "val" if held_out(index, one_in) else "train"
@@ -97,13 +93,11 @@ def write(documents: Iterable[str], folder: pathlib.Path, one_in: int) -> dict:
             counts[split] += len(ids)
             if index % 10_000 == 0:
                 log(f"{index:,} documents, {sum(counts.values()):,} tokens")
-    if not all(counts.values()):
-        raise UserError(
-            f"{counts['train']} tokens to train on and {counts['val']} to validate: "
-            "there are too few documents, lower --one_in"
-        )
-    for split, path in parts.items():
-        path.replace(folder / f"{split}.bin")
+        if not all(counts.values()):  # Within: neither file appears.
+            raise UserError(
+                f"{counts['train']} tokens to train on and {counts['val']} to "
+                "validate: there are too few documents, lower --one_in"
+            )
     return counts
 
 
@@ -111,21 +105,22 @@ def command(argv: list[str]) -> None:
     """Parses arguments and writes the two files."""
     parser = cli.Parser("scripts.prepare_text", __doc__)
     parser.add_argument("--dataset", help="of the Hugging Face hub")
-    parser.add_argument("--name", default="", help="which part of it")
-    parser.add_argument("--split", default="train", help="of it (train)")
-    parser.add_argument("--files", default="", help="local files instead, a pattern")
-    parser.add_argument("--column", default="text", help="that holds the text (text)")
-    parser.add_argument("--one_in", type=int, default=2000, help="held out (2000)")
+    parser.add_argument("--name", default="", help="its configuration")
+    parser.add_argument("--split", default="train", help="its split (train)")
+    parser.add_argument("--files", default="", help="pattern of local files instead")
+    parser.add_argument("--column", default="text", help="column with the text (text)")
+    parser.add_argument(
+        "--one_in", type=int, default=2000, help="hold out one in so many (2000)"
+    )
     parser.add_argument("--output", required=True, help="folder to write")
     args = parser.parse_args(argv)
     if bool(args.dataset) == bool(args.files):
         raise UserError("give --dataset of the hub, or --files of this machine")
-    if args.one_in < 2:
-        raise UserError(f"--one_in is at least 2: not {args.one_in}")
+    require(args.one_in >= 2, "--one_in", ">= 2", args.one_in)
     documents = open_documents(
         args.dataset, args.name, args.files, args.split, args.column
     )
-    counts = write(documents, user_path(args.output), args.one_in)
+    counts = write_splits(documents, user_path(args.output), args.one_in)
     log(f"{args.output}: {counts['train']:,} and {counts['val']:,} tokens")
 
 

@@ -1,7 +1,7 @@
 """Download WikiText-2 as documents: data/wikitext2/{train,val,test}/NUMBER.txt.
 
-python -m scripts.wikitext                  # needs the network
-python -m scripts.wikitext --source=FOLDER  # with wiki.train.raw and the like in it
+python -m scripts.wikitext                  # needs network access
+python -m scripts.wikitext --source=FOLDER  # which has wiki.train.raw and the other two
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import zipfile
 
 URL = "https://wikitext.smerity.com/wikitext-2-raw-v1.zip"
 SPLITS = {"train": "train", "valid": "val", "test": "test"}
-# A title stands between single equals signs, its sections' between more.
+# Titles are between single equals signs, headings of sections between more.
 TITLE = re.compile(r"^ = [^=].*[^=] = \n", re.MULTILINE)
 
 
 def articles(text: str) -> list[str]:
-    """Returns the articles of a split, each from its title on."""
+    """Returns the articles of a split, each with its title."""
     starts = [match.start() for match in TITLE.finditer(text)] + [len(text)]
     pairs = itertools.pairwise(starts)
     return [text[start:end].strip() + "\n" for start, end in pairs]
 
 
-def read(source: str | None) -> dict[str, str]:
+def read_splits(source: str | None) -> dict[str, str]:
     """Returns {split: text}; exits with 2 where there is none."""
     try:
         if source:
@@ -59,7 +59,7 @@ def main():
     parser.add_argument("--source", help="folder of the unpacked archive")
     args = parser.parse_args()
     count = 0
-    for split, text in read(args.source).items():
+    for split, text in read_splits(args.source).items():
         folder = pathlib.Path(args.output) / SPLITS[split]
         folder.mkdir(parents=True, exist_ok=True)
         for number, article in enumerate(articles(text)):

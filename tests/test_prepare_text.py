@@ -12,7 +12,7 @@ from scripts import prepare_text
 
 def test_documents_become_a_folder_to_train_on(tmp_path):
     texts = [f"Document {i}: " + "word " * 30 for i in range(40)]
-    counts = prepare_text.write(texts, tmp_path, one_in=8)
+    counts = prepare_text.write_splits(texts, tmp_path, one_in=8)
     train, val = (np.fromfile(tmp_path / f"{s}.bin", np.uint16) for s in counts)
     assert {"train": len(train), "val": len(val)} == counts
     split = {"train": [], "val": []}
@@ -28,7 +28,7 @@ def test_documents_become_a_folder_to_train_on(tmp_path):
 
 def test_too_few_documents_are_one_line(tmp_path):
     with pytest.raises(configs.UserError, match="too few documents"):
-        prepare_text.write(["one"], tmp_path, one_in=2000)
+        prepare_text.write_splits(["one"], tmp_path, one_in=2000)
     assert not (tmp_path / "train.bin").exists()
 
 
@@ -39,7 +39,9 @@ def test_local_files_are_read(tmp_path):
     options = ("", "", str(tmp_path / "*.jsonl"), "train")
     found = list(prepare_text.open_documents(*options, "text"))
     assert found == [f"line {i}" for i in range(5)]
-    with pytest.raises(configs.UserError, match="no column 'body': there are text"):
+    with pytest.raises(
+        configs.UserError, match="no column 'body': the columns are text"
+    ):
         list(prepare_text.open_documents(*options, "body"))
 
 
