@@ -5,7 +5,7 @@ A new one is a module with a `Format`, and a line here.
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ FORMATS = {
 
 def get_format(name: str) -> Format:
     """Returns the format of this name."""
-    module, attribute = FORMATS[name].split(":")
-    return getattr(importlib.import_module(module), attribute)
+    return pkgutil.resolve_name(FORMATS[name])
 
 
 def read_original(
