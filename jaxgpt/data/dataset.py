@@ -27,25 +27,14 @@ class Dataset(Protocol):
         """Returns the rows of a step: a pure function of all arguments.
 
         So that a resumed run, or one on other devices, reads what it would have read.
-
-        Args:
-          seed: of the places or sequences.
-          split: "train", "val" or "test".
-          step: of training.
-          size: rows.
-          length: tokens of a row, targets included.
+        There are `size` rows of `length` tokens, targets included.
 
         Raises:
           UserError: where the split does not exist or is too short.
         """
 
     def eval_windows(self, split: str, length: int, count: int | None = None) -> Any:
-        """Returns the same rows every time, spread over a split.
-
-        Args:
-          split: of the data.
-          length: tokens of a row, targets included.
-          count: rows, about; None is the whole split.
+        """Returns the same rows every time: about count, or all that a split holds.
 
         Raises:
           UserError: where the split does not exist or is too short.

@@ -60,10 +60,7 @@ TRAINING = {
 def gpt_rules(n_layer: int, bias: bool, conv1d: bool) -> list[Rule]:
     """Returns the table of GPT-2's family.
 
-    Args:
-      n_layer: blocks.
-      bias: whether linear layers and norms have biases.
-      conv1d: weights are [in, out], as OpenAI's (and ours), not [out, in].
+    With conv1d linear weights are [in, out], as OpenAI's (and ours), not [out, in].
     """
     layers = {
         f"transformer.h.{i}.{there}": f"transformer/blocks/{i}/{here}"

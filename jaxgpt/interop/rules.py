@@ -29,11 +29,7 @@ def layer_rules(
 ) -> list[Rule]:
     """Returns the rules of a linear layer, or of a norm where the path ends in one.
 
-    Args:
-      name: of the layer there.
-      path: of the layer here.
-      bias: whether it has one.
-      transposed: PyTorch's linear weights are [out, in], ours [in, out].
+    Linear weights of PyTorch are [out, in], ours [in, out].
     """
     norm = path.rpartition("/")[2].startswith("norm")
     weight = "scale" if norm else "kernel"

@@ -75,15 +75,10 @@ def _rebuild_tensor(
     return np.lib.stride_tricks.as_strided(array[offset:], size, steps, writeable=False)
 
 
-def _rebuild_parameter(data: np.ndarray, *_: Any) -> np.ndarray:
-    """Replaces torch._utils._rebuild_parameter."""
-    return data
-
-
 ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): _OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
 }
 
 

@@ -50,7 +50,9 @@ def read_source(name: str, settings_file: str | None) -> Source:
     Raises:
       UserError: for a path that is none of these, damaged, or unsafe.
     """
-    path = download_folder(name) if name in HUB_NAMES else user_path(name)
+    path = user_path(name)
+    if name in HUB_NAMES and not path.exists():
+        path = download_folder(name)
     if not path.exists():
         raise UserError(f"--source '{name}' does not exist")
     settings = _read_json(user_path(settings_file)) if settings_file else {}
@@ -78,8 +80,6 @@ def read_source(name: str, settings_file: str | None) -> Source:
 
 def download_folder(name: str) -> pathlib.Path:
     """Returns the folder of a GPT-2 by name: from the local cache, or downloaded."""
-    if pathlib.Path(name).exists():
-        return pathlib.Path(name)
     try:
         from huggingface_hub import snapshot_download  # Not a dependency.
     except ImportError:
