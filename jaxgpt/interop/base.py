@@ -16,16 +16,11 @@ from jaxgpt.errors import UserError, require
 from jaxgpt.interop import rules, weights
 from jaxgpt.interop.rules import Rule, shown
 from jaxgpt.interop.weights import Arrays, Source
-from jaxgpt.model.config import ModelConfig
 from jaxgpt.systems.registry import build_system, system_class
 
 LARGEST_NUMBER = 2**31 - 1
 # What torch.compile and DistributedDataParallel put before each name.
 WRAPPERS = re.compile(r"(_orig_mod\.|module\.)*")
-# What a format never fixes: how a model is trained and computed, and what only its
-# system sets. All other fields of ModelConfig, also later ones, change its function.
-NEVER_FIXED = {"dropout", "dtype", "init", "remat", "scan_layers", "kernels"}
-NEVER_FIXED |= {"begin_token", "adaptive_norm"}
 
 Choice = tuple[str, Mapping[str, str], str | None]
 
@@ -106,11 +101,17 @@ class Format:
         Args:
           model: the other fields, from an original's settings or of a run.
         """
-        fields = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
+        # Every option of the architecture, also later ones: until a format knows one,
+        # a run that uses it is not exported.
+        fields = {
+            key.removeprefix("model."): option.default
+            for key, option in configs.options().items()
+            if key.startswith("model.") and option.architecture
+        }
         fields |= self.own_fields(model)
-        varying = NEVER_FIXED.union(self.sizes, self.choices, self.numbers)
-        varying |= {*self.open_fields}
-        # What is not used need not be equal.
+        varying = {*self.sizes, *self.choices, *self.numbers, *self.open_fields}
+        # What has no effect on trained weights, or is not used, need not be equal.
+        varying |= {"init"}
         if not model.get("bias", fields["bias"]):
             varying |= {"attention_bias"}
         positions = model.get("positions", fields["positions"])
