@@ -134,7 +134,7 @@ class GPT(nn.Module):
             tokens = torch.cat([tokens, torch.multinomial(probabilities, 1)], 1)
         return tokens
 
-    def adamw(self, weight_decay, lr, betas):
+    def adamw(self, weight_decay, lr, betas, **options):
         """AdamW with decay on matrices only."""
         groups = [
             {"params": [p for p in self.parameters() if p.dim() > 1]},
@@ -143,4 +143,5 @@ class GPT(nn.Module):
                 "weight_decay": 0,
             },
         ]
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=weight_decay)
+        settings = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+        return torch.optim.AdamW(groups, **settings, **options)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from jaxgpt.model import cpu, layers, positions, tpu
+from jaxgpt.model import cpu, gpu, layers, positions, tpu
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.parallel import sharding
 from jaxgpt.parallel.sharding import BATCH, TENSOR
@@ -32,8 +32,12 @@ AttentionHook = Callable[
 
 
 def empty_cache(config: ModelConfig, batch: int, length: int) -> KVCache:
-    """Returns zeros: (keys, values), each [B, H, S, K] for S = length, per block."""
-    shape, dtype = (batch, config.n_head, length), cpu.accumulator(config.dtype)
+    """Returns zeros: (keys, values), each [B, H, S, K] for S = length, per block.
+
+    On a GPU of 16 bits where those are computed in: every token reads all of them.
+    """
+    shape = (batch, config.n_head, length)
+    dtype = config.dtype if gpu.in_half(config) else cpu.accumulator(config.dtype)
     keys = jnp.zeros((*shape, config.head_key_width), dtype)
     values = jnp.zeros((*shape, config.n_embd // config.n_head), dtype)
     return tuple((keys, values) for _ in range(config.n_layer))
@@ -57,6 +61,7 @@ def write_cache(
         put = lambda old, new: old.at[at].set(new.transpose(0, 2, 1, 3), mode="drop")
     else:
         put = lambda old, new: lax.dynamic_update_slice(old, new, (0, 0, start, 0))
+    k_BHTK, v_BHTK = k_BHTK.astype(layer[0].dtype), v_BHTK.astype(layer[1].dtype)
     return put(layer[0], k_BHTK), put(layer[1], v_BHTK)
 
 
@@ -76,7 +81,7 @@ class Attention(nnx.Module):
     ) -> jax.Array:
         """Returns fused queries, keys and values [B, T, C].
 
-        Where devices split the heads they are [B, T, 3, D].
+        Where devices split the heads, or a GPU trains, they are [B, T, 3, D].
 
         Args:
           x_BTD: tokens at positions start .. start + T.
@@ -85,7 +90,12 @@ class Attention(nnx.Module):
         """
         c = self.config
         split = sharding.size(TENSOR) > 1 and not c.key_width
-        qkv_BTC = self.project_heads(x_BTD) if split else self.qkv(x_BTD)
+        if split:
+            qkv_BTC = self.project_heads(x_BTD)
+        elif gpu.projects_apart(x_BTD, c):
+            qkv_BTC = gpu.project(x_BTD, self.qkv.kernel[...], self.qkv.bias, c.dtype)
+        else:
+            qkv_BTC = self.qkv(x_BTD)
         if c.qk_norm:
             qkv_BTC = layers.normalise_heads(qkv_BTC, c.n_head)
         if c.positions == "rope":
@@ -179,6 +189,10 @@ class Attention(nnx.Module):
         if c.kernels == "tpu" and tpu.can_attend(c, seed_2):
             q, k, v = split_heads(qkv_BTC, c.n_head)
             return merge_heads(tpu.causal_attention(q, k, v, c.dtype))
+        if c.kernels == "gpu" and gpu.can_attend(c, seed_2):
+            q, k, v = gpu.split_heads(qkv_BTC, c.n_head)
+            y_BTHK = gpu.causal_attention(q, k, v, c.dtype)
+            return y_BTHK.reshape(*y_BTHK.shape[:2], -1)
         return None
 
 

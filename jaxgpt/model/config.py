@@ -84,7 +84,8 @@ class ModelConfig(OptionGroup):
     )
     # Set by the system: a token `vocab_size`, read first at position `block_size` and
     # never predicted; norms that depend on the target position; and the kernels, "cpu"
-    # (model/cpu.py), "tpu" (model/tpu.py) or "xla" (plain JAX), equal up to rounding.
+    # (model/cpu.py), "tpu" (model/tpu.py), "gpu" (model/gpu.py) or "xla" (plain JAX),
+    # equal up to rounding, with "gpu" that of `dtype`.
     begin_token: bool = False
     adaptive_norm: bool = False
     kernels: str = "xla"

@@ -85,17 +85,19 @@ linear.defvjp(_linear_fwd, _linear_bwd)
 @jax.custom_vjp
 def layer_norm(x: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:
     """Returns the normalised last axis times scale (1.0-1.1 times the step without)."""
-    return _layer_norm_fwd(x, scale_D, epsilon)[0]
+    return layer_norm_fwd(x, scale_D, epsilon)[0]
 
 
-def _layer_norm_fwd(x, scale_D, epsilon):
+def layer_norm_fwd(x: jax.Array, scale_D: jax.Array, epsilon: float) -> tuple:
+    """Returns the result of `layer_norm`, and what its backward pass is given."""
     mean = x.mean(-1, keepdims=True)
     centred = x - mean
     inverse = lax.rsqrt((centred * centred).mean(-1, keepdims=True) + epsilon)
     return centred * inverse * scale_D, (x, mean, inverse, scale_D)
 
 
-def _layer_norm_bwd(saved, dy):
+def layer_norm_bwd(saved: tuple, dy: jax.Array) -> tuple:
+    """Returns the gradients of x and scale, and None for epsilon."""
     x, mean, inverse, scale_D = saved
     unit = (x - mean) * inverse
     dscale_D = (dy * unit).sum(tuple(range(dy.ndim - 1)))
@@ -105,7 +107,7 @@ def _layer_norm_bwd(saved, dy):
     return dx, dscale_D, None
 
 
-layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
+layer_norm.defvjp(layer_norm_fwd, layer_norm_bwd)
 
 
 @jax.custom_vjp

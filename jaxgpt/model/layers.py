@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxgpt.model import cpu, rng
+from jaxgpt.model import cpu, gpu, gpu_norm, rng
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.parallel import sharding
 from jaxgpt.parallel.sharding import BATCH, TENSOR
@@ -88,6 +88,8 @@ def matmul(x: jax.Array, w_DF: jax.Array, config: ModelConfig) -> jax.Array:
     x_ND = x.reshape(-1, x.shape[-1])
     if config.kernels == "cpu":
         y_NF = cpu.linear(x_ND, w_DF, config.dtype)
+    elif gpu.in_half(config):
+        y_NF = gpu.linear(x_ND, w_DF, config.dtype)
     else:
         y_NF = jnp.dot(
             x_ND.astype(config.dtype),
@@ -115,13 +117,26 @@ class Norm(nnx.Module):
         if self.scale is None:
             return x
         epsilon = self.config.norm_epsilon
-        if self.kind == "layer" and self.config.kernels == "cpu":
+        if self.kind == "layer" and gpu.in_half(self.config):
+            y = gpu.layer_norm(x, self.scale[...], epsilon, self.config.dtype)
+        elif self.kind == "layer" and self.config.kernels in ("cpu", "gpu"):
             y = cpu.layer_norm(x, self.scale[...], epsilon)
         else:
             centred = x - x.mean(-1, keepdims=True) if self.kind == "layer" else x
             square = (centred * centred).mean(-1, keepdims=True)
             y = centred * jax.lax.rsqrt(square + epsilon) * self.scale[...]
         return y if self.bias is None else y + self.bias[...]
+
+    def after(
+        self, x: jax.Array, more: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns x + more, and the norm of it, where `gpu_norm.fuses_norms`."""
+        if more is None:
+            return x, self(x)
+        if self.scale is None:
+            return x + more, x + more
+        c = self.config
+        return gpu_norm.add_and_norm(x, more, self.scale[...], c.norm_epsilon, c.dtype)
 
 
 class FeedForward(nnx.Module):
@@ -154,6 +169,8 @@ class FeedForward(nnx.Module):
             return jax.nn.relu(h_BTF)
         if kind == "gelu" and self.config.kernels == "cpu":
             return cpu.gelu(h_BTF)
+        if kind == "gelu" and gpu.in_half(self.config):
+            return gpu.gelu(h_BTF, self.config.dtype)
         return jax.nn.gelu(h_BTF, approximate=kind == "gelu_tanh")
 
 
@@ -176,7 +193,14 @@ def dropout(x: jax.Array, rate: float, seed_2: jax.Array | None) -> jax.Array:
     return x * rng.dropout_factor(x.shape, rate, seed_2, x.dtype)
 
 
-def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
-    """Returns the negative log-likelihood [B, T] of each target token, in nats."""
+def cross_entropy(
+    logits_BTV: jax.Array, targets_BT: jax.Array, config: ModelConfig | None = None
+) -> jax.Array:
+    """Returns the negative log-likelihood [B, T] of each target token, in nats.
+
+    With the config of the model whose logits they are, by the kernels it has.
+    """
+    if config and gpu.in_half(config):
+        return gpu.cross_entropy(logits_BTV, targets_BT, config.dtype)
     picked = jnp.take_along_axis(logits_BTV, targets_BT[..., None], -1)[..., 0]
     return jax.nn.logsumexp(logits_BTV, -1) - picked

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxgpt.model import layers
+from jaxgpt.model import gpu_norm, layers
 from jaxgpt.model.attention import Attention, AttentionHook, KVCache, LayerCache
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.model.positions import (
@@ -144,6 +144,10 @@ class Transformer(nnx.Module):
             bits = jax.random.bits(dropout_key, (c.n_layer + 1, 3, 2), jnp.uint32)
             x_BTD = layers.dropout(x_BTD, c.dropout, bits[-1, 0])
             seeds = list(bits[:-1])
+        plain = c.remat == "none" and not c.scan_layers and mask_TT is None
+        bare = not (c.dropout or cache or hooks or keep_hidden)
+        if plain and bare and gpu_norm.fuses_norms(c, x_BTD):
+            return self.fused(x_BTD), BlockOutputs(None, [], {})
         # Decoding runs the blocks one by one: a scan would copy all parameters and
         # caches together at every token.
         scans = c.scan_layers and cache is None
@@ -192,6 +196,19 @@ class Transformer(nnx.Module):
             return jax.checkpoint(run, policy=POLICIES[c.remat])(params, x_BTD)
 
         return apply
+
+    def fused(self, x_BTD: jax.Array) -> jax.Array:
+        """Maps [B, T, D] as plain blocks do, each sum and its norm in one kernel."""
+        more_BTD = None
+        for i, block in enumerate(self.blocks):
+            with jax.named_scope(f"block_{i}"):
+                with jax.named_scope("attention"):
+                    x_BTD, normed_BTD = block.norm_1.after(x_BTD, more_BTD)
+                    more_BTD = block.attn(normed_BTD)[0]
+                with jax.named_scope("feed_forward"):
+                    x_BTD, normed_BTD = block.norm_2.after(x_BTD, more_BTD)
+                    more_BTD = block.mlp(normed_BTD)
+        return self.norm_f.after(x_BTD, more_BTD)[1]
 
     def scan(
         self,
@@ -294,6 +311,7 @@ class LanguageModel(nnx.Module):
     def embed(self, tokens_BT: jax.Array, positions: Positions) -> jax.Array:
         """Returns token plus position embeddings [B, T, D]."""
         x_BTD = sharding.constrain(self.table[...], TENSOR, None)[tokens_BT]
+        x_BTD = x_BTD.astype(self.config.param_dtype)
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(positions)
         return sharding.constrain(x_BTD, BATCH, None, None)
@@ -321,4 +339,4 @@ class LanguageModel(nnx.Module):
         """Returns each target's negative log-likelihood [B, T], in nats."""
         logits_BTV, _ = self(tokens_BT, positions, dropout_key=dropout_key)
         logits_BTV = sharding.constrain(logits_BTV, BATCH, None, TENSOR)
-        return layers.cross_entropy(logits_BTV, targets_BT)
+        return layers.cross_entropy(logits_BTV, targets_BT, self.config)

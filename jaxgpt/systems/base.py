@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from jaxgpt.data.arrays import batched
 from jaxgpt.data.dataset import Dataset
 from jaxgpt.errors import UserError
-from jaxgpt.model import rng
+from jaxgpt.model import gpu, rng
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.model.transformer import LanguageModel
 from jaxgpt.parallel import sharding
@@ -50,7 +50,8 @@ class System:
     def __init__(self, config: ConfigDict, platform: str = ""):
         """Is for the platform given, or for the one that JAX finds."""
         platform = platform or jax.default_backend()
-        kernels = platform if platform in ("cpu", "tpu") else "xla"
+        platform = "gpu" if platform == "cuda" else platform
+        kernels = platform if platform in ("cpu", "tpu", "gpu") else "xla"
         self.config = config
         self.model_config = ModelConfig(
             **(config.model.to_dict() | self.architecture()), kernels=kernels
@@ -267,10 +268,12 @@ class System:
         """
         B, T = tokens_BT.shape
         c = self.model_config
+        params = gpu.for_sampling(params, c)
         order_key, draw_key = jax.random.split(key)
         read_BT = self.decode_order(prompt_mask_BT, sampling, order_key)
         first = int(c.begin_token)
-        tokens_BS = np.zeros((B, self.cache_length(T) + first), np.int32)
+        slots = gpu.slots(T, self.cache_length(T), c.kernels)
+        tokens_BS = np.zeros((B, slots + first), np.int32)
         own_BS = np.zeros_like(tokens_BS)
         tokens_BS[:, first : first + T] = np.take_along_axis(tokens_BT, read_BT, 1)
         own_BS[:, first : first + T] = read_BT
