@@ -244,13 +244,11 @@ def plan(config: ConfigDict, topology: str) -> dict[str, Any]:
     """
     from jaxgpt.systems.registry import build_system, system_class
 
-    if config.system == "memory":
-        raise UserError(
-            "system=memory searches on the host, which no compiler can plan: plan "
-            "system=causal of the same size"
-        )
+    system = system_class(config.system)
+    if system.unplannable:
+        raise UserError(f"system={config.system} {system.unplannable}")
     chip, devices = open_topology(topology)
-    system_class(config.system).resolve(config)
+    system.resolve(config)
     if not config.model.vocab_size:
         config.model.vocab_size = 1
         config.model.vocab_size = build_system(config).open_data().vocab_size

@@ -58,23 +58,13 @@ class Run:
 
 
 def _with_overrides(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
-    before = config.system
+    trained = config.system
     configs.validate(configs.override(config, overrides))
-    bare = before != "memory" and config.system == "memory"
-    if (
-        "system" in overrides
-        and config.system != before
-        and not (before == "causal" and bare and config.memory.mode == "output")
-    ):
-        raise UserError(
-            f"a {before} run has no parameters of a memory: only a causal one reads "
-            "one without, with --config.system=memory --config.memory.mode=output"
-        )
-    if config.system != "memory" and overrides:
-        raise UserError(
-            f"this is a {before} run without a memory: add --config.system=memory "
-            "--config.memory.mode=output"
-        )
+    # The system that the fields are of says which runs it can read with them.
+    groups = [key.partition(".")[0] for key in overrides if "." in key]
+    system_class(groups[0] if groups else config.system).check_overrides(
+        trained, config
+    )
     return config
 
 

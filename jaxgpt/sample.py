@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError, log
+from jaxgpt.systems.sample_options import SampleSession, sample_options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,44 +22,10 @@ if TYPE_CHECKING:
     from jaxgpt.run import Run
     from jaxgpt.sampling.display import Screen
     from jaxgpt.sampling.state import Callback, SamplerOutput
-    from jaxgpt.systems.memory.session import Memory
 
 # Of texts that go on past the block, which a causal model can.
 LONGEST = 1 << 16
 STOP_EVERY = 32  # Calls between looks for the stop text.
-
-
-def _open_memory(run: Run, args: argparse.Namespace) -> Memory | None:
-    """Returns the memory of --memory, a new one for --explain, or none.
-
-    Raises:
-      UserError: where the run has none, or the file cannot be used.
-    """
-    if not (args.memory or args.explain):
-        return None
-    if run.config.system != "memory":
-        raise UserError("--memory and --explain are for runs with a memory")
-    from jaxgpt.systems.memory.session import Memory
-
-    path = configs.user_path(args.memory) if args.memory else None
-    if path and not path.parent.is_dir():
-        raise UserError(f"--memory='{path}': there is no folder '{path.parent}'")
-    if path and path.exists():
-        return Memory.load(run.system, path)  # type: ignore[arg-type]
-    if args.forget:
-        raise UserError(f"--memory='{path}' does not exist: there is nothing to forget")
-    return Memory(run.system, args.num_samples)  # type: ignore[arg-type]
-
-
-def _forget(memory: Memory | None, args: argparse.Namespace) -> None:
-    """Removes a document from the memory file, and says how many entries went."""
-    assert memory is not None
-    count = memory.forget(args.forget)
-    memory.save(configs.user_path(args.memory))
-    if args.json:
-        cli.print_json({"forgotten": count, "left": memory.store.size()})
-    else:
-        print(f"{count} entries of '{args.forget}' forgotten")
 
 
 def command(argv: list[str]) -> None:
@@ -76,11 +43,15 @@ def command(argv: list[str]) -> None:
     if run.system.judges and args.prompt_ids is None:
         _sample_task(run, args)
         return
-    memory = _open_memory(run, args)
-    if args.forget:
-        _forget(memory, args)
+    opened = (options.open(run.system, args) for options in sample_options())
+    session = next(filter(None, opened), None)
+    if session and (done := session.instead()):
+        if args.json:
+            cli.print_json(done[0])
+        else:
+            print(done[1])
     else:
-        _sample_text(run, args, memory)
+        _sample_text(run, args, session)
 
 
 def generate(
@@ -89,7 +60,7 @@ def generate(
     tokens: np.ndarray,
     prompt_mask: np.ndarray,
     screen: Screen | None = None,
-    memory: Memory | None = None,
+    session: SampleSession | None = None,
 ) -> SamplerOutput:
     """Returns `args.num_samples` fillings of a text [T], or of so many [N, T].
 
@@ -111,7 +82,7 @@ def generate(
             until(args.stop, int(prompt_mask.sum()), run.tokenizer),
             STOP_EVERY,
         )
-    return run.system.sample(
+    return (session or run.system).sample(
         run.params,
         np.broadcast_to(tokens, (args.num_samples, tokens.shape[-1])),
         np.broadcast_to(prompt_mask, (args.num_samples, prompt_mask.shape[-1])),
@@ -124,8 +95,6 @@ def generate(
             top_p=args.top_p,
             num_orders=args.num_orders or 0,
             block_length=args.block_length or 0,
-            memory=memory,
-            document=args.document,
         ),
         callback,
         every,
@@ -174,28 +143,27 @@ def _given(run: Run, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, 
     return tokens, prompt_mask, note
 
 
-def _sample_text(run: Run, args: argparse.Namespace, memory: Memory | None) -> None:
+def _sample_text(
+    run: Run, args: argparse.Namespace, session: SampleSession | None
+) -> None:
     """Generates texts and prints them."""
     from jaxgpt.sampling.display import Screen
     from jaxgpt.sampling.output import describe, split_continuations
-    from jaxgpt.systems.memory import explain
 
     tokens, prompt_mask, note = _given(run, args)
     began = time.perf_counter()
     if args.live and Screen.possible():
         with Screen(run.tokenizer, prompt_mask) as screen:
-            filled = generate(run, args, tokens, prompt_mask, screen, memory)
+            filled = generate(run, args, tokens, prompt_mask, screen, session)
     else:
-        filled = generate(run, args, tokens, prompt_mask, memory=memory)
-    if memory and args.memory:
-        memory.save(configs.user_path(args.memory))
+        filled = generate(run, args, tokens, prompt_mask, session=session)
     seconds = time.perf_counter() - began
     if note:
         log(note)
     given = int(prompt_mask.sum())
     samples = describe(filled, prompt_mask, run.tokenizer, args.stop)
-    for row, sample in enumerate(samples if args.explain else []):
-        sample["memories"] = explain.used(memory, filled, row, given, run.tokenizer)
+    if session:
+        session.describe(samples, filled, given, run.tokenizer)
     if args.split:
         split_continuations(samples, given, run.tokenizer)
     if args.json:
@@ -211,8 +179,8 @@ def _sample_text(run: Run, args: argparse.Namespace, memory: Memory | None) -> N
         if index:
             print("-" * 40)
         print(sample["text"] if run.tokenizer else sample["tokens"])
-        if args.explain:
-            explain.show(sample["memories"])
+        for line in session.show(sample) if session else []:
+            print(line)
     made = int((filled.decoded_BT & ~prompt_mask).sum())
     calls = int(filled.num_forward_passes_B.max())
     log(f"{made} tokens in {calls} model calls, {seconds:.2f} s, compilation included")
@@ -310,27 +278,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--live", action="store_true", help="watch the text fill, on a terminal"
     )
-    parser.add_argument(
-        "--memory",
-        help="of runs with a memory: a file it is read from, if it is there, and "
-        "written to",
-    )
-    parser.add_argument(
-        "--document", default="", help="name of this text in the memory; default text N"
-    )
-    parser.add_argument(
-        "--explain",
-        action="store_true",
-        help="of runs with a memory: what each token was predicted with",
-    )
-    parser.add_argument("--forget", help="remove this document from --memory, and end")
+    for options in sample_options():
+        options.add_to(parser)
     args = parser.parse_args(argv)
-    if args.forget and not args.memory:
-        raise UserError("--forget goes with --memory, the file to forget it in")
-    if args.memory and args.num_samples != 1:
-        raise UserError("--memory goes with --num_samples=1: it reads one text")
-    if args.document and not args.memory:
-        raise UserError("--document names a text in --memory: add that")
+    for options in sample_options():
+        options.check(args)
     if args.template is not None and args.max_new_tokens is not None:
         raise UserError(
             "--max_new_tokens does not go with --template: gaps have lengths"

@@ -28,11 +28,13 @@ def command(argv: list[str]) -> int:
     cli.use_float64(config.model.dtype)
     system = build_system(config)
     optimizer, ema = optimizers.make_optimizer(config), config.optimizer.ema_decay > 0
-    carried = lambda: system.recurrent_state(config.batch_size)
-    abstract = jax.eval_shape(
-        lambda key: init_state(system.init(key), optimizer, ema, carried()),
-        jax.random.key(0),
-    )
+
+    def init(key):
+        rows = config.batch_size
+        carried = system.host.recurrent_state(rows) if system.host else None
+        return init_state(system.init(key), optimizer, ema, carried)
+
+    abstract = jax.eval_shape(init, jax.random.key(0))
     checkpoints = Checkpoints(workdir, read_only=True)
     checkpoints.pick("last")  # Refuses a run without checkpoints.
     damaged = {}

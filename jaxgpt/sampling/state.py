@@ -169,10 +169,7 @@ def prefill(
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
-    """How to sample; the fields are options of `jaxgpt.sample`, "" and 0 unset.
-
-    `memory` is an open memory that is read and extended (see systems/memory).
-    """
+    """How to sample; the fields are options of `jaxgpt.sample`, "" and 0 unset."""
 
     sampler: str = ""
     order: str = ""
@@ -182,8 +179,6 @@ class SamplingParams:
     num_orders: int = 0
     block_length: int = 0
     cached: bool = True
-    memory: Any = None
-    document: str = ""
 
     def decode_params(self, end: int, key: jax.Array) -> DecodeParams:
         """Returns what the compiled samplers are told, for slots up to end."""
@@ -214,8 +209,6 @@ class SamplerOutput:
       decode_step_BT: number of the call that settled each token; 0 where it was given.
       num_forward_passes_B: model calls, but for the one that reads what is given.
       tokens_processed_B: tokens those calls had to look at.
-      memories: of each row and token, the (weight, document, position) it was
-        predicted with, most used first; of systems with a memory.
     """
 
     tokens_BT: np.ndarray
@@ -224,7 +217,6 @@ class SamplerOutput:
     decode_step_BT: np.ndarray
     num_forward_passes_B: np.ndarray
     tokens_processed_B: np.ndarray
-    memories: list | None = None
 
 
 Callback = Callable[[SamplerOutput], bool]

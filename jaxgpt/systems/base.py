@@ -1,11 +1,11 @@
-"""What the loop is handed: the System seam, and the table of systems."""
+"""What a system is: the interface that training and the commands are written for."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,40 @@ from jaxgpt.sampling.state import (
 Batch = dict[str, jax.Array]
 
 
+class HostState(Protocol):
+    """What a system keeps besides parameters: on the devices and on the host.
+
+    Training hands the state on the devices, "carried", from step to step; checkpoints
+    hold both.
+    """
+
+    def recurrent_state(self, rows: int) -> dict:
+        """Returns what the first step is given: a tree of arrays [rows, ...]."""
+
+    def on_restore(self, carried: dict, host: dict[str, np.ndarray]) -> None:
+        """Is called before the first step, with what is carried, fresh or restored.
+
+        `host` is what `host_state` returned when it was saved, empty at first.
+        """
+
+    def on_step_end(self, carried: dict) -> None:
+        """Is called after every step, with what it returned."""
+
+    def host_state(self) -> dict[str, np.ndarray]:
+        """Returns what a checkpoint must hold beyond parameters and what is carried."""
+
+    def split_groups(
+        self, batch: Batch, carried: dict, groups: int
+    ) -> tuple[Batch, dict]:
+        """Returns both cut into groups of rows: an axis of groups before all others.
+
+        Deterministic training goes through them one at a time.
+        """
+
+    def merge_groups(self, carried: dict) -> dict:
+        """Returns as one what the groups of `split_groups` carry."""
+
+
 class System:
     """One way to train, score and generate with the core transformer.
 
@@ -46,6 +80,9 @@ class System:
     extra_tokens = 0
     judges = False
     goes_past_block = False
+    # Why jaxgpt.plan cannot compile this system's step, and what to plan instead.
+    unplannable = ""
+    host: HostState | None = None
 
     def __init__(self, config: ConfigDict, platform: str = ""):
         """Is for the platform given, or for the one that JAX finds."""
@@ -66,6 +103,19 @@ class System:
     @classmethod
     def resolve(cls, config: ConfigDict) -> None:
         """Puts into the config what files say that a run must not need any more."""
+
+    @classmethod
+    def check_overrides(cls, trained: str, config: ConfigDict) -> None:
+        """Raises UserError where a finished run cannot be read with other settings.
+
+        Args:
+          trained: the system it was trained as.
+          config: its config, overridden by settings of this system.
+        """
+        del config
+        raise UserError(
+            f"--config.* does not change how this {trained} run is read: leave it out"
+        )
 
     @property
     def window(self) -> int:
@@ -108,39 +158,14 @@ class System:
         """Returns the negative log-likelihood of each predicted token, in nats."""
         raise NotImplementedError
 
-    def recurrent_state(self, rows: int) -> dict:
-        """Returns what steps hand on beside parameters: arrays [rows, ...] or none."""
-        del rows
-        return {}
-
     def objective(
         self, params: dict, batch: Batch, carried: dict, dropout_key: jax.Array
     ) -> tuple[jax.Array, dict]:
-        """Returns the scalar that training lowers, and what the next step is handed."""
-        return self.nll(params, batch, dropout_key).mean(), carried
+        """Returns the scalar that training minimizes, and what the next step is given.
 
-    def split_groups(
-        self, batch: Batch, carried: dict, groups: int
-    ) -> tuple[Batch, dict]:
-        """Returns both, cut into groups of rows: an axis of groups before all others.
-
-        Deterministic training goes through them one at a time.
+        See `HostState` for what is carried; without one it is empty.
         """
-        return sharding.in_groups(batch, groups), carried
-
-    def merge_groups(self, carried: dict) -> dict:
-        """Returns as one what the groups of `divided` hand on."""
-        return carried
-
-    def on_restore(self, carried: dict, host: dict[str, np.ndarray]) -> None:
-        """Is shown what is carried, fresh or restored, before the first step."""
-
-    def on_step_end(self, carried: dict) -> None:
-        """Is shown what is carried after every step, where anything is."""
-
-    def host_state(self) -> dict[str, np.ndarray]:
-        """Returns what a checkpoint must hold beyond parameters and what is carried."""
-        return {}
+        return self.nll(params, batch, dropout_key).mean(), carried
 
     def eval_nll(
         self, params: dict, windows: Any, rows: int, seed: int, layout: Any = None

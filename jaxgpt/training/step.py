@@ -142,7 +142,10 @@ def in_fixed_order(
     # Never more than turns, which the compiler cannot know: a loop of one known turn
     # would be compiled into what stands around it, to other bits.
     hidden_turns = jnp.minimum(turns, index + turns)
-    cut = system.split_groups(batch, carried, groups)
+    if system.host:
+        cut = system.host.split_groups(batch, carried, groups)
+    else:
+        cut = sharding.in_groups(batch, groups), carried
     keys = jax.random.split(dropout_key, groups)
 
     def own(params, hidden_turns, *parts):
@@ -179,4 +182,6 @@ def in_fixed_order(
         lambda a: sharding.constrain(a, *(None,) * a.ndim), (values, grads)
     )
     mean = lambda a: functools.reduce(jnp.add, a) / groups
-    return (mean(values), system.merge_groups(carried)), jax.tree.map(mean, grads)
+    if system.host:
+        carried = system.host.merge_groups(carried)
+    return (mean(values), carried), jax.tree.map(mean, grads)

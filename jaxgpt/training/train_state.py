@@ -39,10 +39,8 @@ class TrainState:
         self.optimizer = optimizers.make_optimizer(c)
 
         def init(key):
-            ema, carried = (
-                c.optimizer.ema_decay > 0,
-                system.recurrent_state(c.batch_size),
-            )
+            ema, host = c.optimizer.ema_decay > 0, system.host
+            carried = host.recurrent_state(c.batch_size) if host else None
             return init_state(system.init(key), self.optimizer, ema, carried)
 
         key = rng.stream(c.seed, "params")
@@ -62,8 +60,8 @@ class TrainState:
                     self.state[name] = jax.device_put(given, self.layout.state[name])
         self.clock = Clock()
         host = self.state.pop(AS_SAVED, {})
-        if "carried" in self.state:
-            system.on_restore(self.state["carried"], host)
+        if system.host:
+            system.host.on_restore(self.state["carried"], host)
         self.advance = make_step(system, self.optimizer, self.layout)
 
     def given(self, index: int) -> Any:
@@ -89,13 +87,13 @@ class TrainState:
             tokens = self.batch(self.step)
         with self.clock.part("host"):
             self.state, metrics = self.advance(self.state, np.int32(self.step), tokens)
-            if "carried" in self.state:
-                self.system.on_step_end(self.state["carried"])
+            if self.system.host:
+                self.system.host.on_step_end(self.state["carried"])
         self.step += 1
         self.clock.steps += 1
         return metrics
 
     def saved(self) -> dict[str, Any]:
         """Returns what a checkpoint holds: the state, and the host's part of it."""
-        host = self.system.host_state() if "carried" in self.state else {}
+        host = self.system.host.host_state() if self.system.host else {}
         return self.state | ({AS_SAVED: host} if host else {})

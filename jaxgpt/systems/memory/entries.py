@@ -1,20 +1,23 @@
-"""What a memory holds: a tree of arrays on the device, which are the truth.
+"""What a memory holds: a tree of arrays on the device, which are the source of truth.
 
-Dimension key, beside that of `core.transformer`:
+Dimension key, in addition to that of `model.transformer`:
 
-  R rows of memory: the batch's, or one that all share     E places in a row
-  G keys of an entry (attention heads, else 1)             N entries offered to a row
+  R rows of memory: the batch's, or one shared by all        E slots of a row
+  G keys of an entry (attention heads, else 1)               M entries retrieved
+  N entries offered to a row
 
 Every function is pure and takes and returns the whole tree:
 
   key [R, E, G, K]                  float32, what is searched
   values {name: [R, E, ...]}        float32, what a mode reads
   token, position, document [R, E]  int32, where an entry comes from
-  strength [R, E]                   float32, 1 when written, less with age
-  id [R, E]                         int32, given once in a row; -1 is a free place
-  stamp [R, E]                      int32, differs after every write; -1 is a free place
-  next_id, clock, refused [R]       int32, of id and stamp; vectors that were not finite
-  version [2]                       int32, the number of the store and of its changes
+  strength [R, E]                   float32, 1 when written, decays with age
+  id [R, E]                         int32, unique within a row; -1 is a free slot
+  stamp [R, E]                      int32, changes with every write; -1 is a free slot
+  next_id, clock, refused [R]       int32, counters: of ids, of stamps, and of entries
+                                    left out because they were not finite
+  version [2]                       int32, serial number of the store, and how many
+                                    times it has changed; see `next_version`
 """
 
 from __future__ import annotations
@@ -25,13 +28,12 @@ import jax
 import jax.numpy as jnp
 
 Entries = dict[str, Any]
-EVICTIONS = ("oldest", "weakest", "refuse")
 SOURCES = ("token", "position", "document")
 
 
 def empty(
     rows: int,
-    places: int,
+    slots: int,
     key: tuple[int, int],
     values: dict[str, tuple[int, ...]],
     serial: int = 0,
@@ -39,53 +41,52 @@ def empty(
     """Returns a memory without entries.
 
     Args:
-      rows, places: R and E.
+      rows, slots: R and E.
       key: (G, K).
       values: the shape of each value of an entry.
       serial: the number of the store.
     """
-    flat = (rows, places)
+    flat = (rows, slots)
+    zeros = lambda *shape: jnp.zeros((*flat, *shape), jnp.float32)
     return {
-        "key": jnp.zeros((*flat, *key), jnp.float32),
-        "values": {
-            name: jnp.zeros((*flat, *shape), jnp.float32)
-            for name, shape in values.items()
-        },
+        "key": zeros(*key),
+        "values": {name: zeros(*shape) for name, shape in values.items()},
         **{name: jnp.zeros(flat, jnp.int32) for name in SOURCES},
-        "strength": jnp.zeros(flat, jnp.float32),
-        "id": jnp.full(flat, -1, jnp.int32),
-        "stamp": jnp.full(flat, -1, jnp.int32),
-        **{
-            name: jnp.zeros(rows, jnp.int32) for name in ("next_id", "clock", "refused")
-        },
+        "strength": zeros(),
+        **{name: jnp.full(flat, -1, jnp.int32) for name in ("id", "stamp")},
+        **{n: jnp.zeros(rows, jnp.int32) for n in ("next_id", "clock", "refused")},
         "version": jnp.array([serial, 0], jnp.int32),
     }
 
 
+def next_version(entries: Entries) -> Entries:
+    """Returns entries as the index will see them at its next update.
+
+    Whoever hands changed entries to the index calls this once: a search with entries
+    of any other version is an error.
+    """
+    return entries | {"version": entries["version"] + jnp.array([0, 1], jnp.int32)}
+
+
 def used(entries: Entries) -> jax.Array:
-    """Returns [R, E]: which places hold an entry."""
+    """Returns [R, E]: which slots hold an entry."""
     return entries["id"] >= 0
-
-
-def size(entries: Entries) -> jax.Array:
-    """Returns how many entries each row [R] has."""
-    return used(entries).sum(1)
 
 
 def write(
     entries: Entries, new: Entries, wanted_RN: jax.Array, eviction: str = "oldest"
 ) -> Entries:
-    """Writes the wanted entries of each row, in order, into free places first.
+    """Writes the wanted entries of each row, in order, into free slots first.
 
-    In a full row the oldest (lowest id) or the weakest (least strength, then oldest)
-    gives way; with "refuse" what finds no free place is left out. Of more than E a row
-    keeps the last. What is not finite is left out and counted.
+    In a full row the oldest (lowest id) or the weakest (lowest strength, then oldest)
+    is evicted; with "refuse" whatever finds no free slot is left out. Of more than E
+    entries a row keeps the last. Entries that are not finite are left out and counted.
 
     Args:
       entries: to be written to.
       new: key [R, N, G, K], values, and `SOURCES` [R, N].
       wanted_RN: which of them.
-      eviction: of `EVICTIONS`.
+      eviction: "oldest", "weakest" or "refuse".
     """
     R, E = entries["id"].shape
     finite_RN = jnp.ones(wanted_RN.shape, bool)
@@ -95,20 +96,21 @@ def write(
     wanted_RN &= finite_RN
     nth_RN = wanted_RN.cumsum(1) - 1
     if eviction == "refuse":
-        wanted_RN &= nth_RN < (E - size(entries))[:, None]
+        wanted_RN &= nth_RN < (E - used(entries).sum(1, keepdims=True))
     else:
         surplus_R1 = jnp.maximum(wanted_RN.sum(1, keepdims=True) - E, 0)
         wanted_RN &= nth_RN >= surplus_R1
         nth_RN -= surplus_R1
-    order_RE = _giving_way(entries, eviction, min(wanted_RN.shape[1], E))
+    order_RE = _slots_to_fill(entries, eviction, min(wanted_RN.shape[1], E))
     at_RN = jnp.clip(nth_RN, 0, order_RE.shape[1] - 1)
-    place_RN = jnp.take_along_axis(order_RE, at_RN, 1)
-    place_RN = jnp.where(wanted_RN, place_RN, E)
+    slot_RN = jnp.take_along_axis(order_RE, at_RN, 1)
+    # Slot E does not exist: what is not wanted is dropped there.
+    slot_RN = jnp.where(wanted_RN, slot_RN, E)
     row_R1 = jnp.arange(R)[:, None]
 
     def put(array, values):
         values = jnp.asarray(values, array.dtype)
-        return array.at[row_R1, place_RN].set(values, mode="drop")
+        return array.at[row_R1, slot_RN].set(values, mode="drop")
 
     count_R = wanted_RN.sum(1)
     return entries | {
@@ -121,61 +123,36 @@ def write(
         "next_id": entries["next_id"] + count_R,
         "clock": entries["clock"] + count_R,
         "refused": entries["refused"] + refused_R,
-        "version": _next_version(entries),
     }
 
 
-def _giving_way(entries: Entries, eviction: str, count: int) -> jax.Array:
-    """Returns the places [R, count] to write to next: free ones, then victims."""
-    last = jnp.where(used(entries), -entries["id"] - 1, 1)
+def _slots_to_fill(entries: Entries, eviction: str, count: int) -> jax.Array:
+    """Returns the slots [R, count] to write to next: free ones, then those evicted."""
+    priority_RE = jnp.where(used(entries), -entries["id"] - 1, 1)
     if eviction == "weakest":
-        # Ranks instead of strengths, so that age decides between equals.
-        E = last.shape[1]
-        age_RE = jnp.argsort(jnp.argsort(-last, 1), 1)
+        # Ranks instead of strengths, so that age breaks ties.
+        age_RE = jnp.argsort(jnp.argsort(-priority_RE, 1), 1)
         keys = (age_RE, jnp.where(used(entries), entries["strength"], -1))
-        rank_RE = jnp.argsort(jnp.lexsort(keys, 1), 1)
-        last = E - rank_RE
-    return jax.lax.top_k(last, count)[1]
-
-
-def _next_version(entries: Entries) -> jax.Array:
-    return entries["version"] + jnp.array([0, 1], jnp.int32)
-
-
-def update(
-    entries: Entries, key_RNGK: jax.Array, place_RN: jax.Array, wanted_RN: jax.Array
-) -> Entries:
-    """Gives the entries at these places another key; ids stay."""
-    R, E = entries["id"].shape
-    row_R1 = jnp.arange(R)[:, None]
-    place_RN = jnp.where(wanted_RN, place_RN, E)
-    stamp_RN = entries["clock"][:, None] + wanted_RN.cumsum(1) - 1
-    put = lambda array, new: array.at[row_R1, place_RN].set(new, mode="drop")
-    return entries | {
-        "key": put(entries["key"], key_RNGK),
-        "stamp": put(entries["stamp"], stamp_RN),
-        "clock": entries["clock"] + wanted_RN.sum(1),
-        "version": _next_version(entries),
-    }
+        priority_RE = -jnp.argsort(jnp.lexsort(keys, 1), 1)
+    return jax.lax.top_k(priority_RE, count)[1]
 
 
 def remove(entries: Entries, gone_RE: jax.Array) -> Entries:
-    """Frees the places where gone is true; what they held is overwritten later."""
+    """Frees the slots where gone is true; their contents are overwritten later."""
     return entries | {
         "id": jnp.where(gone_RE, -1, entries["id"]),
         "stamp": jnp.where(gone_RE, -1, entries["stamp"]),
         "strength": jnp.where(gone_RE, 0, entries["strength"]),
-        "version": _next_version(entries),
     }
 
 
 def scrub(entries: Entries) -> Entries:
-    """Overwrites with zeros what free places still hold."""
-    kept_RE = used(entries)
+    """Overwrites with zeros what free slots still hold."""
+    used_RE = used(entries)
 
     def clear(array):
-        shape = kept_RE.shape + (1,) * (array.ndim - 2)
-        return jnp.where(kept_RE.reshape(shape), array, jnp.zeros_like(array))
+        shape = used_RE.shape + (1,) * (array.ndim - 2)
+        return jnp.where(used_RE.reshape(shape), array, jnp.zeros_like(array))
 
     names = ("key", "values", *SOURCES)
     return entries | jax.tree.map(clear, {name: entries[name] for name in names})
@@ -192,18 +169,7 @@ def forget(entries: Entries, key: jax.Array, factor: jax.typing.ArrayLike) -> En
     return remove(entries, used(entries) & drawn_RE)
 
 
-def collect(entries: Entries, threshold: jax.typing.ArrayLike) -> Entries:
-    """Removes entries whose key times strength is shorter than threshold."""
-    norm_RE = jnp.sqrt((entries["key"] ** 2).sum((2, 3))) * entries["strength"]
-    return remove(entries, used(entries) & (norm_RE < threshold))
-
-
-def reset(entries: Entries, rows_R: jax.Array) -> Entries:
-    """Empties the rows where true."""
-    return remove(entries, rows_R[:, None])
-
-
-def take(array_RE: jax.Array, row_B: jax.Array, place_BN: jax.Array) -> jax.Array:
-    """Returns [B, N..., ...]: what stands at places of a row; -1 takes place 0."""
-    index = row_B.reshape(-1, *[1] * (place_BN.ndim - 1))
-    return array_RE[index, jnp.maximum(place_BN, 0)]
+def take(array_RE: jax.Array, row_B: jax.Array, slot_BN: jax.Array) -> jax.Array:
+    """Returns [B, N..., ...]: what the slots of a row hold; -1 takes slot 0."""
+    index = row_B.reshape(-1, *[1] * (slot_BN.ndim - 1))
+    return array_RE[index, jnp.maximum(slot_BN, 0)]

@@ -1,7 +1,7 @@
-"""Nearest neighbours among the places of one row: FAISS, and nothing else imports it.
+"""Nearest neighbours among the slots of one row, by FAISS, which only this imports.
 
-An index follows its row: `put` and `drop` tell it what stands where. Its answers are
-places, so that whatever it holds inside never shows.
+An index is told which vector is in which slot (`add`, `remove`) and answers with slots,
+so that the ids FAISS uses inside never show.
 """
 
 from __future__ import annotations
@@ -12,24 +12,23 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.errors import UserError, log
-from jaxgpt.systems.memory.config import IndexConfig as Options
+from jaxgpt.systems.memory.config import IndexConfig
 
-KINDS = ("flat", "ivf", "compressed", "graph")
-# FAISS's rule: fewer vectors for each cluster make poor clusters.
-TRAINING_VECTORS = 39
-# For each of the 256 words of a codebook FAISS wants 39 too: this many already serve.
+# FAISS's own minimum: clusters learned from fewer vectors each are poor.
+VECTORS_PER_CLUSTER = 39
+# FAISS wants 39 for each of a codebook's 256 words too, but this many already do.
 CODEBOOK_VECTORS = 2048
-# Of a graph, above which it is built anew.
-DEAD_SHARE = 0.5
-# One at a time: FAISS's threads and XLA's share the same cores.
+# Share of a graph's nodes that may be deleted before it is built anew.
+DELETED_SHARE = 0.5
+# One call at a time: FAISS's threads and XLA's share the same cores.
 LOCK = threading.RLock()
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
 def load_faiss() -> Any:
     """Returns the module; UserError where it is not installed."""
     try:
-        import faiss
+        import faiss  # Optional: only systems with a memory need it.
     except ImportError:
         raise UserError(
             "a memory needs FAISS, which is not installed: pip install faiss-cpu"
@@ -37,69 +36,48 @@ def load_faiss() -> Any:
     return faiss
 
 
-def make(capacity: int, width: int, options: Options) -> Exact:
-    """Returns an empty index of this kind.
+def make_index(slots: int, width: int, config: IndexConfig) -> FlatIndex:
+    """Returns an empty index of vectors of this width.
 
     Raises:
-      UserError: where FAISS is missing, or the options do not fit the width.
+      UserError: where FAISS is missing, or the config does not suit the width.
     """
-    kinds = {"flat": Exact, "ivf": Clustered, "compressed": Compressed, "graph": Graph}
-    return kinds[options.index_type](capacity, width, options)
+    return INDEX_TYPES[config.index_type](slots, width, config)
 
 
-class Exact:
-    """Looks at every vector. The others are this one until they are ready."""
+class FlatIndex:
+    """Exact search. The other types search like this until they can be trained."""
 
-    def __init__(self, capacity: int, width: int, options: Options):
+    def __init__(self, slots: int, width: int, config: IndexConfig):
         self.faiss = load_faiss()
-        self.options = options
-        inner = options.metric == "inner_product"
-        self.metric = self.faiss.METRIC_INNER_PRODUCT if inner else self.faiss.METRIC_L2
-        self.vectors = np.zeros((capacity, width), np.float32)
-        self.used = np.zeros(capacity, bool)
+        self.config, self.width = config, width
+        self.inner = config.metric == "inner_product"
+        self.metric = (
+            self.faiss.METRIC_INNER_PRODUCT if self.inner else self.faiss.METRIC_L2
+        )
+        self.vectors = np.zeros((slots, width), np.float32)
+        self.used = np.zeros(slots, bool)
         self._packed: tuple[np.ndarray, np.ndarray] | None = None
 
-    @property
-    def width(self) -> int:
-        """Of a vector."""
-        return self.vectors.shape[1]
-
-    def put(self, places: np.ndarray, vectors: np.ndarray) -> None:
-        """Says that these vectors [n, width] stand at places [n] from now on.
-
-        Raises:
-          UserError: for another width, or what is not finite.
-        """
+    def add(self, slots: np.ndarray, vectors: np.ndarray) -> None:
+        """Puts finite vectors [n, width] into slots [n], replacing what is there."""
         vectors = np.ascontiguousarray(vectors, np.float32)
-        if vectors.shape != (len(places), self.width):
-            raise UserError(
-                f"a vector of shape {vectors.shape[1:]} does not fit a memory of "
-                f"width {self.width}"
-            )
-        finite = np.isfinite(vectors).all(1)
-        if not finite.all():
-            raise UserError(
-                f"the vector for place {places[~finite][0]} is not finite: not stored"
-            )
-        known = places[self.used[places]]
         with LOCK:
-            if len(known):
-                self._delete(known)
-            self.vectors[places], self.used[places] = vectors, True
-            self._packed = None
-            self._insert(places, vectors)
+            self.remove(slots)
+            self.vectors[slots], self.used[slots] = vectors, True
+            self._insert(slots, vectors)
 
-    def drop(self, places: np.ndarray) -> None:
-        """Says that nothing stands at these places any more."""
-        places = places[self.used[places]]
+    def remove(self, slots: np.ndarray) -> None:
+        """Empties these slots."""
+        slots = slots[self.used[slots]]
         with LOCK:
-            self.used[places] = False
+            self.used[slots] = False
             self._packed = None
-            if len(places):
-                self._delete(places)
+            if len(slots):
+                self._delete(slots)
 
     def search(self, queries: np.ndarray, k: int) -> np.ndarray:
-        """Returns the places [n, k], int32, nearest first; -1 where there are fewer.
+        """Returns the slots [n, k], int32, nearest first; -1 where there are fewer.
 
         A query that is not finite finds nothing.
         """
@@ -111,106 +89,108 @@ class Exact:
         if bad.any():
             queries = np.where(bad[:, None], 0, queries)
         with LOCK:
-            self.faiss.omp_set_num_threads(self.options.threads)
-            # It compares vectors times width: below, FAISS goes one by one.
+            self.faiss.omp_set_num_threads(self.config.threads)
+            # FAISS multiplies matrices from this size of vectors times width on;
+            # below, it compares the vectors one by one, which is slower here.
             self.faiss.cvar.distance_compute_blas_threshold = 8 * self.width
-            places = self._nearest(queries, k)
-        found[:, : places.shape[1]] = places
+            slots = self._nearest(queries, k)
+        found[:, : slots.shape[1]] = slots
         found[bad] = -1
         return found
 
-    def distances(self, queries: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Returns the exact distances [n, k]: squared, or minus the inner product."""
-        vectors = self.vectors[np.maximum(places, 0)]
-        if self.options.metric == "inner_product":
-            distances = -np.einsum("nd,nkd->nk", queries, vectors)
-        else:
-            distances = ((queries[:, None] - vectors) ** 2).sum(-1)
-        return np.where(places < 0, np.inf, distances)
-
     def state(self) -> dict[str, np.ndarray]:
-        """Returns what the vectors alone do not say; nothing here."""
+        """Returns what cannot be recomputed from the vectors; for this type nothing."""
         return {}
 
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Takes over a `state` of the same vectors."""
+    def restore(
+        self, slots: np.ndarray, vectors: np.ndarray, state: dict[str, np.ndarray]
+    ) -> None:
+        """Becomes the index that held these vectors when it returned this `state`."""
+        self.vectors[slots], self.used[slots] = vectors, True
 
-    def _insert(self, places: np.ndarray, vectors: np.ndarray) -> None:
-        """Follows `put`."""
+    def _insert(self, slots: np.ndarray, vectors: np.ndarray) -> None:
+        """Is called by `add` after the vectors are in place."""
 
-    def _delete(self, places: np.ndarray) -> None:
-        """Follows `drop`, and comes before vectors are replaced."""
+    def _delete(self, slots: np.ndarray) -> None:
+        """Is called by `remove`, and by `add` before vectors are replaced."""
 
     def _nearest(self, queries: np.ndarray, k: int) -> np.ndarray:
         if self._packed is None:
-            top = int(np.flatnonzero(self.used)[-1]) + 1
-            places = np.flatnonzero(self.used)
-            whole = len(places) == top
-            vectors = self.vectors[:top] if whole else self.vectors[places]
-            self._packed = places, vectors
-        places, vectors = self._packed
-        k = min(k, len(places))
+            slots = np.flatnonzero(self.used)
+            dense = len(slots) == slots[-1] + 1  # Then a view will do, without a copy.
+            vectors = self.vectors[: len(slots)] if dense else self.vectors[slots]
+            self._packed = slots, vectors
+        slots, vectors = self._packed
+        k = min(k, len(slots))
         _, found = self.faiss.knn(queries, vectors, k, metric=self.metric)
-        return np.where(found < 0, -1, places[found])
+        return np.where(found < 0, -1, slots[found])
+
+    def _deserialize(self, data: np.ndarray) -> Any:
+        """Returns a FAISS index; UserError where it is damaged or of another width."""
+        try:
+            index = self.faiss.deserialize_index(np.array(data, np.uint8))
+        except RuntimeError:
+            raise UserError("the stored index is damaged: it cannot be read") from None
+        if index.d != self.width:
+            raise UserError(
+                f"the stored index has width {index.d}, this memory {self.width}"
+            )
+        return index
 
 
-class Clustered(Exact):
-    """IVF: looks at the vectors of the nearest clusters, once there are enough.
+class IVFIndex(FlatIndex):
+    """Searches the nearest clusters, once there are enough vectors to learn them from.
 
-    After as many writes as there are places it learns its clusters anew.
+    The clusters are learned anew after as many writes as there are slots.
     """
 
-    def __init__(self, capacity: int, width: int, options: Options):
-        super().__init__(capacity, width, options)
+    def __init__(self, slots: int, width: int, config: IndexConfig):
+        super().__init__(slots, width, config)
         self.index: Any = None
         self.writes = 0
 
     @property
-    def needed(self) -> int:
-        """Vectors to learn clusters from."""
-        return TRAINING_VECTORS * self.options.num_clusters
+    def min_vectors(self) -> int:
+        """Vectors to learn the clusters from."""
+        return VECTORS_PER_CLUSTER * self.config.num_clusters
 
-    def _empty(self) -> Any:
-        quantizer = self.faiss.IndexFlat(self.width, self.metric)
-        quantizer.this.disown()
-        index = self.faiss.IndexIVFFlat(
-            quantizer, self.width, self.options.num_clusters, self.metric
+    def _untrained(self, quantizer: Any) -> Any:
+        return self.faiss.IndexIVFFlat(
+            quantizer, self.width, self.config.num_clusters, self.metric
         )
-        index.own_fields = True
-        return index
 
     def _train(self) -> None:
-        places = np.flatnonzero(self.used)
-        index = self._empty()
-        self.faiss.omp_set_num_threads(self.options.threads)
-        index.train(self.vectors[places])
-        index.nprobe = min(self.options.num_probes, self.options.num_clusters)
+        c = self.config
+        quantizer = self.faiss.IndexFlat(self.width, self.metric)
+        # The index frees its quantizer, so that Python must not.
+        quantizer.this.disown()
+        index = self._untrained(quantizer)
+        index.own_fields = True
+        slots = np.flatnonzero(self.used)
+        self.faiss.omp_set_num_threads(c.threads)
+        index.train(self.vectors[slots])
+        index.nprobe = min(c.num_probes, c.num_clusters)
         index.set_direct_map_type(self.faiss.DirectMap.Hashtable)
-        index.add_with_ids(self.vectors[places], places.astype(np.int64))
+        index.add_with_ids(self.vectors[slots], slots.astype(np.int64))
         self.index, self.writes = index, 0
 
-    def _insert(self, places: np.ndarray, vectors: np.ndarray) -> None:
-        self.writes += len(places)
-        if self.index is None or self.writes > len(self.used):
-            if self.used.sum() >= self.needed:
-                self._train()
-            else:
-                self._say_exact()
-            return
-        self.index.add_with_ids(vectors, places.astype(np.int64))
-
-    def _say_exact(self) -> None:
-        kind = self.options.index_type
-        if self.index is None and kind not in _said:
-            _said.add(kind)
+    def _insert(self, slots: np.ndarray, vectors: np.ndarray) -> None:
+        self.writes += len(slots)
+        due = self.index is None or self.writes > len(self.used)
+        if due and self.used.sum() >= self.min_vectors:
+            self._train()
+        elif self.index is not None:
+            self.index.add_with_ids(vectors, slots.astype(np.int64))
+        elif self.config.index_type not in _warned:
+            _warned.add(self.config.index_type)
             log(
-                f"note: index_type={kind} searches exactly until a row holds "
-                f"{self.needed} vectors"
+                f"note: index_type={self.config.index_type} searches exactly until a "
+                f"row holds {self.min_vectors} vectors"
             )
 
-    def _delete(self, places: np.ndarray) -> None:
+    def _delete(self, slots: np.ndarray) -> None:
         if self.index is not None:
-            self.index.remove_ids(places.astype(np.int64))
+            self.index.remove_ids(slots.astype(np.int64))
 
     def _nearest(self, queries: np.ndarray, k: int) -> np.ndarray:
         if self.index is None:
@@ -219,127 +199,123 @@ class Clustered(Exact):
 
     def state(self) -> dict[str, np.ndarray]:
         """Returns the clusters with their lists."""
-        writes = np.array([self.writes], np.int64)
-        if self.index is None:
-            return {"writes": writes}
-        return {"writes": writes, "index": self.faiss.serialize_index(self.index)}
+        state = {"writes": np.array([self.writes], np.int64)}
+        if self.index is not None:
+            state["index"] = self.faiss.serialize_index(self.index)
+        return state
 
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Takes over clusters."""
+    def restore(self, slots, vectors, state) -> None:
+        """See `FlatIndex.restore`."""
+        super().restore(slots, vectors, state)
         self.writes = int(state["writes"][0])
-        self.index = None
-        if "index" in state:
-            self.index = _deserialize(self.faiss, state["index"], self.width)
+        self.index = self._deserialize(state["index"]) if "index" in state else None
 
 
-class Compressed(Clustered):
+class IVFPQIndex(IVFIndex):
     """IVF with product quantization: finds candidates by codes, ranks them exactly."""
 
-    def __init__(self, capacity: int, width: int, options: Options):
-        super().__init__(capacity, width, options)
-        if width % options.code_bytes:
+    def __init__(self, slots: int, width: int, config: IndexConfig):
+        super().__init__(slots, width, config)
+        if width % config.code_bytes:
             raise UserError(
-                f"memory.code_bytes {options.code_bytes} does not divide the width "
-                f"{width} of a key"
+                f"memory.code_bytes {config.code_bytes} does not divide the width "
+                f"{width} of a key: set it to a divisor"
             )
 
     @property
-    def needed(self) -> int:
-        """Vectors to learn clusters and codebooks from."""
-        return max(super().needed, CODEBOOK_VECTORS)
+    def min_vectors(self) -> int:
+        """Vectors to learn the clusters and codebooks from."""
+        return max(super().min_vectors, CODEBOOK_VECTORS)
 
-    def _empty(self) -> Any:
-        quantizer = self.faiss.IndexFlat(self.width, self.metric)
-        quantizer.this.disown()
-        o = self.options
+    def _untrained(self, quantizer: Any) -> Any:
+        c = self.config
         index = self.faiss.IndexIVFPQ(
-            quantizer, self.width, o.num_clusters, o.code_bytes, 8, self.metric
+            quantizer, self.width, c.num_clusters, c.code_bytes, 8, self.metric
         )
-        index.pq.cp.min_points_per_centroid = 1  # No warning on stderr.
-        index.own_fields = True
+        index.pq.cp.min_points_per_centroid = 1  # Otherwise it warns on stderr.
         return index
 
     def _nearest(self, queries: np.ndarray, k: int) -> np.ndarray:
         if self.index is None:
             return super()._nearest(queries, k)
-        count = min(k * self.options.candidates, int(self.used.sum()))
-        places = self.index.search(queries, count)[1]
-        order = np.argsort(self.distances(queries, places), 1, kind="stable")[:, :k]
-        return np.take_along_axis(places, order, 1)
+        count = min(k * self.config.candidates, int(self.used.sum()))
+        slots = self.index.search(queries, count)[1]
+        vectors = self.vectors[np.maximum(slots, 0)]
+        if self.inner:
+            distances = -np.einsum("nd,nkd->nk", queries, vectors)
+        else:
+            distances = ((queries[:, None] - vectors) ** 2).sum(-1)
+        distances[slots < 0] = np.inf
+        order = np.argsort(distances, 1, kind="stable")[:, :k]
+        return np.take_along_axis(slots, order, 1)
 
 
-class Graph(Exact):
-    """HNSW. Nothing leaves such a graph: the dead are passed over in searches.
+class HNSWIndex(FlatIndex):
+    """A graph of near neighbours. FAISS removes no node: searches skip the deleted."""
 
-    When half of it is dead, it is built anew.
-    """
-
-    def __init__(self, capacity: int, width: int, options: Options):
-        super().__init__(capacity, width, options)
+    def __init__(self, slots: int, width: int, config: IndexConfig):
+        super().__init__(slots, width, config)
         self._clear()
 
     def _clear(self) -> None:
-        self.index = self.faiss.IndexHNSWFlat(
-            self.width, self.options.links, self.metric
-        )
-        self.index.hnsw.efConstruction = self.options.ef_construction
-        self.place_of = np.zeros(0, np.int32)
+        links, width = self.config.links, self.width
+        self.index = self.faiss.IndexHNSWFlat(width, links, self.metric)
+        self.index.hnsw.efConstruction = self.config.ef_construction
+        self.slot_of = np.zeros(0, np.int32)
         self.alive = np.zeros(0, bool)
         self.node_of = np.full(len(self.used), -1, np.int64)
 
-    def _insert(self, places: np.ndarray, vectors: np.ndarray) -> None:
-        self.faiss.omp_set_num_threads(self.options.threads)
+    def _insert(self, slots: np.ndarray, vectors: np.ndarray) -> None:
+        self.faiss.omp_set_num_threads(self.config.threads)
         first = self.index.ntotal
-        # A graph that is read from a file has not kept its random numbers.
+        # A serialized graph does not keep the state of its generator: seeded anew, a
+        # restored one grows like one that was never stored.
         self.index.hnsw.rng = self.faiss.RandomGenerator(first)
         self.index.add(vectors)
-        self.node_of[places] = first + np.arange(len(places))
-        self.place_of = np.concatenate([self.place_of, places.astype(np.int32)])
-        self.alive = np.concatenate([self.alive, np.ones(len(places), bool)])
+        self.node_of[slots] = first + np.arange(len(slots))
+        self.slot_of = np.concatenate([self.slot_of, slots.astype(np.int32)])
+        self.alive = np.concatenate([self.alive, np.ones(len(slots), bool)])
 
-    def _delete(self, places: np.ndarray) -> None:
-        self.alive[self.node_of[places]] = False
-        self.node_of[places] = -1
-        if (~self.alive).sum() > DEAD_SHARE * len(self.alive):
-            kept = self.place_of[self.alive]
+    def _delete(self, slots: np.ndarray) -> None:
+        self.alive[self.node_of[slots]] = False
+        self.node_of[slots] = -1
+        if (~self.alive).sum() > DELETED_SHARE * len(self.alive):
+            kept = self.slot_of[self.alive]
             self._clear()
             if len(kept):
                 self._insert(kept, self.vectors[kept])
 
     def _nearest(self, queries: np.ndarray, k: int) -> np.ndarray:
         k = min(k, int(self.alive.sum()))
-        chosen: dict[str, Any] = {"efSearch": max(self.options.ef_search, k)}
+        options: dict[str, Any] = {"efSearch": max(self.config.ef_search, k)}
         if not self.alive.all():
             bits = np.packbits(self.alive, bitorder="little")
-            chosen["sel"] = self.faiss.IDSelectorBitmap(bits)
-        parameters = self.faiss.SearchParametersHNSW(**chosen)
+            options["sel"] = self.faiss.IDSelectorBitmap(bits)
+        parameters = self.faiss.SearchParametersHNSW(**options)
         nodes = self.index.search(queries, k, params=parameters)[1]
-        return np.where(nodes < 0, -1, self.place_of[nodes])
+        return np.where(nodes < 0, -1, self.slot_of[nodes])
 
     def state(self) -> dict[str, np.ndarray]:
-        """Returns the graph and which place each node stands for."""
+        """Returns the graph and the slot of each node."""
         return {
             "index": self.faiss.serialize_index(self.index),
-            "place_of": self.place_of,
+            "place_of": self.slot_of,  # The name it has in checkpoints.
             "alive": self.alive.astype(np.uint8),
         }
 
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Takes over a graph."""
-        self.index = _deserialize(self.faiss, state["index"], self.width)
-        self.place_of = np.array(state["place_of"], np.int32)
+    def restore(self, slots, vectors, state) -> None:
+        """See `FlatIndex.restore`."""
+        super().restore(slots, vectors, state)
+        self.index = self._deserialize(state["index"])
+        self.slot_of = np.array(state["place_of"], np.int32)
         self.alive = np.array(state["alive"], bool)
-        self.node_of = np.full(len(self.used), -1, np.int64)
         nodes = np.flatnonzero(self.alive)
-        self.node_of[self.place_of[nodes]] = nodes
+        self.node_of[self.slot_of[nodes]] = nodes
 
 
-def _deserialize(faiss: Any, data: np.ndarray, width: int) -> Any:
-    """Reads an index; UserError where it is damaged or of another width."""
-    try:
-        index = faiss.deserialize_index(np.array(data, np.uint8))
-    except RuntimeError:
-        raise UserError("the stored index is damaged: it cannot be read") from None
-    if index.d != width:
-        raise UserError(f"the stored index is of width {index.d}, not {width}")
-    return index
+INDEX_TYPES = {
+    "flat": FlatIndex,
+    "ivf": IVFIndex,
+    "compressed": IVFPQIndex,
+    "graph": HNSWIndex,
+}

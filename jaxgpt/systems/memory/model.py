@@ -1,49 +1,44 @@
-"""The language model with a memory, and the state that it carries between segments."""
+"""The language model with a memory: how it reads a segment, and what that writes."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
-from jaxgpt.model import attention
+from jaxgpt.model.attention import KVCache
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.model.positions import Positions, in_order
 from jaxgpt.model.transformer import LanguageModel
 from jaxgpt.systems.memory import entries as ops
-from jaxgpt.systems.memory.look import Look
 from jaxgpt.systems.memory.modes import MODES
+from jaxgpt.systems.memory.retrieval import Lookup, Retrieval
 
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
-
+# What is carried from segment to segment: {"entries", "recent": the last tokens}.
 Carried = dict[str, Any]
 
 
-@dataclasses.dataclass
-class Reading:
-    """One segment, read.
+@dataclasses.dataclass(frozen=True)
+class SegmentOutput:
+    """What reading a segment gave.
 
     Attributes:
       logits_BTV: of the next tokens.
       x_BTD: the last hidden states.
-      outputs: what enters the first block, and what leaves each.
-      look: what was found in the memory.
+      hidden: what enters the first block, and what leaves each.
+      retrieval: what was read of the memory.
       cache: with these tokens, where there was one.
     """
 
     logits_BTV: jax.Array
     x_BTD: jax.Array
-    outputs: list[jax.Array]
-    look: Look
-    cache: attention.KVCache | None = None
-
-
-def _nothing(*_: Any) -> jax.Array:
-    raise AssertionError("there is nothing to search in")
+    hidden: list[jax.Array]
+    retrieval: Retrieval
+    cache: KVCache | None = None
 
 
 class MemoryModel(LanguageModel):
@@ -51,7 +46,7 @@ class MemoryModel(LanguageModel):
 
     def __init__(self, config: ModelConfig, memory: ConfigDict, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        self.memory: Any = MODES[memory.mode](config, memory, rngs=rngs)
+        self.memory = MODES[memory.mode](config, memory, rngs=rngs)
 
     def __call__(
         self,
@@ -62,84 +57,80 @@ class MemoryModel(LanguageModel):
         **cached: Any,
     ) -> tuple[jax.Array, None]:
         """Returns logits [B, T, V] of texts read left to right without a memory."""
-        assert not cached, "a memory is read along with a cache: see `more`"
+        assert not cached, "with a cache a memory is read too: see `read`"
         del positions
         recent_BW = jnp.full((len(tokens_BT), self.memory.context), -1, jnp.int32)
-        row_B = jnp.arange(len(tokens_BT))
-        blind = Look(None, row_B, _nothing, row_B)
-        return self.segment(tokens_BT, recent_BW, blind, dropout_key).logits_BTV, None
+        nothing = Lookup(jnp.arange(len(tokens_BT)))
+        read = self.read(tokens_BT, recent_BW, nothing, dropout_key=dropout_key)
+        return read.logits_BTV, None
 
-    def segment(
+    def read(
         self,
         tokens_BT: jax.Array,
         recent_BW: jax.Array,
-        look: Look,
+        lookup: Lookup,
+        *,
+        positions: Positions | None = None,
+        cache: KVCache | None = None,
+        start: jax.typing.ArrayLike = 0,
         dropout_key: jax.Array | None = None,
-    ) -> Reading:
-        """Reads T tokens from position 0 on.
+    ) -> SegmentOutput:
+        """Reads T tokens and the memory.
 
         Args:
           tokens_BT: int32.
-          recent_BW: the tokens before them, -1 for none.
-          look: at which memory; filled with what was found.
+          recent_BW: the `memory.context` tokens before them, -1 for none.
+          lookup: the memory.
+          positions: of the tokens; None begins at 0.
+          cache: keys and values of the segment so far, if it is read piece by piece.
+          start: the cache slot of the first token.
           dropout_key: turns dropout on.
         """
-        where = in_order(tokens_BT.shape[1], self.config)
+        if positions is None:
+            positions = in_order(tokens_BT.shape[1], self.config)
         tokens_BN = jnp.concatenate([recent_BW, tokens_BT], 1)
-        x_BTD = self.table[...][tokens_BT]
-        x_BTD, hooks = self.memory.read(self, x_BTD, tokens_BN, look)
-        x_BTD = self.placed(x_BTD, where)
-        x_BTD, blocks = self.transformer(
-            x_BTD, dropout_key=dropout_key, hooks=hooks, keep_hidden=True
+        table_VD = self.table[...]
+        x_BTD, of_input = self.memory.read_input(
+            table_VD[tokens_BT], table_VD, tokens_BN, lookup
         )
-        logits_BTV = self.memory.predict(self, x_BTD, look)
-        return Reading(logits_BTV, x_BTD, blocks.hidden, look)
-
-    def more(
-        self,
-        tokens_BT: jax.Array,
-        recent_BW: jax.Array,
-        where: Positions,
-        layers_kv: attention.KVCache,
-        start: jax.Array,
-        look: Look,
-    ) -> Reading:
-        """Reads T tokens against a cache, as `segment`, at slots start .. start + T."""
-        tokens_BN = jnp.concatenate([recent_BW, tokens_BT], 1)
-        x_BTD = self.table[...][tokens_BT]
-        x_BTD, hooks = self.memory.read(self, x_BTD, tokens_BN, look)
-        x_BTD = self.placed(x_BTD, where)
         x_BTD, blocks = self.transformer(
-            x_BTD, cache=layers_kv, start=start, hooks=hooks
+            self.with_positions(x_BTD, positions),
+            dropout_key=dropout_key,
+            cache=cache,
+            start=start,
+            hooks=self.memory.attention_hooks(lookup),
+            keep_hidden=True,
         )
-        logits_BTV = self.memory.predict(self, x_BTD, look)
-        return Reading(logits_BTV, x_BTD, [], look, blocks.cache)
+        logits_BTV, of_output = self.memory.read_output(self.head(x_BTD), x_BTD, lookup)
+        # A mode reads in one of three places.
+        found = (of_input, *blocks.hooked.values(), of_output)
+        (retrieval,) = (one for one in found if one is not None)
+        return SegmentOutput(logits_BTV, x_BTD, blocks.hidden, retrieval, blocks.cache)
 
-    def placed(self, x_BTD: jax.Array, where: Positions) -> jax.Array:
-        """Adds the positions to what the tokens are."""
-        return x_BTD if self.positions is None else x_BTD + self.positions(where)
+    def with_positions(self, x_BTD: jax.Array, positions: Positions) -> jax.Array:
+        """Adds position embeddings to token embeddings."""
+        return x_BTD if self.positions is None else x_BTD + self.positions(positions)
 
 
-def begin(state: Carried, new_B: jax.Array) -> Carried:
-    """Forgets the document before, in the rows where a new one begins.
+def begin_documents(state: Carried, new_B: jax.Array) -> Carried:
+    """Empties the memory of the rows in which a new document begins.
 
-    A shared memory is kept until all begin.
+    A shared memory is kept until one begins in all of them. The version stays: it is
+    that of the entries which the index still has (see `Lookup.find`).
     """
     entries = state["entries"]
-    rows = new_B if len(entries["id"]) == len(new_B) else new_B.all()[None]
-    fresh = ops.reset(entries, rows)
-    # Searched for at the version that the index was told of.
-    fresh["version"] = entries["version"]
+    shared = len(entries["id"]) != len(new_B)
+    emptied_R = new_B.all()[None] if shared else new_B
     return {
-        "entries": fresh,
+        "entries": ops.remove(entries, emptied_R[:, None]),
         "recent": jnp.where(new_B[:, None], -1, state["recent"]),
     }
 
 
-def commit(
+def write_segment(
     model: MemoryModel,
     state: Carried,
-    reading: Reading,
+    read: SegmentOutput,
     batch: dict[str, jax.Array],
     memory: ConfigDict,
     hard: bool,
@@ -150,35 +141,30 @@ def commit(
     Args:
       model: that read it.
       state: before.
-      reading: of the segment.
-      batch: with tokens [B, T + 1], document and start [B], and perhaps which are
-        stored [B, T].
+      read: of the segment.
+      batch: with tokens [B, T + 1], document and start [B], and optionally which
+        tokens to store, "stored" [B, T].
       memory: `config.memory`.
       hard: whether the model's decisions to store and delete are carried out.
-      forget_key: of what training forgets.
+      forget_key: turns on the ageing and random forgetting of training.
     """
-    tokens_BT, entries = batch["tokens"], state["entries"]
-    mode = model.memory
-    new, keep_BT = mode.record(reading.outputs, reading.x_BTD, tokens_BT, reading.look)
+    tokens_BT, entries, mode = batch["tokens"], state["entries"], model.memory
+    new, keep_BT = mode.record(read.hidden, read.x_BTD, tokens_BT, read.retrieval)
     B, T = keep_BT.shape
     new["position"] = batch["start"][:, None] + jnp.arange(T)
     new["document"] = jnp.broadcast_to(batch["document"][:, None], (B, T))
     wanted_BT = batch.get("stored", jnp.ones((B, T), bool))
     if hard and memory.keep == "decided":
         wanted_BT &= keep_BT > 0.5
-    entries = mode.mark(entries, reading.x_BTD, reading.look, hard)
+    entries = mode.mark_read(entries, read.x_BTD, read.retrieval, hard)
     if forget_key is not None and memory.decay < 1:
         entries = ops.age(entries, memory.decay)
     if forget_key is not None and memory.forgetfulness_factor:
         entries = ops.forget(entries, forget_key, memory.forgetfulness_factor)
-    if len(entries["id"]) != B:
-        joined = lambda array: array.reshape(1, B * T, *array.shape[2:])
-        new, wanted = jax.tree.map(joined, new), joined(wanted_BT)
-    else:
-        wanted = wanted_BT
-    entries = ops.write(entries, new, wanted, memory.eviction)
-    # However many changes a segment makes, the index is told of one.
-    entries["version"] = state["entries"]["version"] + jnp.array([0, 1], jnp.int32)
+    if len(entries["id"]) != B:  # One memory that all rows share.
+        join = lambda array: array.reshape(1, B * T, *array.shape[2:])
+        new, wanted_BT = jax.tree.map(join, (new, wanted_BT))
+    entries = ops.next_version(ops.write(entries, new, wanted_BT, memory.eviction))
     W = state["recent"].shape[1]
-    recent = jnp.concatenate([state["recent"], tokens_BT[:, :-1]], 1)[:, -W:]
-    return {"entries": entries, "recent": recent}, keep_BT
+    recent_BW = jnp.concatenate([state["recent"], tokens_BT[:, :-1]], 1)[:, -W:]
+    return {"entries": entries, "recent": recent_BW}, keep_BT

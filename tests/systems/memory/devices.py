@@ -44,7 +44,7 @@ def main(folder: str, steps: int) -> None:
     losses = [train_state.run_step()["loss"] for _ in range(3)]
     found = {"devices": jax.device_count()}
 
-    store = system.stores[0]
+    store = system.host.stores[0]
     before = store.searches
     batch = system.train_batch(train_state.batch(3), jax.random.key(0), np.int32(3))
     gradients = jax.jit(jax.value_and_grad(system.objective, has_aux=True))

@@ -130,14 +130,14 @@ def test_sample_carries_explains_and_forgets(played, tmp_path, capsys):
     with pytest.raises(UserError, match="is damaged"):
         sample.command(ask)
     file.write_bytes(b"xx")
-    with pytest.raises(UserError, match="is no memory, or damaged"):
+    with pytest.raises(UserError, match="is not a memory, or damaged"):
         sample.command(ask)
 
 
 def test_a_memory_of_other_settings_is_refused(played, tmp_path):
     run = open_run(str(played))
     file = tmp_path / "memory.safetensors"
-    Memory(run.system).save(file)
+    Memory(run.system.reader).save(file)
     for change, expected in (
         ("memory_size=32", "memory.memory_size 64: this one has 32"),
         ("index_type=graph", "memory.index_type flat: this one has graph"),
@@ -146,7 +146,7 @@ def test_a_memory_of_other_settings_is_refused(played, tmp_path):
             sample.command(
                 [f"--workdir={played}", f"--memory={file}", f"--config.memory.{change}"]
             )
-    with pytest.raises(UserError, match="goes with --memory"):
+    with pytest.raises(UserError, match="--forget needs --memory"):
         sample.command([f"--workdir={played}", "--forget=x"])
 
 
@@ -158,19 +158,21 @@ def test_forgetting_restores_the_logits(played):
 
     def read(memory, text, name):
         known = np.ones((1, len(text)), bool)
-        sampling = SamplingParams(memory=memory, document=name)
-        return system.sample(params, text[None], known, jax.random.key(0), sampling)
+        key = jax.random.key(0)
+        return system.sample(
+            params, text[None], known, key, memory=memory, document=name
+        )
 
-    with_it, without = Memory(system), Memory(system)
+    with_it, without = Memory(system.reader), Memory(system.reader)
     read(with_it, texts[0], "a")
     read(with_it, texts[1], "b")
     read(without, texts[0], "a")
 
     def logits(memory):
         module = system.model(params)
-        look = system.look(memory.state, "on")
+        lookup = system.reader.lookup(memory.state, "on")
         recent = np.full_like(memory.state["recent"], -1)
-        return module.segment(texts[2][None, :16], recent, look).logits_BTV
+        return module.read(texts[2][None, :16], recent, lookup).logits_BTV
 
     assert np.abs(logits(with_it) - logits(without)).max() > 1e-6
     # The last token has not been read: nothing came after it.
@@ -186,22 +188,20 @@ def test_generation_through_the_cache_equals_the_forward_pass(played):
     sampling = SamplingParams(temperature=0.0)
     filled = run.system.sample(run.params, tokens, known, jax.random.key(1), sampling)
     assert filled.decoded_BT.all()
-    memory = Memory(run.system, 2)
-    again = SamplingParams(memory=memory)
+    memory = Memory(run.system.reader, 2)
     whole = np.ones((2, 40), bool)
     texts = filled.tokens_BT
     # Fed as a given text, each token's forward pass must choose it.
     module, state = run.system.model(run.params), memory.state
     for start in (0, 16):
-        look = run.system.look(state, "on")
+        lookup = run.system.reader.lookup(state, "on")
         part = texts[:, start : start + 17]
-        read = module.segment(part[:, :-1], state["recent"], look)
+        read = module.read(part[:, :-1], state["recent"], lookup)
         likeliest = np.asarray(read.logits_BTV.argmax(-1))
         free = slice(max(8 - start, 0), None)
         np.testing.assert_array_equal(likeliest[:, free], part[:, 1:][:, free])
-        run.system.sample(
-            run.params, part[:, :-1], whole[:, :16], jax.random.key(0), again
-        )
+        key = jax.random.key(0)
+        run.system.sample(run.params, part[:, :-1], whole[:, :16], key, memory=memory)
         state = memory.state
 
 

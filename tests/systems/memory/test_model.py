@@ -9,7 +9,6 @@ from flax import nnx
 from jaxgpt import config as configs
 from jaxgpt.model import attention, layers
 from jaxgpt.model.transformer import LanguageModel
-from jaxgpt.systems.memory import model as memory_model
 from jaxgpt.systems.registry import build_system
 
 pytestmark = pytest.mark.unoptimised
@@ -52,13 +51,10 @@ def run(system, params, batches, store, state):
     """Reads segments; returns the logits of each and the state after them."""
     logits = []
     for batch in batches:
-        module = system.model(params)
-        state = memory_model.begin(state, batch["start"] == 0)
-        look = system.look(state, system.memory.reading)
-        read = module.segment(batch["tokens"][:, :-1], state["recent"], look)
+        reading = system.memory.reading
+        state, read, _ = system.reader.read(params, state, batch, reading)
         logits.append(read.logits_BTV)
-        state, _ = memory_model.commit(module, state, read, batch, system.memory, True)
-        store.follow(state["entries"])
+        store.update(state["entries"])
     return logits, state
 
 
@@ -76,7 +72,7 @@ def test_an_empty_memory_is_gpt2_to_the_bit(mode):
     system, params = make(mode)
     if mode == "associative":
         params["memory"] = jax.tree.map(jnp.zeros_like, params["memory"])
-    store, state = system.fresh(2)
+    store, state = system.host.open(2)
     (first,), _ = run(system, params, segments(1), store, state)
     tokens = next(segments(1))["tokens"][:, :-1]
     np.testing.assert_array_equal(first, plain(system, params, tokens))
@@ -85,7 +81,7 @@ def test_an_empty_memory_is_gpt2_to_the_bit(mode):
 
 def test_a_fresh_associative_model_is_gpt2_whatever_the_memory_holds():
     system, params = make()
-    store, state = system.fresh(2)
+    store, state = system.host.open(2)
     logits, state = run(system, params, segments(3), store, state)
     assert store.size(0) == 3 * T
     for batch, found in zip(segments(3), logits, strict=True):
@@ -95,7 +91,7 @@ def test_a_fresh_associative_model_is_gpt2_whatever_the_memory_holds():
 
 def test_output_with_weight_zero_is_the_base_to_the_bit():
     system, params = make("output", **{"memory.weight": 0.0})
-    store, state = system.fresh(2)
+    store, state = system.host.open(2)
     logits, _ = run(system, params, segments(3), store, state)
     for batch, found in zip(segments(3), logits, strict=True):
         expected = plain(system, params, batch["tokens"][:, :-1])
@@ -104,7 +100,7 @@ def test_output_with_weight_zero_is_the_base_to_the_bit():
 
 def test_output_mixes_the_tokens_that_followed():
     system, params = make("output", **{"memory.num_search_results": 2})
-    store, state = system.fresh(2)
+    store, state = system.host.open(2)
     batch = next(segments(1))
     run(system, params, [batch], store, state)
     state = {"entries": store.entries, "recent": state["recent"]}
@@ -120,7 +116,7 @@ def test_output_mixes_the_tokens_that_followed():
 
 def test_attention_with_all_stored_is_dense_attention():
     system, params = make("attention", **{"memory.num_search_results": 24})
-    store, state = system.fresh(2)
+    store, state = system.host.open(2)
     batches = list(segments(3))
     logits, _ = run(system, params, batches, store, state)
     module = system.model(params)
@@ -128,7 +124,7 @@ def test_attention_with_all_stored_is_dense_attention():
     outputs = []
     for batch in batches:  # What enters the last block knows no memory.
         tokens = batch["tokens"][:, :-1]
-        x = module.placed(module.table[...][tokens], (jnp.arange(T),))
+        x = module.with_positions(module.table[...][tokens], (jnp.arange(T),))
         outputs.append(module.transformer.blocks[0](x)[0])
     x = jnp.concatenate(outputs, 1)
     qkv = last.attn.project(last.norm_1(x), 3 * T)
@@ -153,7 +149,7 @@ def test_what_comes_later_changes_nothing_before(mode):
     changed[1]["tokens"][:, at:] = (changed[1]["tokens"][:, at:] + 1) % V
     found = []
     for each in (batches, changed):
-        store, state = system.fresh(2)
+        store, state = system.host.open(2)
         found.append(run(system, params, each, store, state)[0])
     np.testing.assert_array_equal(found[0][0], found[1][0])
     np.testing.assert_array_equal(found[0][1][:, :at], found[1][1][:, :at])
@@ -175,30 +171,30 @@ def test_gradients_reach_every_part(mode):
     changes = {"memory.delete": True} if mode == "associative" else {}
     system, params = make(mode, **changes)
     params["memory"] = random_like(params["memory"])
-    carried = system.recurrent_state(2)
-    system.on_restore(carried, {})
+    carried = system.host.recurrent_state(2)
+    system.host.on_restore(carried, {})
     grad = jax.jit(jax.grad(system.objective, has_aux=True))
     for batch in segments(4):
         batch = system.train_batch(batch, None, 0)
         grads, carried = grad(params, batch, carried, None)
-        system.on_step_end(carried)
+        system.host.on_step_end(carried)
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
 
 
 def test_one_search_for_each_forward_and_a_stale_index_is_an_error():
     system, params = make()
-    carried = system.recurrent_state(2)
-    system.on_restore(carried, {})
+    carried = system.host.recurrent_state(2)
+    system.host.on_restore(carried, {})
     grad = jax.jit(jax.grad(system.objective, has_aux=True))
     batches = [system.train_batch(batch, None, 0) for batch in segments(3)]
     for batch in batches:
         _, carried = grad(params, batch, carried, None)
-        system.on_step_end(carried)
+        system.host.on_step_end(carried)
     jax.block_until_ready(carried)
-    assert system.stores[0].searches == 3
+    assert system.host.stores[0].searches == 3
     _, carried = grad(params, batches[0], carried, None)
-    with pytest.raises(Exception, match="it was not told"):
+    with pytest.raises(Exception, match="out of sync"):
         jax.block_until_ready(grad(params, batches[1], carried, None))
 
 
@@ -207,7 +203,7 @@ def test_a_row_reads_no_other_and_shared_rows_read_all():
         system, params = make(
             "output", **{"memory.shared": shared, "memory.num_search_results": 1}
         )
-        store, state = system.fresh(2)
+        store, state = system.host.open(2)
         batches = list(segments(2))
         for batch in batches:  # Row 1 comes to ask for what row 0 read.
             batch["tokens"] = batch["tokens"].copy()
@@ -221,7 +217,7 @@ def test_a_row_reads_no_other_and_shared_rows_read_all():
 
 def test_a_new_document_begins_with_an_empty_memory():
     system, params = make("output")
-    store, state = system.fresh(2)
+    store, state = system.host.open(2)
     batches = list(segments(3))
     batches[2] = batches[0] | {"start": np.array([0, 2 * T], np.int32)}
     logits, state = run(system, params, batches, store, state)
@@ -235,8 +231,8 @@ def test_a_new_document_begins_with_an_empty_memory():
 
 def test_the_loss_is_cross_entropy_of_what_counts():
     system, params = make()
-    carried = system.recurrent_state(2)
-    system.on_restore(carried, {})
+    carried = system.host.recurrent_state(2)
+    system.host.on_restore(carried, {})
     batch = next(segments(1))
     batch["weight"] = (np.arange(T) < 3)[None].repeat(2, 0).astype(np.float32)
     batch_and_more = system.train_batch(batch, None, 0)

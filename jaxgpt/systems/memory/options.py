@@ -1,0 +1,178 @@
+"""--memory, --document, --explain and --forget of jaxgpt.sample."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from jaxgpt.config import user_path
+from jaxgpt.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+
+    from jaxgpt.data.tokenizers import Tokenizer
+    from jaxgpt.sampling.state import Callback, SamplingParams
+    from jaxgpt.systems.memory.session import Memory, MemorySamplerOutput
+
+# Tokens of the source shown before and after a retrieved position.
+BEFORE, AFTER = 8, 3
+MAX_SHOWN = 3  # Entries shown for each token.
+
+
+class MemoryOptions:
+    """See `SampleOptions`."""
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the options."""
+        parser.add_argument(
+            "--memory",
+            help="of runs with a memory: a file it is read from, if it is there, and "
+            "written to",
+        )
+        parser.add_argument(
+            "--document",
+            default="",
+            help="name of this text in the memory; default text N",
+        )
+        parser.add_argument(
+            "--explain",
+            action="store_true",
+            help="of runs with a memory: what each token was predicted with",
+        )
+        parser.add_argument(
+            "--forget", help="remove this document from --memory, and end"
+        )
+
+    def check(self, args: argparse.Namespace) -> None:
+        """Raises UserError where they are incompatible with each other."""
+        if args.forget and not args.memory:
+            raise UserError("--forget needs --memory, the file to forget it in")
+        if args.memory and args.num_samples != 1:
+            raise UserError("--memory needs --num_samples=1: it reads one text")
+        if args.document and not args.memory:
+            raise UserError("--document names a text in --memory: add that")
+
+    def open(self, system: Any, args: argparse.Namespace) -> MemorySession | None:
+        """Returns a session with the memory of the file, or a new one."""
+        if not (args.memory or args.explain):
+            return None
+        if system.config.system != "memory":
+            raise UserError("--memory and --explain are for runs with a memory")
+        # Not above: the parser's module must not import JAX.
+        from jaxgpt.systems.memory.session import Memory
+
+        path = user_path(args.memory) if args.memory else None
+        if path and not path.parent.is_dir():
+            raise UserError(f"--memory='{path}': there is no folder '{path.parent}'")
+        if path and path.exists():
+            memory = Memory.load(system.reader, path)
+        elif args.forget:
+            raise UserError(
+                f"--memory='{path}' does not exist: there is nothing to forget"
+            )
+        else:
+            memory = Memory(system.reader, args.num_samples)
+        return MemorySession(system, memory, path, args)
+
+
+class MemorySession:
+    """See `SampleSession`."""
+
+    def __init__(
+        self,
+        system: Any,
+        memory: Memory,
+        path: pathlib.Path | None,
+        args: argparse.Namespace,
+    ):
+        self.system, self.memory, self.path = system, memory, path
+        self.document, self.explains = args.document, args.explain
+        self.forgets = args.forget
+
+    def instead(self) -> tuple[dict[str, Any], str] | None:
+        """Removes the document of --forget from the file."""
+        if not self.forgets:
+            return None
+        assert self.path
+        count = self.memory.forget(self.forgets)
+        self.memory.save(self.path)
+        result = {"forgotten": count, "left": self.memory.store.size()}
+        return result, f"{count} entries of '{self.forgets}' forgotten"
+
+    def sample(
+        self,
+        params: dict,
+        tokens_BT: np.ndarray,
+        prompt_mask_BT: np.ndarray,
+        key: jax.Array,
+        sampling: SamplingParams,
+        callback: Callback | None,
+        every: int,
+    ) -> MemorySamplerOutput:
+        """Generates with the memory, and saves it."""
+        output = self.system.sample(
+            params,
+            tokens_BT,
+            prompt_mask_BT,
+            key,
+            sampling,
+            callback,
+            every,
+            memory=self.memory,
+            document=self.document,
+        )
+        if self.path:
+            self.memory.save(self.path)
+        return output
+
+    def describe(
+        self,
+        samples: list[dict[str, Any]],
+        output: Any,
+        prompt_length: int,
+        tokenizer: Tokenizer | None,
+    ) -> None:
+        """Adds, with --explain, what each generated token was predicted with.
+
+        "memories" has for each token {"token", "memories": [{"weight", "document",
+        "position", "text"}]}, most used first; the text is that around the position.
+        """
+        if not self.explains:
+            return
+        show = lambda ids: tokenizer.decode(ids) if tokenizer else str(ids.tolist())
+        memory = self.memory
+        for row, sample in enumerate(samples):
+            tokens = output.tokens_BT[row]
+            sample["memories"] = []
+            for place in range(prompt_length, len(tokens)):
+                found = []
+                for entry in output.retrieved[row][place][:MAX_SHOWN]:
+                    weight, document, position = entry
+                    # Rows of one document differ in text.
+                    text = tokens if len(samples) > 1 else memory.texts[document]
+                    piece = text[max(0, position - BEFORE) : position + AFTER]
+                    found.append(
+                        {
+                            "weight": weight,
+                            "document": memory.names[document],
+                            "position": position,
+                            "text": show(piece),
+                        }
+                    )
+                token = show(tokens[place : place + 1])
+                sample["memories"].append({"token": token, "memories": found})
+
+    def show(self, sample: dict[str, Any]) -> list[str]:
+        """Returns, with --explain, each token and a line for each entry."""
+        lines = []
+        for token in sample.get("memories", []):
+            lines.append(repr(token["token"]))
+            lines += [
+                f"    {entry['weight']:.3f}  {entry['document']} at "
+                f"{entry['position']}: {entry['text']!r}"
+                for entry in token["memories"]
+            ]
+        return lines

@@ -1,0 +1,108 @@
+"""Reading a memory in a compiled step: what is looked up, and what was retrieved."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from jaxgpt.errors import CheckError
+from jaxgpt.parallel.sharding import BATCH
+from jaxgpt.systems.memory import entries as ops
+from jaxgpt.systems.memory.entries import Entries
+from jaxgpt.systems.memory.store import Store
+
+# (version [2], store rows [B], queries [B, T, G, K]) -> slots [B, T, G, M].
+Search = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def make_search(stores: dict[int, Store], k: int) -> Search:
+    """Returns a search that may stand in a compiled program; slots are -1 for none.
+
+    It calls the host once for each forward pass and shard, never for a token, and no
+    gradient goes through it.
+
+    Args:
+      stores: by serial number, which is the first number of a version.
+      k: neighbours of each query.
+    """
+
+    def on_host(version_2, row_B, query_BTGK):
+        # NumPy, not jax.numpy: a computation started here would wait for the one that
+        # waits for this callback.
+        version_2 = np.asarray(version_2)
+        store = stores.get(int(version_2[0]))
+        if store is None:
+            raise CheckError(f"memory {version_2[0]} does not exist: it was closed")
+        return store.search(version_2, np.asarray(row_B), np.asarray(query_BTGK), k)
+
+    def call(version_2, row_B, query_BTGK):
+        shape = jax.ShapeDtypeStruct((*query_BTGK.shape[:3], k), jnp.int32)
+        return jax.pure_callback(on_host, shape, version_2, row_B, query_BTGK)
+
+    def search(version_2, row_B, query_BTGK):
+        query_BTGK = jax.lax.stop_gradient(query_BTGK).astype(jnp.float32)
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or mesh.are_all_axes_manual or mesh.size == 1:
+            return call(version_2, row_B, query_BTGK)
+        # Each device for its own rows: XLA would gather all queries on one of them.
+        rows = PartitionSpec(BATCH)
+        specs = (PartitionSpec(), rows, rows)
+        split = jax.shard_map(call, in_specs=specs, out_specs=rows, check_vma=False)
+        return split(version_2, row_B, query_BTGK)
+
+    return search
+
+
+@dataclasses.dataclass(frozen=True)
+class Lookup:
+    """The memory that a forward pass reads.
+
+    Attributes:
+      row_B: the row of entries that each row of the batch reads.
+      entries: of the memory; None reads nothing.
+      search: finds slots.
+      store_row_B: the row of the store that each of row_B is.
+      decision_key: store decisions are drawn with it, as training does; None weighs
+        entries by their probability instead.
+    """
+
+    row_B: jax.Array
+    entries: Entries | None = None
+    search: Search | None = None
+    store_row_B: jax.Array | None = None
+    decision_key: jax.Array | None = None
+
+    def find(self, query_BTGK: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns slots [B, T, G, M], 0 for none, and which of them are entries."""
+        assert self.entries and self.search and self.store_row_B is not None
+        slot = self.search(self.entries["version"], self.store_row_B, query_BTGK)
+        # The index still has what was emptied for a document that begins just now.
+        exists = self.take(self.entries["id"], slot) >= 0
+        return jnp.maximum(slot, 0), (slot >= 0) & exists
+
+    def take(self, array_RE: jax.Array, slot: jax.Array) -> jax.Array:
+        """Returns what slots [B, ...] hold in the rows that are read."""
+        return ops.take(array_RE, self.row_B, slot)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Retrieval:
+    """What a forward pass read of a memory.
+
+    Attributes:
+      row_B: the row of entries that was read, as of `Lookup`.
+      slot_BTM: int32, the slots read, -1 for none (in `attention`, by the first head).
+      weight_BTM: float32, how much each contributed, from 0 to 1.
+      to_store: arrays of the pass, such as its keys, that `Mode.record` stores.
+    """
+
+    row_B: jax.Array
+    slot_BTM: jax.Array
+    weight_BTM: jax.Array
+    to_store: dict[str, jax.Array]

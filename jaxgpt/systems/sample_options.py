@@ -1,0 +1,73 @@
+"""The seam by which a system adds options of its own to jaxgpt.sample.
+
+Modules that define `SampleOptions` import no JAX at their top: options are parsed, and
+--help is printed, before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pkgutil
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+
+    from jaxgpt.data.tokenizers import Tokenizer
+    from jaxgpt.sampling.state import Callback, SamplerOutput, SamplingParams
+
+OPTIONS = ("jaxgpt.systems.memory.options:MemoryOptions",)
+
+
+class SampleSession(Protocol):
+    """Generates in place of the system where options ask for it."""
+
+    def instead(self) -> tuple[dict[str, Any], str] | None:
+        """Does what is asked for instead of generating: returns it as JSON and text."""
+
+    def sample(
+        self,
+        params: dict,
+        tokens_BT: np.ndarray,
+        prompt_mask_BT: np.ndarray,
+        key: jax.Array,
+        sampling: SamplingParams,
+        callback: Callback | None,
+        every: int,
+    ) -> SamplerOutput:
+        """Generates as `System.sample` does."""
+
+    def describe(
+        self,
+        samples: list[dict[str, Any]],
+        output: SamplerOutput,
+        prompt_length: int,
+        tokenizer: Tokenizer | None,
+    ) -> None:
+        """Adds what there is to say about each sample to its JSON object."""
+
+    def show(self, sample: dict[str, Any]) -> list[str]:
+        """Returns the lines to print below a sample's text."""
+
+
+class SampleOptions(Protocol):
+    """Options that a system adds."""
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        """Adds them to a parser."""
+
+    def check(self, args: argparse.Namespace) -> None:
+        """Raises UserError where they are incompatible with each other or others."""
+
+    def open(self, system: Any, args: argparse.Namespace) -> SampleSession | None:
+        """Returns a session for a run's system; None where no option is set.
+
+        Raises:
+          UserError: where they are not for this system, or cannot be carried out.
+        """
+
+
+def sample_options() -> list[SampleOptions]:
+    """Returns the options of every system that has some."""
+    return [pkgutil.resolve_name(name)() for name in OPTIONS]
