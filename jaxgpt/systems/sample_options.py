@@ -11,11 +11,8 @@ import pkgutil
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    import jax
-    import numpy as np
-
     from jaxgpt.data.tokenizers import Tokenizer
-    from jaxgpt.sampling.state import Callback, SamplerOutput, SamplingParams
+    from jaxgpt.sampling.state import SamplerOutput
 
 OPTIONS = ("jaxgpt.systems.memory.options:MemoryOptions",)
 
@@ -26,17 +23,8 @@ class SampleSession(Protocol):
     def instead(self) -> tuple[dict[str, Any], str] | None:
         """Does what is asked for instead of generating: returns it as JSON and text."""
 
-    def sample(
-        self,
-        params: dict,
-        tokens_BT: np.ndarray,
-        prompt_mask_BT: np.ndarray,
-        key: jax.Array,
-        sampling: SamplingParams,
-        callback: Callback | None,
-        every: int,
-    ) -> SamplerOutput:
-        """Generates as `System.sample` does."""
+    def sample(self, *arguments: Any) -> SamplerOutput:
+        """Generates as `System.sample`, with its arguments."""
 
     def describe(
         self,

@@ -12,9 +12,8 @@ from ml_collections import ConfigDict
 from jaxgpt.model import layers
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.systems.memory import entries as ops
-from jaxgpt.systems.memory.entries import Entries
 from jaxgpt.systems.memory.mode import EntryFormat, Mode
-from jaxgpt.systems.memory.retrieval import Lookup, Retrieval
+from jaxgpt.systems.memory.retrieval import Retrieval
 
 FADE = 0.6  # Weight of a token in an address, relative to the one after it.
 # Scale of the store decision's logits: large, so that the decision settles before the
@@ -65,26 +64,22 @@ class Associative(Mode):
         if memory.delete:
             self.deletable_vector = make(D, W)
             self.delete_decision = make(D, M)
-        self.context, self.store_layer = memory.context, memory.store_layer
-        self.deletes = memory.delete
+        self.store_layer, self.deletes = memory.store_layer, memory.delete
+
+    @classmethod
+    def context_of(cls, memory: ConfigDict) -> int:
+        """Returns the tokens of an address."""
+        return memory.context
 
     @staticmethod
     def entry_format(config: ModelConfig, memory: ConfigDict) -> EntryFormat:
         """Keys are addresses; values hidden states, and with deletion the reader's."""
         D = config.n_embd
-        values: dict[str, tuple[int, ...]] = {"hidden": (D,)}
-        if memory.delete:
-            # The hidden state of the last reader, and 1 + its rank among the results.
-            values |= {"reader": (D,), "rank": (1,)}
-        return EntryFormat((1, D), values)
+        # The hidden state of the last reader, and 1 + the entry's rank in its results.
+        reader = {"reader": (D,), "rank": (1,)} if memory.delete else {}
+        return EntryFormat((1, D), {"hidden": (D,), **reader})
 
-    def read_input(
-        self,
-        x_BTD: jax.Array,
-        table_VD: jax.Array,
-        tokens_BN: jax.Array,
-        lookup: Lookup,
-    ) -> tuple[jax.Array, Retrieval | None]:
+    def read_input(self, x_BTD, table_VD, tokens_BN, lookup):
         """Returns the input joined with what was found; see `Mode.read_input`."""
         B, T, _ = x_BTD.shape
         address = addresses(table_VD, tokens_BN, self.context)
@@ -140,13 +135,7 @@ class Associative(Mode):
         distance = ((self.deletable_vector(reader) - vector) ** 2).mean(-1)
         return decision * jnp.exp(-distance)
 
-    def record(
-        self,
-        hidden: list[jax.Array],
-        x_BTD: jax.Array,
-        tokens_BT: jax.Array,
-        retrieval: Retrieval,
-    ) -> tuple[Entries, jax.Array]:
+    def record(self, hidden, x_BTD, tokens_BT, retrieval):
         """Returns entries found by the address before each token; see `Mode.record`."""
         layer = self.store_layer % len(hidden)
         # The last block's output is stored as the last norm leaves it.
@@ -157,12 +146,10 @@ class Associative(Mode):
             values["reader"] = jnp.zeros_like(hidden_BTD)
             values["rank"] = jnp.zeros((*hidden_BTD.shape[:2], 1))
         key = retrieval.to_store["key"]
-        new: Entries = {"key": key, "values": values, "token": tokens_BT[:, :-1]}
+        new = {"key": key, "values": values, "token": tokens_BT[:, :-1]}
         return new, self.store_probability(hidden_BTD)
 
-    def mark_read(
-        self, entries: Entries, x_BTD: jax.Array, retrieval: Retrieval, hard: bool
-    ) -> Entries:
+    def mark_read(self, entries, x_BTD, retrieval, hard):
         """Notes the last reader of each entry; where hard, deletes what it deletes."""
         if not self.deletes:
             return entries

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxgpt.data.documents import Segments
 from jaxgpt.model import layers
-from jaxgpt.systems.memory.segments import SegmentReader
+from jaxgpt.systems.memory.runtime import MemoryRuntime
 
 # Lower bounds of the groups of distances, in tokens.
 DISTANCES = (1, 16, 64, 256, 1024, 4096)
@@ -25,22 +25,22 @@ class Predictions(NamedTuple):
     keep_NT: np.ndarray
 
 
-@functools.partial(jax.jit, static_argnames=("reader", "reading"), donate_argnums=2)
-def _score_segment(reader: SegmentReader, params, state, batch, reading: str):
-    state, read, keep_BT = reader.read(params, state, batch, reading)
+@functools.partial(jax.jit, static_argnames=("runtime", "reading"), donate_argnums=2)
+def _score_segment(runtime: MemoryRuntime, params, state, batch, reading: str):
+    state, read, keep_BT = runtime.read(params, state, batch, reading)
     nll_BT = layers.cross_entropy(read.logits_BTV, batch["tokens"][:, 1:])
     return state, (nll_BT, read.logits_BTV.argmax(-1), keep_BT)
 
 
 def read_documents(
-    reader: SegmentReader, params: dict, segments: Segments, rows: int, reading: str
+    runtime: MemoryRuntime, params: dict, segments: Segments, rows: int, reading: str
 ) -> Predictions:
     """Reads each document from its beginning, with a memory of its own.
 
     The training memory is not touched.
 
     Args:
-      reader, params: of the model.
+      runtime, params: of the model.
       segments: of documents.
       rows: how many documents are read at a time, at most.
       reading: "on", "off" or "shuffled": the memory of the next row's document.
@@ -53,23 +53,23 @@ def read_documents(
         real = streams[first : first + rows]
         # The last batch is filled up: another shape would be compiled for anew.
         group = (real + streams * rows)[:rows]
-        store, state = reader.host.open(rows)
+        store, state = runtime.open(rows)
         for nth in range(len(real[0])):
             index_B = np.array([s[min(nth, len(s) - 1)] for s in group])
             batch = segments.at(index_B)
-            state, found = _score_segment(reader, params, state, batch, reading)
+            state, found = _score_segment(runtime, params, state, batch, reading)
             store.update(state["entries"])
             found = [np.asarray(array) for array in found]
             for row, stream in enumerate(real):
                 if nth < len(stream):
                     parts[stream[nth]] = np.stack([array[row] for array in found])
-        reader.host.close(store)
+        runtime.close(store)
     nll, likeliest, keep = np.stack(parts, 1)
     return Predictions(nll.astype(np.float64), likeliest.astype(np.int32), keep)
 
 
 def report(
-    reader: SegmentReader, params: dict, segments: Segments, rows: int
+    runtime: MemoryRuntime, params: dict, segments: Segments, rows: int
 ) -> dict[str, Any]:
     """Returns loss, perplexity, accuracy and F1 with the memory on, off and shuffled.
 
@@ -82,7 +82,7 @@ def report(
     figures: dict[str, Any] = {}
     ways = ["on", "off"] + ["shuffled"] * (len(segments.streams()) > 1)
     for way in ways:
-        read = read_documents(reader, params, segments, rows, way)
+        read = read_documents(runtime, params, segments, rows, way)
         nll, targets = read.nll_NT[counts], targets_NT[counts]
         likeliest = read.likeliest_NT[counts]
         figures[f"loss_{way}"] = float(nll.mean())

@@ -25,17 +25,6 @@ LOCK = threading.RLock()
 _warned: set[str] = set()
 
 
-def load_faiss() -> Any:
-    """Returns the module; UserError where it is not installed."""
-    try:
-        import faiss  # Optional: only systems with a memory need it.
-    except ImportError:
-        raise UserError(
-            "a memory needs FAISS, which is not installed: pip install faiss-cpu"
-        ) from None
-    return faiss
-
-
 def make_index(slots: int, width: int, config: IndexConfig) -> FlatIndex:
     """Returns an empty index of vectors of this width.
 
@@ -49,12 +38,16 @@ class FlatIndex:
     """Exact search. The other types search like this until they can be trained."""
 
     def __init__(self, slots: int, width: int, config: IndexConfig):
-        self.faiss = load_faiss()
+        try:
+            import faiss  # Optional: only a memory needs it.
+        except ImportError:
+            raise UserError(
+                "a memory needs FAISS, which is not installed: pip install faiss-cpu"
+            ) from None
+        self.faiss = faiss
         self.config, self.width = config, width
         self.inner = config.metric == "inner_product"
-        self.metric = (
-            self.faiss.METRIC_INNER_PRODUCT if self.inner else self.faiss.METRIC_L2
-        )
+        self.metric = faiss.METRIC_INNER_PRODUCT if self.inner else faiss.METRIC_L2
         self.vectors = np.zeros((slots, width), np.float32)
         self.used = np.zeros(slots, bool)
         self._packed: tuple[np.ndarray, np.ndarray] | None = None
@@ -154,18 +147,16 @@ class IVFIndex(FlatIndex):
         """Vectors to learn the clusters from."""
         return VECTORS_PER_CLUSTER * self.config.num_clusters
 
-    def _untrained(self, quantizer: Any) -> Any:
-        return self.faiss.IndexIVFFlat(
-            quantizer, self.width, self.config.num_clusters, self.metric
-        )
+    @property
+    def factory(self) -> str:
+        """What FAISS calls this type of index."""
+        return f"IVF{self.config.num_clusters},Flat"
 
     def _train(self) -> None:
         c = self.config
-        quantizer = self.faiss.IndexFlat(self.width, self.metric)
-        # The index frees its quantizer, so that Python must not.
-        quantizer.this.disown()
-        index = self._untrained(quantizer)
-        index.own_fields = True
+        index = self.faiss.index_factory(self.width, self.factory, self.metric)
+        if hasattr(index, "pq"):
+            index.pq.cp.min_points_per_centroid = 1  # Otherwise it warns on stderr.
         slots = np.flatnonzero(self.used)
         self.faiss.omp_set_num_threads(c.threads)
         index.train(self.vectors[slots])
@@ -227,13 +218,10 @@ class IVFPQIndex(IVFIndex):
         """Vectors to learn the clusters and codebooks from."""
         return max(super().min_vectors, CODEBOOK_VECTORS)
 
-    def _untrained(self, quantizer: Any) -> Any:
-        c = self.config
-        index = self.faiss.IndexIVFPQ(
-            quantizer, self.width, c.num_clusters, c.code_bytes, 8, self.metric
-        )
-        index.pq.cp.min_points_per_centroid = 1  # Otherwise it warns on stderr.
-        return index
+    @property
+    def factory(self) -> str:
+        """Codes of 8 bits; "np" does not reorder them for polysemous search."""
+        return f"IVF{self.config.num_clusters},PQ{self.config.code_bytes}x8np"
 
     def _nearest(self, queries: np.ndarray, k: int) -> np.ndarray:
         if self.index is None:

@@ -27,18 +27,20 @@ class Mode(nnx.Module):
 
     Of the three places to read in, a mode uses one: the input vectors, the attention
     of a block, or the logits. The others return None for what they retrieved.
-
-    Attributes:
-      context: tokens before a segment that `read_input` sees.
     """
-
-    context = 1
 
     def __init__(self, config: ModelConfig, memory: ConfigDict, *, rngs: nnx.Rngs):
         del rngs
         # Numbers and strings only: jit compares modules by their static attributes.
         self.num_results = memory.num_search_results
+        self.context = self.context_of(memory)
         self.config = config
+
+    @classmethod
+    def context_of(cls, memory: ConfigDict) -> int:
+        """Returns how many tokens before a segment `read_input` sees."""
+        del memory
+        return 1
 
     @staticmethod
     def entry_format(config: ModelConfig, memory: ConfigDict) -> EntryFormat:

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from jaxgpt.model import attention, positions
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.systems.memory.associative import Associative
-from jaxgpt.systems.memory.entries import Entries
 from jaxgpt.systems.memory.mode import EntryFormat, Mode, all_kept
 from jaxgpt.systems.memory.retrieval import Lookup, Retrieval
 
@@ -98,13 +97,7 @@ class AttentionMemory(Mode):
         scores = jnp.where(valid.swapaxes(1, 2), scores, -jnp.inf)
         return jnp.where(valid, slot, -1)[:, :, 0], scores, value
 
-    def record(
-        self,
-        hidden: list[jax.Array],
-        x_BTD: jax.Array,
-        tokens_BT: jax.Array,
-        retrieval: Retrieval,
-    ) -> tuple[Entries, jax.Array]:
+    def record(self, hidden, x_BTD, tokens_BT, retrieval):
         """Stores each token's keys and values; see `Mode.record`."""
         del hidden, x_BTD
         own = jax.lax.stop_gradient(retrieval.to_store)
@@ -129,9 +122,7 @@ class KNNLM(Mode):
         del memory
         return EntryFormat((1, config.n_embd), {})
 
-    def read_output(
-        self, logits_BTV: jax.Array, x_BTD: jax.Array, lookup: Lookup
-    ) -> tuple[jax.Array, Retrieval | None]:
+    def read_output(self, logits_BTV, x_BTD, lookup):
         """Returns log-probabilities, the memory's mixed in where it found any."""
         entries = lookup.entries
         if entries is None or not self.weight:
@@ -156,17 +147,11 @@ class KNNLM(Mode):
         retrieval = Retrieval(lookup.row_B, slot_BTM, self.weight * p_BTM, {})
         return jnp.where(found_BT1, jnp.log(mixed_BTV), logits_BTV), retrieval
 
-    def record(
-        self,
-        hidden: list[jax.Array],
-        x_BTD: jax.Array,
-        tokens_BT: jax.Array,
-        retrieval: Retrieval,
-    ) -> tuple[Entries, jax.Array]:
+    def record(self, hidden, x_BTD, tokens_BT, retrieval):
         """Stores each state with the token that followed; see `Mode.record`."""
         del hidden, retrieval
         key = jax.lax.stop_gradient(x_BTD[:, :, None])
-        new: Entries = {"key": key, "values": {}, "token": tokens_BT[:, 1:]}
+        new = {"key": key, "values": {}, "token": tokens_BT[:, 1:]}
         return new, all_kept(tokens_BT)
 
 

@@ -10,12 +10,8 @@ from jaxgpt.config import user_path
 from jaxgpt.errors import UserError
 
 if TYPE_CHECKING:
-    import jax
-    import numpy as np
-
-    from jaxgpt.data.tokenizers import Tokenizer
-    from jaxgpt.sampling.state import Callback, SamplingParams
-    from jaxgpt.systems.memory.session import Memory, MemorySamplerOutput
+    from jaxgpt.sampling.state import SamplerOutput
+    from jaxgpt.systems.memory.session import Memory
 
 # Tokens of the source shown before and after a retrieved position.
 BEFORE, AFTER = 8, 3
@@ -68,13 +64,13 @@ class MemoryOptions:
         if path and not path.parent.is_dir():
             raise UserError(f"--memory='{path}': there is no folder '{path.parent}'")
         if path and path.exists():
-            memory = Memory.load(system.reader, path)
+            memory = Memory.load(system.host, path)
         elif args.forget:
             raise UserError(
                 f"--memory='{path}' does not exist: there is nothing to forget"
             )
         else:
-            memory = Memory(system.reader, args.num_samples)
+            memory = Memory(system.host, args.num_samples)
         return MemorySession(system, memory, path, args)
 
 
@@ -88,82 +84,57 @@ class MemorySession:
         path: pathlib.Path | None,
         args: argparse.Namespace,
     ):
-        self.system, self.memory, self.path = system, memory, path
-        self.document, self.explains = args.document, args.explain
-        self.forgets = args.forget
+        self.system, self.memory, self.path, self.args = system, memory, path, args
 
     def instead(self) -> tuple[dict[str, Any], str] | None:
         """Removes the document of --forget from the file."""
-        if not self.forgets:
+        name = self.args.forget
+        if not name or not self.path:
             return None
-        assert self.path
-        count = self.memory.forget(self.forgets)
+        count = self.memory.forget(name)
         self.memory.save(self.path)
         result = {"forgotten": count, "left": self.memory.store.size()}
-        return result, f"{count} entries of '{self.forgets}' forgotten"
+        return result, f"{count} entries of '{name}' forgotten"
 
-    def sample(
-        self,
-        params: dict,
-        tokens_BT: np.ndarray,
-        prompt_mask_BT: np.ndarray,
-        key: jax.Array,
-        sampling: SamplingParams,
-        callback: Callback | None,
-        every: int,
-    ) -> MemorySamplerOutput:
-        """Generates with the memory, and saves it."""
+    def sample(self, *arguments: Any) -> SamplerOutput:
+        """Generates as `System.sample` with the memory, and saves it."""
         output = self.system.sample(
-            params,
-            tokens_BT,
-            prompt_mask_BT,
-            key,
-            sampling,
-            callback,
-            every,
-            memory=self.memory,
-            document=self.document,
+            *arguments, memory=self.memory, document=self.args.document
         )
         if self.path:
             self.memory.save(self.path)
         return output
 
-    def describe(
-        self,
-        samples: list[dict[str, Any]],
-        output: Any,
-        prompt_length: int,
-        tokenizer: Tokenizer | None,
-    ) -> None:
+    def describe(self, samples, output, prompt_length, tokenizer) -> None:
         """Adds, with --explain, what each generated token was predicted with.
 
-        "memories" has for each token {"token", "memories": [{"weight", "document",
+        "memories" holds for each token {"token", "memories": [{"weight", "document",
         "position", "text"}]}, most used first; the text is that around the position.
         """
-        if not self.explains:
-            return
         show = lambda ids: tokenizer.decode(ids) if tokenizer else str(ids.tolist())
-        memory = self.memory
-        for row, sample in enumerate(samples):
-            tokens = output.tokens_BT[row]
-            sample["memories"] = []
-            for place in range(prompt_length, len(tokens)):
-                found = []
-                for entry in output.retrieved[row][place][:MAX_SHOWN]:
-                    weight, document, position = entry
-                    # Rows of one document differ in text.
-                    text = tokens if len(samples) > 1 else memory.texts[document]
-                    piece = text[max(0, position - BEFORE) : position + AFTER]
-                    found.append(
-                        {
-                            "weight": weight,
-                            "document": memory.names[document],
-                            "position": position,
-                            "text": show(piece),
-                        }
-                    )
-                token = show(tokens[place : place + 1])
-                sample["memories"].append({"token": token, "memories": found})
+
+        def source(row, weight, document, position):
+            # The rows of a batch are one document, of which the memory has the first.
+            one = len(samples) == 1
+            text = self.memory.texts[document] if one else output.tokens_BT[row]
+            return {
+                "weight": weight,
+                "document": self.memory.names[document],
+                "position": position,
+                "text": show(text[max(0, position - BEFORE) : position + AFTER]),
+            }
+
+        for row, sample in enumerate(samples if self.args.explain else []):
+            tokens, retrieved = output.tokens_BT[row], output.retrieved[row]
+            sample["memories"] = [
+                {
+                    "token": show(tokens[place : place + 1]),
+                    "memories": [
+                        source(row, *found) for found in retrieved[place][:MAX_SHOWN]
+                    ],
+                }
+                for place in range(prompt_length, len(tokens))
+            ]
 
     def show(self, sample: dict[str, Any]) -> list[str]:
         """Returns, with --explain, each token and a line for each entry."""

@@ -25,7 +25,7 @@ from jaxgpt.model import attention
 from jaxgpt.sampling.autoregressive import autoregress
 from jaxgpt.sampling.state import Callback, SamplerOutput, SamplingParams, prefill
 from jaxgpt.systems.memory.retrieval import Retrieval
-from jaxgpt.systems.memory.segments import SegmentReader
+from jaxgpt.systems.memory.runtime import MemoryRuntime
 from jaxgpt.systems.memory.store import with_prefix
 
 # Settings without which a memory makes no sense to a model.
@@ -40,9 +40,9 @@ class Memory:
       texts: the tokens of each document.
     """
 
-    def __init__(self, reader: SegmentReader, rows: int = 1):
-        self.reader = reader
-        self.store, self.state = reader.host.open(rows)
+    def __init__(self, runtime: MemoryRuntime, rows: int = 1):
+        self.runtime = runtime
+        self.store, self.state = runtime.open(rows)
         self.names: list[str] = []
         self.texts: list[np.ndarray] = []
 
@@ -79,7 +79,7 @@ class Memory:
         arrays |= {f"texts/{n}": text for n, text in enumerate(self.texts)}
         header = {
             "names": self.names,
-            "settings": _settings(self.reader),
+            "settings": _settings(self.runtime),
             "digest": _digest(arrays),
         }
         try:
@@ -89,7 +89,7 @@ class Memory:
             raise UserError(f"--memory='{path}': {error.strerror}") from None
 
     @classmethod
-    def load(cls, reader: SegmentReader, path: pathlib.Path) -> Memory:
+    def load(cls, runtime: MemoryRuntime, path: pathlib.Path) -> Memory:
         """Reads a file that `save` wrote.
 
         Raises:
@@ -108,13 +108,13 @@ class Memory:
             raise UserError(
                 f"--memory='{path}' is damaged (its digest differs): restore a copy"
             )
-        for name, value in _settings(reader).items():
+        for name, value in _settings(runtime).items():
             if header["settings"].get(name) != value:
                 raise UserError(
                     f"--memory='{path}' is of a model with {name} "
                     f"{header['settings'].get(name)}: this one has {value}"
                 )
-        memory = cls(reader)
+        memory = cls(runtime)
         flat = {n: jnp.asarray(a) for n, a in with_prefix(arrays, "entries/").items()}
         entries = {"values": {}} | unflatten_dict(flat, sep=".")
         # The serial number of a store is one of this process.
@@ -126,10 +126,10 @@ class Memory:
         return memory
 
 
-def _settings(reader: SegmentReader) -> dict[str, Any]:
-    layout = reader.host.layout(1)
-    found = {f"memory.{name}": reader.memory[name] for name in SETTINGS}
-    return found | {"memory_dim": list(layout.key), "values": str(layout.values)}
+def _settings(runtime: MemoryRuntime) -> dict[str, Any]:
+    key, values = runtime.entry_format
+    found = {f"memory.{name}": runtime.memory[name] for name in SETTINGS}
+    return found | {"memory_dim": list(key), "values": str(tuple(values.items()))}
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:
@@ -155,15 +155,15 @@ class MemorySamplerOutput(SamplerOutput):
 
 @dataclasses.dataclass(frozen=True)
 class MemoryDecoder:
-    """The `Decoder` of a `SegmentReader`; its params are (parameters, carried)."""
+    """The `Decoder` of a `MemoryRuntime`; its params are (parameters, carried)."""
 
-    reader: SegmentReader
+    runtime: MemoryRuntime
 
     def empty(self, params: Any, batch: int, slots: int) -> dict[str, Any]:
         """Returns a cache without keys, values and tokens."""
         del params
         tokens = jnp.full((batch, slots), -1, jnp.int32)
-        cache = attention.empty_cache(self.reader.config, batch, slots)
+        cache = attention.empty_cache(self.runtime.config, batch, slots)
         return {"kv": cache, "tokens": tokens}
 
     def read(self, params, tokens_BT, positions, cache, start, new_token_mask_TT=None):
@@ -173,10 +173,10 @@ class MemoryDecoder:
         tokens_BS = jax.lax.dynamic_update_slice(cache["tokens"], tokens_BT, (0, start))
         before_BN = jnp.concatenate([state["recent"], tokens_BS], 1)
         recent_BW = jax.lax.dynamic_slice(before_BN, (0, start), state["recent"].shape)
-        read = self.reader.model(params).read(
+        read = self.runtime.model(params).read(
             tokens_BT,
             recent_BW,
-            self.reader.lookup(state, self.reader.memory.reading),
+            self.runtime.lookup(state, self.runtime.memory.reading),
             positions=positions[:1],
             cache=cache["kv"],
             start=start,
@@ -184,11 +184,11 @@ class MemoryDecoder:
         return read.logits_BTV, {"kv": read.cache, "tokens": tokens_BS}
 
 
-@functools.partial(jax.jit, static_argnames="reader")
-def _read_segment(reader: SegmentReader, params, state, batch):
+@functools.partial(jax.jit, static_argnames="runtime")
+def _read_segment(runtime: MemoryRuntime, params, state, batch):
     """Reads and writes a segment; returns the state and what each token retrieved."""
-    state, read, _ = reader.read(
-        params, state, batch, reader.memory.reading, continues=True
+    state, read, _ = runtime.read(
+        params, state, batch, runtime.memory.reading, continues=True
     )
     return state, dataclasses.replace(read.retrieval, to_store={})
 
@@ -213,15 +213,15 @@ def sample(
       document: name of the text in the memory; default "text N".
     """
     B, N = tokens_BT.shape
-    reader = memory.reader
-    block = reader.config.block_size
+    runtime = memory.runtime
+    block = runtime.config.block_size
     number = memory.begin(document or f"text {len(memory.names) + 1}")
     already_read = len(memory.texts[number])
     tokens_BT, decoded_BT = tokens_BT.copy(), prompt_mask_BT.copy()
     log_p_BT = np.zeros((B, N), np.float32)
     retrieved: list[list[list]] = [[[]] * N for _ in range(B)]
     calls = 0
-    decoder = MemoryDecoder(reader)
+    decoder = MemoryDecoder(runtime)
     own_BS = jnp.minimum(jnp.arange(block + 1), block - 1)[None].repeat(B, 0)
     for start in range(0, max(N - 1, 1), block):
         # The last token of a segment's buffer is the first input of the next.
@@ -259,7 +259,7 @@ def sample(
             "stored": np.arange(block)[None].repeat(B, 0) < min(block, N - start),
         }
         entries = memory.state["entries"]
-        memory.state, retrieval = _read_segment(reader, params, memory.state, batch)
+        memory.state, retrieval = _read_segment(runtime, params, memory.state, batch)
         memory.store.update(memory.state["entries"])
         for row, found in enumerate(_sources(entries, retrieval)):
             # What a token retrieved was used to predict the next one.
@@ -279,26 +279,28 @@ def sample(
     return output
 
 
-def _sources(
-    entries: dict[str, Any], retrieval: Retrieval
-) -> list[list[list[tuple[float, int, int]]]]:
+def _sources(entries: dict[str, Any], retrieval: Retrieval) -> list[list[list]]:
     """Returns of each row and token (weight, document, position), most used first."""
-    order = np.argsort(-np.asarray(retrieval.weight_BTM), -1, kind="stable")
-    slot_BTM = np.take_along_axis(np.asarray(retrieval.slot_BTM), order, -1)
-    weight_BTM = np.take_along_axis(np.asarray(retrieval.weight_BTM), order, -1)
+    slot_BTM, weight_BTM = np.asarray(retrieval.slot_BTM), retrieval.weight_BTM
     row_B11 = np.asarray(retrieval.row_B)[:, None, None]
     document_BTM, position_BTM = (
         np.asarray(entries[name])[row_B11, slot_BTM]
         for name in ("document", "position")
     )
+    order_BTM = np.argsort(-np.asarray(weight_BTM), -1, kind="stable")
+    slot_BTM, *found = (
+        np.take_along_axis(np.asarray(array), order_BTM, -1).tolist()
+        for array in (slot_BTM, weight_BTM, document_BTM, position_BTM)
+    )
+    B, T, M = order_BTM.shape
     return [
         [
             [
-                (float(weight), int(document), int(position))
-                for slot, weight, document, position in zip(*token, strict=True)
-                if slot >= 0
+                tuple(array[b][t][m] for array in found)
+                for m in range(M)
+                if slot_BTM[b][t][m] >= 0
             ]
-            for token in zip(*row, strict=True)
+            for t in range(T)
         ]
-        for row in zip(slot_BTM, weight_BTM, document_BTM, position_BTM, strict=True)
+        for b in range(B)
     ]

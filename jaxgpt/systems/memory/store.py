@@ -8,8 +8,6 @@ for entries of another version than the index has is an error, not an outdated a
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,53 +18,33 @@ from jaxgpt.systems.memory.entries import Entries
 from jaxgpt.systems.memory.index import IndexConfig, make_index
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """The shape of a memory: R rows of E slots, keys (G, K), shapes of values."""
-
-    rows: int
-    slots: int
-    key: tuple[int, int]
-    values: tuple[tuple[str, tuple[int, ...]], ...] = ()
-
-    def empty(self, serial: int = 0) -> Entries:
-        """Returns a memory without entries."""
-        return ops.empty(self.rows, self.slots, self.key, dict(self.values), serial)
-
-
 class Store:
-    """Entries of this layout, and an index of each row's keys, one for each head.
+    """Entries, and for each row and head an index of the keys.
 
     `searches` counts the calls of `search`.
     """
 
     def __init__(
         self,
-        layout: Layout,
+        entries: Entries,
         config: IndexConfig,
-        entries: Entries | None = None,
         state: dict[str, np.ndarray] | None = None,
     ):
-        """Indexes the entries given; with a `host_state` of theirs, restores that.
+        """Indexes the entries; with a `host_state` of theirs, restores that.
 
         Raises:
-          UserError: where FAISS is missing or the config does not suit the layout.
+          UserError: where FAISS is missing or the config does not suit the entries.
         """
-        self.layout, self.config = layout, config
+        self.config = config
         self.searches = 0
-        self.load(layout.empty() if entries is None else entries, state)
+        self.load(entries, state)
 
     def load(self, entries: Entries, state: dict[str, np.ndarray] | None) -> None:
         """Replaces the contents; arguments as of the constructor."""
-        layout = self.layout
-        self.indices = [
-            [
-                make_index(layout.slots, layout.key[1], self.config)
-                for _ in range(layout.key[0])
-            ]
-            for _ in range(layout.rows)
-        ]
-        self.stamps = np.full((layout.rows, layout.slots), -1, np.int32)
+        R, E, G, K = entries["key"].shape
+        make = lambda: make_index(E, K, self.config)
+        self.indices = [[make() for _ in range(G)] for _ in range(R)]
+        self.stamps = np.full((R, E), -1, np.int32)
         self.refused = np.array(entries["refused"])
         self.update(entries, state)
 

@@ -29,9 +29,8 @@ from jaxgpt.sampling.state import (
 from jaxgpt.systems.base import Batch
 from jaxgpt.systems.causal import CausalLM
 from jaxgpt.systems.memory import evaluation, recall, session
-from jaxgpt.systems.memory.host import MemoryHost
 from jaxgpt.systems.memory.model import Carried, MemoryModel
-from jaxgpt.systems.memory.segments import SegmentReader
+from jaxgpt.systems.memory.runtime import MemoryRuntime
 
 # Storing begins to cost something after this share of the steps, and costs the whole
 # `memory.budget` this much later: the model first learns what reading is good for.
@@ -42,15 +41,13 @@ class MemoryLM(CausalLM):
     """Predicts a token from those before it in its segment, and from the memory."""
 
     goes_past_block = True
+    host: MemoryRuntime
     unplannable = "searches on the host, which no compiler can plan: plan system=causal"
 
     def __init__(self, config: ConfigDict, platform: str = ""):
         self.memory = config.memory
         super().__init__(config, platform)
-        self.host: MemoryHost = MemoryHost(self.model_config, self.memory)
-        self.reader = SegmentReader(
-            self.graphdef, self.model_config, self.memory, self.host
-        )
+        self.host = MemoryRuntime(self.graphdef, self.model_config, self.memory)
 
     @classmethod
     def check_overrides(cls, trained: str, config: ConfigDict) -> None:
@@ -88,7 +85,7 @@ class MemoryLM(CausalLM):
         return dict(tokens_BT) | {
             "progress": step / self.config.steps,
             "forget": rng.at(self.config.seed, "memory", step),
-            "row": jnp.arange(rows) % self.host.layout(rows).rows,
+            "row": jnp.arange(rows) % self.host.memory_rows(rows),
             "weight_of_row": jnp.maximum(weight_BT.sum(), 1) / rows,
         }
 
@@ -99,7 +96,7 @@ class MemoryLM(CausalLM):
         tokens = batch["tokens"]
         # Without parameters of its own, kNN-LM would only slow training down.
         reading = "off" if self.memory.mode == "output" else self.memory.reading
-        state, read, keep_BT = self.reader.read(
+        state, read, keep_BT = self.host.read(
             params, carried, batch, reading, training=True, dropout_key=dropout_key
         )
         nll_BT = layers.cross_entropy(read.logits_BTV, tokens[:, 1:])
@@ -116,25 +113,20 @@ class MemoryLM(CausalLM):
         return super().nll(params, {"tokens": batch["tokens"]}, dropout_key)
 
     def eval_nll(
-        self,
-        params: dict,
-        windows: Segments,
-        rows: int,
-        seed: int,
-        layout: Any = None,
+        self, params: dict, windows: Any, rows: int, seed: int, layout: Any = None
     ) -> dict[str, np.ndarray]:
         """Returns {"": nats of every prediction that counts}, of documents read."""
         del seed
         if layout and self.config.deterministic:
             params = sharding.of_one_device(params)
         read = evaluation.read_documents(
-            self.reader, params, windows, rows, self.memory.reading
+            self.host, params, windows, rows, self.memory.reading
         )
         return {"": read.nll_NT[windows.weight_NT > 0]}
 
     def report(self, params: dict, windows: Segments, rows: int) -> dict[str, Any]:
         """Returns figures with the memory on, off and another document's."""
-        return evaluation.report(self.reader, params, windows, rows)
+        return evaluation.report(self.host, params, windows, rows)
 
     def cache_length(self, T: int) -> int:
         """Returns whole segments for T tokens: a prompt of any length is read."""
@@ -160,7 +152,7 @@ class MemoryLM(CausalLM):
         del every
         self.sampler(sampling)
         self.decode_order(prompt_mask_BT, sampling, key)
-        own = memory or session.Memory(self.reader, len(tokens_BT))
+        own = memory or session.Memory(self.host, len(tokens_BT))
         output = session.sample(
             own, params, tokens_BT, prompt_mask_BT, key, sampling, callback, document
         )

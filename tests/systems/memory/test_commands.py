@@ -137,7 +137,7 @@ def test_sample_carries_explains_and_forgets(played, tmp_path, capsys):
 def test_a_memory_of_other_settings_is_refused(played, tmp_path):
     run = open_run(str(played))
     file = tmp_path / "memory.safetensors"
-    Memory(run.system.reader).save(file)
+    Memory(run.system.host).save(file)
     for change, expected in (
         ("memory_size=32", "memory.memory_size 64: this one has 32"),
         ("index_type=graph", "memory.index_type flat: this one has graph"),
@@ -163,14 +163,14 @@ def test_forgetting_restores_the_logits(played):
             params, text[None], known, key, memory=memory, document=name
         )
 
-    with_it, without = Memory(system.reader), Memory(system.reader)
+    with_it, without = Memory(system.host), Memory(system.host)
     read(with_it, texts[0], "a")
     read(with_it, texts[1], "b")
     read(without, texts[0], "a")
 
     def logits(memory):
         module = system.model(params)
-        lookup = system.reader.lookup(memory.state, "on")
+        lookup = system.host.lookup(memory.state, "on")
         recent = np.full_like(memory.state["recent"], -1)
         return module.read(texts[2][None, :16], recent, lookup).logits_BTV
 
@@ -188,13 +188,13 @@ def test_generation_through_the_cache_equals_the_forward_pass(played):
     sampling = SamplingParams(temperature=0.0)
     filled = run.system.sample(run.params, tokens, known, jax.random.key(1), sampling)
     assert filled.decoded_BT.all()
-    memory = Memory(run.system.reader, 2)
+    memory = Memory(run.system.host, 2)
     whole = np.ones((2, 40), bool)
     texts = filled.tokens_BT
     # Fed as a given text, each token's forward pass must choose it.
     module, state = run.system.model(run.params), memory.state
     for start in (0, 16):
-        lookup = run.system.reader.lookup(state, "on")
+        lookup = run.system.host.lookup(state, "on")
         part = texts[:, start : start + 17]
         read = module.read(part[:, :-1], state["recent"], lookup)
         likeliest = np.asarray(read.logits_BTV.argmax(-1))
@@ -282,7 +282,7 @@ def test_devices_change_no_loss_and_rows_stay(tmp_path, exact, context):
             {"memory.mode": "attention", "model.positions": "rope"},
             "is incompatible with model.positions=rope",
         ),
-        ({"model.block_size": "16"}, "model.block_size is 32 for the recall task"),
+        ({"model.block_size": "16"}, "model.block_size must be 32 for the recall task"),
     ],
 )
 def test_what_cannot_be_is_one_line(tmp_path, changes, expected):

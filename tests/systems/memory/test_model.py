@@ -52,7 +52,7 @@ def run(system, params, batches, store, state):
     logits = []
     for batch in batches:
         reading = system.memory.reading
-        state, read, _ = system.reader.read(params, state, batch, reading)
+        state, read, _ = system.host.read(params, state, batch, reading)
         logits.append(read.logits_BTV)
         store.update(state["entries"])
     return logits, state

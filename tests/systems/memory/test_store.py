@@ -8,9 +8,10 @@ import pytest
 from jaxgpt.errors import UserError
 from jaxgpt.systems.memory import entries as ops
 from jaxgpt.systems.memory import index
-from jaxgpt.systems.memory.index import INDEX_TYPES, IndexConfig
+from jaxgpt.systems.memory.config import IndexConfig
+from jaxgpt.systems.memory.index import INDEX_TYPES
 from jaxgpt.systems.memory.retrieval import make_search
-from jaxgpt.systems.memory.store import Layout, Store
+from jaxgpt.systems.memory.store import Store
 
 pytestmark = pytest.mark.unoptimised
 
@@ -26,7 +27,7 @@ CONFIGS = {
 
 
 def make(kind="flat", rows=2, slots=128):
-    return Store(Layout(rows, slots, (1, WIDTH), (("value", (3,)),)), CONFIGS[kind])
+    return Store(ops.empty(rows, slots, (1, WIDTH), {"value": (3,)}), CONFIGS[kind])
 
 
 def value_of(key):
@@ -42,7 +43,7 @@ def update(store, entries):
 
 def add(store, row, keys, token=0, document=0, eviction="oldest"):
     """Writes to a row as a segment does; returns the ids given, -1 for none."""
-    count, rows = len(keys), store.layout.rows
+    count, rows = len(keys), len(store.stamps)
     room = 1 << (count - 1).bit_length()  # Few sizes to compile for.
 
     def of_row(array):
@@ -99,7 +100,7 @@ class Oracle:
 
 
 def check(store, row, oracle, rng, exact):
-    assert store.size(row) == len(oracle.entries) <= store.layout.slots
+    assert store.size(row) == len(oracle.entries) <= store.stamps.shape[1]
     np.testing.assert_array_equal(ids_of(store, row), sorted(oracle.entries))
     if not oracle.entries:
         return
