@@ -4,7 +4,7 @@ python -m benchmarks.memory
 
 Two rows of 10,000 clustered vectors of width 768, 64 queries for each, 5 neighbours,
 one thread, CPU time. The loop does what VardaGPT's does: for every row an IVF index
-whose clusters are learned from zeros, one search for every token, a copy of every hit.
+whose clusters are trained on zeros, one search for every token, a copy of every hit.
 All sides take turns; medians of the rounds are printed.
 """
 
@@ -18,19 +18,19 @@ import time
 import numpy as np
 
 from benchmarks.alternate import machine
-from jaxgpt.systems.memory import index as indices
+from jaxgpt.systems.memory.index import IndexConfig, make_index
 
-ROWS, PLACES, WIDTH, TOKENS, K = 2, 10_000, 768, 64, 5
+ROWS, SLOTS, WIDTH, TOKENS, K = 2, 10_000, 768, 64, 5
 CENTRES = 200
 ORIGINAL_CLUSTERS = 1024
 KINDS = {
-    "flat": indices.Options(),
-    "ivf, 8 probes": indices.Options(index_type="ivf"),
-    "ivf, 2 probes": indices.Options(index_type="ivf", num_probes=2),
-    "ivf, 1 probe": indices.Options(index_type="ivf", num_probes=1),
-    "compressed": indices.Options(index_type="compressed", code_bytes=96, num_probes=2),
-    "graph, ef 64": indices.Options(index_type="graph"),
-    "graph, ef 32": indices.Options(index_type="graph", ef_search=32),
+    "flat": IndexConfig(),
+    "ivf, 8 probes": IndexConfig(index_type="ivf"),
+    "ivf, 2 probes": IndexConfig(index_type="ivf", num_probes=2),
+    "ivf, 1 probe": IndexConfig(index_type="ivf", num_probes=1),
+    "compressed": IndexConfig(index_type="compressed", code_bytes=96, num_probes=2),
+    "graph, ef 64": IndexConfig(index_type="graph"),
+    "graph, ef 32": IndexConfig(index_type="graph", ef_search=32),
 }
 
 
@@ -38,9 +38,9 @@ def data() -> tuple[np.ndarray, np.ndarray]:
     """Returns clustered vectors [R, E, D], and queries [R, T, D] near some of them."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(CENTRES, WIDTH))
-    which = rng.integers(0, CENTRES, (ROWS, PLACES))
-    vectors = centres[which] + 0.5 * rng.normal(size=(ROWS, PLACES, WIDTH))
-    near = rng.integers(0, PLACES, (ROWS, TOKENS))
+    which = rng.integers(0, CENTRES, (ROWS, SLOTS))
+    vectors = centres[which] + 0.5 * rng.normal(size=(ROWS, SLOTS, WIDTH))
+    near = rng.integers(0, SLOTS, (ROWS, TOKENS))
     queries = np.take_along_axis(vectors, near[..., None], 1)
     queries = queries + 0.3 * rng.normal(size=queries.shape)
     return vectors.astype(np.float32), queries.astype(np.float32)
@@ -58,7 +58,7 @@ class Loop:
         for _ in vectors:
             quantizer = faiss.IndexFlatL2(WIDTH)
             index = faiss.IndexIVFFlat(quantizer, WIDTH, ORIGINAL_CLUSTERS)
-            index.train(np.zeros((PLACES, WIDTH), np.float32))
+            index.train(np.zeros((SLOTS, WIDTH), np.float32))
             self.indices.append((quantizer, index))
         self.construction = time.process_time() - began
         for (_, index), row in zip(self.indices, vectors, strict=True):
@@ -79,17 +79,17 @@ class Loop:
         return np.stack(rows, 1)
 
 
-class Ours:
-    """An index of ours for every row."""
+class Indices:
+    """An index of the package for every row."""
 
-    def __init__(self, vectors: np.ndarray, options: indices.Options):
+    def __init__(self, vectors: np.ndarray, config: IndexConfig):
         began = time.process_time()
         self.vectors = vectors
-        self.rows = [indices.make(PLACES, WIDTH, options) for _ in vectors]
+        self.rows = [make_index(SLOTS, WIDTH, config) for _ in vectors]
         self.construction = time.process_time() - began
         began = time.process_time()
         for row, given in zip(self.rows, vectors, strict=True):
-            row.put(np.arange(PLACES), given)
+            row.add(np.arange(SLOTS), given)
         self.filling = time.process_time() - began
 
     def __call__(self, queries: np.ndarray) -> np.ndarray:
@@ -119,20 +119,21 @@ def host_share() -> dict[str, float]:
     """Returns CPU seconds of a step of GPT-2 124M with a memory, and its host part."""
     import jax
 
-    from jaxgpt import cli, config
+    from jaxgpt import cli
+    from jaxgpt import config as configs
     from jaxgpt.systems.registry import build_system
     from jaxgpt.training import optimizers
     from jaxgpt.training.step import init_state, make_step
 
     cli.set_up_jax()
     changes = {"init_from": "", "model.vocab_size": 50257, "model.block_size": TOKENS}
-    c = config.load("configs/memory_gpt2.py", changes)
+    c = configs.load("configs/memory_gpt2.py", changes)
     system = build_system(c)
     optimizer = optimizers.make_optimizer(c)
     params = jax.jit(system.init)(jax.random.key(0))
-    state = init_state(params, optimizer, False, system.recurrent_state(ROWS))
-    system.on_restore(state["carried"], {})
-    store, host = system.stores[0], [0.0]
+    state = init_state(params, optimizer, False, system.host.recurrent_state(ROWS))
+    system.host.on_restore(state["carried"], {})
+    store, host = system.host.stores[0], [0.0]
 
     def timed(function):
         def wrapped(*args, **kwargs):
@@ -143,22 +144,22 @@ def host_share() -> dict[str, float]:
 
         return wrapped
 
-    store.search_in = timed(store.search_in)
-    store.follow = timed(store.follow)
+    store.search = timed(store.search)
+    store.update = timed(store.update)
     advance = make_step(system, optimizer)
     rng, steps = np.random.default_rng(0), []
     # Enough segments to fill the memory would take long: it is filled beforehand.
-    key = rng.normal(size=(ROWS, PLACES, 1, WIDTH)).astype(np.float32)
+    key = rng.normal(size=(ROWS, SLOTS, 1, WIDTH)).astype(np.float32)
     entries = state["carried"]["entries"]
     entries |= {
         "key": jax.numpy.asarray(key / np.linalg.norm(key, axis=-1, keepdims=True)),
-        "id": jax.numpy.tile(jax.numpy.arange(PLACES), (ROWS, 1)),
-        "stamp": jax.numpy.tile(jax.numpy.arange(PLACES), (ROWS, 1)),
-        "next_id": jax.numpy.full(ROWS, PLACES),
-        "clock": jax.numpy.full(ROWS, PLACES),
-        "strength": jax.numpy.ones((ROWS, PLACES)),
+        "id": jax.numpy.tile(jax.numpy.arange(SLOTS), (ROWS, 1)),
+        "stamp": jax.numpy.tile(jax.numpy.arange(SLOTS), (ROWS, 1)),
+        "next_id": jax.numpy.full(ROWS, SLOTS),
+        "clock": jax.numpy.full(ROWS, SLOTS),
+        "strength": jax.numpy.ones((ROWS, SLOTS)),
     }
-    store.follow(entries)
+    store.update(entries)
     for index in range(6):
         batch = {
             "tokens": rng.integers(0, 50257, (ROWS, TOKENS + 1)).astype(np.int32),
@@ -169,7 +170,7 @@ def host_share() -> dict[str, float]:
         host[0], began = 0.0, time.process_time()
         state, _ = advance(state, np.int32(index), batch)
         jax.block_until_ready(state)
-        system.on_step_end(state["carried"])
+        system.host.on_step_end(state["carried"])
         steps.append((time.process_time() - began, host[0]))
     whole, part = (statistics.median(column) for column in zip(*steps[2:], strict=True))
     return {"step": whole, "host": part, "share": part / whole}
@@ -182,7 +183,7 @@ def main():
     args = parser.parse_args()
     vectors, queries = data()
     sides = {"loop": Loop(vectors)}
-    sides |= {name: Ours(vectors, options) for name, options in KINDS.items()}
+    sides |= {name: Indices(vectors, config) for name, config in KINDS.items()}
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(args.rounds):
         for name, side in sides.items():
@@ -194,7 +195,7 @@ def main():
     print("index           ms   queries/s  times the loop  construction s  recall at 5")
     result = {"machine": machine()}
     for name, side in sides.items():
-        recall = side.recall(queries) if isinstance(side, Ours) else 1.0
+        recall = side.recall(queries) if isinstance(side, Indices) else 1.0
         figures = {
             "ms": 1e3 * median[name],
             "queries_per_second": ROWS * TOKENS / median[name],
@@ -209,7 +210,7 @@ def main():
         result[name] = figures
     graph = sides["graph, ef 32"]
     for row in graph.rows:
-        row.drop(np.arange(PLACES // 2 - 1))
+        row.remove(np.arange(SLOTS // 2 - 1))
     result["graph_half_dead_recall"] = graph.recall(queries)
     print(f"graph, ef 32, half its entries dead: recall {graph.recall(queries):.3f}")
     if args.step:

@@ -116,11 +116,10 @@ def distances(segments: Segments) -> np.ndarray:
     for stream in segments.streams():
         parts = segments.tokens_NT[stream]
         text = np.concatenate([parts[:, :-1].ravel(), parts[-1, -1:]])
-        last: dict[int, int] = {}
-        far = np.empty(len(text), np.int64)
-        for position, token in enumerate(text.tolist()):
-            far[position] = position - last.get(token, position + 1)
-            last[token] = position
+        order = np.argsort(text, kind="stable")  # Occurrences of a token, in order.
+        again = np.diff(text[order]) == 0
+        far = np.full(len(text), -1)
+        far[order[1:][again]] = np.diff(order)[again]
         far_NT[stream] = far[1:].reshape(len(stream), -1)
     return far_NT
 
