@@ -18,7 +18,8 @@ import time
 import numpy as np
 
 from benchmarks.alternate import machine
-from jaxgpt.systems.memory.index import IndexConfig, make_index
+from jaxgpt.systems.memory.config import IndexConfig
+from jaxgpt.systems.memory.index import make_index
 
 ROWS, SLOTS, WIDTH, TOKENS, K = 2, 10_000, 768, 64, 5
 CENTRES = 200

@@ -14,8 +14,9 @@ import numpy as np
 
 from jaxgpt.errors import CheckError, log
 from jaxgpt.systems.memory import entries as ops
+from jaxgpt.systems.memory.config import IndexConfig
 from jaxgpt.systems.memory.entries import Entries
-from jaxgpt.systems.memory.index import IndexConfig, make_index
+from jaxgpt.systems.memory.index import make_index
 
 
 class Store:
