@@ -113,28 +113,27 @@ class MemorySession:
         """
         show = lambda ids: tokenizer.decode(ids) if tokenizer else str(ids.tolist())
 
-        def source(row, weight, document, position):
+        def source(row, place, m):
+            document = int(output.document_BTM[row, place, m])
+            position = int(output.position_BTM[row, place, m])
             # The rows of a batch are one document, of which the memory has the first.
             one = len(samples) == 1
             text = self.memory.texts[document] if one else output.tokens_BT[row]
             return {
-                "weight": weight,
+                "weight": float(output.weight_BTM[row, place, m]),
                 "document": self.memory.names[document],
                 "position": position,
                 "text": show(text[max(0, position - BEFORE) : position + AFTER]),
             }
 
         for row, sample in enumerate(samples if self.args.explain else []):
-            tokens, retrieved = output.tokens_BT[row], output.retrieved[row]
-            sample["memories"] = [
-                {
-                    "token": show(tokens[place : place + 1]),
-                    "memories": [
-                        source(row, *found) for found in retrieved[place][:MAX_SHOWN]
-                    ],
-                }
-                for place in range(prompt_length, len(tokens))
-            ]
+            sample["memories"] = []
+            for place in range(prompt_length, output.tokens_BT.shape[1]):
+                order = (-output.weight_BTM[row, place]).argsort(kind="stable")
+                entries = order[output.document_BTM[row, place, order] >= 0]
+                found = [source(row, place, m) for m in entries[:MAX_SHOWN]]
+                token = show(output.tokens_BT[row, place : place + 1])
+                sample["memories"].append({"token": token, "memories": found})
 
     def show(self, sample: dict[str, Any]) -> list[str]:
         """Returns, with --explain, each token and a line for each entry."""

@@ -24,7 +24,6 @@ from jaxgpt.errors import UserError, atomic_write
 from jaxgpt.model import attention
 from jaxgpt.sampling.autoregressive import autoregress
 from jaxgpt.sampling.state import Callback, SamplerOutput, SamplingParams, prefill
-from jaxgpt.systems.memory.retrieval import Retrieval
 from jaxgpt.systems.memory.runtime import MemoryRuntime
 from jaxgpt.systems.memory.store import with_prefix
 
@@ -146,11 +145,13 @@ class MemorySamplerOutput(SamplerOutput):
     """Generated texts, and what they were predicted with.
 
     Attributes:
-      retrieved: of each row and token, the (weight, document, position) of the entries
-        it was predicted with, most used first.
+      weight_BTM: float32, how much each of M entries contributed to a token.
+      document_BTM, position_BTM: int32, where the entry comes from; -1 is no entry.
     """
 
-    retrieved: list[list[list[tuple[float, int, int]]]]
+    weight_BTM: np.ndarray
+    document_BTM: np.ndarray
+    position_BTM: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +220,9 @@ def sample(
     already_read = len(memory.texts[number])
     tokens_BT, decoded_BT = tokens_BT.copy(), prompt_mask_BT.copy()
     log_p_BT = np.zeros((B, N), np.float32)
-    retrieved: list[list[list]] = [[[]] * N for _ in range(B)]
+    shape = (B, N, runtime.memory.num_search_results)
+    weight_BTM = np.zeros(shape, np.float32)
+    sources = {name: np.full(shape, -1, np.int32) for name in ("document", "position")}
     calls = 0
     decoder = MemoryDecoder(runtime)
     own_BS = jnp.minimum(jnp.arange(block + 1), block - 1)[None].repeat(B, 0)
@@ -261,9 +264,14 @@ def sample(
         entries = memory.state["entries"]
         memory.state, retrieval = _read_segment(runtime, params, memory.state, batch)
         memory.store.update(memory.state["entries"])
-        for row, found in enumerate(_sources(entries, retrieval)):
-            # What a token retrieved was used to predict the next one.
-            retrieved[row][start + 1 : stop] = found[: size - 1]
+        # What a token retrieved was used to predict the next one.
+        slot_BTM = np.asarray(retrieval.slot_BTM)[:, : size - 1]
+        row_B11 = np.asarray(retrieval.row_B)[:, None, None]
+        next_tokens = np.s_[:, start + 1 : stop]
+        weight_BTM[next_tokens] = np.asarray(retrieval.weight_BTM)[:, : size - 1]
+        for name, array in sources.items():
+            found = np.asarray(entries[name])[row_B11, slot_BTM]
+            array[next_tokens] = np.where(slot_BTM < 0, -1, found)
         output = MemorySamplerOutput(
             tokens_BT=tokens_BT,
             decoded_BT=decoded_BT,
@@ -271,36 +279,11 @@ def sample(
             decode_step_BT=np.where(prompt_mask_BT, 0, 1 + np.arange(N)),
             num_forward_passes_B=np.full(B, calls),
             tokens_processed_B=np.full(B, calls),
-            retrieved=retrieved,
+            weight_BTM=weight_BTM,
+            document_BTM=sources["document"],
+            position_BTM=sources["position"],
         )
         if callback and not callback(output):
             break
     memory.texts[number] = np.concatenate([memory.texts[number], tokens_BT[0]])
     return output
-
-
-def _sources(entries: dict[str, Any], retrieval: Retrieval) -> list[list[list]]:
-    """Returns of each row and token (weight, document, position), most used first."""
-    slot_BTM, weight_BTM = np.asarray(retrieval.slot_BTM), retrieval.weight_BTM
-    row_B11 = np.asarray(retrieval.row_B)[:, None, None]
-    document_BTM, position_BTM = (
-        np.asarray(entries[name])[row_B11, slot_BTM]
-        for name in ("document", "position")
-    )
-    order_BTM = np.argsort(-np.asarray(weight_BTM), -1, kind="stable")
-    slot_BTM, *found = (
-        np.take_along_axis(np.asarray(array), order_BTM, -1).tolist()
-        for array in (slot_BTM, weight_BTM, document_BTM, position_BTM)
-    )
-    B, T, M = order_BTM.shape
-    return [
-        [
-            [
-                tuple(array[b][t][m] for array in found)
-                for m in range(M)
-                if slot_BTM[b][t][m] >= 0
-            ]
-            for t in range(T)
-        ]
-        for b in range(B)
-    ]

@@ -42,7 +42,10 @@ class MemoryLM(CausalLM):
 
     goes_past_block = True
     host: MemoryRuntime
-    unplannable = "searches on the host, which no compiler can plan: plan system=causal"
+    unplannable = (
+        "searches on the host, which no compiler can plan: plan system=causal of the "
+        "same size"
+    )
 
     def __init__(self, config: ConfigDict, platform: str = ""):
         self.memory = config.memory
