@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from jaxgpt.model import layers
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.systems.memory import entries as ops
-from jaxgpt.systems.memory.mode import EntryFormat, Mode
+from jaxgpt.systems.memory.mode import CarriedFormat, Mode
 from jaxgpt.systems.memory.retrieval import Retrieval
 
 FADE = 0.6  # Weight of a token in an address, relative to the one after it.
@@ -66,18 +66,13 @@ class Associative(Mode):
             self.delete_decision = make(D, M)
         self.store_layer, self.deletes = memory.store_layer, memory.delete
 
-    @classmethod
-    def context_of(cls, memory: ConfigDict) -> int:
-        """Returns the tokens of an address."""
-        return memory.context
-
     @staticmethod
-    def entry_format(config: ModelConfig, memory: ConfigDict) -> EntryFormat:
+    def carried_format(config: ModelConfig, memory: ConfigDict) -> CarriedFormat:
         """Keys are addresses; values hidden states, and with deletion the reader's."""
         D = config.n_embd
         # The hidden state of the last reader, and 1 + the entry's rank in its results.
         reader = {"reader": (D,), "rank": (1,)} if memory.delete else {}
-        return EntryFormat((1, D), {"hidden": (D,), **reader})
+        return CarriedFormat((1, D), {"hidden": (D,), **reader}, memory.context)
 
     def read_input(self, x_BTD, table_VD, tokens_BN, lookup):
         """Returns the input joined with what was found; see `Mode.read_input`."""

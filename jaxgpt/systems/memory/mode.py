@@ -15,11 +15,12 @@ from jaxgpt.systems.memory.entries import Entries
 from jaxgpt.systems.memory.retrieval import Lookup, Retrieval
 
 
-class EntryFormat(NamedTuple):
-    """Shapes of an entry: its keys (G, K), and each of its values."""
+class CarriedFormat(NamedTuple):
+    """What a mode has carried: keys (G, K), values, and how many recent tokens."""
 
     key: tuple[int, int]
     values: dict[str, tuple[int, ...]]
+    context: int = 1
 
 
 class Mode(nnx.Module):
@@ -33,18 +34,12 @@ class Mode(nnx.Module):
         del rngs
         # Numbers and strings only: jit compares modules by their static attributes.
         self.num_results = memory.num_search_results
-        self.context = self.context_of(memory)
+        self.context = self.carried_format(config, memory).context
         self.config = config
 
-    @classmethod
-    def context_of(cls, memory: ConfigDict) -> int:
-        """Returns how many tokens before a segment `read_input` sees."""
-        del memory
-        return 1
-
     @staticmethod
-    def entry_format(config: ModelConfig, memory: ConfigDict) -> EntryFormat:
-        """Returns the shapes of this mode's entries."""
+    def carried_format(config: ModelConfig, memory: ConfigDict) -> CarriedFormat:
+        """Returns the shapes of this mode's memory."""
         raise NotImplementedError
 
     def read_input(

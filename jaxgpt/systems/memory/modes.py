@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from jaxgpt.model import attention, positions
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.systems.memory.associative import Associative
-from jaxgpt.systems.memory.mode import EntryFormat, Mode, all_kept
+from jaxgpt.systems.memory.mode import CarriedFormat, Mode, all_kept
 from jaxgpt.systems.memory.retrieval import Lookup, Retrieval
 
 
@@ -30,11 +30,11 @@ class AttentionMemory(Mode):
         self.layer = memory.layer % config.n_layer
 
     @staticmethod
-    def entry_format(config: ModelConfig, memory: ConfigDict) -> EntryFormat:
+    def carried_format(config: ModelConfig, memory: ConfigDict) -> CarriedFormat:
         """A key and a value for each head."""
         del memory
         shape = (config.n_head, config.n_embd // config.n_head)
-        return EntryFormat(shape, {"value": shape})
+        return CarriedFormat(shape, {"value": shape})
 
     def attention_hooks(self, lookup: Lookup) -> dict[int, attention.AttentionHook]:
         """Returns the hook of block `layer`."""
@@ -117,10 +117,10 @@ class KNNLM(Mode):
         self.weight, self.temperature = memory.weight, memory.temperature
 
     @staticmethod
-    def entry_format(config: ModelConfig, memory: ConfigDict) -> EntryFormat:
+    def carried_format(config: ModelConfig, memory: ConfigDict) -> CarriedFormat:
         """Keys are last hidden states."""
         del memory
-        return EntryFormat((1, config.n_embd), {})
+        return CarriedFormat((1, config.n_embd), {})
 
     def read_output(self, logits_BTV, x_BTD, lookup):
         """Returns log-probabilities, the memory's mixed in where it found any."""

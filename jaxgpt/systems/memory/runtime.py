@@ -38,8 +38,7 @@ class MemoryRuntime(HostState):
 
     def __init__(self, graphdef: nnx.GraphDef, config: ModelConfig, memory: ConfigDict):
         self.graphdef, self.config, self.memory = graphdef, config, memory
-        self.entry_format = MODES[memory.mode].entry_format(config, memory)
-        self.context = MODES[memory.mode].context_of(memory)
+        self.format = MODES[memory.mode].carried_format(config, memory)
         names = {field.name for field in dataclasses.fields(IndexConfig)} & set(memory)
         metric = "inner_product" if memory.mode == "attention" else "l2"
         self.index_config = IndexConfig(
@@ -71,8 +70,8 @@ class MemoryRuntime(HostState):
         """Returns an empty memory and no recent tokens."""
         shape = (self.memory_rows(rows), self.memory.memory_size)
         return {
-            "entries": ops.empty(*shape, *self.entry_format, serial),
-            "recent": jnp.full((rows, self.context), -1, jnp.int32),
+            "entries": ops.empty(*shape, self.format.key, self.format.values, serial),
+            "recent": jnp.full((rows, self.format.context), -1, jnp.int32),
         }
 
     def on_restore(self, carried: Carried, host: dict[str, np.ndarray]) -> None:

@@ -23,7 +23,14 @@ from safetensors.numpy import save
 from jaxgpt.errors import UserError, atomic_write
 from jaxgpt.model import attention
 from jaxgpt.sampling.autoregressive import autoregress
-from jaxgpt.sampling.state import Callback, SamplerOutput, SamplingParams, prefill
+from jaxgpt.sampling.state import (
+    Callback,
+    DecodeParams,
+    DecodeState,
+    SamplerOutput,
+    SamplingParams,
+    prefill,
+)
 from jaxgpt.systems.memory.runtime import MemoryRuntime
 from jaxgpt.systems.memory.store import with_prefix
 
@@ -126,9 +133,9 @@ class Memory:
 
 
 def _settings(runtime: MemoryRuntime) -> dict[str, Any]:
-    key, values = runtime.entry_format
     found = {f"memory.{name}": runtime.memory[name] for name in SETTINGS}
-    return found | {"memory_dim": list(key), "values": str(tuple(values.items()))}
+    values = str(tuple(runtime.format.values.items()))
+    return found | {"memory_dim": list(runtime.format.key), "values": values}
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:
@@ -194,6 +201,25 @@ def _read_segment(runtime: MemoryRuntime, params, state, batch):
     return state, dataclasses.replace(read.retrieval, to_store={})
 
 
+def _generate(
+    memory: Memory,
+    params: dict,
+    tokens_BS: np.ndarray,
+    num_decoded: int,
+    task: DecodeParams,
+) -> DecodeState:
+    """Returns a segment continued from its first tokens; the memory is only read."""
+    B, S = tokens_BS.shape
+    decoder, carried = MemoryDecoder(memory.runtime), (params, memory.state)
+    # The last token, the first input of the next segment, is never read in this one:
+    # it gets a position that exists.
+    own_BS = jnp.minimum(jnp.arange(S), S - 2)[None].repeat(B, 0)
+    num_decoded_B = jnp.full(B, num_decoded, jnp.int32)
+    tokens_BS = jnp.asarray(tokens_BS)
+    state = prefill(decoder, carried, tokens_BS, own_BS, own_BS, num_decoded_B)
+    return autoregress(decoder, carried, state, task, jnp.int32(S))
+
+
 def sample(
     memory: Memory,
     params: dict,
@@ -224,8 +250,6 @@ def sample(
     weight_BTM = np.zeros(shape, np.float32)
     sources = {name: np.full(shape, -1, np.int32) for name in ("document", "position")}
     calls = 0
-    decoder = MemoryDecoder(runtime)
-    own_BS = jnp.minimum(jnp.arange(block + 1), block - 1)[None].repeat(B, 0)
     for start in range(0, max(N - 1, 1), block):
         # The last token of a segment's buffer is the first input of the next.
         stop = min(start + block + 1, N)
@@ -235,23 +259,10 @@ def sample(
         prompt_length = int(prompt_mask_BT[:, start:stop].sum(1).min())
         if prompt_length < size:
             num_decoded = max(prompt_length, 1)
-            decode_state = prefill(
-                decoder,
-                (params, memory.state),
-                jnp.asarray(part_BS),
-                own_BS,
-                own_BS,
-                jnp.full(B, num_decoded, jnp.int32),
-            )
-            decode_state = autoregress(
-                decoder,
-                (params, memory.state),
-                decode_state,
-                sampling.decode_params(size, jax.random.fold_in(key, start)),
-                jnp.int32(block + 1),
-            )
-            part_BS = np.array(decode_state.tokens_BS)
-            log_p_BT[:, start:stop] += np.asarray(decode_state.log_p_BS)[:, :size]
+            task = sampling.decode_params(size, jax.random.fold_in(key, start))
+            state = _generate(memory, params, part_BS, num_decoded, task)
+            part_BS = np.array(state.tokens_BS)
+            log_p_BT[:, start:stop] += np.asarray(state.log_p_BS)[:, :size]
             calls += size - num_decoded
             tokens_BT[:, start:stop] = part_BS[:, :size]
         decoded_BT[:, :stop] = True
