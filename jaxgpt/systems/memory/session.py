@@ -215,8 +215,9 @@ def _generate(
     # it gets a position that exists.
     own_BS = jnp.minimum(jnp.arange(S), S - 2)[None].repeat(B, 0)
     num_decoded_B = jnp.full(B, num_decoded, jnp.int32)
-    tokens_BS = jnp.asarray(tokens_BS)
-    state = prefill(decoder, carried, tokens_BS, own_BS, own_BS, num_decoded_B)
+    state = prefill(
+        decoder, carried, jnp.asarray(tokens_BS), own_BS, own_BS, num_decoded_B
+    )
     return autoregress(decoder, carried, state, task, jnp.int32(S))
 
 
