@@ -1,4 +1,4 @@
-"""What a memory is worth: loss by distance, and perplexity by size, of two runs.
+"""The gain from a memory: loss by distance, and perplexity by size, of two runs.
 
 python -m scripts.draw_memory --workdir=runs/memory_gpt2-laptop \
     --without=runs/memory_gpt2-laptop-off --output=docs/memory.png
@@ -20,7 +20,7 @@ SIZES = (64, 256, 1024, 4096)
 
 
 def measure(workdir: str, split: str, count: int, **overrides: Any) -> dict[str, Any]:
-    """Returns what `report` says of a run's documents, or the loss where changed."""
+    """Returns the figures of a run's documents; with overrides only the loss."""
     from jaxgpt.run import open_run
 
     given = {f"memory.{name}": str(value) for name, value in overrides.items()}
@@ -72,7 +72,10 @@ def command(argv: list[str]) -> None:
     parser.add_argument("--without", required=True, help="the same with reading=off")
     parser.add_argument("--split", default="test", choices=["val", "test"])
     parser.add_argument(
-        "--segments", type=int, default=1024, help="about as many, of all documents"
+        "--segments",
+        type=int,
+        default=1024,
+        help="approximate number, of all documents",
     )
     parser.add_argument("--output", required=True, help="the .png to write")
     args = parser.parse_args(argv)

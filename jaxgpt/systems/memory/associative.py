@@ -30,7 +30,7 @@ def addresses(table_VD: jax.Array, tokens_BN: jax.Array, context: int) -> jax.Ar
     """Returns the address [B, N - context + 1, D] of every token that has a context.
 
     A sum of the last `context` token embeddings of length 1, each weighing 0.6 of the
-    one after it; a token of -1 is none.
+    one after it; -1 stands for no token.
     """
     e_BND = normalise(table_VD)[jnp.maximum(tokens_BN, 0)]
     e_BND = jnp.where(tokens_BN[..., None] < 0, 0, e_BND)

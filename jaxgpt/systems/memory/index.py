@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt.errors import UserError, log
+from jaxgpt.errors import UserError, log, require
 from jaxgpt.systems.memory.config import IndexConfig
 
 # FAISS's own minimum: clusters learned from fewer vectors each are poor.
@@ -207,11 +207,9 @@ class IVFPQIndex(IVFIndex):
 
     def __init__(self, slots: int, width: int, config: IndexConfig):
         super().__init__(slots, width, config)
-        if width % config.code_bytes:
-            raise UserError(
-                f"memory.code_bytes {config.code_bytes} does not divide the width "
-                f"{width} of a key: set it to a divisor"
-            )
+        divides = width % config.code_bytes == 0
+        rule = f"a divisor of the width of a key, {width}"
+        require(divides, "memory.code_bytes", rule, config.code_bytes)
 
     @property
     def min_vectors(self) -> int:

@@ -54,7 +54,7 @@ class Mode(nnx.Module):
         Args:
           x_BTD: token embeddings, without positions.
           table_VD: all of them.
-          tokens_BN: `context` tokens before these, and these; -1 is none.
+          tokens_BN: `context` tokens before these, and these; -1 for none.
           lookup: the memory.
         """
         del table_VD, tokens_BN, lookup

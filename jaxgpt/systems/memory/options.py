@@ -7,7 +7,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from jaxgpt.config import user_path
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, require
 
 if TYPE_CHECKING:
     from jaxgpt.sampling.state import SamplerOutput
@@ -46,8 +46,9 @@ class MemoryOptions:
         """Raises UserError where they are incompatible with each other."""
         if args.forget and not args.memory:
             raise UserError("--forget needs --memory, the file to forget it in")
-        if args.memory and args.num_samples != 1:
-            raise UserError("--memory needs --num_samples=1: it reads one text")
+        one = not args.memory or args.num_samples == 1
+        remedy = "a memory reads one text"
+        require(one, "--num_samples", "1 with --memory", args.num_samples, remedy)
         if args.document and not args.memory:
             raise UserError("--document names a text in --memory: add that")
 
