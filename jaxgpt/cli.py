@@ -97,7 +97,7 @@ def set_up_jax() -> None:
 
     from jaxgpt.data.cache import cache_root
     from jaxgpt.model import cpu
-    from jaxgpt.parallel import distributed
+    from jaxgpt.parallel import hardware
 
     logging.getLogger("jax").setLevel(logging.ERROR)
     # Checkpoints reports a failed background save in one line; these print hundreds.
@@ -108,7 +108,7 @@ def set_up_jax() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if "JAX_PLATFORMS" not in os.environ and distributed.only_cpu():
+    if "JAX_PLATFORMS" not in os.environ and hardware.only_cpu():
         jax.config.update("jax_platforms", "cpu")
     try:
         backend = jax.default_backend()
@@ -118,7 +118,7 @@ def set_up_jax() -> None:
             f"JAX finds no device to run on ({reason}): stop what uses it, or set "
             "JAX_PLATFORMS=cpu"
         ) from None
-    distributed.check_backend(backend)
+    hardware.check_backend(backend)
     if backend == "cpu":
         cpu.keep_heap()
 

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError
-from jaxgpt.training.metrics import PEAKS
+from jaxgpt.parallel.hardware import PEAK_FLOPS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Chip:
 
 
 CHIPS = {
-    "v5e": Chip(PEAKS["TPU v5 lite"], 16 * 2**30, 819e9, 200e9),
-    "v5p": Chip(PEAKS["TPU v5"], 95 * 2**30, 2765e9, 600e9),
-    "v6e": Chip(PEAKS["TPU v6 lite"], 32 * 2**30, 1640e9, 448e9),
+    "v5e": Chip(PEAK_FLOPS["TPU v5 lite"], 16 * 2**30, 819e9, 200e9),
+    "v5p": Chip(PEAK_FLOPS["TPU v5"], 95 * 2**30, 2765e9, 600e9),
+    "v6e": Chip(PEAK_FLOPS["TPU v6 lite"], 32 * 2**30, 1640e9, 448e9),
 }
 EXAMPLES = "v5e:1x1 to v5e:16x16, v6e:1x1 to v6e:16x16, v5p:2x2x1 to v5p:4x8x8"
 RESERVED = 0.25 * 2**30  # bytes of each chip that the runtime keeps
@@ -116,12 +116,12 @@ def compile_step(config: ConfigDict, devices: list[Any]) -> dict[str, Any]:
         lambda key: init_state(system.init(key), optimizer, ema), jax.random.key(0)
     )
     mesh = sharding.make_mesh(config, devices)
-    layout = sharding.layout(shapes, optimizer, mesh, config.batch_size)
+    layout = sharding.layout(shapes, mesh, config.batch_size)
     state = layout.abstract(shapes)
     tokens = jax.ShapeDtypeStruct(
         (config.batch_size, system.window), np.int32, sharding=layout.rows
     )
-    index = jax.ShapeDtypeStruct((), np.int32, sharding=layout.everywhere)
+    index = jax.ShapeDtypeStruct((), np.int32, sharding=layout.replicated)
     step = make_step(system, optimizer, layout)
     began, worked = time.perf_counter(), time.process_time()
     lowered = step.trace(state, index, tokens).lower(lowering_platforms=("tpu",))

@@ -91,17 +91,18 @@ def _train(trainer: Trainer, workdir: pathlib.Path) -> int:
                         f"{trainer.config.patience} evaluations in a row were no "
                         "better than the best"
                     )
-            interruption.signal = distributed.agree(interruption.signal)
+            interruption.signal = distributed.max_over_processes(interruption.signal)
             if interruption.signal:
                 trainer.save(None)
             trainer.make_sure()
             trainer.profiler.close()
             if trainer.config.profile:
                 progress.line(trainer.train_state.clock.report())
-    except jax.errors.JaxRuntimeError:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # A collective with a lost process raises either, by where it is noticed.
         if jax.process_count() == 1:
             raise
-        distributed.leave()
+        distributed.exit_after_loss(error)
     except DivergedError as error:
         trainer.checkpoints.report_errors(wait=True)
         kept = ", ".join(map(str, trainer.checkpoints.steps())) or "none"
@@ -198,13 +199,13 @@ def command(argv: list[str]) -> int:
         configs.check_key(key)
     shared = distributed.start(args)
     cli.set_up_jax()
+    if shared:
+        distributed.exit_when_one_is_lost()
     if args.replay is not None:
         return replay(config, configs.user_path(workdir), args.replay)
     status = train(config, workdir, allowed)
     if shared:
-        import jax
-
-        jax.distributed.shutdown()
+        distributed.shutdown()
     return status
 
 

@@ -54,7 +54,6 @@ def losses(file, changes, mesh=None, steps=3):
     devices = jax.devices()[: np.prod(mesh or (1, 1, 1))]
     layout = sharding.layout(
         jax.eval_shape(init, key),
-        optimizer,
         sharding.make_mesh(config, devices),
         config.batch_size,
     )

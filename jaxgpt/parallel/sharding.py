@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh, and rules that place every parameter on it.
+"""Where arrays live: a device mesh, and rules that place every parameter on it.
 
 "data" and "fsdp" split the rows of a batch, "fsdp" also parameters and moments,
 "tensor" also heads, the width of feed-forwards and the vocabulary.
@@ -14,14 +14,18 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, require
 
-# A parameter's path ends in one of these, the first that fits; the axes are those of
-# its last dimensions. An axis that a dimension does not divide by is left out.
+# A mesh axis, or several of them, that one dimension of an array is split over.
+Axis = str | tuple[str, ...] | None
+BATCH = ("data", "fsdp")
+TENSOR = "tensor"
+
+# The first pattern that the end of a parameter's path matches gives the axes of its
+# last dimensions; dimensions before those (stacked layers) are never split.
 RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
     (r"positions/table", (None, "fsdp")),
     (r"table", ("tensor", "fsdp")),
@@ -35,10 +39,10 @@ RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
 
 
 def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns the mesh of `config.mesh` over the devices: all there are by default.
+    """Returns the mesh of `config.mesh` over the devices (default: all of them).
 
     Raises:
-      UserError: where the devices or the batch do not divide by it.
+      UserError: if the devices or the batch are not divisible by it.
     """
     devices = jax.devices() if devices is None else devices
     c, count = config.mesh, len(devices)
@@ -46,16 +50,26 @@ def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     if data * c.fsdp * c.tensor != count:
         raise UserError(
             f"mesh.data x mesh.fsdp x mesh.tensor is {data} x {c.fsdp} x {c.tensor}, "
-            f"but there are {count} devices"
+            f"but the number of devices is {count}"
         )
-    rows = config.batch_size // config.accumulation
-    if rows % (data * c.fsdp):
-        raise UserError(
-            f"batch_size / accumulation is {rows}, which does not divide by the "
-            f"{data * c.fsdp} devices that share a batch (mesh.data x mesh.fsdp)"
-        )
+    rows, shares = config.batch_size // config.accumulation, data * c.fsdp
+    require(
+        rows % shares == 0,
+        "batch_size / accumulation",
+        f"divisible by mesh.data x mesh.fsdp = {shares}",
+        rows,
+    )
     if config.deterministic:
-        _check_deterministic(config, count)
+        require(
+            c.fsdp * c.tensor == 1,
+            "mesh.fsdp x mesh.tensor",
+            "1 with deterministic=true",
+            c.fsdp * c.tensor,
+            "split the batch by mesh.data only",
+        )
+        groups = config.deterministic_groups
+        rule = f"divisible by the {count} devices"
+        require(groups % count == 0, "deterministic_groups", rule, groups)
     return jax.make_mesh(
         (data, c.fsdp, c.tensor),
         ("data", "fsdp", "tensor"),
@@ -64,46 +78,35 @@ def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     )
 
 
-def _check_deterministic(config: ConfigDict, count: int) -> None:
-    if config.mesh.fsdp * config.mesh.tensor > 1:
-        raise UserError(
-            "deterministic goes with mesh.data alone: leave mesh.fsdp and mesh.tensor "
-            "at 1"
-        )
-    if config.deterministic_groups % count:
-        raise UserError(
-            f"deterministic_groups {config.deterministic_groups} do not divide by the "
-            f"{count} devices"
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh, and where each array of a training state lives on it."""
+    """A mesh, and the sharding of every array of a training state on it."""
 
     mesh: Mesh
     state: Any
 
     @property
-    def everywhere(self) -> NamedSharding:
+    def replicated(self) -> NamedSharding:
         """A copy on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
     def rows(self) -> NamedSharding:
-        """Rows of a batch split."""
+        """The rows of a batch, split over the devices."""
         return NamedSharding(self.mesh, PartitionSpec(BATCH))
 
     def abstract(self, state: Any) -> Any:
-        """Returns the shapes of a state with their places."""
+        """Returns the state as ShapeDtypeStructs with shardings."""
         return jax.tree.map(
-            lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
+            lambda a, sharding: jax.ShapeDtypeStruct(
+                a.shape, a.dtype, sharding=sharding
+            ),
             state,
             self.state,
         )
 
     def put_rows(self, array: Any) -> jax.Array:
-        """Puts a batch that every process has on the devices, each its own rows."""
+        """Puts a batch that every process holds whole on the devices, split by rows."""
         if self.rows.is_fully_addressable:
             return jax.device_put(array, self.rows)
         array = np.asarray(array)
@@ -112,71 +115,76 @@ class Layout:
         )
 
 
-def layout(
-    state: dict[str, Any],
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    batch_size: int,
-) -> Layout:
+def layout(state: dict[str, Any], mesh: Mesh, batch_size: int) -> Layout:
     """Returns the layout of a training state (see `step.init_state`) or its shapes.
 
-    What a system carries is split where it begins with the rows of a batch.
+    Carried arrays are split if their first dimension is the batch.
     """
-    params = of_params(state["params"], mesh)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    moments = optax.tree_map_params(
-        optimizer,
-        lambda _, place: place,
-        state["opt_state"],
-        params,
-        transform_non_params=lambda _: everywhere,
-    )
+    replicated = NamedSharding(mesh, PartitionSpec())
     rows = NamedSharding(mesh, PartitionSpec(BATCH))
-    carried = jax.tree.map(
-        lambda a: rows if a.shape[:1] == (batch_size,) else everywhere,
-        state.get("carried", {}),
+    params = jax.tree.map_with_path(
+        lambda path, leaf: NamedSharding(mesh, spec(path_name(path), leaf, mesh)),
+        state["params"],
     )
-    places = {"params": params, "opt_state": moments, "ema": params}
-    places["carried"] = carried
-    return Layout(mesh, {name: places[name] for name in state})
-
-
-def of_params(params: dict, mesh: Mesh) -> dict:
-    """Returns the place of every parameter, by `RULES`."""
-    return jax.tree.map_with_path(
-        lambda path, leaf: NamedSharding(
-            mesh,
-            spec(jax.tree_util.keystr(path, simple=True, separator="/"), leaf, mesh),
+    shardings = {
+        "params": params,
+        "ema": params,
+        "opt_state": _like_params(state, params, replicated),
+        "carried": jax.tree.map(
+            lambda a: rows if a.shape[:1] == (batch_size,) else replicated,
+            state.get("carried", {}),
         ),
-        params,
-    )
+    }
+    return Layout(mesh, {name: shardings[name] for name in state})
 
 
-def spec(path: str, leaf: Any, mesh: Mesh) -> PartitionSpec:
-    """Returns the axes of one parameter.
+def _like_params(state: dict[str, Any], params: dict, replicated: NamedSharding) -> Any:
+    """Returns the shardings of the optimizer state: a moment lives with its parameter.
+
+    A leaf belongs to the parameter whose path its own path ends in. This needs no help
+    from the optimizer, so it holds for masked, chained, partitioned and injected states
+    alike. A leaf of another shape (a factored moment, a counter) is replicated.
+    """
+    known = {
+        path: (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree.leaves_with_path(state["params"]),
+            jax.tree.leaves(params),
+            strict=True,
+        )
+    }
+
+    def place(path: tuple, leaf: Any) -> NamedSharding:
+        ends = (known.get(path[start:]) for start in range(len(path)))
+        shape, sharding = next(filter(None, ends), (None, replicated))
+        return sharding if leaf.shape == shape else replicated
+
+    return jax.tree.map_with_path(place, state["opt_state"])
+
+
+def path_name(path: tuple) -> str:
+    """Returns a key path of a pytree as "blocks/0/qkv/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def spec(path: str, leaf: Any, mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """Returns the axes of one parameter by `RULES`.
 
     Raises:
-      LookupError: where no rule speaks of it.
+      LookupError: if no rule matches it.
     """
     for pattern, axes in RULES:
         if re.search(rf"(^|/){pattern}$", path):
-            shared = leaf.ndim - len(axes)
-            return fit(leaf.shape, (*(None,) * shared, *axes), mesh)
+            stacked = (None,) * (leaf.ndim - len(axes))
+            return fit(leaf.shape, (*stacked, *axes), mesh)
     raise LookupError(
-        f"no rule in jaxgpt/parallel/sharding.py places the parameter '{path}'"
+        f"no rule in jaxgpt/parallel/sharding.py matches the parameter '{path}'"
     )
 
 
-Axis = str | tuple[str, ...] | None
-
-BATCH = ("data", "fsdp")
-
-TENSOR = "tensor"
-
-
 def size(axis: Axis, mesh: Mesh | AbstractMesh | None = None) -> int:
-    """Returns over how many devices an axis splits; 1 without a mesh."""
-    shape = (mesh or _traced()).shape
+    """Returns how many devices an axis splits over; 1 without a mesh."""
+    shape = (mesh or jax.sharding.get_abstract_mesh()).shape
     names = (axis,) if isinstance(axis, str) else axis or ()
     return math.prod(shape.get(name, 1) for name in names)
 
@@ -184,7 +192,7 @@ def size(axis: Axis, mesh: Mesh | AbstractMesh | None = None) -> int:
 def fit(
     shape: tuple[int, ...], axes: tuple[Axis, ...], mesh: Mesh | AbstractMesh
 ) -> PartitionSpec:
-    """Returns the axes as a spec, without those that a dimension does not divide by."""
+    """Returns the axes as a spec, without those that do not divide a dimension."""
     return PartitionSpec(
         *(
             axis if length % size(axis, mesh) == 0 else None
@@ -194,15 +202,16 @@ def fit(
 
 
 def constrain(x: jax.Array, *axes: Axis) -> jax.Array:
-    """Places x: one axis of the mesh, a tuple of them, or None for each dimension."""
-    mesh = _traced()
+    """Constrains the sharding of x in a traced function: one axis per dimension."""
+    mesh = jax.sharding.get_abstract_mesh()
+    # Within shard_map the axes are manual, and an array is already a device's own part.
     if mesh.size <= 1 or any(kind != AxisType.Auto for kind in mesh.axis_types):
         return x
     return jax.lax.with_sharding_constraint(x, fit(x.shape, axes, mesh))
 
 
 def under(mesh: Mesh | None, function: Callable) -> Callable:
-    """Returns the function, traced so that `constrain` knows the mesh."""
+    """Returns the function, traced with the mesh that `constrain` looks up."""
     if mesh is None:
         return function
 
@@ -219,9 +228,5 @@ def in_groups(tree: Any, groups: int) -> Any:
 
 
 def of_one_device(tree: Any) -> Any:
-    """Returns arrays that every device has whole, as one of this process has them."""
+    """Returns this process's first copy of arrays that are replicated."""
     return jax.tree.map(lambda array: array.addressable_data(0), tree)
-
-
-def _traced() -> AbstractMesh:
-    return jax.sharding.get_abstract_mesh()

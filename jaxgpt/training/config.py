@@ -68,6 +68,7 @@ class RunConfig(OptionGroup):
 class OptimizerConfig(OptionGroup):
     """AdamW and its learning rate."""
 
+    name: str = option("adamw", "a key of OPTIMIZERS in training/optimizers.py")
     learning_rate: float = option(1e-3, "peak learning rate", min=0)
     min_learning_rate: float = option(1e-4, "where the cosine ends", min=0)
     warmup_steps: int = option(100, "steps of linear warmup", min=0)

@@ -62,7 +62,7 @@ class Trainer:
             metrics.open_trackers(c, workdir) if is_primary else [],
             writes=is_primary,
         )
-        self.agreement = distributed.Agreement(self.train_state.layout.mesh)
+        self.agreement = distributed.PipelinedMax(self.train_state.layout.mesh)
         self.profiler = Profiler(c, workdir)
         self.guard = NonFinitePolicy(self.train_state, workdir)
         self.tokens_per_step = c.batch_size * system.num_predicted
@@ -170,7 +170,7 @@ def loop(trainer: Trainer, progress: Progress, interruption: SignalHandler) -> N
     while (
         trainer.step < c.steps
         and not stops
-        and not trainer.agreement.ask(interruption.signal)
+        and not trainer.agreement(interruption.signal)
     ):
         profiler.before(trainer.step + 1)
         metrics = trainer.train_state.run_step()

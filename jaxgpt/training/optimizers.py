@@ -1,15 +1,23 @@
-"""AdamW as nanoGPT runs it: cosine schedule, clipping, decay of matrices or of all."""
+"""Optimizers by the name in `optimizer.name`.
+
+To add one, write a function that returns an optax transformation, and give it a line
+in `OPTIMIZERS`.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from jaxgpt.errors import require
 from jaxgpt.training.config import rate_steps
 
-# Every parameter's last name stands here: a new kind must say whether it decays.
+# By the last name of a parameter's path. A name that is missing here is a KeyError, so
+# that no new kind of parameter decays (or not) by accident.
 DECAYS = {
     "kernel": True,
     "table": True,
@@ -23,25 +31,27 @@ DECAYS = {
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
     """Returns step -> learning rate: linear warmup, then a cosine to the minimum.
 
-    The first step already learns, as in nanoGPT, unless warmup is from zero. With
-    `optimizer.rates` there are steps instead of a cosine.
+    With `optimizer.rates` the rate is piecewise constant instead of a cosine.
     """
     c = config.optimizer
     end = c.decay_steps or config.steps
+    # As in nanoGPT the first step already learns, unless warmup is from zero; optax's
+    # own warmup has no such offset.
     ahead = 0 if c.warmup_from_zero else 1
 
     def rate(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, float)
-        warm = c.learning_rate * (step + ahead) / max(c.warmup_steps + ahead, 1)
+        warmup = c.learning_rate * (step + ahead) / max(c.warmup_steps + ahead, 1)
         if c.rates:
-            cold = c.learning_rate
+            decayed = c.learning_rate
             for begin, value in rate_steps(c.rates):
-                cold = jnp.where(step < begin, cold, value)
-            return jnp.where(step < c.warmup_steps, warm, cold)
-        done = (step - c.warmup_steps) / max(end - c.warmup_steps, 1)
-        cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
-        cold = c.min_learning_rate + cosine * (c.learning_rate - c.min_learning_rate)
-        return jnp.where(step < c.warmup_steps, warm, cold)
+                decayed = jnp.where(step < begin, decayed, value)
+        else:
+            done = (step - c.warmup_steps) / max(end - c.warmup_steps, 1)
+            cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
+            span = c.learning_rate - c.min_learning_rate
+            decayed = c.min_learning_rate + cosine * span
+        return jnp.where(step < c.warmup_steps, warmup, decayed)
 
     return rate
 
@@ -65,16 +75,35 @@ def clip_by_norm(largest: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Returns the optimizer: clip by global norm, then AdamW."""
+def adamw(
+    config: ConfigDict, learning_rate: optax.Schedule
+) -> optax.GradientTransformation:
+    """AdamW as in nanoGPT: only matrices decay, unless `optimizer.decays` is "all"."""
     c = config.optimizer
-    adamw = optax.adamw(
-        learning_rate_schedule(config),
+    return optax.adamw(
+        learning_rate,
         b1=c.beta1,
         b2=c.beta2,
         weight_decay=c.weight_decay,
         mask=decay_mask if c.decays == "matrices" else None,
     )
+
+
+OPTIMIZERS: dict[
+    str, Callable[[ConfigDict, optax.Schedule], optax.GradientTransformation]
+] = {"adamw": adamw}
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Returns clipping by the global norm, then the optimizer of `optimizer.name`.
+
+    Raises:
+      UserError: for an unknown name.
+    """
+    c = config.optimizer
+    known = f"one of {', '.join(OPTIMIZERS)}"
+    require(c.name in OPTIMIZERS, "optimizer.name", known, c.name)
+    optimizer = OPTIMIZERS[c.name](config, learning_rate_schedule(config))
     if not c.grad_clip:
-        return adamw
-    return optax.chain(clip_by_norm(c.grad_clip), adamw)
+        return optimizer
+    return optax.chain(clip_by_norm(c.grad_clip), optimizer)

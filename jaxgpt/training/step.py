@@ -54,7 +54,7 @@ def make_step(
     arrays live where it says.
     """
     mesh = layout.mesh if layout else None
-    places = (layout.state, layout.everywhere) if layout else None
+    places = (layout.state, layout.replicated) if layout else None
     step = step_function(system, optimizer, mesh)
     return jax.jit(under(mesh, step), donate_argnums=0, out_shardings=places)
 

@@ -45,7 +45,7 @@ class TrainState:
 
         key = rng.stream(c.seed, "params")
         shapes = jax.eval_shape(init, key)
-        self.layout = sharding.layout(shapes, self.optimizer, self.mesh, c.batch_size)
+        self.layout = sharding.layout(shapes, self.mesh, c.batch_size)
         abstract = self.layout.abstract(shapes)
         restored = checkpoints.restore_newest(abstract, before, AS_SAVED)
         self.state: dict[str, Any]

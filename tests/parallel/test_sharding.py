@@ -95,7 +95,7 @@ def test_a_parameter_without_a_rule_is_named():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mesh.fsdp": 2}, "there are 1 devices"),
+        ({"mesh.fsdp": 2}, "number of devices is 1"),
         ({"mesh.data": 3}, "is 3 x 1 x 1"),
     ],
 )
@@ -109,5 +109,5 @@ def test_deterministic_refuses_what_it_cannot_keep():
     config = configs.override(
         configs.base(), {"deterministic": True, "deterministic_groups": 7}
     )
-    with pytest.raises(configs.UserError, match="deterministic_groups 7"):
+    with pytest.raises(configs.UserError, match=r"deterministic_groups\D+7"):
         configs.validate(config)

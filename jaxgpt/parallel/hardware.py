@@ -1,0 +1,76 @@
+"""Devices: their peak rates, and whether JAX found the ones this machine has."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import pathlib
+
+from jaxgpt.errors import UserError
+
+# Peak bfloat16 FLOP/s of one device, by a part of JAX's device_kind (vendors' sheets).
+# The first match counts: "TPU v5 lite" comes before "TPU v5".
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+}
+PCI_DEVICES = "/sys/bus/pci/devices"
+# PCI's names of Google and of its TPUs; its network cards have others.
+GOOGLE = "0x1ae0"
+TPUS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Returns the peak bfloat16 FLOP/s of a device, or None if it is unknown."""
+    return next((f for name, f in PEAK_FLOPS.items() if name in device_kind), None)
+
+
+def check_backend(backend: str, devices: str = PCI_DEVICES) -> None:
+    """Raises UserError if there is a TPU but JAX silently fell back to the CPU."""
+    if backend == "cpu" and not cpu_requested() and has_tpu(devices):
+        raise UserError(
+            f"this machine has a TPU that JAX cannot use{_owner()}: stop what uses it, "
+            "install 'jaxgpt[tpu]', or set JAX_PLATFORMS=cpu to train on the CPU"
+        )
+
+
+def cpu_requested() -> bool:
+    """Returns whether the environment restricts JAX to the CPU."""
+    return "cpu" in os.environ.get("JAX_PLATFORMS", "")
+
+
+def has_tpu(devices: str = PCI_DEVICES) -> bool:
+    """Returns whether this machine has a TPU, even if another process uses it."""
+    return any(
+        vendor.read_text().strip() == GOOGLE
+        and vendor.with_name("device").read_text().strip() in TPUS
+        for vendor in pathlib.Path(devices).glob("*/vendor")
+    )
+
+
+def only_cpu() -> bool:
+    """Returns whether libtpu is installed on a machine without any accelerator.
+
+    JAX would try that library first, which fails slowly and with pages of logs.
+    """
+    others = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+    return (
+        importlib.util.find_spec("libtpu") is not None
+        and not has_tpu()
+        and not any(map(os.path.exists, others))
+    )
+
+
+def _owner() -> str:
+    """Returns " (process N has it)" if that can be seen."""
+    for link in pathlib.Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(link).startswith(("/dev/accel", "/dev/vfio/")):
+                return f" (process {link.parts[2]} has it)"
+    return ""
