@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import os
 import pathlib
 import socket
 from collections.abc import Iterator, Sequence
-from typing import TextIO
 
 import jax
 from ml_collections import ConfigDict
@@ -23,7 +23,9 @@ from jaxgpt.interop import formats
 from jaxgpt.parallel import sharding
 from jaxgpt.systems.base import System
 from jaxgpt.systems.registry import build_system, system_class
+from jaxgpt.training import optimizers
 from jaxgpt.training.checkpoint import Checkpoints, DamagedError, check_same_config
+from jaxgpt.training.train_state import Setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +43,16 @@ class Run:
         """Opens the data of `config.data`.
 
         Raises:
-          UserError: where it is gone, or has another vocabulary than this run.
+          UserError: if it is gone, or has another vocabulary than this run.
         """
         data = self.system.open_data()
+        path, known = self.config.data.path, self.system.model_config.vocab_size
         if self.tokenizer and _differs(data.tokenizer, self.tokenizer):
+            raise UserError(f"data.path '{path}' has another vocabulary than this run")
+        if data.vocab_size > known:
             raise UserError(
-                f"data.path '{self.config.data.path}' has another vocabulary than "
-                "this run"
-            )
-        if data.vocab_size > self.system.model_config.vocab_size:
-            raise UserError(
-                f"data.path '{self.config.data.path}' has {data.vocab_size} tokens, "
-                f"this model {self.system.model_config.vocab_size}: it is of other data"
+                f"data.path '{path}' has {data.vocab_size} tokens, this model {known}: "
+                "it was trained on other data"
             )
         return data
 
@@ -71,7 +71,7 @@ def _with_overrides(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict
 def open_run(
     workdir: str, step: str = "best", overrides: dict[str, str] | None = None
 ) -> Run:
-    """Restores the parameters of a run, proved by their digests.
+    """Restores the parameters of a run, checked against their digests.
 
     Args:
       workdir: folder of the run.
@@ -79,12 +79,12 @@ def open_run(
       overrides: of its config, from `config.after_training_overrides`.
 
     Raises:
-      UserError: where there is no run, no such checkpoint, or it is damaged.
+      UserError: if there is no run, no such checkpoint, or it is damaged.
     """
     folder = configs.user_path(workdir)
     config = configs.load_frozen(folder)
     if overrides:
-        config = _with_overrides(config, overrides)
+        _with_overrides(config, overrides)
     cli.use_float64(config.model.dtype)
     system = build_system(config)
     checkpoints = Checkpoints(folder, read_only=True)
@@ -98,114 +98,108 @@ def open_run(
             raise UserError(
                 f"'{workdir}' does not fit --config.{'/'.join(overrides)}: {error}"
             ) from None
-        others = ", ".join(str(s) for s in checkpoints.steps() if s != chosen) or "none"
         raise UserError(
             f"checkpoint {chosen} of '{workdir}' is damaged ({error}): take another "
-            f"--step, there are {others}"
+            f"--step, there are {checkpoints.listed(without=chosen)}"
         ) from None
     file = folder / "tokenizer.json"
     tokenizer = tokenizers.load_tokenizer(file) if file.exists() else None
     return Run(folder, config, system, params, chosen, tokenizer)
 
 
-def open_system(config: ConfigDict) -> tuple[System, Dataset]:
-    """Opens the data and resolves the config; writes nothing.
+@contextlib.contextmanager
+def prepare(
+    config: ConfigDict, workdir: pathlib.Path, allowed: Sequence[str] = ()
+) -> Iterator[Setup]:
+    """Opens all that training needs, and keeps other runs out of the folder meanwhile.
 
-    Returns:
-      (system, data).
+    Args:
+      config: validated; resolved in place, and frozen in the folder.
+      workdir: made if it does not exist.
+      allowed: keys that may differ from the run's config, beside the resumable ones.
 
     Raises:
-      UserError: where the data cannot be used.
+      UserError: if the folder cannot be used, is being trained in, or holds a run of
+        another config or vocabulary; nothing is left behind.
+    """
+    if config.init_from:
+        adopt_start(config, workdir)
+    setup = open_setup(config, workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir '{workdir}' is a file: name a folder")
+    # The first of several processes holds the lock for all.
+    primary = jax.process_index() == 0
+    with _locked(workdir) if primary else contextlib.nullcontext():
+        if (workdir / "config.json").exists():
+            check_same_config(configs.load_frozen(workdir), config, workdir, allowed)
+        vocabulary = workdir / "tokenizer.json"
+        if vocabulary.exists() and _differs(
+            tokenizers.load_tokenizer(vocabulary), setup.data.tokenizer
+        ):
+            raise UserError(
+                f"'{workdir}' was trained with another vocabulary than that of "
+                f"'{config.data.path}': take another --workdir"
+            )
+        if primary:
+            setup.freeze()
+        yield setup
+
+
+def open_setup(config: ConfigDict, workdir: pathlib.Path) -> Setup:
+    """Resolves the config in place and opens all that it names; writes nothing.
+
+    Raises:
+      UserError: if the data, the devices or the optimizer cannot be used.
     """
     system_class(config.system).resolve(config)
-    sharding.make_mesh(config)
+    mesh, optimizer = sharding.make_mesh(config), optimizers.make_optimizer(config)
+    # Only the data knows its vocabulary, and only a system can open its data.
     wanted = config.model.vocab_size
-    if not wanted:
-        config.model.vocab_size = 1
-    data = build_system(config).open_data()
+    config.model.vocab_size = wanted or 1
+    system = build_system(config)
+    data = system.open_data()
     if wanted and wanted < data.vocab_size:
         raise UserError(
             f"model.vocab_size {wanted} is less than the {data.vocab_size} of the data"
         )
-    config.model.vocab_size = wanted or data.vocab_size
-    return build_system(config), data
+    if not wanted:
+        config.model.vocab_size = data.vocab_size
+        system = build_system(config)
+    initial_params = functools.partial(start_params, config)
+    freeze = functools.partial(_freeze, config, data, workdir)
+    return Setup(system, data, mesh, optimizer, workdir, initial_params, freeze)
 
 
-@contextlib.contextmanager
-def lock_workdir(
-    config: ConfigDict,
-    data: Dataset,
-    workdir: pathlib.Path,
-    allowed: Sequence[str] = (),
-) -> Iterator[None]:
-    """Makes or checks the run's folder, and keeps other processes out of it.
-
-    Args:
-      config: frozen in the folder.
-      data: whose vocabulary is kept there.
-      workdir: the folder.
-      allowed: keys that may differ from the run's config, beside the harmless ones.
-
-    Raises:
-      UserError: where the folder cannot be used, is being trained in, or holds a run
-        of another config or vocabulary; nothing is left behind.
-    """
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir '{workdir}' is a file: name a folder")
-    check_same_run(config, data, workdir, allowed)
-    if jax.process_index():
-        yield
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = _lock(workdir)
-    except OSError as error:
-        raise UserError(
-            f"--workdir '{workdir}' cannot be written: {error.strerror}"
-        ) from None
-    try:
-        # Another process may have begun a run since it was checked.
-        check_same_run(config, data, workdir, allowed)
-        freeze(config, data, workdir)
-        yield
-    finally:
-        (workdir / "lock").unlink(missing_ok=True)
-        lock.close()
-
-
-def freeze(config: ConfigDict, data: Dataset, workdir: pathlib.Path) -> None:
-    """Writes config.json and tokenizer.json; UserError where they cannot be."""
-    try:
+def _freeze(config: ConfigDict, data: Dataset, workdir: pathlib.Path) -> None:
+    """Writes config.json and tokenizer.json."""
+    with _writing(workdir):
         configs.save(config, workdir / "config.json")
         if data.tokenizer:
             tokenizers.save_tokenizer(data.tokenizer, workdir / "tokenizer.json")
+
+
+@contextlib.contextmanager
+def _writing(workdir: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"--workdir '{workdir}' cannot be written: {error.strerror}"
         ) from None
 
 
-def check_same_run(
-    config: ConfigDict, data: Dataset, workdir: pathlib.Path, allowed: Sequence[str]
-) -> None:
-    """Raises UserError where a folder's run has another config or vocabulary."""
-    vocabulary = workdir / "tokenizer.json"
-    if (workdir / "config.json").exists():
-        check_same_config(configs.load_frozen(workdir), config, workdir, allowed)
-    if vocabulary.exists() and _differs(
-        tokenizers.load_tokenizer(vocabulary), data.tokenizer
-    ):
-        raise UserError(
-            f"'{workdir}' was trained with another vocabulary than that of "
-            f"'{config.data.path}': take another --workdir"
-        )
+@contextlib.contextmanager
+def _locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes the folder, and holds a lock that the kernel frees when the process dies.
 
-
-def _lock(workdir: pathlib.Path) -> TextIO:
-    """Returns a lock of the folder, which the system frees when the process dies."""
+    Raises:
+      UserError: naming the process that has it, or if the folder cannot be written.
+    """
     path = workdir / "lock"
     while True:
-        stream = open(path, "a+")  # noqa: SIM115 - held as long as the run
+        with _writing(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            stream = open(path, "a+")  # noqa: SIM115 - held as long as the run
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -215,15 +209,19 @@ def _lock(workdir: pathlib.Path) -> TextIO:
                 f"'{workdir}' is being trained in by {owner}: wait for it or stop it, "
                 "or take another --workdir"
             ) from None
-        # The owner before may have removed the file between the two lines above.
+        # The previous owner may have removed the file between open and flock.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
                 break
         stream.close()
-    stream.truncate(0)
-    stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-    stream.flush()
-    return stream
+    with stream:
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+        stream.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _differs(
@@ -238,7 +236,7 @@ def read_start(
     """Returns the config, parameters and tokenizer that `config.init_from` names.
 
     Raises:
-      UserError: where it is neither a run nor GPT-2 weights.
+      UserError: if it is neither a run nor GPT-2 weights.
     """
     folder = configs.user_path(config.init_from)
     try:
@@ -254,33 +252,34 @@ def start_params(config: ConfigDict, fresh: dict) -> dict:
     """Returns the parameters of `config.init_from`; fresh ones where it has none.
 
     Raises:
-      UserError: where one has another shape.
+      UserError: if one has another shape.
     """
-    given = {**fresh, **read_start(config)[1]}
+    if not config.init_from:
+        return fresh
+    found = {**fresh, **read_start(config)[1]}
     shapes = lambda tree: jax.tree.map(lambda a: a.shape, tree)
-    if shapes(given) != shapes(fresh):
+    if shapes(found) != shapes(fresh):
         raise UserError(
             f"init_from '{config.init_from}' has parameters of other shapes than this "
             "config: take over its settings"
         )
-    return given
+    return found
 
 
 def adopt_start(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Takes over the shape of the model that `config.init_from` names.
 
-    A run that was begun needs that source no more: its own config has the shape.
+    Once a run has begun its source is not needed: its own config has the shape.
 
     Raises:
-      UserError: where that model is of another system.
+      UserError: if that model is of another system.
     """
     if (workdir / "config.json").exists():
         start = configs.load_frozen(workdir)
     else:
         start, _, tokenizer = read_start(config)
-        if isinstance(tokenizer, tokenizers.GPT2Tokenizer) != (
-            config.data.tokenizer == "gpt2"
-        ):
+        gpt2 = isinstance(tokenizer, tokenizers.GPT2Tokenizer)
+        if gpt2 != (config.data.tokenizer == "gpt2"):
             raise UserError(
                 f"init_from '{config.init_from}' has another vocabulary than "
                 f"data.tokenizer={config.data.tokenizer}"

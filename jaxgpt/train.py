@@ -6,14 +6,13 @@ python -m jaxgpt.train --config=configs/sigma_char.py:laptop
 from __future__ import annotations
 
 import contextlib
-import functools
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.errors import UserError, log
+from jaxgpt.errors import UserError, log, require
 from jaxgpt.parallel import distributed
 
 if TYPE_CHECKING:
@@ -33,43 +32,30 @@ def train(
       allowed: keys in which config may differ from the run's.
 
     Returns:
-      The exit code: 0, 1 where the loss diverged, 128 + the signal that ended it.
+      The exit code: 0, 1 if the loss diverged, 128 + the signal that ended it.
 
     Raises:
       UserError: for input that cannot be used.
       CheckError: for an evaluation that cannot be right.
     """
-    from jaxgpt.systems.registry import system_class
-
-    # Before all else is loaded: a file that cannot be used is said at once.
-    system_class(config.system).resolve(config)
-    from jaxgpt.run import adopt_start, freeze, lock_workdir, open_system, start_params
+    # Here, since JAX, Flax and Orbax take seconds that --help does not need.
+    from jaxgpt.run import prepare
     from jaxgpt.training.loop import Trainer
 
-    workdir = configs.user_path(str(workdir))
     cli.use_float64(config.model.dtype)
-    if config.init_from:
-        adopt_start(config, workdir)
-    system, data = open_system(config)
-    with lock_workdir(config, data, workdir, allowed):
-        trainer = Trainer(
-            system,
-            data,
-            workdir,
-            functools.partial(start_params, config) if config.init_from else None,
-            functools.partial(freeze, config, data, workdir),
-        )
-        return _train(trainer, workdir)
+    with prepare(config, configs.user_path(str(workdir)), allowed) as setup:
+        return _train(Trainer(setup))
 
 
-def _train(trainer: Trainer, workdir: pathlib.Path) -> int:
+def _train(trainer: Trainer) -> int:
     import jax
 
     from jaxgpt.training.loop import loop
-    from jaxgpt.training.metrics import Progress
     from jaxgpt.training.nonfinite import DivergedError
+    from jaxgpt.training.progress import Progress
     from jaxgpt.training.signals import Interrupted, SignalHandler
 
+    workdir, checkpoints = trainer.workdir, trainer.checkpoints
     start, steps = trainer.step, trainer.config.steps
     progress = Progress(start, steps)
     progress.line(
@@ -77,37 +63,37 @@ def _train(trainer: Trainer, workdir: pathlib.Path) -> int:
         f"{jax.devices()[0].device_kind}, "
         + (f"resuming after step {start} of {steps}" if start else f"{steps} steps")
     )
+    single_process = jax.process_count() == 1
     try:
-        with SignalHandler(alone=jax.process_count() == 1) as interruption:
+        with SignalHandler(single_process) as signal_handler:
             with contextlib.suppress(Interrupted):
                 if trainer.owes_evaluation():
-                    with interruption.evaluating():
+                    with signal_handler.interruptible():
                         evaluation = trainer.evaluate()
-                    trainer.record(evaluation, progress)
-                loop(trainer, progress, interruption)
+                    trainer.record_evaluation(evaluation, progress)
+                loop(trainer, progress, signal_handler)
                 if trainer.out_of_patience():
                     log(
                         f"stopped after step {trainer.step}: "
                         f"{trainer.config.patience} evaluations in a row were no "
                         "better than the best"
                     )
-            interruption.signal = distributed.max_over_processes(interruption.signal)
-            if interruption.signal:
+            number = distributed.max_over_processes(signal_handler.signal)
+            if number:
                 trainer.save(None)
-            trainer.make_sure()
+            trainer.ensure_saved()
             trainer.profiler.close()
             if trainer.config.profile:
                 progress.line(trainer.train_state.clock.report())
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         # A collective with a lost process raises either, by where it is noticed.
-        if jax.process_count() == 1:
+        if single_process:
             raise
         distributed.exit_after_loss(error)
     except DivergedError as error:
-        trainer.checkpoints.report_errors(wait=True)
-        kept = ", ".join(map(str, trainer.checkpoints.steps())) or "none"
+        checkpoints.report_errors(wait=True)
         log(
-            f"error: {error}; checkpoints kept: {kept}. Lower "
+            f"error: {error}; checkpoints kept: {checkpoints.listed()}. Lower "
             "optimizer.learning_rate or optimizer.grad_clip; to see where it began: "
             f"python -m jaxgpt.train --workdir={workdir} --replay={error.step}"
         )
@@ -115,37 +101,35 @@ def _train(trainer: Trainer, workdir: pathlib.Path) -> int:
     finally:
         progress.close()
         trainer.recorder.summarise()
-        trainer.checkpoints.close()
-    if trainer.step not in trainer.checkpoints.steps():
+        checkpoints.close()
+    if trainer.step not in checkpoints.steps():
         log(f"error: the state after step {trainer.step} is lost: it was not saved")
         return 1
-    if interruption.signal:
+    if number:
         log(f"stopped after step {trainer.step}; the same command resumes")
-        return 128 + interruption.signal
+        return 128 + number
     log(f"done: python -m jaxgpt.sample --workdir={workdir}")
     return 0
 
 
 def replay(config: ConfigDict, workdir: pathlib.Path, step: int) -> int:
-    """Does a step of a run again and says where it is not finite; changes nothing.
+    """Does a step of a run again and prints where it is not finite; changes nothing.
 
     Returns:
-      The exit code: 0 where all of the step is finite, else 1.
+      The exit code: 0 if all of the step is finite, else 1.
 
     Raises:
-      UserError: where there is no such run or step.
+      UserError: if there is no such run or step.
     """
     frozen = configs.load_frozen(workdir)
-    if not 1 <= step <= config.steps:
-        raise UserError(f"--replay={step}: the steps are 1 .. {config.steps}")
+    require(1 <= step <= config.steps, "--replay", f"in [1, {config.steps}]", step)
     cli.use_float64(frozen.model.dtype)
-    from jaxgpt.run import open_system
+    from jaxgpt.run import open_setup
     from jaxgpt.training.debug import replay_step
 
-    system, data = open_system(frozen)
-    found = replay_step(system, data, workdir, step)
-    figures = ", ".join(f"{k} {v:.9g}" for k, v in found.metrics.items())
-    print(f"step {step}: {figures}")
+    found = replay_step(open_setup(frozen, workdir), step)
+    values = ", ".join(f"{k} {v:.9g}" for k, v in found.metrics.items())
+    print(f"step {step}: {values}")
     if found.as_recorded is not None:
         answer = "" if found.as_recorded else "NOT "
         print(f"batch and metrics are {answer}those in '{found.record}'")
@@ -169,13 +153,13 @@ def command(argv: list[str]) -> int:
     parser.add_argument(
         "--config",
         help="configs/NAME.py or configs/NAME.py:variant; without it, the run in "
-        "--workdir goes on with the config it has",
+        "--workdir goes on with its own config",
     )
     parser.add_argument("--workdir", help="default: runs/NAME or runs/NAME-variant")
     parser.add_argument(
         "--allow",
         default="",
-        help="config keys, with commas, that may differ from those the run has",
+        help="config keys, separated by commas, that may differ from the run's",
     )
     parser.add_argument(
         "--replay",
@@ -193,7 +177,9 @@ def command(argv: list[str]) -> int:
         frozen = configs.load_frozen(configs.user_path(workdir))
         config = configs.validate(configs.override(frozen, overrides))
     else:
-        raise UserError("give --config=configs/NAME.py, or --workdir of a run to go on")
+        raise UserError(
+            "pass --config=configs/NAME.py, or --workdir of a run to resume"
+        )
     allowed = [key for key in args.allow.split(",") if key]
     for key in allowed:
         configs.check_key(key)

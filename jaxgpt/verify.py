@@ -20,27 +20,23 @@ def command(argv: list[str]) -> int:
     from jaxgpt import config as configs
     from jaxgpt.systems.registry import build_system
     from jaxgpt.training import optimizers
-    from jaxgpt.training.checkpoint import AS_SAVED, Checkpoints, DamagedError
-    from jaxgpt.training.step import init_state
+    from jaxgpt.training.checkpoint import Checkpoints, DamagedError
+    from jaxgpt.training.step import fresh_state
 
     workdir = configs.user_path(args.workdir)
     config = configs.load_frozen(workdir)
     cli.use_float64(config.model.dtype)
     system = build_system(config)
-    optimizer, ema = optimizers.make_optimizer(config), config.optimizer.ema_decay > 0
-
-    def init(key):
-        rows = config.batch_size
-        carried = system.host.recurrent_state(rows) if system.host else None
-        return init_state(system.init(key), optimizer, ema, carried)
-
-    abstract = jax.eval_shape(init, jax.random.key(0))
+    optimizer = optimizers.make_optimizer(config)
+    abstract = jax.eval_shape(
+        lambda key: fresh_state(system, optimizer, key), jax.random.key(0)
+    )
     checkpoints = Checkpoints(workdir, read_only=True)
     checkpoints.pick("last")  # Refuses a run without checkpoints.
     damaged = {}
     for step in checkpoints.steps():
         try:
-            checkpoints.restore(step, abstract, AS_SAVED)
+            checkpoints.restore(step, abstract, with_host=True)
         except DamagedError as error:
             damaged[str(step)] = str(error)  # Text, as JSON's keys are.
         if not args.json:

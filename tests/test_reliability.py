@@ -325,7 +325,7 @@ def test_a_run_in_which_every_step_is_bad_ends(tmp_path, capsys):
 
 
 def test_a_replay_of_a_step_that_is_not_there(straight):
-    with pytest.raises(UserError, match=r"--replay=41: the steps are 1 \.\. 40"):
+    with pytest.raises(UserError, match=r"--replay must be in \[1, 40\], got 41"):
         replay(configs.load_frozen(straight), straight, 41)
 
 

@@ -14,6 +14,7 @@ from jaxgpt import config as configs
 from jaxgpt.systems.registry import build_system
 from jaxgpt.train import train
 from jaxgpt.training import metrics, optimizers
+from jaxgpt.training.progress import Progress
 from jaxgpt.training.step import init_state, make_step
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -257,10 +258,10 @@ def test_a_missing_tracker_is_one_line(tmp_path, capsys, monkeypatch):
 
 
 def test_a_long_run_on_a_cpu_is_pointed_to_the_laptop_size(capsys):
-    progress = metrics.Progress(0, 10_000_000)
+    progress = Progress(0, 10_000_000)
     progress.update(1, {"loss": 1.0, "tokens_per_second": 1.0})
     progress.began -= 1
-    progress.suggest(900)
+    progress.suggest_smaller()
     assert ":laptop" in capsys.readouterr().err
 
 

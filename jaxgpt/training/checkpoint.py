@@ -30,12 +30,14 @@ from ml_collections import ConfigDict
 
 from jaxgpt.config import differences, keys_that
 from jaxgpt.errors import UserError, log
+from jaxgpt.parallel.sharding import path_name
 
 State = dict[str, Any]
-# An item of arrays by name that may have any shape, and need not be there.
-AS_SAVED = "host"
-# Orbax limits a save by the clock on the wall, which may be set forward within it.
-SAVE_LIMIT_S = 7 * 24 * 3600
+# A checkpoint's item of NumPy arrays that a system keeps on the host: any names and
+# shapes, and absent where there are none.
+HOST = "host"
+# Orbax limits a save by wall-clock time, which may be set forward meanwhile.
+SAVE_TIMEOUT_S = 7 * 24 * 3600
 
 
 class DamagedError(Exception):
@@ -61,33 +63,31 @@ def check_same_config(
 def digests(state: State) -> dict[str, list]:
     """Returns {path: [sha256, dtype, shape]} of every array."""
     result = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        raw = np.ascontiguousarray(_whole(leaf)).reshape(-1).view(np.uint8)
+    for path, leaf in jax.tree.leaves_with_path(state):
+        raw = np.ascontiguousarray(_gathered(leaf)).reshape(-1).view(np.uint8)
         digest = hashlib.sha256(raw.data).hexdigest()
-        result[_name(path)] = [digest, str(leaf.dtype), list(leaf.shape)]
+        result[path_name(path)] = [digest, str(leaf.dtype), list(leaf.shape)]
     return result
 
 
-def _whole(leaf: Any) -> Any:
-    """Returns an array that this process may have only a part of."""
+def _gathered(leaf: Any) -> Any:
+    """Returns an array of which this process may have only a part."""
     if getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated:
         return leaf
     return multihost_utils.process_allgather(leaf, tiled=True)
 
 
-def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Returns the shape of an array with a place: by default the first device."""
-    place = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Returns a shape with its sharding; by default on the first local device."""
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(
+        jax.local_devices()[0]
+    )
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def digest(value: Any) -> str:
+def json_digest(value: Any) -> str:
     """Returns the sha256 of a value as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 class Checkpoints:
@@ -96,7 +96,7 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, keep: int = 1, read_only: bool = False):
         self.folder = workdir.resolve() / "checkpoints"
         self.read_only = read_only
-        self.saving: int | None = None
+        self.saving: int | None = None  # The step of the save that is under way.
         self.losses: dict[int, float] = {}
         self.manager = ocp.CheckpointManager(
             self.folder,
@@ -105,7 +105,7 @@ class Checkpoints:
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
                 create=not read_only,
-                async_options=ocp.AsyncOptions(timeout_secs=SAVE_LIMIT_S),
+                async_options=ocp.AsyncOptions(timeout_secs=SAVE_TIMEOUT_S),
             ),
         )
 
@@ -114,9 +114,9 @@ class Checkpoints:
         return sorted(self.manager.all_steps())
 
     def save(self, step: int, state: State, metrics: dict[str, float] | None) -> None:
-        """Starts saving in the background; metrics rank it among the best.
+        """Starts saving in the background; "val_loss" in metrics ranks the checkpoint.
 
-        A failure of this or the save before is said in one line; the run goes on.
+        A failure of this save or the last one is logged; the run goes on.
         """
         self.report_errors(wait=True)
         if step in self.steps():
@@ -124,17 +124,17 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(item) for name, item in state.items()}
         loss = metrics["val_loss"] if metrics else None
         summary: dict[str, Any] = {"arrays": digests(state), "val_loss": loss}
-        summary["digest"] = digest(summary)
+        summary["digest"] = json_digest(summary)
         items["digests"] = ocp.args.JsonSave(summary)
         self.losses[step] = math.inf if loss is None else loss
         self.saving = step
         try:
             self.manager.save(step, args=ocp.args.Composite(**items), force=True)
         except (OSError, ValueError, RuntimeError) as error:
-            self._say_failed(str(error))
+            self._log_failure(str(error))
 
     def report_errors(self, wait: bool = False) -> None:
-        """Says in one line if a background save failed; wait waits until it is done."""
+        """Logs a background save that failed; with wait, after waiting for its end."""
         if self.saving is None:
             return
         try:
@@ -143,7 +143,7 @@ class Checkpoints:
             else:
                 self.manager.check_for_errors()
         except Exception as error:  # Orbax wraps whatever the file system raised.
-            self._say_failed(str(error) or type(error).__name__)
+            self._log_failure(str(error) or type(error).__name__)
             return
         if not wait and self.manager.is_saving_in_progress():
             return
@@ -151,101 +151,105 @@ class Checkpoints:
         if (self.folder / str(self.saving)).is_dir():
             self.saving = None
         else:
-            self._say_failed("it is not on the disk")
+            self._log_failure("it is not on the disk")
 
-    def _say_failed(self, message: str) -> None:
+    def _log_failure(self, message: str) -> None:
         line = message.strip().splitlines()[0]
         reason = line.split(" [os_error_code")[0].rsplit(": ", 1)[-1][:200]
         with contextlib.suppress(OSError):
             self.manager.reload()
-        left = ", ".join(map(str, self.steps())) or "none"
         log(
             f"warning: checkpoint {self.saving} could not be saved ({reason}); kept "
-            f"steps: {left}"
+            f"steps: {self.listed()}"
         )
         self.saving = None
 
-    def restore(self, step: int, abstract: State, as_saved: str = "") -> State:
-        """Restores the items of abstract from one checkpoint, and proves them.
+    def listed(self, without: int | None = None) -> str:
+        """Returns the steps as text, "20, 40" or "none"."""
+        return ", ".join(str(s) for s in self.steps() if s != without) or "none"
+
+    def restore(self, step: int, abstract: State, with_host: bool = False) -> State:
+        """Restores items of one checkpoint, and checks them against their digests.
 
         Args:
           step: of the checkpoint.
-          abstract: shapes, dtypes and shardings; a subset of the saved items may do.
-          as_saved: an item that is restored in the shapes it has, if it is there.
+          abstract: the items as ShapeDtypeStructs; need not be all that were saved.
+          with_host: restores the item `HOST` too, if there is one.
 
         Raises:
           DamagedError: naming the array or file that is not what was saved.
         """
-        abstract = jax.tree.map(_placed, abstract)
-        try:
-            saved = self._summary(step)["arrays"]
-            shapes = {
-                name.removeprefix(f"{as_saved}/"): jax.ShapeDtypeStruct(shape, dtype)
+        saved = self._summary(step)["arrays"]
+        abstract = jax.tree.map(_with_sharding, abstract)
+        if with_host:
+            host = {
+                name.removeprefix(f"{HOST}/"): jax.ShapeDtypeStruct(shape, dtype)
                 for name, (_, dtype, shape) in saved.items()
-                if as_saved and name.startswith(f"{as_saved}/")
+                if name.startswith(f"{HOST}/")
             }
-            if shapes:
-                abstract = abstract | {as_saved: shapes}
-            self._check_shapes(abstract, saved)
-            restored = self._read(
-                step,
-                {name: ocp.args.StandardRestore(a) for name, a in abstract.items()},
-            )
-            state = {name: restored[name] for name in abstract}
-        except (UserError, DamagedError):
-            raise
+            abstract |= {HOST: host} if host else {}
+        for path, leaf in jax.tree.leaves_with_path(abstract):
+            name, expected = path_name(path), [str(leaf.dtype), list(leaf.shape)]
+            if name not in saved:
+                raise DamagedError(f"array {name} has no digest")
+            if saved[name][1:] != expected:
+                raise DamagedError(f"array {name} is {saved[name][1:]}, not {expected}")
+        items = {name: ocp.args.StandardRestore(a) for name, a in abstract.items()}
+        try:
+            restored = self.manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # TensorStore, JSON and msgpack each have their own.
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise DamagedError(lines[0][:200]) from None
+        state = {name: restored[name] for name in abstract}
         for name, value in digests(state).items():
             if value != saved[name]:
                 raise DamagedError(f"array {name} differs from its digest")
         return state
 
     def _summary(self, step: int) -> dict[str, Any]:
-        """Returns what was saved beside the arrays: their digests, the loss."""
-        items = {"digests": ocp.args.JsonRestore()}
+        """Returns what was saved beside the arrays: their digests, and the loss.
+
+        Raises:
+          DamagedError: where that is not what was saved.
+        """
+        item = ocp.args.Composite(digests=ocp.args.JsonRestore())
         try:
-            summary = self._read(step, items)["digests"]
-            whole = summary.pop("digest") == digest(summary)
-        except Exception:  # JSON that is none, or not ours.
+            summary = self.manager.restore(step, args=item)["digests"]
+            whole = summary.pop("digest") == json_digest(summary)
+        except Exception:  # Of many kinds: no JSON, or other JSON.
             whole = False
         if not whole:
             raise DamagedError("the file of digests is not what was saved")
         return summary
 
-    def _read(self, step: int, items: dict) -> Any:
-        return self.manager.restore(step, args=ocp.args.Composite(**items))
-
-    def _check_shapes(self, abstract: State, saved: dict[str, list]) -> None:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
-            name = _name(path)
-            if name not in saved:
-                raise DamagedError(f"array {name} has no digest")
-            want = [str(leaf.dtype), list(leaf.shape)]
-            if saved[name][1:] != want:
-                raise DamagedError(f"array {name} is {saved[name][1:]}, not {want}")
-
     def restore_newest(
-        self, abstract: State, before: float = math.inf, as_saved: str = ""
+        self, abstract: State, before: float = math.inf, with_host: bool = False
     ) -> tuple[int, State] | None:
-        """Restores the newest whole checkpoint; None where there is none at all.
+        """Restores the newest whole checkpoint of a step < before.
 
-        Args:
-          abstract: as in `restore`.
-          before: only steps below it.
+        Damaged ones are set aside as STEP.damaged, so that their steps can be saved
+        again. Other arguments are as in `restore`.
+
+        Returns:
+          (step, state); None if there is no checkpoint at all.
 
         Raises:
-          UserError: where there are checkpoints and every one is damaged.
+          UserError: if there are checkpoints and every one is damaged.
         """
-        damaged: dict[int, str] = {}
+        damaged: dict[int, DamagedError] = {}
         for step in reversed([step for step in self.steps() if step < before]):
             try:
-                state = self.restore(step, abstract, as_saved)
+                state = self.restore(step, abstract, with_host)
             except DamagedError as error:
-                damaged[step] = str(error)
+                damaged[step] = error
                 continue
-            self._set_aside(damaged, step)
+            for bad, why in damaged.items():
+                log(f"warning: checkpoint {bad} is damaged ({why}); using step {step}")
+                if not self.read_only and jax.process_index() == 0:
+                    folder = self.folder / str(bad)
+                    folder.rename(_unused(folder.with_name(f"{bad}.damaged")))
+            if damaged:
+                self.manager.reload()
             return step, state
         if damaged:
             step, reason = next(iter(damaged.items()))
@@ -254,16 +258,6 @@ class Checkpoints:
                 f"{reason}): bring back a copy, or start over in another --workdir"
             )
         return None
-
-    def _set_aside(self, damaged: dict[int, str], used: int) -> None:
-        """Renames damaged checkpoints, so that their steps can be saved again."""
-        for step, reason in damaged.items():
-            log(f"warning: checkpoint {step} is damaged ({reason}); using step {used}")
-            if not self.read_only and not jax.process_index():
-                folder = self.folder / str(step)
-                folder.rename(_unused(folder.with_name(f"{step}.damaged")))
-        if damaged:
-            self.manager.reload()
 
     def pick(self, wanted: str) -> int:
         """Returns the step that "best", "last" or a number names.
@@ -275,14 +269,14 @@ class Checkpoints:
         if not steps:
             raise UserError(f"'{self.folder}' holds no finished checkpoint")
         if wanted == "best":
-            losses = {step: self.val_loss(step) for step in steps}
-            return min(steps, key=lambda step: (losses[step], -step))
+            return _best(steps, self.val_loss)
         if wanted == "last":
             return steps[-1]
         if wanted.isascii() and wanted.isdigit() and int(wanted) in steps:
             return int(wanted)
-        known = ", ".join(map(str, steps))
-        raise UserError(f"no checkpoint '{wanted}': there are best, last, {known}")
+        raise UserError(
+            f"no checkpoint '{wanted}': there are best, last, {self.listed()}"
+        )
 
     def val_loss(self, step: int) -> float:
         """Returns the validation loss a step was saved with; infinity without one."""
@@ -300,18 +294,23 @@ class Checkpoints:
         self.manager.close()
 
 
+def _best(steps: Sequence[int], val_loss: Callable[[int], float]) -> int:
+    """Returns the step of the lowest loss, the latest of several."""
+    return min(steps, key=lambda step: (val_loss(step), -step))
+
+
 def _unused(path: pathlib.Path) -> pathlib.Path:
-    """Returns the path, or where it exists the first free one of path-2, path-3."""
-    found = path
-    for number in itertools.count(2):
-        if not found.exists():
-            break
-        found = path.with_name(f"{path.name}-{number}")
-    return found
+    """Returns the path, or if it exists the first free one of path-2, path-3."""
+    names = (f"{path.name}-{number}" for number in itertools.count(2))
+    others = map(path.with_name, names)
+    return next(p for p in itertools.chain([path], others) if not p.exists())
 
 
 class _BestAndLatest:
-    """Orbax's preservation policy: the latest, and the lowest validation loss."""
+    """Orbax's preservation policy: the latest, and the lowest validation loss.
+
+    Orbax's own takes the loss from an item that no digest protects.
+    """
 
     def __init__(self, keep: int, val_loss: Callable[[int], float]):
         self.keep, self.val_loss = keep, val_loss
@@ -322,6 +321,5 @@ class _BestAndLatest:
         """Returns, for each checkpoint, ascending, whether it stays."""
         del context
         steps = [info.step for info in checkpoints]
-        losses = {step: self.val_loss(step) for step in steps}
-        best = min(steps, key=lambda step: (losses[step], -step), default=None)
+        best = _best(steps, self.val_loss) if steps else None
         return [step in steps[-self.keep :] or step == best for step in steps]

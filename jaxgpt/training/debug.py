@@ -1,197 +1,168 @@
-"""A step of a run done again, operation by operation, to see where it went wrong."""
+"""A step of a run done again, operation by operation, to see where it went wrong.
+
+`jax.debug_nans` and `checkify` name a primitive and a line, but stop at the first NaN
+(or at none, if the loss is infinite), even one that a mask discards later, and know
+neither the module nor whether the operation's inputs were finite.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 from jax.extend.source_info_util import summarize
 
 from jaxgpt.errors import log
-from jaxgpt.systems.base import System
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.step import step_function
-from jaxgpt.training.train_state import TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """Where numbers that are not finite come from: an operation, or an input."""
-
-    what: str
-    where: str
-    shape: tuple[int, ...]
-    dtype: str
-    bad: int
-
-    def __str__(self) -> str:
-        size = int(np.prod(self.shape))
-        return (
-            f"{self.what}, {self.dtype}{list(self.shape)}, {self.bad} of {size} "
-            f"entries{self.where}"
-        )
+from jaxgpt.training.train_state import Setup, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """What came of a step done again.
+    """The result of a step done again.
 
     Attributes:
       metrics: of the step, compiled as in training.
       origin: where the first tensor that is not finite comes from, if there is one.
-      record: where a bad step is written down.
-      as_recorded: whether batch and metrics are those written there; None where
-        nothing is.
+      record: the file of `NonFinitePolicy`.
+      as_recorded: whether batch and metrics are those recorded; None without a record.
     """
 
     metrics: dict[str, float]
-    origin: Origin | None
+    origin: str | None
     record: pathlib.Path
     as_recorded: bool | None
 
 
-def replay_step(system: System, data: Any, workdir: pathlib.Path, step: int) -> Replay:
+def replay_step(setup: Setup, step: int) -> Replay:
     """Does a step of a run again, from the checkpoint before it; writes nothing."""
-    checkpoints = Checkpoints(workdir, read_only=True)
-    train_state = TrainState(system, data, checkpoints, before=step)
+    checkpoints = Checkpoints(setup.workdir, read_only=True)
+    train_state = TrainState(setup, checkpoints, before=step)
     log(f"replaying step {step} from step {train_state.step}")
     while train_state.step < step - 1:
         train_state.run_step()
-    batch = train_state.named_batch(step - 1)
-    arguments = (train_state.state, np.int32(step - 1), train_state.batch(step - 1))
-    _, origin = trace(step_function(system, train_state.optimizer), *arguments)
-    metrics = {name: float(value) for name, value in train_state.run_step().items()}
-    record = workdir / "nonfinite" / f"{step}.npz"
-    return Replay(metrics, origin, record, _equals(record, batch | metrics))
-
-
-def _equals(record: pathlib.Path, values: dict[str, Any]) -> bool | None:
-    """Returns whether values are those that `NonFinitePolicy` wrote down, if it did."""
-    if not record.exists():
-        return None
-    with np.load(record, allow_pickle=False) as written:
-        return all(
-            np.array_equal(written[name], value, equal_nan=True)
-            for name, value in values.items()
-        )
-
-
-def trace(function: Any, *arguments: Any) -> tuple[Any, Origin | None]:
-    """Returns a function's outputs, and where the first one not finite comes from.
-
-    Every operation is run by itself. From an output that is not finite the search goes
-    back through inputs that are not either, to an operation all of whose inputs are.
-    """
-    closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
-    walk = _Walk()
-    leaves = jax.tree_util.tree_leaves_with_path(arguments)
-    given = [
-        _Value(value, f"input{jax.tree_util.keystr(path)}") for path, value in leaves
-    ]
-    out = walk.run(closed.jaxpr, closed.consts, given)
-    outputs = jax.tree.unflatten(
-        jax.tree.structure(shape), [value.array for value in out]
+    values: dict[str, Any] = train_state.named_batch(step - 1)
+    origin = find_origin(
+        step_function(setup.system, setup.optimizer),
+        train_state.arrays,
+        np.int32(step - 1),
+        train_state.batch(step - 1),
     )
-    # The metrics come last: a loss that is not finite is told before its gradients.
-    wrong = [value for value in reversed(out) if not value.finite]
-    return outputs, wrong[0].origin() if wrong else None
-
-
-class _Value:
-    """An array, what made it, and out of what."""
-
-    def __init__(
-        self, array: Any, what: str, where: str = "", inputs: tuple[_Value, ...] = ()
-    ):
-        self.array, self.what, self.where, self.inputs = array, what, where, inputs
-        self.bad = 0
-        if hasattr(array, "dtype") and jax.numpy.issubdtype(
-            array.dtype, jax.numpy.inexact
-        ):
-            self.bad = int((~jax.numpy.isfinite(array)).sum())
-
-    @property
-    def finite(self) -> bool:
-        return self.bad == 0
-
-    def origin(self) -> Origin:
-        """Returns where this value's bad entries come from."""
-        value = self
-        while True:
-            wrong = [v for v in value.inputs if not v.finite]
-            if not wrong:
-                break
-            # Rather follow numbers that are none than the infinity of a mask.
-            value = max(wrong, key=lambda v: bool(jax.numpy.isnan(v.array).any()))
-        array = value.array
-        return Origin(value.what, value.where, array.shape, str(array.dtype), value.bad)
-
-
-class _Walk:
-    """An interpreter of jaxprs that keeps what every value was made of."""
-
-    def run(
-        self, jaxpr: core.Jaxpr, consts: Any, given: list[_Value], scope: str = ""
-    ) -> list[_Value]:
-        known: dict[Any, _Value] = {}
-        for var, const in zip(jaxpr.constvars, consts, strict=True):
-            known[var] = const if isinstance(const, _Value) else _Value(const, "const")
-        known.update(zip(jaxpr.invars, given, strict=True))
-
-        def read(atom: Any) -> _Value:
-            if isinstance(atom, core.Literal):
-                return _Value(jax.numpy.asarray(atom.val), "literal")
-            return known[atom]
-
-        for eqn in jaxpr.eqns:
-            outputs = self.apply(eqn, [read(atom) for atom in eqn.invars], scope)
-            known.update(zip(eqn.outvars, outputs, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
-
-    def apply(self, eqn: Any, inputs: list[_Value], scope: str) -> list[_Value]:
-        """Runs an equation: opened up where it calls a function, else as it is."""
-        name, own = eqn.primitive.name, str(eqn.source_info.name_stack)
-        scope = "/".join(filter(None, (scope, own)))
-        if name == "scan":
-            return self.scan(eqn, inputs, scope)
-        if name == "cond":
-            index = int(inputs[0].array)
-            branch = eqn.params["branches"][index]
-            return self.run(branch.jaxpr, branch.consts, inputs[1:], scope)
-        inner = eqn.params.get("call_jaxpr") or eqn.params.get("jaxpr")
-        if inner is not None and name not in ("while", "shard_map", "pallas_call"):
-            consts = getattr(inner, "consts", ())
-            return self.run(getattr(inner, "jaxpr", inner), consts, inputs, scope)
-        params = eqn.primitive.get_bind_params(eqn.params)
-        arrays = [value.array for value in inputs]
-        found = eqn.primitive.bind(*arrays, **params)
-        found = found if eqn.primitive.multiple_results else [found]
-        what = f"{scope}/{name}" if scope else name
-        where = f" ({summarize(eqn.source_info)}); its inputs are finite"
-        return [_Value(array, what, where, tuple(inputs)) for array in found]
-
-    def scan(self, eqn: Any, inputs: list[_Value], scope: str) -> list[_Value]:
-        """Runs a scan as a loop in Python."""
-        p = eqn.params
-        fixed, carried = p["num_consts"], p["num_consts"] + p["num_carry"]
-        consts, carry, xs = inputs[:fixed], inputs[fixed:carried], inputs[carried:]
-        body, rows = p["jaxpr"], []
-        times = range(p["length"])
-        for t in reversed(times) if p["reverse"] else times:
-            row = [_Value(x.array[t], x.what, x.where, (x,)) for x in xs]
-            out = self.run(body.jaxpr, body.consts, [*consts, *carry, *row], scope)
-            carry, ys = out[: len(carry)], out[len(carry) :]
-            rows.append(ys)
-        if p["reverse"]:
-            rows.reverse()
-        stacked = [
-            _Value(
-                jax.numpy.stack([y.array for y in column]), "scan", "", tuple(column)
+    metrics = {name: float(value) for name, value in train_state.run_step().items()}
+    values |= metrics
+    record, as_recorded = setup.workdir / "nonfinite" / f"{step}.npz", None
+    if record.exists():
+        with np.load(record, allow_pickle=False) as recorded:
+            as_recorded = all(
+                np.array_equal(recorded[name], value, equal_nan=True)
+                for name, value in values.items()
             )
-            for column in zip(*rows, strict=True)
-        ]
-        return [*carry, *stacked]
+    return Replay(metrics, origin, record, as_recorded)
+
+
+def find_origin(function: Any, *arguments: Any) -> str | None:
+    """Returns where the last output that is not finite comes from, if there is one.
+
+    Every operation runs by itself, and hands on the origin of what is not finite in its
+    inputs: so the origin of an output is an operation all of whose inputs are finite.
+    """
+    closed = jax.make_jaxpr(function)(*arguments)
+    inputs = [
+        _traced(array, f"input{jax.tree_util.keystr(path)}")
+        for path, array in jax.tree.leaves_with_path(arguments)
+    ]
+    outputs = _run(closed, inputs, "")
+    # The metrics come last: the origin of a loss is told before that of its gradients.
+    return next((out.origin for out in reversed(outputs) if out.origin), None)
+
+
+class _Traced(NamedTuple):
+    """An array, and where its entries that are not finite come from, if it has any."""
+
+    array: Any
+    origin: str | None = None
+
+
+def _traced(array: Any, what: str, where: str = "", inputs: Any = ()) -> _Traced:
+    """Returns an array that comes from inputs with an origin, or else from `what`."""
+    bad = 0
+    if hasattr(array, "dtype") and jnp.issubdtype(array.dtype, jnp.inexact):
+        bad = int((~jnp.isfinite(array)).sum())
+    if not bad:
+        return _Traced(array)
+    wrong = [value for value in inputs if value.origin]
+    if wrong:
+        # Rather follow a NaN than the infinity of a mask.
+        nans = [value for value in wrong if jnp.isnan(value.array).any()]
+        return _Traced(array, (nans or wrong)[0].origin)
+    return _Traced(
+        array,
+        f"{what}, {array.dtype}{list(array.shape)}, {bad} of {array.size} "
+        f"entries{where}",
+    )
+
+
+def _run(closed: Any, inputs: list[_Traced], scope: str) -> list[_Traced]:
+    """Interprets a closed jaxpr; scope is the name stack of its caller."""
+    jaxpr = closed.jaxpr
+    known = dict(zip(jaxpr.invars, inputs, strict=True))
+    for var, const in zip(jaxpr.constvars, closed.consts, strict=True):
+        known[var] = _traced(const, "const")
+
+    def read(atom: Any) -> _Traced:
+        if isinstance(atom, core.Literal):
+            return _traced(jnp.asarray(atom.val), "literal")
+        return known[atom]
+
+    for eqn in jaxpr.eqns:
+        outputs = _apply(eqn, [read(atom) for atom in eqn.invars], scope)
+        known.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _apply(eqn: Any, inputs: list[_Traced], scope: str) -> list[_Traced]:
+    """Runs an equation: its body where it is a call, else its primitive."""
+    name = eqn.primitive.name
+    scope = "/".join(filter(None, (scope, str(eqn.source_info.name_stack))))
+    if name == "scan":
+        return _scan(eqn.params, inputs, scope)
+    if name == "cond":
+        branch = eqn.params["branches"][int(inputs[0].array)]
+        return _run(branch, inputs[1:], scope)
+    body = eqn.params.get("call_jaxpr") or eqn.params.get("jaxpr")
+    if body is not None and name not in ("while", "shard_map", "pallas_call"):
+        if isinstance(body, core.Jaxpr):
+            body = core.ClosedJaxpr(body, ())
+        return _run(body, inputs, scope)
+    params = eqn.primitive.get_bind_params(eqn.params)
+    found = eqn.primitive.bind(*(value.array for value in inputs), **params)
+    where = f" ({summarize(eqn.source_info)}); its inputs are finite"
+    return [
+        _traced(array, "/".join(filter(None, (scope, name))), where, inputs)
+        for array in (found if eqn.primitive.multiple_results else [found])
+    ]
+
+
+def _scan(params: dict, inputs: list[_Traced], scope: str) -> list[_Traced]:
+    """Runs a scan as a loop in Python."""
+    fixed, carries = params["num_consts"], params["num_carry"]
+    consts, carry = inputs[:fixed], inputs[fixed : fixed + carries]
+    xs, rows = inputs[fixed + carries :], []
+    steps = range(params["length"])
+    for t in reversed(steps) if params["reverse"] else steps:
+        row = [_traced(x.array[t], "scan", inputs=(x,)) for x in xs]
+        out = _run(params["jaxpr"], [*consts, *carry, *row], scope)
+        carry = out[:carries]
+        rows.append(out[carries:])
+    if params["reverse"]:
+        rows.reverse()
+    return carry + [
+        _traced(jnp.stack([y.array for y in column]), "scan", inputs=column)
+        for column in zip(*rows, strict=True)
+    ]

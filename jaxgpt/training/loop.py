@@ -2,99 +2,76 @@
 
 from __future__ import annotations
 
-import pathlib
 import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
 
 from jaxgpt.errors import log
 from jaxgpt.model.config import count_parameters, flops_per_token
 from jaxgpt.parallel import distributed
-from jaxgpt.systems.base import System
+from jaxgpt.parallel.hardware import peak_flops
 from jaxgpt.systems.scoring import mean_losses
 from jaxgpt.training import metrics, optimizers
 from jaxgpt.training.checkpoint import Checkpoints
-from jaxgpt.training.metrics import Progress
 from jaxgpt.training.nonfinite import NonFinitePolicy
 from jaxgpt.training.profiling import Profiler
+from jaxgpt.training.progress import Progress
 from jaxgpt.training.signals import SignalHandler
 from jaxgpt.training.step import eval_params
-from jaxgpt.training.train_state import TrainState
+from jaxgpt.training.train_state import Setup, TrainState
 
-SLOW = 15 * 60
-RETRY_WAIT_S = 1.0
+SAVE_RETRY_WAIT_S = 1.0
 
 
 class Trainer:
     """One run: its state, its files, and how they advance."""
 
-    def __init__(
-        self,
-        system: System,
-        data: Any,
-        workdir: pathlib.Path,
-        initial_params: Callable[[dict], dict] | None = None,
-        freeze: Callable[[], None] | None = None,
-    ):
-        """Restores the run in workdir, or begins it.
-
-        Args:
-          system: what is trained.
-          data: as of `System.open_data`.
-          workdir: folder of the run.
-          initial_params: maps fresh parameters to those that a new run begins with.
-          freeze: writes what the folder holds beside checkpoints and metrics.
-        """
-        self.system, self.data, self.config = system, data, system.config
-        self.workdir, self.freeze = workdir, freeze
-        c = self.config
+    def __init__(self, setup: Setup):
+        """Restores the run in `setup.workdir`, or begins it."""
+        self.setup, self.system, self.workdir = setup, setup.system, setup.workdir
+        self.config = c = setup.config
         is_primary = jax.process_index() == 0
-        self.checkpoints = Checkpoints(workdir, c.keep)
-        self.train_state = TrainState(
-            system, data, self.checkpoints, initial_params=initial_params
-        )
-        self.rate = optimizers.learning_rate_schedule(c)
+        self.checkpoints = Checkpoints(self.workdir, c.keep)
+        self.train_state = TrainState(setup, self.checkpoints)
+        self.learning_rate = optimizers.learning_rate_schedule(c)
         self.recorder = metrics.Recorder(
-            workdir,
+            self.workdir,
             self.step,
-            metrics.open_trackers(c, workdir) if is_primary else [],
+            metrics.open_trackers(c, self.workdir) if is_primary else [],
             writes=is_primary,
         )
-        self.agreement = distributed.PipelinedMax(self.train_state.layout.mesh)
-        self.profiler = Profiler(c, workdir)
-        self.guard = NonFinitePolicy(self.train_state, workdir)
-        self.tokens_per_step = c.batch_size * system.num_predicted
-        self.parameters = count_parameters(self.train_state.state["params"])
-        flops = flops_per_token(system.model_config, self.parameters)
-        self.slow_device = jax.default_backend() == "cpu"
-        peak = metrics.peak_flops(jax.devices()[0].device_kind)
-        self.mfu = flops / (peak * jax.device_count()) if peak else None
+        self.max_over_processes = distributed.PipelinedMax(setup.mesh)
+        self.profiler = Profiler(c, self.workdir)
+        self.nonfinite_policy = NonFinitePolicy(self.train_state, self.workdir)
+        self.tokens_per_step = c.batch_size * self.system.num_predicted
+        self.parameters = count_parameters(self.train_state.arrays["params"])
+        flops = flops_per_token(self.system.model_config, self.parameters)
+        peak = peak_flops(jax.devices()[0].device_kind)
+        self.mfu_per_token = flops / (peak * jax.device_count()) if peak else None
 
     @property
     def step(self) -> int:
-        """How many steps are done."""
+        """The number of steps done."""
         return self.train_state.step
 
     def evaluate(self) -> dict[str, float]:
         """Returns train and validation losses over the same windows every time."""
-        c, params = self.config, eval_params(self.train_state.state)
+        c, params = self.config, eval_params(self.train_state.arrays)
+        data, rows = self.setup.data, c.batch_size // c.accumulation
         result: dict[str, float] = {}
         for split in ("train", "val"):
-            tokens = self.data.eval_windows(split, self.system.window, c.eval_sequences)
-            rows = c.batch_size // c.accumulation
+            tokens = data.eval_windows(split, self.system.window, c.eval_sequences)
             nll = self.system.eval_nll(
                 params, tokens, rows, c.seed, self.train_state.layout
             )
-            found = mean_losses(nll)
+            found, pictures = mean_losses(nll), None
             if split == "val":
                 found |= self.system.extra_metrics(tokens, nll[""])
                 curves = self.system.by_position(tokens, nll[""])
                 self.recorder.write_positions(curves)
-            pictures = self.workdir / "pictures" if split == "val" else None
+                pictures = self.workdir / "pictures"
             found |= self.system.evaluate_generation(
-                params, self.data, split, pictures, f"{self.step:07}"
+                params, data, split, pictures, f"{self.step:07}"
             )
             result |= {f"{split}_{name}": value for name, value in found.items()}
         return result
@@ -104,7 +81,7 @@ class Trainer:
         return self.step % interval == 0 or self.step == self.config.steps
 
     def owes_evaluation(self) -> bool:
-        """Returns whether this step's evaluation is not on record."""
+        """Returns whether this step's evaluation is due and not on record."""
         rows = self.recorder.rows
         done = rows and rows[-1]["step"] == self.step and "val_loss" in rows[-1]
         return self.due(self.config.eval_interval) and not done
@@ -113,96 +90,96 @@ class Trainer:
         """Returns whether the best validation loss was too many evaluations ago."""
         return metrics.out_of_patience(self.recorder.rows, self.config.patience)
 
-    def record(self, evaluation: dict[str, float], progress: Progress) -> None:
-        """Writes down and shows an evaluation of this step."""
+    def record_evaluation(self, losses: dict[str, float], progress: Progress) -> None:
+        """Records and shows an evaluation of this step."""
         tokens = self.step * self.tokens_per_step
-        self.recorder.write({"step": self.step, "tokens": tokens} | evaluation)
+        self.recorder.write({"step": self.step, "tokens": tokens} | losses)
         self.recorder.summarise(last=False)
-        progress.evaluated(self.step, evaluation)
+        progress.evaluated(self.step, losses)
 
     def save(self, evaluation: dict[str, float] | None) -> None:
         """Starts saving a checkpoint; an evaluation of this step ranks it.
 
-        A folder that was moved or removed meanwhile is made whole again.
+        If the folder was moved or removed meanwhile, all of it is written again.
         """
         if not (self.workdir / "config.json").exists():
             log(f"warning: '{self.workdir}' is gone: writing it again")
             self.workdir.mkdir(parents=True, exist_ok=True)
-            if self.freeze:
-                self.freeze()
-        self.checkpoints.save(self.step, self.train_state.saved(), evaluation)
+            self.setup.freeze()
+        items = self.train_state.checkpoint_items()
+        self.checkpoints.save(self.step, items, evaluation)
 
-    def make_sure(self) -> None:
-        """Waits for the last save, and tries once more where it failed."""
+    def ensure_saved(self) -> None:
+        """Waits for the last save, and retries once if it failed."""
         self.checkpoints.report_errors(wait=True)
         if self.step not in self.checkpoints.steps():
-            # Threads of the failed save may write to the folder that is made anew.
-            time.sleep(RETRY_WAIT_S)
+            # Threads of the failed save may still write to the folder.
+            time.sleep(SAVE_RETRY_WAIT_S)
             self.save(None)
 
-    def row(self, values: dict[str, float], pace: float) -> dict[str, float]:
+    def row(self, values: dict[str, float], pace: float) -> metrics.Row:
         """Returns a row of metrics.jsonl; pace is in steps per second."""
         row = {
             "step": self.step,
             "tokens": self.step * self.tokens_per_step,
-            "learning_rate": float(self.rate(self.step - 1)),
+            "learning_rate": float(self.learning_rate(self.step - 1)),
             "tokens_per_second": pace * self.tokens_per_step,
         }
-        if self.mfu:
-            row["mfu"] = self.mfu * row["tokens_per_second"]
+        if self.mfu_per_token:
+            row["mfu"] = self.mfu_per_token * row["tokens_per_second"]
         return row | values
 
 
-def loop(trainer: Trainer, progress: Progress, interruption: SignalHandler) -> None:
-    """Advances a run to its last step, or until it is interrupted.
+def loop(trainer: Trainer, progress: Progress, signal_handler: SignalHandler) -> None:
+    """Advances a run to its last step, or until a signal.
 
     Raises:
-      DivergedError: where the loss or the gradient is not finite; the checkpoints
-        kept are from before.
-      Interrupted: where an evaluation was broken off.
+      DivergedError: if the loss or the gradient is not finite; the checkpoints kept
+        are from before.
+      Interrupted: if an evaluation was interrupted.
     """
-    c, recorder, guard = trainer.config, trainer.recorder, trainer.guard
+    c, policy = trainer.config, trainer.nonfinite_policy
     clock, profiler = trainer.train_state.clock, trainer.profiler
     pending = None
-    marked, mark = trainer.step, time.perf_counter()
-    suggested = not trainer.slow_device
+    last_row, last_time = trainer.step, time.perf_counter()
+    suggested = jax.default_backend() != "cpu"
     stops = trainer.out_of_patience()
     while (
         trainer.step < c.steps
         and not stops
-        and not trainer.agreement(interruption.signal)
+        and not trainer.max_over_processes(signal_handler.signal)
     ):
-        profiler.before(trainer.step + 1)
-        metrics = trainer.train_state.run_step()
+        profiler.before_step(trainer.step + 1)
+        found = trainer.train_state.run_step()
         step = trainer.step
-        profiler.after(step, metrics)
+        profiler.after_step(step, found)
         if pending is not None:
-            # The step before: the device stays busy with this one meanwhile.
+            # Waits for the step before: the device is busy with this one meanwhile.
             with clock.part("device"):
-                guard.check(pending, step - 1)
-        pending = metrics
-        evaluates, saves = (
-            trainer.due(c.eval_interval),
-            trainer.due(c.checkpoint_interval),
-        )
+                policy.check(pending, step - 1)
+        pending = found
+        evaluates = trainer.due(c.eval_interval)
+        saves = trainer.due(c.checkpoint_interval)
         if not (evaluates or saves or step % c.log_interval == 0):
             continue
         with clock.part("device"):
-            values, pending = guard.check(metrics, step), None
-        row = trainer.row(values, (step - marked) / (time.perf_counter() - mark))
-        recorder.write(row)
+            values, pending = policy.check(found, step), None
+        pace = (step - last_row) / (time.perf_counter() - last_time)
+        row = trainer.row(values, pace)
+        trainer.recorder.write(row)
         progress.update(step, row)
         evaluation = None
         if evaluates:
-            with interruption.evaluating(), clock.part("evaluation"):
+            with signal_handler.interruptible(), clock.part("evaluation"):
                 evaluation = trainer.evaluate()
-            trainer.record(evaluation, progress)
+            trainer.record_evaluation(evaluation, progress)
             stops = trainer.out_of_patience()
         with clock.part("checkpoint"):
             trainer.checkpoints.report_errors()
             if saves or stops:
                 trainer.save(evaluation)
+        # The first rows include compilation.
         if not suggested and step - progress.start >= 2 * c.log_interval:
             suggested = True
-            progress.suggest(SLOW)
-        marked, mark = step, time.perf_counter()
+            progress.suggest_smaller()
+        last_row, last_time = step, time.perf_counter()

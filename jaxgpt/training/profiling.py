@@ -8,6 +8,7 @@ import pathlib
 import time
 from collections.abc import Iterator
 
+import jax
 from ml_collections import ConfigDict
 
 from jaxgpt.errors import log
@@ -26,7 +27,7 @@ class Clock:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Counts what happens within it as that part."""
+        """Counts the time within it as that part's."""
         began = time.perf_counter()
         try:
             yield
@@ -34,13 +35,13 @@ class Clock:
             self.seconds[name] += time.perf_counter() - began
 
     def report(self) -> str:
-        """Returns a line for each part: milliseconds of a step, and its share."""
-        whole = sum(self.seconds.values()) or 1.0
+        """Returns a line for each part: milliseconds per step, and its share."""
+        total = sum(self.seconds.values()) or 1.0
         lines = [f"time of {self.steps} steps, ms each"]
         for name in PARTS:
             spent = self.seconds[name]
             each = 1e3 * spent / max(self.steps, 1)
-            lines.append(f"  {name:<12}{each:10.2f}  {spent / whole:6.1%}")
+            lines.append(f"  {name:<12}{each:10.2f}  {spent / total:6.1%}")
         return "\n".join(lines)
 
 
@@ -51,26 +52,20 @@ class Profiler:
         self.steps = profiled_steps(config.profile)
         self.folder, self.tracing = workdir / "profile", False
 
-    def before(self, step: int) -> None:
-        """Begins the trace where this step, counted from 1, is its first."""
-        import jax
-
+    def before_step(self, step: int) -> None:
+        """Begins the trace at the first of its steps, which count from 1."""
         if not self.tracing and step in self.steps:
             jax.profiler.start_trace(str(self.folder))
             self.tracing = True
 
-    def after(self, step: int, metrics: object) -> None:
-        """Ends the trace with its last step, once the devices have done it."""
-        import jax
-
+    def after_step(self, step: int, metrics: object) -> None:
+        """Ends the trace after the last of its steps."""
         if self.tracing and step == self.steps[-1]:
-            jax.block_until_ready(metrics)
+            jax.block_until_ready(metrics)  # Else the trace ends before the step runs.
             self.close()
 
     def close(self) -> None:
-        """Ends a trace that is under way, and says where it is."""
-        import jax
-
+        """Ends a trace in progress, and logs where it is."""
         if self.tracing:
             self.tracing = False
             jax.profiler.stop_trace()

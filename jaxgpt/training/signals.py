@@ -12,43 +12,43 @@ from jaxgpt.errors import log
 
 
 class Interrupted(BaseException):
-    """An evaluation was broken off; BaseException, so that nothing swallows it."""
+    """An evaluation was interrupted; BaseException, so that nothing swallows it."""
 
 
 class SignalHandler:
-    """Turns the first signal into a flag; a second SIGINT quits at once.
+    """Within it the first signal is kept as `signal`; a second SIGINT exits at once.
 
-    SIGUSR1 is the warning that Slurm sends before the time is up.
+    SIGUSR1 is Slurm's warning before the time limit.
     """
 
-    def __init__(self, alone: bool = True) -> None:
-        """With others (not alone) an evaluation is not broken off: all must end it."""
+    def __init__(self, single_process: bool = True) -> None:
+        """With several processes an evaluation is not interrupted: all must end it."""
         self.signal = 0
-        self._alone = alone
+        self._single_process = single_process
         self._evaluating = False
-        self._before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> SignalHandler:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            self._before[number] = signal.signal(number, self._note)
+            self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def interruptible(self) -> Iterator[None]:
         """Within it a signal raises Interrupted: an evaluation may take minutes."""
-        self._evaluating = self._alone
+        self._evaluating = self._single_process
         try:
-            if self.signal and self._alone:
+            if self.signal and self._single_process:
                 raise Interrupted
             yield
         finally:
             self._evaluating = False
 
-    def _note(self, number: int, _: Any) -> None:
+    def _handle(self, number: int, _: Any) -> None:
         if number == signal.SIGINT and self.signal == signal.SIGINT:
             os._exit(130)
         self.signal = number

@@ -25,14 +25,23 @@ def init_state(
     ema: bool,
     carried: dict | None = None,
 ) -> State:
-    """Returns {"params", "opt_state"}, and "ema", a copy of params, where asked.
+    """Returns {"params", "opt_state"}, with ema "ema", a copy of the parameters.
 
-    What a system carries, if anything, is "carried".
+    What a system carries from step to step, if anything, is "carried".
     """
     state = {"params": params, "opt_state": optimizer.init(params)}
     if carried:
         state["carried"] = carried
     return state | {"ema": jax.tree.map(jnp.copy, params)} if ema else state
+
+
+def fresh_state(
+    system: System, optimizer: optax.GradientTransformation, key: jax.Array
+) -> State:
+    """Returns the state that a run of the system's config begins with."""
+    c = system.config
+    carried = system.host.recurrent_state(c.batch_size) if system.host else None
+    return init_state(system.init(key), optimizer, c.optimizer.ema_decay > 0, carried)
 
 
 def eval_params(state: State) -> dict:
@@ -45,18 +54,16 @@ def make_step(
     optimizer: optax.GradientTransformation,
     layout: Layout | None = None,
 ) -> Any:
-    """Returns the jitted step: (state, index, tokens) -> (state, metrics).
+    """Returns the jitted step: (state, index, batch) -> (state, metrics).
 
-    A pure function; index is the number of steps done before it. The state, as of
-    `init_state`, is donated. What a system carries from step to step is its item
-    "carried"; such a system has no micro-batches. Where `config.nonfinite` is "skip", a
-    step whose loss or gradient is not finite leaves the state as it was. With a layout,
-    arrays live where it says.
+    A pure function; index is the number of steps done before it, batch what the data
+    gives for it. The state, as of `init_state`, is donated. If `config.nonfinite` is
+    "skip", a step whose loss or gradient is not finite returns the state unchanged.
     """
     mesh = layout.mesh if layout else None
-    places = (layout.state, layout.replicated) if layout else None
+    shardings = (layout.state, layout.replicated) if layout else None
     step = step_function(system, optimizer, mesh)
-    return jax.jit(under(mesh, step), donate_argnums=0, out_shardings=places)
+    return jax.jit(under(mesh, step), donate_argnums=0, out_shardings=shardings)
 
 
 def step_function(
@@ -65,10 +72,8 @@ def step_function(
     mesh: jax.sharding.Mesh | None = None,
 ) -> Callable:
     """Returns the step of `make_step`, not jitted."""
-    seed, parts = system.config.seed, system.config.accumulation
-    ema_decay = system.config.optimizer.ema_decay
-    skips = system.config.nonfinite == "skip"
-
+    c = system.config
+    parts = c.accumulation
     value_and_grad = jax.value_and_grad(system.objective, has_aux=True)
 
     def gradients(params, batch, carried, dropout_key):
@@ -94,28 +99,27 @@ def step_function(
         return jax.tree.map(lambda a: a / parts, total)
 
     def step(state, index, tokens_BT):
-        batch = system.train_batch(tokens_BT, rng.at(seed, "order", index), index)
-        dropout_key = rng.at(seed, "dropout", index)
+        params = state["params"]
+        batch = system.train_batch(tokens_BT, rng.at(c.seed, "order", index), index)
+        dropout_key = rng.at(c.seed, "dropout", index)
         carried = state.get("carried", {})
         find: Callable = gradients
-        if system.config.deterministic:
+        if c.deterministic:
             find = functools.partial(in_fixed_order, system, mesh, index=index)
-        (value, carried), grads = find(state["params"], batch, carried, dropout_key)
-        updates, opt_state = optimizer.update(
-            grads, state["opt_state"], state["params"]
-        )
-        params = optax.apply_updates(state["params"], updates)
+        (loss, carried), grads = find(params, batch, carried, dropout_key)
+        updates, opt_state = optimizer.update(grads, state["opt_state"], params)
+        params = optax.apply_updates(params, updates)
         new = {"params": params, "opt_state": opt_state}
         if carried:
             new["carried"] = carried
         if "ema" in state:
             # Early on the average is over the steps there were (TensorFlow's rule).
-            decay = jnp.minimum(ema_decay, (1 + index) / (10 + index))
+            decay = jnp.minimum(c.optimizer.ema_decay, (1 + index) / (10 + index))
             new["ema"] = optax.incremental_update(params, state["ema"], 1 - decay)
-        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads)}
-        if skips:
-            sound = jnp.isfinite(value) & jnp.isfinite(metrics["grad_norm"])
-            new = jax.tree.map(lambda n, o: jnp.where(sound, n, o), new, state)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        if c.nonfinite == "skip":
+            finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+            new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
         return new, metrics
 
     return step
@@ -130,54 +134,49 @@ def in_fixed_order(
     dropout_key: jax.Array,
     index: jax.Array,
 ) -> tuple[tuple[jax.Array, dict], dict]:
-    """Returns what `value_and_grad` of the objective does, on any number of devices.
+    """Returns value and gradients, in the same bits on any number of devices.
 
-    The batch is cut into `deterministic_groups`; a device goes through its own one at
-    a time, by the same program whatever their number, and every device adds up all of
-    them in the same order.
+    The batch is cut into `deterministic_groups`. A device runs the same program on each
+    of its own, one at a time, and every device sums all of them in the same order.
     """
     groups = system.config.deterministic_groups
     value_and_grad = jax.value_and_grad(system.objective, has_aux=True)
-    turns = groups // (mesh.size if mesh else 1)
-    # Never more than turns, which the compiler cannot know: a loop of one known turn
-    # would be compiled into what stands around it, to other bits.
-    hidden_turns = jnp.minimum(turns, index + turns)
+    own = groups // (mesh.size if mesh else 1)
+    # Always own, but the compiler cannot know it: a loop of one known iteration would
+    # be unrolled and fused with what surrounds it, to other bits.
+    iterations = jnp.minimum(own, index + own)
     if system.host:
         cut = system.host.split_groups(batch, carried, groups)
     else:
         cut = sharding.in_groups(batch, groups), carried
     keys = jax.random.split(dropout_key, groups)
 
-    def own(params, hidden_turns, *parts):
+    def own_groups(params, iterations, *parts):
         # One more than is used, for the same reason: an axis of 1 is compiled away.
         parts = jax.tree.map(lambda a: jnp.concatenate([a, a[:1]]), parts)
 
-        def of_group(i, found):
+        def one_group(i, found):
             part = jax.tree.map(lambda a: a[i], parts)
             one = value_and_grad(params, *part)
             return jax.tree.map(lambda all_, a: all_.at[i].set(a), found, one)
 
         first = jax.tree.map(lambda a: a[0], parts)
         shapes = jax.eval_shape(value_and_grad, params, *first)
-        found = jax.tree.map(
-            lambda a: jnp.zeros((turns + 1, *a.shape), a.dtype), shapes
-        )
-        found = jax.lax.fori_loop(0, hidden_turns, of_group, found)
-        return jax.tree.map(lambda a: a[:turns], found)
+        found = jax.tree.map(lambda a: jnp.zeros((own + 1, *a.shape), a.dtype), shapes)
+        found = jax.lax.fori_loop(0, iterations, one_group, found)
+        return jax.tree.map(lambda a: a[:own], found)
 
-    if mesh is None:
-        found = own(params, hidden_turns, *cut, keys)
-    else:
+    if mesh:
         rows, whole = PartitionSpec("data"), PartitionSpec()
-        shared = jax.shard_map(
-            own,
+        own_groups = jax.shard_map(
+            own_groups,
             mesh=mesh,
             in_specs=(whole, whole, rows, rows, rows),
             out_specs=rows,
             check_vma=False,
         )
-        found = shared(params, hidden_turns, *cut, keys)
-    (values, carried), grads = found
+    (values, carried), grads = own_groups(params, iterations, *cut, keys)
+    # Replicated, so that every device itself does the sums below.
     values, grads = jax.tree.map(
         lambda a: sharding.constrain(a, *(None,) * a.ndim), (values, grads)
     )

@@ -10,7 +10,7 @@ from jaxgpt.errors import CheckError
 from jaxgpt.systems.gssm import baselines, dataset, source
 from jaxgpt.systems.registry import build_system
 from jaxgpt.train import train
-from jaxgpt.training import metrics
+from jaxgpt.training import metrics, plots
 from tests.systems.gssm.test_dataset import TINY, load
 
 pytestmark = pytest.mark.unoptimised
@@ -49,7 +49,7 @@ def test_the_gap_is_drawn_below_the_floor_and_the_baselines(trained_gssm, monkey
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
     rows = metrics.read_rows(trained_gssm)
-    metrics.plot_losses(rows, trained_gssm / "loss.png")
+    plots.plot_losses(rows, trained_gssm / "loss.png")
     losses, gaps = drawn[0].axes
     lines = {line.get_label(): list(line.get_ydata()) for line in losses.lines}
     last = [row for row in rows if "val_gap" in row][-1]

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.systems.registry import build_system
+from jaxgpt.run import open_setup
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.train_state import TrainState
 
@@ -38,9 +38,9 @@ FIELDS = {
 def main(folder: str, steps: int) -> None:
     cli.set_up_jax()
     config = configs.validate(configs.override(configs.base(), FIELDS))
-    system = build_system(config)
-    data = system.open_data()
-    train_state = TrainState(system, data, Checkpoints(pathlib.Path(folder)))
+    setup = open_setup(config, pathlib.Path(folder))
+    system = setup.system
+    train_state = TrainState(setup, Checkpoints(setup.workdir))
     losses = [train_state.run_step()["loss"] for _ in range(3)]
     found = {"devices": jax.device_count()}
 
@@ -48,8 +48,8 @@ def main(folder: str, steps: int) -> None:
     before = store.searches
     batch = system.train_batch(train_state.batch(3), jax.random.key(0), np.int32(3))
     gradients = jax.jit(jax.value_and_grad(system.objective, has_aux=True))
-    params, carried = train_state.state["params"], train_state.state["carried"]
-    with jax.set_mesh(train_state.mesh):
+    params, carried = train_state.arrays["params"], train_state.arrays["carried"]
+    with jax.set_mesh(setup.mesh):
         (split_loss, written), split = gradients(params, batch, carried, None)
         jax.block_until_ready(split)
     found["searches"] = store.searches - before

@@ -13,7 +13,7 @@ import pytest
 from jaxgpt import config as configs
 from jaxgpt import evaluate, sample
 from jaxgpt.errors import UserError
-from jaxgpt.run import open_run, open_system
+from jaxgpt.run import open_run, open_setup
 from jaxgpt.sampling.state import SamplingParams
 from jaxgpt.systems.memory.session import Memory
 from jaxgpt.train import train
@@ -53,16 +53,15 @@ def test_restore_and_continue_is_bit_equal(tmp_path, kind):
 
 @pytest.mark.trains
 def test_evaluation_leaves_the_training_memory_as_it_is(tmp_path):
-    system, data = open_system(configs.load(RECALL, {}))
     (tmp_path / "run").mkdir()
-    trainer = Trainer(system, data, tmp_path / "run")
+    trainer = Trainer(open_setup(configs.load(RECALL, {}), tmp_path / "run"))
     for _ in range(3):
         trainer.train_state.run_step()
-    before = jax.tree.map(np.array, trainer.train_state.state["carried"])
+    before = jax.tree.map(np.array, trainer.train_state.arrays["carried"])
     trainer.evaluate()
     for a, b in zip(
         jax.tree.leaves(before),
-        jax.tree.leaves(trainer.train_state.state["carried"]),
+        jax.tree.leaves(trainer.train_state.arrays["carried"]),
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)

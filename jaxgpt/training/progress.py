@@ -1,0 +1,94 @@
+"""What the person watching a run sees: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from jaxgpt.errors import log
+
+# Seconds of training on a CPU from which the smaller variant of a config is suggested.
+SLOW_RUN_S = 15 * 60
+
+
+class Progress:
+    """Shows steps, rows of metrics and evaluations of a run."""
+
+    def __init__(self, start: int, steps: int):
+        self.start, self.steps, self.began = start, steps, time.monotonic()
+        self.last = start
+        self.bar: Bar | None = None
+        if sys.stderr.isatty():
+            self.bar = Bar(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=None),
+                TextColumn("{task.description}"),
+                TextColumn("ETA"),
+                TimeRemainingColumn(compact=True),
+                console=Console(stderr=True),
+                refresh_per_second=4,
+            )
+            self.bar.start()
+            self.task = self.bar.add_task("", total=steps, completed=start)
+
+    def seconds_left(self) -> float:
+        """Returns the seconds left at the pace so far, evaluations included."""
+        pace = (time.monotonic() - self.began) / max(self.last - self.start, 1)
+        return pace * (self.steps - self.last)
+
+    def update(self, step: int, row: dict[str, Any]) -> None:
+        """Shows a row of metrics."""
+        self.last = step
+        parts = [f"{row['tokens_per_second']:,.0f} tok/s"]
+        if "loss" in row:  # Not if the step was skipped.
+            parts.insert(0, f"loss {row['loss']:.4f}")
+        if "mfu" in row:
+            parts.append(f"MFU {row['mfu']:.1%}")
+        text = "  ".join(parts)
+        if self.bar:
+            self.bar.update(self.task, completed=step, description=text)
+        else:
+            left = format_duration(self.seconds_left())
+            log(f"step {step}/{self.steps}  {text}  ETA {left}")
+
+    def evaluated(self, step: int, losses: dict[str, float]) -> None:
+        """Shows an evaluation: the main training loss and all on held-out text."""
+        parts = [
+            f"{name.replace('_loss', '').replace('_', ' ')} {value:.4f}"
+            for name, value in losses.items()
+            if name == "train_loss" or name.startswith("val")
+        ]
+        self.line(f"step {step}: loss " + ", ".join(parts))
+
+    def suggest_smaller(self) -> None:
+        """Points to the :laptop variant if training will take long."""
+        left = self.seconds_left()
+        if left > SLOW_RUN_S:
+            self.line(
+                f"note: about {format_duration(left)} to go on this CPU; a config's "
+                ":laptop variant trains in minutes"
+            )
+
+    def line(self, text: str) -> None:
+        """Prints a line above the bar."""
+        if self.bar:
+            self.bar.console.print(text, highlight=False, markup=False)
+        else:
+            log(text)
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        if self.bar:
+            self.bar.stop()
+
+
+def format_duration(seconds: float) -> str:
+    """Returns seconds as "1:02:00"."""
+    return str(datetime.timedelta(seconds=round(seconds)))
