@@ -49,6 +49,15 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
     return process.returncode, said
 
 
+def wait_for_step(workdir: pathlib.Path, step: int, process: subprocess.Popen) -> None:
+    """Waits until a run has recorded a step, or its process has ended."""
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(row["step"] >= step for row in metrics.read_rows(workdir)):
+            return
+        time.sleep(0.01)
+
+
 def saved_digests(workdir: pathlib.Path, step: int) -> dict[str, list]:
     """Returns the digests of every parameter and moment of a checkpoint."""
     folder = workdir / "checkpoints" / str(step) / "digests"

@@ -19,7 +19,7 @@ from jaxgpt.train import replay, train
 from jaxgpt.training import metrics
 from jaxgpt.training.checkpoint import Checkpoints
 from tests import faults
-from tests.faults import ROOT, TINY, finish, record, start
+from tests.faults import ROOT, TINY, finish, record, start, wait_for_step
 from tests.faults import saved_digests as saved
 
 
@@ -152,7 +152,7 @@ def test_a_validation_loss_that_was_changed_never_makes_a_best_one(tmp_path):
 def test_a_second_run_in_the_same_folder_is_told_who_is_there(tmp_path, capsys):
     workdir = tmp_path / "run"
     process = start(workdir, "--config.steps=100000")
-    wait_for_row(workdir, 10, process)
+    wait_for_step(workdir, 10, process)
     more = configs.load(TINY, {"steps": "50"})
     with pytest.raises(UserError, match=f"trained in by process {process.pid} on "):
         train(more, workdir)
@@ -164,19 +164,11 @@ def test_a_second_run_in_the_same_folder_is_told_who_is_there(tmp_path, capsys):
     assert not (workdir / "lock").exists()
 
 
-def wait_for_row(workdir, step, process):
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if any(row["step"] >= step for row in metrics.read_rows(workdir)):
-            return
-        time.sleep(0.01)
-
-
 @pytest.mark.process
 def test_a_folder_that_vanishes_is_written_again(straight, tmp_path):
     workdir = tmp_path / "run"
     process = start(workdir, "--config.log_interval=5", "--config.steps=60")
-    wait_for_row(workdir, 10, process)
+    wait_for_step(workdir, 10, process)
     shutil.rmtree(workdir, ignore_errors=True)
     code, said = finish(process)
     assert code == 0

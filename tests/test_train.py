@@ -1,10 +1,7 @@
-import json
 import os
-import pathlib
+import resource
 import signal
-import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -16,41 +13,7 @@ from jaxgpt.train import train
 from jaxgpt.training import metrics, optimizers
 from jaxgpt.training.progress import Progress
 from jaxgpt.training.step import init_state, make_step
-
-ROOT = pathlib.Path(__file__).parents[1]
-TINY = "configs/sigma_char.py:tiny"
-
-
-def start(workdir, *overrides, largest_file="unlimited", **options):
-    arguments = [f"--config={TINY}", f"--workdir={workdir}", *overrides]
-    limited = ["bash", "-c", f'ulimit -f {largest_file}; exec "$@"', "bash"]
-    return subprocess.Popen(
-        [*limited, sys.executable, "-m", "jaxgpt.train", *arguments],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
-def finish(process):
-    _, said = process.communicate(timeout=240)
-    assert "Traceback" not in said, said
-    return process.returncode, said
-
-
-def saved_digests(workdir, step):
-    """The sha256 of every parameter and moment of a checkpoint."""
-    folder = workdir / "checkpoints" / str(step) / "digests"
-    return json.loads((folder / "metadata").read_text())["arrays"]
-
-
-def wait_for_step(workdir, step, process):
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if any(row["step"] >= step for row in metrics.read_rows(workdir)):
-            return
-        time.sleep(0.01)
+from tests.faults import TINY, finish, saved_digests, start, wait_for_step
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +103,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path)
 def test_a_full_disk_keeps_the_older_steps_and_says_so(tmp_path):
     workdir = tmp_path / "run"
     assert finish(start(workdir, "--config.steps=20"))[0] == 0
-    kilobytes = 20
-    code, said = finish(start(workdir, "--config.steps=40", largest_file=kilobytes))
+    limited = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20480, 20480))
+    code, said = finish(start(workdir, "--config.steps=40", preexec_fn=limited))
     assert code == 1
     assert "could not be saved" in said
     assert "kept steps: 20" in said

@@ -1,7 +1,6 @@
-"""What a compiled program sends between chips, read from its text.
+"""What a compiled program sends between chips, read from its HLO text.
 
-XLA's own cost analysis counts the body of a loop once; here it counts as often as it
-runs.
+XLA's own cost analysis counts the body of a loop once, however often it runs.
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ SHAPE = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\]")
 
 @dataclasses.dataclass
 class Traffic:
-    """All collectives of one kind in a step: how many, and bytes each chip sends."""
+    """All collectives of one kind in a step: their number, and bytes sent per chip."""
 
     count: int = 0
     bytes: float = 0.0
 
 
 def collectives(text: str) -> dict[str, Traffic]:
-    """Returns {kind: traffic of one run of the program} of a program's text.
+    """Returns {kind: traffic} of one run of a program.
 
-    A ring is assumed: of n chips each sends (n - 1) / n of the array gathered or
-    scattered, and twice that of one reduced everywhere.
+    Assumes rings: each of n chips sends (n - 1) / n of an array that is gathered or
+    scattered, and twice that of one that is all-reduced.
     """
     own: dict[str, list[tuple[str, str, float]]] = collections.defaultdict(list)
     calls: dict[str, list[str]] = collections.defaultdict(list)
@@ -54,9 +53,9 @@ def collectives(text: str) -> dict[str, Traffic]:
     limits: dict[str, int] = collections.defaultdict(int)
     entry = name = ""
     for line in text.splitlines():
-        begins = COMPUTATION.match(line)
-        if begins:
-            name = begins.group(1)
+        header = COMPUTATION.match(line)
+        if header:
+            name = header.group(1)
             entry = name if line.startswith("ENTRY") else entry
             continue
         operation = OPERATION.match(line)
@@ -64,7 +63,7 @@ def collectives(text: str) -> dict[str, Traffic]:
             shape, kind, start = operation.groups()
             sizes = _sizes(shape)
             if start and kind == "all-gather":
-                sizes = sizes[len(sizes) // 2 :]  # Operands stand before results.
+                sizes = sizes[len(sizes) // 2 :]  # Operands come before results.
             elif start and kind == "collective-permute":
                 sizes = sizes[:1]
             size = sum(sizes)
@@ -75,12 +74,12 @@ def collectives(text: str) -> dict[str, Traffic]:
         limits[name] = max([limits[name], *map(int, LIMIT.findall(line))])
         for one, many in CALLED.findall(line):
             calls[name] += [one] if one else re.findall(r"[\w.\-]+", many)
-    # A loop of XLA's counts from 0 up to the number in its condition.
-    turns = {body: limits[test] or 1 for body, test in conditions.items()}
-    # What overlaps with arithmetic stands in the text several times: where it starts,
-    # goes on and ends, all on one channel.
+    # XLA's loops count from 0 up to the constant in their condition.
+    trips = {body: limits[test] or 1 for body, test in conditions.items()}
+    # An asynchronous collective is in the text several times (start, update, done), all
+    # on one channel.
     seen: dict[str, tuple[int, str, float]] = {}
-    for place, times in _times(entry, calls, turns).items():
+    for place, times in _times(entry, calls, trips).items():
         for key, kind, sent in own[place]:
             seen[key] = max(seen.get(key, (0, kind, 0.0)), (times, kind, sent))
     found: dict[str, Traffic] = {}
@@ -92,13 +91,13 @@ def collectives(text: str) -> dict[str, Traffic]:
 
 
 def _times(
-    entry: str, calls: dict[str, list[str]], turns: dict[str, int]
+    entry: str, calls: dict[str, list[str]], trips: dict[str, int]
 ) -> dict[str, int]:
-    """Returns how often each computation runs; the calls have no cycles."""
+    """Returns how often each computation runs; calls have no cycles."""
     times: dict[str, int] = collections.defaultdict(int)
 
     def visit(name: str, count: int) -> None:
-        count *= turns.get(name, 1)
+        count *= trips.get(name, 1)
         times[name] += count
         for called in calls[name]:
             visit(called, count)
@@ -121,7 +120,7 @@ def _bits(kind: str) -> int:
 
 
 def _members(line: str) -> int:
-    """Returns how many chips take part in each group.
+    """Returns the number of chips in each replica group.
 
     Two in {{0,1},{2,3}}, in [2,2]<=[4], and in mesh['a'=2,'b'=4] {'a'}.
     """

@@ -7,7 +7,6 @@ neither the module nor whether the operation's inputs were finite.
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from typing import Any, NamedTuple
 
@@ -23,21 +22,13 @@ from jaxgpt.training.step import step_function
 from jaxgpt.training.train_state import Setup, TrainState
 
 
-@dataclasses.dataclass(frozen=True)
-class Replay:
-    """The result of a step done again.
+class Replay(NamedTuple):
+    """The result of a step done again."""
 
-    Attributes:
-      metrics: of the step, compiled as in training.
-      origin: where the first tensor that is not finite comes from, if there is one.
-      record: the file of `NonFinitePolicy`.
-      as_recorded: whether batch and metrics are those recorded; None without a record.
-    """
-
-    metrics: dict[str, float]
-    origin: str | None
-    record: pathlib.Path
-    as_recorded: bool | None
+    metrics: dict[str, float]  # Compiled as in training.
+    origin: str | None  # Of the first tensor that is not finite, if there is one.
+    record: pathlib.Path  # Written by `NonFinitePolicy` if the step was not finite.
+    as_recorded: bool | None  # Are batch and metrics those of the record, if any?
 
 
 def replay_step(setup: Setup, step: int) -> Replay:
@@ -72,7 +63,9 @@ def find_origin(function: Any, *arguments: Any) -> str | None:
     Every operation runs by itself, and hands on the origin of what is not finite in its
     inputs: so the origin of an output is an operation all of whose inputs are finite.
     """
-    closed = jax.make_jaxpr(function)(*arguments)
+    # Traced without jit scans are unrolled, and every iteration has its own operations.
+    with jax.disable_jit():
+        closed = jax.make_jaxpr(function)(*arguments)
     inputs = [
         _traced(array, f"input{jax.tree_util.keystr(path)}")
         for path, array in jax.tree.leaves_with_path(arguments)
@@ -130,13 +123,11 @@ def _apply(eqn: Any, inputs: list[_Traced], scope: str) -> list[_Traced]:
     """Runs an equation: its body where it is a call, else its primitive."""
     name = eqn.primitive.name
     scope = "/".join(filter(None, (scope, str(eqn.source_info.name_stack))))
-    if name == "scan":
-        return _scan(eqn.params, inputs, scope)
     if name == "cond":
         branch = eqn.params["branches"][int(inputs[0].array)]
         return _run(branch, inputs[1:], scope)
     body = eqn.params.get("call_jaxpr") or eqn.params.get("jaxpr")
-    if body is not None and name not in ("while", "shard_map", "pallas_call"):
+    if body is not None and name not in ("scan", "while", "shard_map", "pallas_call"):
         if isinstance(body, core.Jaxpr):
             body = core.ClosedJaxpr(body, ())
         return _run(body, inputs, scope)
@@ -146,23 +137,4 @@ def _apply(eqn: Any, inputs: list[_Traced], scope: str) -> list[_Traced]:
     return [
         _traced(array, "/".join(filter(None, (scope, name))), where, inputs)
         for array in (found if eqn.primitive.multiple_results else [found])
-    ]
-
-
-def _scan(params: dict, inputs: list[_Traced], scope: str) -> list[_Traced]:
-    """Runs a scan as a loop in Python."""
-    fixed, carries = params["num_consts"], params["num_carry"]
-    consts, carry = inputs[:fixed], inputs[fixed : fixed + carries]
-    xs, rows = inputs[fixed + carries :], []
-    steps = range(params["length"])
-    for t in reversed(steps) if params["reverse"] else steps:
-        row = [_traced(x.array[t], "scan", inputs=(x,)) for x in xs]
-        out = _run(params["jaxpr"], [*consts, *carry, *row], scope)
-        carry = out[:carries]
-        rows.append(out[carries:])
-    if params["reverse"]:
-        rows.reverse()
-    return carry + [
-        _traced(jnp.stack([y.array for y in column]), "scan", inputs=column)
-        for column in zip(*rows, strict=True)
     ]

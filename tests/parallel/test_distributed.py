@@ -4,7 +4,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -12,6 +11,7 @@ from jaxgpt.cli import Parser
 from jaxgpt.errors import UserError
 from jaxgpt.parallel import distributed, hardware
 from jaxgpt.training import metrics
+from tests.faults import wait_for_step
 
 ROOT = pathlib.Path(__file__).parents[2]
 LOST = "another process of this run is gone"
@@ -51,14 +51,6 @@ def start(workdir, port, index, *overrides):
     )
 
 
-def wait_for(workdir, step, process):
-    deadline = time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < deadline:
-        if any(row["step"] >= step for row in metrics.read_rows(workdir)):
-            return
-        time.sleep(0.05)
-
-
 @pytest.mark.process
 def test_two_processes_lose_one_and_stop_together_and_one_goes_on(tmp_path, trained):
     """One run, in three lives: losing a process, a signal to one of two, then alone."""
@@ -66,7 +58,7 @@ def test_two_processes_lose_one_and_stop_together_and_one_goes_on(tmp_path, trai
     long += ["--config.optimizer.decay_steps=40", "--config.mesh.fsdp=2"]
     port = free_port()
     pair = [start(workdir, port, index, *long) for index in (0, 1)]
-    wait_for(workdir, 30, pair[0])
+    wait_for_step(workdir, 30, pair[0])
     pair[1].kill()
     _, said = pair[0].communicate(timeout=60)
     pair[1].communicate()
@@ -82,7 +74,7 @@ def test_two_processes_lose_one_and_stop_together_and_one_goes_on(tmp_path, trai
 
     port = free_port()
     pair = [start(workdir, port, index, *long) for index in (0, 1)]
-    wait_for(workdir, 50, pair[0])
+    wait_for_step(workdir, 50, pair[0])
     pair[1].send_signal(signal.SIGTERM)
     said = [process.communicate(timeout=60)[1] for process in pair]
     assert [process.returncode for process in pair] == [143, 143], said
@@ -110,7 +102,7 @@ def test_two_processes_lose_one_and_stop_together_and_one_goes_on(tmp_path, trai
 def test_a_signal_to_one_of_two_stops_both(tmp_path, name, code):
     workdir, port = tmp_path / "run", free_port()
     pair = [start(workdir, port, i, "--config.steps=100000") for i in (0, 1)]
-    wait_for(workdir, 30, pair[0])
+    wait_for_step(workdir, 30, pair[0])
     pair[1].send_signal(getattr(signal, name))
     said = [process.communicate(timeout=30)[1] for process in pair]
     assert [process.returncode for process in pair] == [code, code], said
