@@ -103,8 +103,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path)
 def test_a_full_disk_keeps_the_older_steps_and_says_so(tmp_path):
     workdir = tmp_path / "run"
     assert finish(start(workdir, "--config.steps=20"))[0] == 0
-    limited = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20480, 20480))
-    code, said = finish(start(workdir, "--config.steps=40", preexec_fn=limited))
+    process = start(workdir, "--config.steps=40")
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20480, 20480))
+    code, said = finish(process)
     assert code == 1
     assert "could not be saved" in said
     assert "kept steps: 20" in said
