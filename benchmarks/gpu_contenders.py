@@ -90,8 +90,8 @@ class JaxTrainer:
         import jax
 
         from jaxgpt.model import config, gpu
+        from jaxgpt.parallel import hardware
         from jaxgpt.systems.registry import build_system
-        from jaxgpt.training import metrics
         from jaxgpt.training.optimizers import make_optimizer
         from jaxgpt.training.step import make_step
 
@@ -120,7 +120,7 @@ class JaxTrainer:
         parameters = config.count_parameters(self.state["params"])
         flops = config.flops_per_token(system.model_config, parameters)
         device = jax.devices()[0]
-        peak = metrics.peak_flops(device.device_kind)
+        peak = hardware.peak_flops(device.device_kind)
         used = device.memory_stats() or {}
         return {
             "kernels": system.model_config.kernels,
