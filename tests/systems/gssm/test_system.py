@@ -11,9 +11,21 @@ from jaxgpt.systems.gssm import baselines, dataset, source
 from jaxgpt.systems.registry import build_system
 from jaxgpt.train import train
 from jaxgpt.training import metrics, plots
+from tests.conftest import ROOT
 from tests.systems.gssm.test_dataset import TINY, load
 
 pytestmark = pytest.mark.unoptimised
+
+
+@pytest.mark.parametrize("size", ["", "tiny"])
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("gssm_*.py")))
+def test_a_config_by_its_own_name_is_a_variant_of_the_one_file(file, size):
+    name = file.stem.removeprefix("gssm_")
+    variant = f"{name}-{size}" if size else name
+    alias = configs.load(f"{file}:{size}", {})
+    assert alias == configs.load(f"{ROOT}/configs/gssm.py:{variant}", {})
+    assert alias.gssm.graph == f"data/graphs/{name}.yaml"
+    assert alias.model.n_embd == (16 if size else 64)
 
 
 @pytest.fixture(scope="module")
