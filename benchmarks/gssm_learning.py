@@ -2,8 +2,8 @@
 
     python -m benchmarks.gssm_learning [--only=easy ...] [--workdir=runs/gssm_learning]
 
-Trains configs/gssm_NAME.py and prints what its last evaluation says of the same
-held-out sequences, with the time and the processor time of the whole process.
+Trains configs/gssm.py:NAME and prints what its last evaluation says of the same
+held-out sequences, with the time and the CPU time of the whole process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def learn(name: str, folder: pathlib.Path) -> dict:
         raise SystemExit(f"{workdir} exists: name another --workdir")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
-    command = ["-m", "jaxgpt.train", f"--config=configs/gssm_{name}.py"]
+    command = ["-m", "jaxgpt.train", f"--config=configs/gssm.py:{name}"]
     subprocess.run([sys.executable, *command, f"--workdir={workdir}"], check=True)
     wall = time.perf_counter() - began
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

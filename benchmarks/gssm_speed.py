@@ -2,7 +2,7 @@
 
     python -m benchmarks.gssm_speed [--rounds=4]
 
-Times are of the processor, medians; contenders take turns in processes of their own.
+Times are CPU times, medians; contenders take turns in processes of their own.
 The NumPy loop draws the same graphs with the same tables: a step of time at a time, new
 states by comparing a uniform number with every cumulative probability.
 """
@@ -27,31 +27,33 @@ CHAIN = [
     {"name": f"Z{i}", "state_dim": 6, "alpha": 0.3, "parents": [f"Z{i - 1}"] * (i > 1)}
     for i in range(1, 5)
 ] + [{"name": "X", "state_dim": 32, "alpha": 0.05, "parents": ["Z2", "Z4"]}]
-CONFIG = "configs/gssm_easy.py"
+CONFIG = "configs/gssm.py:easy"
 
 
-def source_of(name: str):
+def process_of(name: str):
     from jaxgpt import cli
-    from jaxgpt.systems.gssm import graph, kernels, source
+    from jaxgpt.systems.gssm import graph, kernels, process
 
     cli.set_up_jax()
     text = json.dumps(CHAIN) if name == "chain" else f"data/graphs/{name}.yaml"
-    nodes = graph.load(text)
-    return source.Source(nodes, kernels.draw(nodes, 0, 1e-10))
+    nodes = graph.load_graph(text)
+    return process.GraphProcess(nodes, kernels.draw_tables(nodes, 0, 1e-10))
 
 
 def compiled(name: str) -> Callable[[], None]:
     """Returns a function that draws a batch as training does."""
     import itertools
 
-    made, steps = source_of(name), itertools.count()
-    draw = lambda: made.draw(0, "train", next(steps), ROWS, LENGTH).block_until_ready()
+    made, steps = process_of(name), itertools.count()
+    draw = lambda: made.sample(
+        0, "train", next(steps), ROWS, LENGTH
+    ).block_until_ready()
     return draw
 
 
 def numpy_loop(name: str) -> Callable[[], None]:
     """Returns a function that draws a batch, step by step on the host."""
-    made = source_of(name)
+    made = process_of(name)
     nodes, X = made.graph, made.graph.observed.name
     sums = {
         node.name: made.tables[node.name].reshape(-1, node.state_dim).cumsum(-1)
@@ -77,8 +79,8 @@ def numpy_loop(name: str) -> Callable[[], None]:
 
 def exact(name: str) -> Callable[[], None]:
     """Returns a function that scores a batch exactly, in float32."""
-    made = source_of(name)
-    tokens = np.asarray(made.draw(0, "val", 0, ROWS, LENGTH))
+    made = process_of(name)
+    tokens = np.asarray(made.sample(0, "val", 0, ROWS, LENGTH))
     return lambda: made.score(tokens)
 
 

@@ -3,10 +3,11 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt.systems.gssm import baselines, generator, graph, kernels, likelihood
+from jaxgpt.systems.gssm import baselines, graph, kernels, likelihood, sequences
 from parity_tests.conftest import GOLDEN
 
 GSSM = GOLDEN / "gssm"
@@ -19,7 +20,7 @@ def load(name):
     with np.load(GSSM / name) as archive:
         golden = dict(archive)
     spec = GRAPHS[name]
-    return golden, graph.parse(spec["nodes"], name), spec["first_token"]
+    return golden, graph.parse_graph(spec["nodes"], name), spec["first_token"]
 
 
 @pytest.fixture
@@ -42,12 +43,23 @@ def test_nodes_evolve_in_the_originals_order(name):
     assert names == GRAPHS[name]["evolution_order"]
 
 
+def replay(nodes, thresholds, uniforms_TNB):
+    """The states [T, N, B] after each step from time 0, for given uniform numbers."""
+
+    def step(states, uniforms_NB):
+        states = sequences.step_states(nodes, thresholds, states, uniforms_NB)
+        return states, jnp.stack(states)
+
+    initial = sequences.initial_states(nodes, uniforms_TNB.shape[2])
+    return jax.lax.scan(step, initial, uniforms_TNB)[1]
+
+
 @pytest.mark.parametrize("name", RECORDED)
 def test_states_are_equal_from_the_originals_tables_and_uniform_numbers(name, x64):
     golden, nodes, first_token = load(name)
-    tables = kernels.read(nodes, str(GSSM / name))
-    thresholds = {k: generator.cumulative(t, "float64") for k, t in tables.items()}
-    states = generator.replay(nodes, thresholds, golden["uniforms"])
+    tables = kernels.read_tables(nodes, str(GSSM / name))
+    thresholds = {k: sequences.cumulative(t, "float64") for k, t in tables.items()}
+    states = replay(nodes, thresholds, golden["uniforms"])
     for i, node in enumerate(nodes.order):
         ours = np.asarray(states[:, i].T)
         np.testing.assert_array_equal(ours, golden[f"states/{node.name}"][:, 1:])
@@ -62,7 +74,7 @@ def test_likelihood_in_float64(name, dense, x64, monkeypatch):
     monkeypatch.setattr(likelihood, "DENSE_STATES", dense)
     likelihood.nll.clear_cache()
     golden, nodes, first_token = load(name)
-    tables = kernels.read(nodes, str(GSSM / name))
+    tables = kernels.read_tables(nodes, str(GSSM / name))
     ours = likelihood.score(nodes, tables, golden["obs"], first_token, "float64")
     np.testing.assert_allclose(ours, nll_of(golden), rtol=0, atol=1e-8)
 
@@ -70,7 +82,7 @@ def test_likelihood_in_float64(name, dense, x64, monkeypatch):
 @pytest.mark.parametrize("name", RECORDED)
 def test_likelihood_in_float32(name):
     golden, nodes, first_token = load(name)
-    tables = kernels.read(nodes, str(GSSM / name))
+    tables = kernels.read_tables(nodes, str(GSSM / name))
     ours = likelihood.score(nodes, tables, golden["obs"], first_token)
     theirs = nll_of(golden)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-6)
@@ -81,7 +93,7 @@ def test_likelihood_in_float32(name):
 def test_the_readmes_graphs(name):
     """Their likelihood is the original's in float32, which strays by up to 6e-5."""
     spec = GRAPHS[name]
-    nodes = graph.parse(spec["nodes"], name)
+    nodes = graph.parse_graph(spec["nodes"], name)
     with np.load(GSSM / "readme_configs.npz") as archive:
         golden = {k.split("/", 1)[1]: archive[k] for k in archive if k.startswith(name)}
     tables = {

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from jaxgpt import cli
 from jaxgpt.config import user_path
-from jaxgpt.systems.gssm import graph
+from jaxgpt.systems.gssm.graph import LatentGraph, load_graph
 
 
-def draw(nodes: graph.Graph, output: str) -> None:
+def draw(nodes: LatentGraph, output: str) -> None:
     """Writes a figure; latents stand above the observed node, old states left."""
     from matplotlib.figure import Figure
 
@@ -57,7 +57,7 @@ def command(argv: list[str]) -> None:
     parser.add_argument("--graph", required=True, help="JSON or YAML file")
     parser.add_argument("--output", required=True, help="the .png to write")
     args = parser.parse_args(argv)
-    draw(graph.load(args.graph), str(user_path(args.output)))
+    draw(load_graph(args.graph), str(user_path(args.output)))
 
 
 if __name__ == "__main__":

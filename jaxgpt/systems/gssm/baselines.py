@@ -1,46 +1,59 @@
-"""What little a model must know to be as good as these: scores beside the exact one."""
+"""Simple models that a trained one is compared with, on the same sequences."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import zlib
+from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
-# Added to every count: Krichevsky and Trofimov's half.
+from jaxgpt.systems.gssm.process import GraphProcess
+
+# Added to every count: the half of Krichevsky and Trofimov.
 PRIOR = 0.5
+# Tokens that unigram and bigram are fitted to, at least.
+FIT_TOKENS = 1 << 18
 
 
-def token_dtype(vocab_size: int) -> np.dtype:
-    """Returns the smallest unsigned integer that holds every token."""
-    return np.dtype(np.min_scalar_type(max(vocab_size - 1, 1)))
+def fitted_scores(
+    process: GraphProcess, config: ConfigDict, tokens_NT: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Returns {"unigram" and "bigram": [N, T - 1]}, fitted to other sequences."""
+    c, V = config, process.vocab_size
+    N, T = tokens_NT.shape
+    count = max(FIT_TOKENS // T, N)
+    fit_NT = process.held_out(c.seed, "fit", count, c.batch_size, T)
+    return {
+        "unigram": unigram(fit_NT, tokens_NT, V),
+        "bigram": bigram(fit_NT, tokens_NT, V),
+    }
 
 
 def unigram(fit_NT: np.ndarray, tokens_BT: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Returns the score [B, T - 1], in nats, under the frequencies of other tokens.
-
-    Args:
-      fit_NT: sequences that the frequencies of tokens 1 .. are counted in.
-      tokens_BT: sequences whose tokens 1 .. are scored.
-      vocab_size: how many tokens there are.
-    """
+    """Returns the score [B, T - 1], in nats, under the token frequencies of fit_NT."""
     counts_V = np.bincount(fit_NT[:, 1:].ravel(), minlength=vocab_size) + PRIOR
     return -np.log(counts_V / counts_V.sum())[tokens_BT[:, 1:]]
 
 
 def bigram(fit_NT: np.ndarray, tokens_BT: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Returns the score [B, T - 1] given the token before, as `unigram`."""
+    """Returns the score [B, T - 1], in nats, given the token before."""
     pair = lambda tokens: tokens[:, :-1].astype(np.int64) * vocab_size + tokens[:, 1:]
     # Only pairs that occur are counted: there may be too many to hold.
     seen, counts = np.unique(pair(fit_NT), return_counts=True)
     before_V = np.bincount(fit_NT[:, :-1].ravel(), minlength=vocab_size)
-    wanted = pair(tokens_BT)
-    place = np.minimum(np.searchsorted(seen, wanted), len(seen) - 1)
-    count = np.where(seen[place] == wanted, counts[place], 0)
+    target = pair(tokens_BT)
+    place = np.minimum(np.searchsorted(seen, target), len(seen) - 1)
+    count = np.where(seen[place] == target, counts[place], 0)
     return np.log(before_V[tokens_BT[:, :-1]] + vocab_size * PRIOR) - np.log(
         count + PRIOR
     )
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Returns the smallest unsigned integer that holds every token."""
+    return np.dtype(np.min_scalar_type(max(vocab_size - 1, 1)))
 
 
 def zlib_ratio(tokens_BT: np.ndarray) -> np.ndarray:
@@ -53,16 +66,15 @@ def zlib_ratio(tokens_BT: np.ndarray) -> np.ndarray:
 
 
 def zlib_nats(tokens_BT: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Returns zlib's nats per token of each sequence [B], stored as small as can be."""
+    """Returns zlib's nats per token [B], of tokens in their smallest dtype."""
     dtype = token_dtype(vocab_size)
     return zlib_ratio(tokens_BT.astype(dtype)) * dtype.itemsize * 8 * math.log(2)
 
 
-@dataclasses.dataclass(frozen=True)
-class Mean:
-    """A mean over sequences, and its standard error.
+class Mean(NamedTuple):
+    """A mean over sequences with its standard error.
 
-    It has none of a single sequence, nor where one is impossible: infinite.
+    The error is None of a single sequence, and where the mean is infinite.
     """
 
     value: float
@@ -70,17 +82,10 @@ class Mean:
 
 
 def mean(nll_BT: np.ndarray, group: int = 1) -> Mean:
-    """Returns the mean of a score [B, T], its error from the spread of sequences.
-
-    Args:
-      nll_BT: the score.
-      group: so many neighbouring sequences depend on each other, which share the
-        kernels drawn for their batch.
-    """
-    B = len(nll_BT)
+    """Returns the mean of a score; `group` neighbouring rows depend on each other."""
     rows = nll_BT.mean(1, dtype=np.float64)
-    groups = np.array([rows[i : i + group].mean() for i in range(0, B, group)])
+    groups = [rows[i : i + group].mean() for i in range(0, len(rows), group)]
     n = len(groups)
-    spreads = n > 1 and np.isfinite(groups).all()
-    error = float(groups.std(ddof=1) / math.sqrt(n)) if spreads else None
+    estimable = n > 1 and np.isfinite(groups).all()
+    error = float(np.std(groups, ddof=1) / math.sqrt(n)) if estimable else None
     return Mean(float(rows.mean()), error)

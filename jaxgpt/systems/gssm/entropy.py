@@ -1,77 +1,24 @@
-"""Exact likelihood of a graph's sequences, beside what simple models reach.
+"""Exact likelihood of a graph's sequences, and what simple models reach on them.
 
-python -m jaxgpt.systems.gssm.entropy --config=configs/gssm_easy.py --json=-
+python -m jaxgpt.systems.gssm.entropy --config=configs/gssm.py:easy --json=-
 python -m jaxgpt.systems.gssm.entropy --graph=G.json --kernels=K.npz --tokens=F.npy
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from typing import TYPE_CHECKING
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.errors import UserError, log
+from jaxgpt.errors import UserError, atomic_write, log, require
 
 if TYPE_CHECKING:
     import numpy as np
     from ml_collections import ConfigDict
 
-    from jaxgpt.systems.gssm.source import Source
-
-
-def measure(
-    source: Source,
-    config: ConfigDict,
-    tokens_NT: np.ndarray | None,
-    count: int,
-    dtype: str,
-) -> tuple[dict, np.ndarray]:
-    """Returns the figures of given or fresh sequences, and their exact nll [N, T - 1].
-
-    Args:
-      source: of the sequences.
-      config: whose seed, batch_size and model.block_size fresh sequences have.
-      tokens_NT: integers; None draws fresh sequences.
-      count: how many fresh ones.
-      dtype: of the forward algorithm.
-    """
-    import math
-
-    from jaxgpt.systems.gssm import baselines, likelihood
-
-    c, V = config, source.vocab_size
-    length = c.model.block_size + 1
-    if tokens_NT is None:
-        tokens_NT = source.held_out(c.seed, "val", count, c.batch_size, length)
-        nll_NT = source.score_held_out(tokens_NT, c.seed, "val", c.batch_size, dtype)
-    else:
-        nll_NT = source.score(tokens_NT, dtype)
-    N, T = tokens_NT.shape
-    fit_NT = source.held_out(c.seed, "fit", max(N, (1 << 18) // T), c.batch_size, T)
-    context = source.graph.has_context
-    group = c.batch_size if context else 1
-    figures: dict = {}
-    for name, scores in (
-        ("estimate" if context else "exact", nll_NT),
-        ("unigram", baselines.unigram(fit_NT, tokens_NT, V)),
-        ("bigram", baselines.bigram(fit_NT, tokens_NT, V)),
-    ):
-        mean = baselines.mean(scores, group)
-        figures |= {name: mean.value, f"{name}_error": mean.error}
-    raw = baselines.token_dtype(V)
-    figures |= {
-        "uniform": math.log(V),
-        "zlib": float(baselines.zlib_nats(tokens_NT, V).mean()),
-        "zlib_unit": f"nats per token, each sequence compressed as {raw}",
-        "unit": "nats per token; errors are standard errors over sequences",
-        "sequences": N,
-        "predicted_tokens": nll_NT.size,
-        "joint_states": likelihood.joint_states(source.graph),
-        "first_token": source.first_token,
-        "dtype": dtype,
-    }
-    return figures, nll_NT
+    from jaxgpt.systems.gssm.process import GraphProcess
 
 
 def command(argv: list[str]) -> None:
@@ -80,42 +27,56 @@ def command(argv: list[str]) -> None:
     args = _parse(options)
     if args.config:
         config = configs.load(args.config, overrides)
-        if config.system != "gssm":
-            raise UserError(f"'{args.config}' is of system {config.system}: not gssm")
+        require(config.system == "gssm", f"system of '{args.config}'", "gssm",
+                config.system)  # fmt: skip
     else:
         config = configs.override(configs.base(), {"gssm.graph": args.graph})
         config = configs.validate(configs.override(config, overrides))
     output = cli.output_path("nll", args.nll) if args.nll else None
-    from jaxgpt.data.arrays import read_integers
-    from jaxgpt.systems.gssm import graph, kernels
-    from jaxgpt.systems.gssm import source as sources
+    # Imported once the arguments are parsed, so that --help needs no JAX.
+    import numpy as np
 
-    nodes = graph.load(config.gssm.graph)
-    tables = kernels.read(nodes, args.kernels) if args.kernels else None
+    from jaxgpt.data.arrays import read_integers
+    from jaxgpt.systems.gssm.graph import load_graph
+    from jaxgpt.systems.gssm.kernels import read_tables
+    from jaxgpt.systems.gssm.process import GraphProcess, make_process
+
+    graph = load_graph(config.gssm.graph)
+    tables = read_tables(graph, args.kernels) if args.kernels else None
     tokens_NT = read_integers(args.tokens) if args.tokens else None
     cli.use_float64(args.dtype)
     cli.set_up_jax()
     if tokens_NT is not None:
         if tokens_NT.shape[1] < 2:
-            raise UserError(f"'{args.tokens}' has rows of 1 token: none is predicted")
+            raise UserError(
+                f"'{args.tokens}' has rows of 1 token: give 2 or more, since the first "
+                "is not predicted"
+            )
         if config.gssm.first_token == "start" and tokens_NT[:, 0].any():
-            log(f"note: '{args.tokens}' begins with tokens drawn, not with state 0")
+            log(f"note: '{args.tokens}' does not start in state 0: first_token=drawn")
             config.gssm.first_token = "drawn"
     if tables is not None:
-        source = sources.Source(nodes.known(), tables, config.gssm.first_token)
+        process = GraphProcess(graph.known(), tables, config.gssm.first_token)
     else:
-        source = sources.from_config(config)
-    if tokens_NT is not None and source.graph.has_context:
+        process = make_process(config)
+    if tokens_NT is not None and process.graph.has_context:
         raise UserError(
             "the kernels of a context graph are drawn for every batch: give those of "
             f"'{args.tokens}' with --kernels"
         )
-    figures, nll_NT = measure(source, config, tokens_NT, args.num_sequences, args.dtype)
+    c = config
+    if tokens_NT is None:
+        count, length = args.num_sequences, c.model.block_size + 1
+        tokens_NT = process.held_out(c.seed, "val", count, c.batch_size, length)
+        nll_NT = process.score_held_out(
+            tokens_NT, c.seed, "val", c.batch_size, args.dtype
+        )
+    else:
+        nll_NT = process.score(tokens_NT, args.dtype)
+    figures = _figures(process, config, tokens_NT, nll_NT, args.dtype)
     if output:
-        import numpy as np
-
         try:
-            with open(output, "wb") as stream:
+            with atomic_write(output, "wb") as stream:
                 np.save(stream, nll_NT)
         except OSError as error:
             raise UserError(f"--nll='{args.nll}': {error.strerror}") from None
@@ -125,6 +86,37 @@ def command(argv: list[str]) -> None:
         for name, value in figures.items():
             shown = f"{value:.6g}" if isinstance(value, float) else value
             print(f"{name:>18}  {shown}")
+
+
+def _figures(
+    process: GraphProcess,
+    config: ConfigDict,
+    tokens_NT: np.ndarray,
+    nll_NT: np.ndarray,
+    dtype: str,
+) -> dict:
+    """Returns what is printed of sequences and their exact nll [N, T - 1]."""
+    from jaxgpt.systems.gssm import baselines, likelihood
+
+    figures: dict = {}
+    group = process.dependent_rows(config.batch_size)
+    scores = {process.floor_name: nll_NT}
+    scores |= baselines.fitted_scores(process, config, tokens_NT)
+    for name, score_NT in scores.items():
+        figures[name], figures[f"{name}_error"] = baselines.mean(score_NT, group)
+    V = process.vocab_size
+    return figures | {
+        "uniform": math.log(V),
+        "zlib": float(baselines.zlib_nats(tokens_NT, V).mean()),
+        "zlib_unit": "nats per token, each sequence compressed as "
+        f"{baselines.token_dtype(V)}",
+        "unit": "nats per token; errors are standard errors over sequences",
+        "sequences": len(tokens_NT),
+        "predicted_tokens": nll_NT.size,
+        "joint_states": likelihood.joint_states(process.graph),
+        "first_token": process.first_token,
+        "dtype": dtype,
+    }
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -152,8 +144,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_json()
     args = parser.parse_args(argv)
-    if args.num_sequences < 1:
-        raise UserError(f"--num_sequences is at least 1: not {args.num_sequences}")
+    require(args.num_sequences >= 1, "--num_sequences", ">= 1", args.num_sequences)
     return args
 
 

@@ -1,6 +1,6 @@
-"""Write sequences of a graph as HDF5; the same command resumes.
+"""Write sequences of a graph to an HDF5 file.
 
-python -m jaxgpt.systems.gssm.generate --config=configs/gssm_easy.py --output=F.h5
+python -m jaxgpt.systems.gssm.generate --config=configs/gssm.py:easy --output=F.h5
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import time
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.errors import UserError, log
+from jaxgpt.errors import UserError, require
 
 
 def command(argv: list[str]) -> None:
@@ -22,7 +22,7 @@ def command(argv: list[str]) -> None:
         "--config",
         required=True,
         help="configs/NAME.py[:variant]; sequences have model.block_size + 1 tokens, "
-        "drawn batch_size at a time from seed, as in training",
+        "sampled batch_size at a time from seed, as in training",
     )
     parser.add_argument("--output", required=True, help="the HDF5 file to write")
     parser.add_argument("--num_sequences", type=int, default=10_000)
@@ -32,26 +32,24 @@ def command(argv: list[str]) -> None:
     parser.add_json()
     args = parser.parse_args(options)
     for name in ("num_sequences", "chunk_size"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} is at least 1: not {getattr(args, name)}")
+        value = getattr(args, name)
+        require(value >= 1, f"--{name}", ">= 1", value)
     output = cli.output_path("output", args.output)
     if output.exists():
         raise UserError(f"--output '{args.output}' exists: name a new file")
     config = configs.load(args.config, overrides)
-    if config.system != "gssm":
-        raise UserError(f"'{args.config}' is of system {config.system}: not gssm")
-    from jaxgpt.systems.gssm import dataset, graph, source
+    require(config.system == "gssm", f"system of '{args.config}'", "gssm",
+            config.system)  # fmt: skip
+    # Imported once the arguments are parsed, so that --help needs no JAX.
+    from jaxgpt.systems.gssm import dataset, graph, process
 
-    graph.load(config.gssm.graph)
+    graph.load_graph(config.gssm.graph)  # Its errors come before JAX starts.
     cli.set_up_jax()
     began = time.perf_counter()
-    made = source.from_config(config)
     shape = (args.num_sequences, config.model.block_size + 1)
+    made = process.make_process(config)
     try:
-        dataset.write(output, config, made, shape, args.chunk_size)
-    except KeyboardInterrupt:
-        log("interrupted; the same command resumes")
-        raise
+        dataset.write_dataset(output, config, made, shape, args.chunk_size)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import graphlib
 import json
 import math
 import os
@@ -21,15 +22,15 @@ from typing import Any
 import yaml
 
 from jaxgpt.config import user_path
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, require
 
 MODES = ("default", "slow", "dead", "context")
 KERNELS = ("fullrank", "product")
 REPOSITORY = pathlib.Path(__file__).parents[3]
 LARGEST_INDEX = 2**31 - 1
-# Of a table in float64, held at once while it is drawn: 7.4 were measured.
+# Of a float64 table, held at once while it is drawn: 7.4 were measured.
 COPIES = 8
-# Beyond these, 1 / alpha or alpha itself leaves float32, which context kernels are in.
+# Beyond these, 1 / alpha or alpha itself overflows float32, which context kernels use.
 LEAST_ALPHA, LARGEST_ALPHA = 1e-30, 1e30
 
 
@@ -37,11 +38,16 @@ LEAST_ALPHA, LARGEST_ALPHA = 1e-30, 1e30
 class Node:
     """One node.
 
-    `alpha` is the parameter of the symmetric Dirichlet distribution that the rows of
-    its kernel are drawn from. `mode`: in "slow" the likeliest new state is the old
-    one, in "dead" it is 0, "context" draws the kernel anew for every batch.
-    `kernel_type`: "fullrank" draws a row for every combination of inputs; "product"
-    multiplies one factor for each input.
+    Attributes:
+      name: unique in the graph.
+      state_dim: number of states.
+      alpha: of the symmetric Dirichlet distribution that kernel rows are drawn from.
+      parents: names of the nodes it reads.
+      mode: in "slow" the likeliest new state is the old one, in "dead" it is 0;
+        "context" draws the kernel anew for every batch.
+      kernel_type: "fullrank" draws a row for every combination of inputs; "product"
+        multiplies one factor for each input.
+      observed: whether its states are the tokens.
     """
 
     name: str
@@ -54,8 +60,8 @@ class Node:
 
 
 @dataclasses.dataclass(frozen=True)
-class Graph:
-    """A checked graph; made by `parse`."""
+class LatentGraph:
+    """A checked graph; made by `parse_graph`."""
 
     nodes: tuple[Node, ...]
 
@@ -103,23 +109,17 @@ class Graph:
         dims = [self.by_name[name].state_dim for name in self.inputs(node)]
         return (*dims, node.state_dim)
 
-    def known(self) -> Graph:
-        """Returns the graph of kernels that are known: no node is of context."""
-        return Graph(
-            tuple(
-                dataclasses.replace(node, mode="default")
-                if node.mode == "context"
-                else node
-                for node in self.nodes
-            )
-        )
+    def known(self) -> LatentGraph:
+        """Returns the graph for kernels that are known: nothing is drawn by mode."""
+        replace = dataclasses.replace
+        return LatentGraph(tuple(replace(n, mode="default") for n in self.nodes))
 
     def to_json(self) -> str:
-        """Returns the graph as `parse` reads it."""
+        """Returns the graph as `load_graph` reads it."""
         return json.dumps({"nodes": [dataclasses.asdict(node) for node in self.nodes]})
 
 
-def load(text: str) -> Graph:
+def load_graph(text: str) -> LatentGraph:
     """Reads a graph: JSON text, or the name of a JSON or YAML file.
 
     Raises:
@@ -130,7 +130,7 @@ def load(text: str) -> Graph:
             "gssm.graph is empty: name a file, such as data/graphs/easy.yaml"
         )
     if text.lstrip().startswith(("{", "[")):
-        return parse(_decode(text, "gssm.graph"), "gssm.graph")
+        return parse_graph(_decode(text, "gssm.graph"), "gssm.graph")
     path = user_path(text)
     file = next((p for p in (path, REPOSITORY / path) if p.is_file()), None)
     if file is None:
@@ -139,20 +139,22 @@ def load(text: str) -> Graph:
         content = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"graph file '{text}' cannot be read: {error}") from None
-    return parse(_decode(content, text), text)
+    return parse_graph(_decode(content, text), text)
 
 
 def _decode(text: str, source: str) -> Any:
     with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(text)  # JSON with tabs is no YAML.
+        return json.loads(text)  # JSON with tabs is not YAML.
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"graph '{source}' is no JSON or YAML: {reason}") from None
+        raise UserError(
+            f"graph '{source}' is neither JSON nor YAML: {reason}"
+        ) from None
 
 
-def parse(spec: Any, source: str) -> Graph:
+def parse_graph(spec: Any, source: str) -> LatentGraph:
     """Checks a list of nodes, or {"nodes": list}.
 
     Where no node is marked as observed, the one named X is.
@@ -164,151 +166,113 @@ def parse(spec: Any, source: str) -> Graph:
     Raises:
       UserError: naming what is wrong with which node.
     """
-    nodes = spec.get("nodes") if isinstance(spec, Mapping) else spec
-    if not isinstance(nodes, list) or not nodes:
+    entries = spec.get("nodes") if isinstance(spec, Mapping) else spec
+    if not isinstance(entries, list) or not entries:
         raise UserError(f"graph '{source}' has no list of nodes")
-    read = [_node(entry, source) for entry in nodes]
-    if not any(node.observed for node in read):
-        read = [dataclasses.replace(node, observed=node.name == "X") for node in read]
-    graph = Graph(tuple(read))
-    _check(graph, source)
+    nodes = [_parse_node(entry, source) for entry in entries]
+    if not any(node.observed for node in nodes):
+        nodes = [dataclasses.replace(node, observed=node.name == "X") for node in nodes]
+    graph = LatentGraph(tuple(nodes))
+    _check(graph, f"graph '{source}'")
     return graph
 
 
-def _node(entry: Any, source: str) -> Node:
+def _parse_node(entry: Any, source: str) -> Node:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
         raise UserError(f"graph '{source}': a node has no name: {str(entry)[:80]}")
     name = entry["name"]
     where = f"graph '{source}', node {name}"
     if not name or "/" in name:
-        raise UserError(f"{where}: a name is not empty and has no '/'")
-    known = {field.name for field in dataclasses.fields(Node)}
-    if unknown := sorted(map(str, set(entry) - known)):
-        raise UserError(f"{where}: unknown '{unknown[0]}': it has {', '.join(known)}")
+        raise UserError(f"{where}: a name must be non-empty and without '/'")
+    fields = [field.name for field in dataclasses.fields(Node)]
+    if unknown := sorted(map(str, set(entry) - set(fields))):
+        raise UserError(
+            f"{where}: unknown '{unknown[0]}': a node has {', '.join(fields)}"
+        )
     for field in ("state_dim", "alpha"):
         if field not in entry:
             raise UserError(f"{where} has no {field}")
-    state_dim = _number(entry["state_dim"], where, "state_dim")
-    if not 1 <= state_dim <= LARGEST_INDEX or state_dim != int(state_dim):
-        raise UserError(
-            f"{where}: state_dim {state_dim:g} is no whole number from 1 to 2^31"
-        )
-    alpha = _number(entry["alpha"], where, "alpha")
-    if alpha <= 0:
-        raise UserError(f"{where}: alpha {alpha:g} is not above 0")
-    if not LEAST_ALPHA <= alpha <= LARGEST_ALPHA:
-        raise UserError(
-            f"{where}: alpha {alpha:g} is not from {LEAST_ALPHA:g} to {LARGEST_ALPHA:g}"
-        )
+
+    def check(condition: bool, field: str, rule: str) -> None:
+        require(condition, f"{where}: {field}", rule, str(entry.get(field))[:40])
+
+    state_dim, alpha = _number(entry["state_dim"]), _number(entry["alpha"])
+    whole = 1 <= state_dim <= LARGEST_INDEX and state_dim == int(state_dim)
+    check(whole, "state_dim", "an integer from 1 to 2^31 - 1")
+    check(LEAST_ALPHA <= alpha <= LARGEST_ALPHA, "alpha", "a number from 1e-30 to 1e30")
     parents = entry.get("parents") or []
-    if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
-        raise UserError(f"{where}: parents are a list of names")
+    named = isinstance(parents, list) and all(isinstance(p, str) for p in parents)
+    check(named, "parents", "a list of names")
     observed = entry.get("observed", False)
-    if not isinstance(observed, bool):
-        raise UserError(f"{where}: observed is true or false: not {observed!r}")
-    chosen = {}
-    for field, choices in (("mode", MODES), ("kernel_type", KERNELS)):
-        value = str(entry.get(field, choices[0])).lower()
-        if value not in choices:
-            raise UserError(
-                f"{where}: {field} is one of {', '.join(choices)}: not '{value[:40]}'"
-            )
-        chosen[field] = value
+    check(isinstance(observed, bool), "observed", "true or false")
+    choices = {}
+    for field, known in (("mode", MODES), ("kernel_type", KERNELS)):
+        choices[field] = str(entry.get(field, known[0])).lower()
+        check(choices[field] in known, field, f"one of {', '.join(known)}")
     return Node(
-        name, int(state_dim), alpha, tuple(parents), observed=observed, **chosen
+        name, int(state_dim), alpha, tuple(parents), observed=observed, **choices
     )
 
 
-def _number(value: Any, where: str, field: str) -> float:
-    """Returns a finite number; YAML reads 1e-2, without a point, as text."""
+def _number(value: Any) -> float:
+    """Returns a number, NaN for anything else; YAML reads 1e-2 as text."""
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
+        return math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"{where}: {field} is a number: not {str(value)[:40]!r}")
-    return number
+        return math.nan
 
 
-def _check(graph: Graph, source: str) -> None:
+def _check(graph: LatentGraph, where: str) -> None:
+    """Checks what nodes say of each other, and what this machine can draw."""
     names = [node.name for node in graph.nodes]
-    where = f"graph '{source}'"
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{where} has two nodes named {twice}")
     observed = [node.name for node in graph.nodes if node.observed]
     if len(observed) != 1:
-        found = f"{' and '.join(observed)} are" if observed else "none is"
+        marked = f"{' and '.join(observed)} are" if observed else "none is"
         raise UserError(
-            f"{where} needs one observed node: {found} marked; give one of its nodes "
+            f"{where} needs one observed node: {marked} marked; give one of its nodes "
             "observed: true"
         )
     for node in graph.nodes:
         here = f"{where}, node {node.name}"
         if unknown := next((p for p in node.parents if p not in names), None):
-            raise UserError(f"{here}: its parent {unknown} is no node")
+            raise UserError(f"{here}: its parent {unknown} is not a node")
         if len(set(node.parents)) < len(node.parents):
             raise UserError(f"{here} lists a parent twice")
         if node.observed and node.mode in ("slow", "dead"):
-            raise UserError(f"{here}: the observed node is not {node.mode}")
+            raise UserError(f"{here}: the observed node cannot be {node.mode}")
         product = node.kernel_type == "product"
         if node.mode == "slow" and product and node.parents:
             raise UserError(
-                f"{here}: a slow product kernel has no parents: take fullrank"
+                f"{here}: a slow product kernel has no parents: use fullrank"
             )
-    _check_cycles(graph, where)
+    # X is left out: its old state is read, so nothing waits for it.
+    waits = {n.name: [p for p in n.parents if p not in observed] for n in graph.nodes}
+    try:
+        graphlib.TopologicalSorter(waits).prepare()
+    except graphlib.CycleError as error:
+        cycle = " -> ".join(reversed(error.args[1]))
+        raise UserError(f"{where} has a cycle: {cycle} (each reads the next)") from None
     _check_sizes(graph, where)
 
 
-def _check_cycles(graph: Graph, where: str) -> None:
-    """Refuses latents that would wait for each other; X passes on its old state."""
-    done: set[str] = set()
-    for start in graph.nodes:
-        path: list[str] = []
-        stack = [(start.name, False)]
-        while stack:
-            name, leaves = stack.pop()
-            if leaves:
-                path.pop()
-                done.add(name)
-                continue
-            if name in path:
-                cycle = " -> ".join([*path[path.index(name) :], name])
-                raise UserError(f"{where} has a cycle: {cycle} (each reads the next)")
-            if name in done:
-                continue
-            path.append(name)
-            stack.append((name, True))
-            for parent in graph.by_name[name].parents:
-                if not graph.by_name[parent].observed:
-                    stack.append((parent, False))
-
-
-def _check_sizes(graph: Graph, where: str) -> None:
-    """Refuses tables that this machine cannot draw."""
+def _check_sizes(graph: LatentGraph, where: str) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     total = 0
     for node in graph.order:
-        shape = graph.shape(node)
-        size = math.prod(shape)
+        size = math.prod(graph.shape(node))
         total += size
-        if size > LARGEST_INDEX or COPIES * 8 * total > memory:
+        kernel = " x ".join(map(str, graph.shape(node)))[:60]
+        remedy = "lower state_dim or the number of parents"
+        if size > LARGEST_INDEX:
             raise UserError(
-                f"{where}, node {node.name}: its kernel of {_shown(shape)} entries "
-                f"takes {_bytes(8 * size)}, {COPIES} times while it is drawn, too much "
-                f"for this machine's {_bytes(memory)}: lower state_dim or the number "
-                "of parents"
+                f"{where}, node {node.name}: its kernel of {kernel} has more than 2^31 "
+                f"- 1 entries: {remedy}"
             )
-
-
-def _shown(shape: tuple[int, ...]) -> str:
-    text = " x ".join(map(str, shape))
-    return text if len(text) < 80 else f"{text[:60]} ... x {shape[-1]}"
-
-
-def _bytes(count: int) -> str:
-    """Returns a size as people write it; of any number of digits."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if count < 1024:
-            return f"{count} {unit}"
-        count //= 1024
-    return f"10^{math.floor(math.log10(count) + math.log10(1024**6))} B"
+        if (needed := COPIES * 8 * total) > memory:
+            raise UserError(
+                f"{where}, node {node.name}: drawing its kernel of {kernel} entries "
+                f"needs {needed / 2**30:.1f} GiB ({COPIES} copies), and this machine "
+                f"has {memory / 2**30:.1f}: {remedy}"
+            )

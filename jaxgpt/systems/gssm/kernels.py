@@ -18,16 +18,13 @@ import numpy as np
 from jaxgpt.config import user_path
 from jaxgpt.errors import UserError
 from jaxgpt.model import rng
-from jaxgpt.systems.gssm.graph import Graph, Node
+from jaxgpt.systems.gssm.graph import LatentGraph, Node
 
 Tables = dict[str, np.ndarray]
 
 
-def draw(graph: Graph, seed: int, clip: float) -> Tables:
+def draw_tables(graph: LatentGraph, seed: int, clip: float) -> Tables:
     """Draws the table of every node that evolves, of context nodes too.
-
-    The same on every host and backend: NumPy draws them, in float64, from the key of
-    the stream "graph" at the node's place in the list.
 
     Args:
       graph: of the nodes.
@@ -39,6 +36,8 @@ def draw(graph: Graph, seed: int, clip: float) -> Tables:
     """
     tables = {}
     for node in graph.order:
+        # By NumPy in float64, so that every host and backend has the same tables. The
+        # key is of the node's place in the list.
         key = rng.at(seed, "graph", graph.nodes.index(node))
         generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
         drawn = []
@@ -47,11 +46,13 @@ def draw(graph: Graph, seed: int, clip: float) -> Tables:
             larger = generator.standard_gamma(node.alpha + 1, shape)
             power = np.log1p(-generator.random(shape)) / node.alpha
             drawn.append(np.log(larger) + power)
-        tables[node.name] = np.exp(log_table(drawn, graph, node, clip, np))
+        tables[node.name] = np.exp(_log_table(drawn, graph, node, clip, np))
     return tables
 
 
-def draw_context(key: jax.Array, graph: Graph, clip: float) -> dict[str, jax.Array]:
+def draw_context_tables(
+    key: jax.Array, graph: LatentGraph, clip: float
+) -> dict[str, jax.Array]:
     """Draws the log tables, float32, of the context nodes for one batch."""
     tables = {}
     for index, node in enumerate(graph.nodes):
@@ -63,11 +64,11 @@ def draw_context(key: jax.Array, graph: Graph, clip: float) -> dict[str, jax.Arr
                 )
                 for i, shape in enumerate(_factors(graph, node))
             ]
-            tables[node.name] = log_table(drawn, graph, node, clip, jnp)
+            tables[node.name] = _log_table(drawn, graph, node, clip, jnp)
     return tables
 
 
-def _factors(graph: Graph, node: Node) -> list[tuple[int, ...]]:
+def _factors(graph: LatentGraph, node: Node) -> list[tuple[int, ...]]:
     """Returns the shapes drawn: a matrix for each input, or the whole table."""
     shape = graph.shape(node)
     if node.kernel_type == "product" and len(shape) > 1:
@@ -75,14 +76,14 @@ def _factors(graph: Graph, node: Node) -> list[tuple[int, ...]]:
     return [shape]
 
 
-def log_table(
-    drawn: list, graph: Graph, node: Node, clip: float, xp: ModuleType
+def _log_table(
+    drawn: list, graph: LatentGraph, node: Node, clip: float, xp: ModuleType
 ) -> Any:
     """Returns the normalised log table [inputs ..., state_dim].
 
     Args:
       drawn: the logarithm of a Gamma(alpha) variable for each entry of each factor.
-      graph, node: whose.
+      graph, node: what the table is of.
       clip: the least probability in a factor, before it is normalised.
       xp: numpy or jax.numpy.
     """
@@ -121,7 +122,7 @@ def _put_largest(log_p: Any, state: Any, xp: ModuleType) -> Any:
     return xp.where(index == state, log_p.max(-1, keepdims=True), swapped)
 
 
-def read(graph: Graph, file: str) -> Tables:
+def read_tables(graph: LatentGraph, file: str) -> Tables:
     """Reads the arrays table/NAME of an .npz file.
 
     Raises:
@@ -131,26 +132,28 @@ def read(graph: Graph, file: str) -> Tables:
     try:
         with np.load(user_path(file), allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UserError(f"'{file}' is no .npz file with arrays table/NAME")
+                raise ValueError("it is a single array")
             for node in graph.order:
                 name = f"table/{node.name}"
                 if name not in archive:
-                    raise UserError(f"'{file}' has no {name}")
+                    raise UserError(f"'{file}' has no array {name}: the graph needs it")
                 tables[node.name] = np.asarray(archive[name], np.float64)
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"'{file}' is no .npz file of tables: {reason}") from None
+        raise UserError(
+            f"'{file}' is not an .npz file with arrays table/NAME: {reason}"
+        ) from None
     for node in graph.order:
         table, shape = tables[node.name], graph.shape(node)
         if table.shape != shape:
             raise UserError(
-                f"'{file}': table/{node.name} is {list(table.shape)}; the graph makes "
-                f"it {list(shape)}: old state, parents as listed, new state"
+                f"'{file}': table/{node.name} must have shape {list(shape)} "
+                f"(old state, parents as listed, new state), got {list(table.shape)}"
             )
-        # Comparisons with a number that is none are false.
+        # Positive conditions, because every comparison with NaN is false.
         if not (table >= 0).all() or not (np.abs(table.sum(-1) - 1) < 1e-6).all():
             raise UserError(
-                f"'{file}': table/{node.name} holds no probabilities that add up to 1 "
-                "along the last axis"
+                f"'{file}': table/{node.name} must hold probabilities that sum to 1 "
+                "along the last axis: normalise it"
             )
     return tables

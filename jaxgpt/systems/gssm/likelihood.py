@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.errors import UserError
-from jaxgpt.systems.gssm.graph import Graph, Node
+from jaxgpt.systems.gssm.graph import LatentGraph, Node
 
 # One product with the whole [S, S] transition is as fast as the factors up to here.
 DENSE_STATES = 256
@@ -33,13 +33,13 @@ LARGEST_STATE = 1 << 28
 Arrays = Mapping[str, jax.Array]
 
 
-def joint_states(graph: Graph) -> int:
+def joint_states(graph: LatentGraph) -> int:
     """Returns S, the number of joint states of the latents."""
     return math.prod(node.state_dim for node in graph.latents)
 
 
 def score(
-    graph: Graph,
+    graph: LatentGraph,
     tables: Mapping[str, np.ndarray],
     tokens_BT: np.ndarray,
     first_token: str = "start",
@@ -50,17 +50,17 @@ def score(
     An impossible token costs infinity, and so does everything after it.
 
     Args:
-      graph: what evolves.
+      graph: of the nodes.
       tables: of each node, as in kernels.py.
       tokens_BT: integers.
-      first_token: what column 0 holds, as in `generator.sequences`.
-      dtype: computed in; float64 where JAX allows it.
+      first_token: what column 0 holds, as in `sequences.sample_tokens`.
+      dtype: computed in; float64 needs JAX's x64 mode.
 
     Raises:
-      UserError: where a token is no state of the observed node, or the joint state of
-        the latents is too large.
+      UserError: where a token is not a state of the observed node, or the joint state
+        of the latents is too large.
     """
-    check_tokens(graph, tokens_BT, "the tokens", first_token)
+    _check_tokens(graph, tokens_BT, first_token)
     states = joint_states(graph)
     if states > LARGEST_STATE:
         raise UserError(
@@ -69,37 +69,34 @@ def score(
         )
     arrays = {name: jnp.asarray(table, dtype) for name, table in tables.items()}
     tokens_BT = np.asarray(tokens_BT, np.int32)
-    largest = max([states, *(_gathered(graph, node) for node in graph.order)])
+    largest = max([states, *(_gathered_size(graph, node) for node in graph.order)])
     rows = max(1, min(len(tokens_BT), LARGEST_BELIEF // largest))
     parts = []
     for start in range(0, len(tokens_BT), rows):
-        # A last short part is filled up, not compiled anew.
+        # A last short part is filled up rather than compiled for.
         index = np.arange(start, start + rows) % len(tokens_BT)
-        found = nll(graph, arrays, tokens_BT[index], first_token)
-        parts.append(np.asarray(found, np.float64)[: len(tokens_BT) - start])
+        part = nll(graph, arrays, tokens_BT[index], first_token)
+        parts.append(np.asarray(part, np.float64)[: len(tokens_BT) - start])
     return np.concatenate(parts)
 
 
-def check_tokens(
-    graph: Graph, tokens_BT: np.ndarray, name: str, first_token: str
-) -> None:
-    """Raises UserError where an array holds no sequences of this graph."""
+def _check_tokens(graph: LatentGraph, tokens_BT: np.ndarray, first_token: str) -> None:
     states = graph.observed.state_dim
-    if tokens_BT.min() < 0 or tokens_BT.max() >= states:
-        wrong = tokens_BT[(tokens_BT < 0) | (tokens_BT >= states)][0]
+    wrong = tokens_BT[(tokens_BT < 0) | (tokens_BT >= states)]
+    if wrong.size:
         raise UserError(
-            f"{name} hold {wrong}: the graph's {graph.observed.name} has the states "
-            f"0 .. {states - 1}"
+            f"tokens must be states 0 .. {states - 1} of the graph's "
+            f"{graph.observed.name}, got {wrong[0]}"
         )
     if first_token == "start" and tokens_BT[:, 0].any():
         raise UserError(
-            f"{name} do not begin with the start state 0: are they of "
+            "the tokens do not begin with the start state 0: are they of "
             "gssm.first_token=drawn?"
         )
 
 
-def _gathered(graph: Graph, node: Node) -> int:
-    """Returns the size of a row's part of a table where X chooses it, else 0."""
+def _gathered_size(graph: LatentGraph, node: Node) -> int:
+    """Returns the size of a row's part of the table where X selects it, else 0."""
     if graph.observed.name not in graph.inputs(node):
         return 0
     return math.prod(graph.shape(node)) // graph.observed.state_dim
@@ -107,7 +104,7 @@ def _gathered(graph: Graph, node: Node) -> int:
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def nll(
-    graph: Graph, tables: Arrays, tokens_BT: jax.Array, first_token: str
+    graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array, first_token: str
 ) -> jax.Array:
     """Returns -log p(token t + 1 | tokens 0 .. t), [B, T - 1], as `score`."""
     tokens_TB = tokens_BT.T
@@ -140,7 +137,7 @@ def nll(
 
 
 def _predict(
-    graph: Graph, tables: Arrays, belief: jax.Array, x_B: jax.Array | None
+    graph: LatentGraph, tables: Arrays, belief: jax.Array, x_B: jax.Array | None
 ) -> jax.Array:
     """Moves every latent: beliefs [B, d_1 .. d_n] to the same of the next time."""
     axes = {node.name: 1 + i for i, node in enumerate(graph.latents)}
@@ -165,7 +162,7 @@ def _predict(
     return belief
 
 
-def _emission(graph: Graph, table: jax.Array):
+def _emission(graph: LatentGraph, table: jax.Array):
     """Returns (old tokens, new tokens) -> p(new | ..) over the latents, [B, d_1 ..].
 
     Latents that X does not read have an axis of length 1.

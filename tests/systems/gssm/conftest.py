@@ -1,6 +1,8 @@
 import pytest
 
-from jaxgpt.systems.gssm import graph, kernels, source
+from jaxgpt.systems.gssm import kernels
+from jaxgpt.systems.gssm.graph import parse_graph
+from jaxgpt.systems.gssm.process import GraphProcess
 
 MIXED = [
     {"name": "Z1", "state_dim": 3, "alpha": 0.5, "mode": "slow", "parents": ["X"]},
@@ -18,10 +20,11 @@ for node in PRODUCT:
 
 
 def make(nodes, seed=0, first_token="start", clip=1e-10):
-    parsed = graph.parse(nodes, "test")
-    return source.Source(parsed, kernels.draw(parsed, seed, clip), first_token, clip)
+    graph = parse_graph(nodes, "test")
+    tables = kernels.draw_tables(graph, seed, clip)
+    return GraphProcess(graph, tables, first_token, clip)
 
 
 @pytest.fixture(params=["mixed", "product"])
-def any_source(request):
+def any_process(request):
     return make({"mixed": MIXED, "product": PRODUCT}[request.param])

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.unoptimised
 @pytest.fixture
 def files(tmp_path):
     """The mixed graph, its tables and its tokens, as a user keeps them."""
-    parsed = graph.parse(MIXED, "test")
-    tables = kernels.draw(parsed, 5, 1e-10)
+    parsed = graph.parse_graph(MIXED, "test")
+    tables = kernels.draw_tables(parsed, 5, 1e-10)
     (tmp_path / "g.json").write_text(json.dumps({"nodes": MIXED}))
     np.savez(tmp_path / "k.npz", **{f"table/{n}": t for n, t in tables.items()})
     tokens = np.random.default_rng(0).integers(0, 5, (6, 12))
@@ -109,22 +109,22 @@ def test_generate_writes_what_training_reads(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("command", "options", "expected"),
     [
-        (generate, ["--num_sequences=0"], "--num_sequences is at least 1"),
-        (generate, ["--chunk_size=0"], "--chunk_size is at least 1"),
+        (generate, ["--num_sequences=0"], "--num_sequences must be >= 1, got 0"),
+        (generate, ["--chunk_size=0"], "--chunk_size must be >= 1, got 0"),
         (generate, ["--output={0}/none/f.h5"], "does not exist"),
         (generate, ["--output={0}/g.json"], "exists: name a new file"),
-        (generate, ["--config={1}/configs/sigma_char.py"], "of system sigma: not gssm"),
+        (generate, ["--config={1}/configs/sigma_char.py"], "must be gssm, got 'sigma'"),
         (generate, ["--config.gssm.graph=none.yaml"], "no graph file 'none.yaml'"),
         (generate, ["--config.gssm.clip=1"], "gssm.clip must be < 1, got 1.0"),
         (entropy, [], "one of the arguments --config --graph is required"),
-        (entropy, ["--config={1}/configs/sigma_char.py"], "of system sigma: not gssm"),
+        (entropy, ["--config={1}/configs/sigma_char.py"], "must be gssm, got 'sigma'"),
         (entropy, ["--graph={0}/none.json"], "no graph file"),
         (entropy, ["--graph={0}/t.npy"], "cannot be read"),
-        (entropy, ["--graph={0}/g.json", "--num_sequences=0"], "at least 1"),
+        (entropy, ["--graph={0}/g.json", "--num_sequences=0"], ">= 1, got 0"),
         (entropy, ["--graph={0}/g.json", "--nll={0}/none/x.npy"], "does not exist"),
         (entropy, ["--graph={0}/g.json", "--tokens={0}/none.npy"], "not an .npy file"),
-        (entropy, ["--graph={0}/g.json", "--kernels={0}/t.npy"], "no .npz file"),
-        (entropy, ["--graph={0}/g.json", "--tokens={0}/big.npy"], "hold 5"),
+        (entropy, ["--graph={0}/g.json", "--kernels={0}/t.npy"], "not an .npz file"),
+        (entropy, ["--graph={0}/g.json", "--tokens={0}/big.npy"], "got 5"),
         (entropy, ["--graph={0}/g.json", "--tokens={0}/one.npy"], "rows of 1 token"),
         (entropy, ["--graph={0}/context.json", "--tokens={0}/t.npy"], "--kernels"),
     ],

@@ -1,13 +1,11 @@
-import subprocess
-import sys
-
 import h5py
 import numpy as np
 import pytest
 
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError
-from jaxgpt.systems.gssm import dataset, source
+from jaxgpt.systems.gssm import dataset
+from jaxgpt.systems.gssm.process import GraphProcess, make_process
 from tests.conftest import ROOT
 
 TINY = f"{ROOT}/configs/gssm_easy.py:tiny"
@@ -24,9 +22,9 @@ def write(tmp_path):
     def write(name, count, chunk_size, config=None):
         config = config or load()
         shape = (count, config.model.block_size + 1)
-        made = source.from_config(config)
+        made = make_process(config)
         path = tmp_path / name
-        dataset.write(path, config, made, shape, chunk_size)
+        dataset.write_dataset(path, config, made, shape, chunk_size)
         return path
 
     return write
@@ -38,9 +36,9 @@ def test_a_file_holds_the_training_sequences_whatever_its_chunks(
 ):
     config = load()
     path = write("f.h5", count, chunk_size)
-    made = source.from_config(config)
+    made = make_process(config)
     expected = made.held_out(config.seed, "train", count, config.batch_size, 17)
-    np.testing.assert_array_equal(dataset.read(str(path), made), expected)
+    np.testing.assert_array_equal(dataset.open_tokens(str(path), made), expected)
     with h5py.File(path) as file:
         assert file["tokens"].dtype == np.uint8
         assert file.attrs["graph"] == made.graph.to_json()
@@ -50,60 +48,24 @@ def test_a_file_holds_the_training_sequences_whatever_its_chunks(
     assert [p.name for p in path.parent.iterdir()] == ["f.h5"]
 
 
-def test_an_interrupted_file_is_resumed_to_the_same_tokens(write, monkeypatch):
-    whole = write("whole.h5", 30, 7)
-    append = dataset.Writer.append
+def test_a_file_appears_only_once_it_is_whole(write, tmp_path, monkeypatch):
+    held_out = GraphProcess.held_out
 
-    def stop_after_two(self, tokens):
-        if self.done >= 14:
+    def stop_at_the_third(self, *arguments, first=0):
+        assert not (tmp_path / "cut.h5").exists()
+        if first >= 2:
             raise KeyboardInterrupt
-        append(self, tokens)
+        return held_out(self, *arguments, first=first)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(dataset.Writer, "append", stop_after_two)
-        with pytest.raises(KeyboardInterrupt):
-            write("cut.h5", 30, 7)
-    part = whole.with_name("cut.h5.part")
-    assert part.exists() and not whole.with_name("cut.h5").exists()
-    begun = []
-    monkeypatch.setattr(
-        dataset.Writer,
-        "append",
-        lambda self, tokens: (begun.append(self.done), append(self, tokens)),
-    )
-    cut = write("cut.h5", 30, 4)
-    assert begun[0] == 14
-    made = source.from_config(load())
-    tokens = [dataset.read(str(path), made) for path in (whole, cut)]
-    np.testing.assert_array_equal(*tokens)
-    assert not part.exists()
-
-
-@pytest.mark.process
-def test_a_part_that_another_process_writes_is_left_alone(write, tmp_path):
-    config = load()
-    made = source.from_config(config)
-    path = tmp_path / "f.h5"
-    code = "import h5py, sys; f = h5py.File(sys.argv[1], 'w'); print(); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, f"{path}.part"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    ) as other:  # fmt: skip
-        other.stdout.readline()
-        with pytest.raises(BlockingIOError):
-            dataset.write(path, config, made, (5, 17), 5)
-        other.communicate(b"\n")
-
-
-def test_a_part_of_something_else_is_begun_anew(write, tmp_path):
-    (tmp_path / "f.h5.part").write_bytes(b"something else")
-    path = write("f.h5", 5, 5)
-    assert dataset.read(str(path), source.from_config(load())).shape == (5, 17)
+    monkeypatch.setattr(GraphProcess, "held_out", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        write("cut.h5", 30, 7)
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_sequence_comes_once_an_epoch_in_an_order_of_its_own(write):
     path = write("f.h5", 21, 21)
-    data = dataset.open_data(load(data__path=path), source.from_config(load()), 17)
+    data = dataset.open_data(load(data__path=path), make_process(load()), 17)
     rows = {row.tobytes(): i for i, row in enumerate(data.tokens_NT.astype(np.int32))}
     assert len(rows) == 21
     drawn = np.concatenate([data.batch_at(4, "train", s, 6, 17) for s in range(14)])
@@ -118,7 +80,7 @@ def test_every_sequence_comes_once_an_epoch_in_an_order_of_its_own(write):
 
 def test_a_batch_larger_than_the_file_spans_epochs(write):
     data = dataset.open_data(
-        load(data__path=write("f.h5", 3, 3)), source.from_config(load()), 17
+        load(data__path=write("f.h5", 3, 3)), make_process(load()), 17
     )
     batch = data.batch_at(0, "train", 0, 9, 17)
     counts = np.unique(batch, axis=0, return_counts=True)[1]
@@ -126,7 +88,7 @@ def test_a_batch_larger_than_the_file_spans_epochs(write):
 
 
 def test_validation_is_drawn_and_shares_no_sequence_with_the_file(write):
-    made = source.from_config(load())
+    made = make_process(load())
     data = dataset.open_data(load(data__path=write("f.h5", 64, 64)), made, 17)
     held_out = data.eval_windows("val", 17, 40)
     np.testing.assert_array_equal(
@@ -143,7 +105,7 @@ def test_validation_is_drawn_and_shares_no_sequence_with_the_file(write):
 def refused(path, expected, **changes):
     config = load(data__path=path, **changes)
     with pytest.raises(UserError, match=expected) as caught:
-        dataset.open_data(config, source.from_config(config), 17)
+        dataset.open_data(config, make_process(config), 17)
     assert "\n" not in str(caught.value)
 
 
@@ -159,19 +121,19 @@ def test_a_truncated_file_is_refused(write):
     content = path.read_bytes()
     for kept in (0, 10, 500, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:kept])
-        refused(path, "truncated or no HDF5 file|is truncated")
+        refused(path, "truncated or not an HDF5 file|is truncated")
 
 
 def test_other_files_are_refused(write, tmp_path):
     refused(tmp_path / "none.h5", "does not exist")
     (tmp_path / "text.h5").write_text("tokens")
-    refused(tmp_path / "text.h5", "no HDF5 file")
+    refused(tmp_path / "text.h5", "not an HDF5 file")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["tokens"] = np.zeros((4, 17), np.uint8)
-    refused(tmp_path / "other.h5", "is no dataset of")
+    refused(tmp_path / "other.h5", "is not a dataset written by")
 
 
 def test_sequences_shorter_than_the_window_are_refused(write):
     config = load(data__path=write("f.h5", 5, 5))
     with pytest.raises(UserError, match="needs 33"):
-        dataset.open_data(config, source.from_config(config), 33)
+        dataset.open_data(config, make_process(config), 33)

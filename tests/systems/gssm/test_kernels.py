@@ -12,9 +12,9 @@ X = {"name": "X", "state_dim": 9, "alpha": 1.0, "parents": ["Z"]}
 
 @pytest.mark.parametrize("nodes", [MIXED, PRODUCT], ids=["mixed", "product"])
 def test_rows_are_distributions_and_modes_hold_on_every_row(nodes):
-    parsed = graph.parse(nodes, "test")
+    parsed = graph.parse_graph(nodes, "test")
     for seed in range(5):
-        tables = kernels.draw(parsed, seed, 1e-10)
+        tables = kernels.draw_tables(parsed, seed, 1e-10)
         for node in parsed.order:
             table = tables[node.name]
             assert table.shape == parsed.shape(node)
@@ -32,7 +32,7 @@ def test_rows_are_distributions_and_modes_hold_on_every_row(nodes):
 def test_a_dead_product_is_dead_in_every_row():
     nodes = [Z, Z | {"name": "D", "parents": ["Z"], "mode": "dead",
                      "kernel_type": "product"}, X | {"parents": ["D"]}]  # fmt: skip
-    table = kernels.draw(graph.parse(nodes, "test"), 3, 1e-10)["D"]
+    table = kernels.draw_tables(graph.parse_graph(nodes, "test"), 3, 1e-10)["D"]
     assert (table.argmax(-1) == 0).all()
 
 
@@ -40,7 +40,7 @@ def test_entries_are_of_the_dirichlet_distribution():
     """Mean 1 / d and variance (d - 1) / d^2 / (d alpha + 1), within 5 deviations."""
     for alpha in (0.05, 1.0, 20.0):
         nodes = [Z | {"state_dim": 400}, X | {"state_dim": 5, "alpha": alpha}]
-        table = kernels.draw(graph.parse(nodes, "test"), 1, 0)["X"]
+        table = kernels.draw_tables(graph.parse_graph(nodes, "test"), 1, 0)["X"]
         expected = 4 / 25 / (5 * alpha + 1)
         assert table.var() == pytest.approx(expected, rel=0.15)
         assert table[:, 0].mean() == pytest.approx(0.2, abs=5 * (expected / 400) ** 0.5)
@@ -51,24 +51,24 @@ def test_a_product_of_many_factors_does_not_underflow():
     nodes = [Z | {"name": n, "state_dim": 2} for n in names]
     nodes += [X | {"alpha": 1e-3, "parents": names, "kernel_type": "product"}]
     for clip in (0, 1e-10):
-        table = kernels.draw(graph.parse(nodes, "test"), 0, clip)["X"]
+        table = kernels.draw_tables(graph.parse_graph(nodes, "test"), 0, clip)["X"]
         np.testing.assert_allclose(table.sum(-1), 1, atol=1e-12)
 
 
 def test_a_product_is_the_normalised_product_of_its_factors():
-    parsed = graph.parse(PRODUCT, "test")
-    log_p = np.log(kernels.draw(parsed, 0, 1e-10)["O"])
+    parsed = graph.parse_graph(PRODUCT, "test")
+    log_p = np.log(kernels.draw_tables(parsed, 0, 1e-10)["O"])
     # The interaction of the two inputs does not depend on the new state.
     mixed = log_p - log_p[:1] - log_p[:, :1] + log_p[:1, :1]
     np.testing.assert_allclose(mixed, mixed[..., :1] + 0 * mixed, atol=1e-9)
 
 
 def test_the_graph_depends_on_its_seed_and_nothing_else():
-    parsed = graph.parse(MIXED, "test")
-    first = kernels.draw(parsed, 7, 1e-10)
+    parsed = graph.parse_graph(MIXED, "test")
+    first = kernels.draw_tables(parsed, 7, 1e-10)
     with jax.enable_x64(True):
-        again = kernels.draw(parsed, 7, 1e-10)
-    other = kernels.draw(parsed, 8, 1e-10)
+        again = kernels.draw_tables(parsed, 7, 1e-10)
+    other = kernels.draw_tables(parsed, 8, 1e-10)
     for name in first:
         np.testing.assert_array_equal(first[name], again[name])
         assert np.abs(first[name] - other[name]).max() > 0.01
@@ -78,16 +78,18 @@ def test_the_graph_depends_on_its_seed_and_nothing_else():
 @pytest.mark.parametrize("clip", [0, 1e-10])
 def test_rows_are_distributions_at_the_limits_of_alpha(alpha, clip):
     nodes = [Z | {"alpha": alpha, "mode": "context"}, X | {"alpha": alpha}]
-    parsed = graph.parse(nodes, "test")
-    drawn = kernels.draw_context(jax.random.key(0), parsed, clip)["Z"]
-    for table in (*kernels.draw(parsed, 0, clip).values(), np.exp(drawn)):
+    parsed = graph.parse_graph(nodes, "test")
+    drawn = kernels.draw_context_tables(jax.random.key(0), parsed, clip)["Z"]
+    for table in (*kernels.draw_tables(parsed, 0, clip).values(), np.exp(drawn)):
         np.testing.assert_allclose(table.sum(-1), 1, atol=1e-6)
 
 
 def test_context_kernels_keep_their_mode_shape_and_differ_by_key():
     nodes = [Z | {"mode": "context", "parents": ["X"]}, X | {"mode": "context"}]
-    parsed = graph.parse(nodes, "test")
-    drawn = [kernels.draw_context(jax.random.key(i), parsed, 1e-10) for i in (0, 0, 1)]
+    parsed = graph.parse_graph(nodes, "test")
+    drawn = [
+        kernels.draw_context_tables(jax.random.key(i), parsed, 1e-10) for i in (0, 0, 1)
+    ]
     assert set(drawn[0]) == {"Z", "X"}
     for name, log_p in drawn[0].items():
         assert log_p.shape == parsed.shape(parsed.by_name[name])
@@ -97,30 +99,39 @@ def test_context_kernels_keep_their_mode_shape_and_differ_by_key():
 
 
 def test_tables_are_read_as_they_were_written(tmp_path):
-    parsed = graph.parse(MIXED, "test")
-    tables = kernels.draw(parsed, 0, 1e-10)
+    parsed = graph.parse_graph(MIXED, "test")
+    tables = kernels.draw_tables(parsed, 0, 1e-10)
     np.savez(tmp_path / "k.npz", **{f"table/{n}": t for n, t in tables.items()})
-    for name, table in kernels.read(parsed, str(tmp_path / "k.npz")).items():
+    for name, table in kernels.read_tables(parsed, str(tmp_path / "k.npz")).items():
         np.testing.assert_array_equal(table, tables[name])
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda t: t.pop("table/Z2"), "has no table/Z2"),
-        (lambda t: t.update({"table/X": t["table/X"].T}), "table/X is"),
-        (lambda t: t.update({"table/X": t["table/X"] * 2}), "no probabilities"),
-        (lambda t: t.update({"table/X": t["table/X"] * np.nan}), "no probabilities"),
-        (lambda t: t.update({"table/X": np.array([None])}), "no .npz file of tables"),
+        (lambda t: t.pop("table/Z2"), "has no array table/Z2"),
+        (lambda t: t.update({"table/X": t["table/X"].T}), "table/X must have shape"),
+        (
+            lambda t: t.update({"table/X": t["table/X"] * 2}),
+            "X must hold probabilities",
+        ),
+        (
+            lambda t: t.update({"table/X": t["table/X"] * np.nan}),
+            "X must hold probabilities",
+        ),
+        (
+            lambda t: t.update({"table/X": np.array([None])}),
+            "not an .npz file",
+        ),
     ],
 )
 def test_tables_that_do_not_fit_are_refused(tmp_path, change, expected):
-    parsed = graph.parse(MIXED, "test")
-    arrays = {f"table/{n}": t for n, t in kernels.draw(parsed, 0, 1e-10).items()}
+    parsed = graph.parse_graph(MIXED, "test")
+    arrays = {f"table/{n}": t for n, t in kernels.draw_tables(parsed, 0, 1e-10).items()}
     change(arrays)
     np.savez(tmp_path / "k.npz", **arrays)
     with pytest.raises(UserError, match=expected) as caught:
-        kernels.read(parsed, str(tmp_path / "k.npz"))
+        kernels.read_tables(parsed, str(tmp_path / "k.npz"))
     assert "\n" not in str(caught.value)
 
 
@@ -128,4 +139,4 @@ def test_tables_that_do_not_fit_are_refused(tmp_path, change, expected):
 def test_a_file_that_is_no_npz_is_refused(tmp_path, content):
     (tmp_path / "k.npz").write_bytes(content)
     with pytest.raises(UserError, match="npz file"):
-        kernels.read(graph.parse(MIXED, "test"), str(tmp_path / "k.npz"))
+        kernels.read_tables(graph.parse_graph(MIXED, "test"), str(tmp_path / "k.npz"))

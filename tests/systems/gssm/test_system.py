@@ -7,7 +7,8 @@ import pytest
 from jaxgpt import config as configs
 from jaxgpt import run
 from jaxgpt.errors import CheckError
-from jaxgpt.systems.gssm import baselines, dataset, source
+from jaxgpt.systems.gssm import baselines, dataset
+from jaxgpt.systems.gssm.process import make_process
 from jaxgpt.systems.registry import build_system
 from jaxgpt.train import train
 from jaxgpt.training import metrics, plots
@@ -99,8 +100,8 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path, offline):
     if offline:
         config = load()
         changes["data.path"] = str(tmp_path / "f.h5")
-        made = source.from_config(config)
-        dataset.write(tmp_path / "f.h5", config, made, (50, 17), 50)
+        made = make_process(config)
+        dataset.write_dataset(tmp_path / "f.h5", config, made, (50, 17), 50)
     digests = []
     for name, stops in (("straight", [20]), ("stopped", [10, 20])):
         for steps in stops:
@@ -130,8 +131,8 @@ def test_evaluate_and_sample_know_the_system(trained_gssm):
 
 def test_a_loss_below_the_floor_is_a_leak():
     system = build_system(configs.override(load(), {"model.vocab_size": 16}))
-    tokens = system.source.held_out(0, "val", 64, 8, 17)
-    floor = system.source.score(tokens)
+    tokens = system.process.held_out(0, "val", 64, 8, 17)
+    floor = system.process.score(tokens)
     noise = np.random.default_rng(0).normal(0, 0.1, floor.shape)
     honest = system.extra_metrics(tokens, floor + noise)
     assert abs(honest["gap"]) < 3 * honest["gap_error"]
@@ -142,8 +143,8 @@ def test_a_loss_below_the_floor_is_a_leak():
 
 def test_a_few_sequences_prove_no_leak():
     system = build_system(configs.override(load(), {"model.vocab_size": 16}))
-    tokens = system.source.held_out(0, "val", 1, 8, 17)
-    figures = system.extra_metrics(tokens, system.source.score(tokens) - 0.1)
+    tokens = system.process.held_out(0, "val", 1, 8, 17)
+    figures = system.extra_metrics(tokens, system.process.score(tokens) - 0.1)
     assert figures["gap"] < 0 == figures["gap_error"]
 
 
@@ -166,7 +167,7 @@ def context_batches(count):
     """A system of a context graph; held-out sequences, eight a batch; their floor."""
     graph = '[{"name": "X", "state_dim": 3, "alpha": 1, "mode": "context"}]'
     system = build_system(load(gssm__graph=graph, model__vocab_size="3"))
-    tokens = system.source.held_out(0, "val", count, 8, 17)
+    tokens = system.process.held_out(0, "val", count, 8, 17)
     return system, tokens, system.references(tokens)[0]
 
 

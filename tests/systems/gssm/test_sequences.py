@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from jaxgpt.model import rng
-from jaxgpt.systems.gssm import generator
+from jaxgpt.systems.gssm import sequences
 from tests.systems.gssm.conftest import MIXED, make
 
 
@@ -33,21 +33,21 @@ def test_binary_search_finds_the_first_threshold_above(states):
     generated = np.random.default_rng(states)
     table = generated.dirichlet(np.full(states, 0.3), 50)
     row, u = generated.integers(0, 50, 4000), generated.random(4000).astype("f4")
-    thresholds = generator.cumulative(table, jnp.float32)
+    thresholds = sequences.cumulative(table, jnp.float32)
     sums = np.cumsum(table, -1)[:, :-1].astype("f4")
     expected = (sums[row] <= u[:, None]).sum(1)
-    found = generator._search(thresholds, jnp.asarray(row), jnp.asarray(u))
+    found = sequences._search(thresholds, jnp.asarray(row), jnp.asarray(u))
     np.testing.assert_array_equal(found, expected)
 
 
-def test_transitions_are_those_of_the_tables(any_source):
+def test_transitions_are_those_of_the_tables(any_process):
     """Chi-square of each node on a million transitions; cells expect 5 or more."""
-    nodes = any_source.graph
+    nodes = any_process.graph
     steps, rows = 2048, 512
     draw = jax.jit(
-        functools.partial(generator.trajectories, nodes, rows=rows, steps=steps)
+        functools.partial(sequences.sample_states, nodes, rows=rows, steps=steps)
     )
-    drawn = draw(any_source.thresholds, jax.random.key(5))
+    drawn = draw(any_process.thresholds, jax.random.key(5))
     states = {
         node.name: np.pad(np.asarray(s), ((1, 0), (0, 0)))
         for node, s in zip(nodes.order, drawn, strict=True)
@@ -58,7 +58,7 @@ def test_transitions_are_those_of_the_tables(any_source):
             states[n][:-1] if n in old else states[n][1:] for n in nodes.inputs(node)
         ]
         cell = np.ravel_multi_index([*inputs, states[node.name][1:]], nodes.shape(node))
-        table = any_source.tables[node.name]
+        table = any_process.tables[node.name]
         counts = np.bincount(cell.ravel(), minlength=table.size).reshape(table.shape)
         assert counts.sum() == steps * rows
         totals = counts.sum(-1, keepdims=True)
@@ -78,15 +78,15 @@ def test_transitions_are_those_of_the_tables(any_source):
 
 
 def test_conventions_of_the_first_token():
-    start = np.asarray(make(MIXED).draw(0, "train", 3, 7, 33))
-    drawn = np.asarray(make(MIXED, first_token="drawn").draw(0, "train", 3, 7, 32))
+    start = np.asarray(make(MIXED).sample(0, "train", 3, 7, 33))
+    drawn = np.asarray(make(MIXED, first_token="drawn").sample(0, "train", 3, 7, 32))
     assert start.shape == (7, 33) and start.dtype == np.int32
     assert (start[:, 0] == 0).all()
     np.testing.assert_array_equal(start[:, 1:], drawn)
 
 
-def test_a_batch_is_a_pure_function_of_seed_split_and_step(any_source):
-    draw = lambda *where: np.asarray(any_source.draw(*where, 16, 21))
+def test_a_batch_is_a_pure_function_of_seed_split_and_step(any_process):
+    draw = lambda *where: np.asarray(any_process.sample(*where, 16, 21))
     first = draw(0, "train", 5)
     np.testing.assert_array_equal(first, draw(0, "train", 5))
     for other in ((1, "train", 5), (0, "val", 5), (0, "train", 6), (0, "fit", 5)):
@@ -95,8 +95,8 @@ def test_a_batch_is_a_pure_function_of_seed_split_and_step(any_source):
     assert len(rows) == 32
 
 
-def test_held_out_sequences_do_not_depend_on_how_many_are_asked_for(any_source):
-    few = any_source.held_out(0, "val", 5, 4, 17)
-    many = any_source.held_out(0, "val", 11, 4, 17)
+def test_held_out_sequences_do_not_depend_on_how_many_are_asked_for(any_process):
+    few = any_process.held_out(0, "val", 5, 4, 17)
+    many = any_process.held_out(0, "val", 11, 4, 17)
     assert few.shape == (5, 17)
     np.testing.assert_array_equal(few, many[:5])

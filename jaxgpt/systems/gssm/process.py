@@ -1,0 +1,148 @@
+"""A graph with its kernels: a stochastic process whose exact likelihood is known."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxgpt.errors import require
+from jaxgpt.model import rng
+from jaxgpt.systems.gssm import kernels, likelihood, sequences
+from jaxgpt.systems.gssm.graph import LatentGraph, load_graph
+
+# Training, evaluation, fitting the baselines, a last test. A split's place in the list
+# seeds its sequences.
+SPLITS = ("train", "val", "fit", "test")
+
+
+class GraphProcess:
+    """Samples and scores sequences; batch `step` of a split is a pure function.
+
+    The kernels of context nodes are drawn anew for every batch, shared by its rows.
+    """
+
+    def __init__(
+        self,
+        graph: LatentGraph,
+        tables: kernels.Tables,
+        first_token: str = "start",
+        clip: float = 0.0,
+    ):
+        self.graph, self.tables, self.first_token = graph, tables, first_token
+        self.clip = clip
+        self.vocab_size = graph.observed.state_dim
+        self.thresholds = {
+            name: sequences.cumulative(table, jnp.float32)
+            for name, table in tables.items()
+        }
+        self._sample = jax.jit(self._sample_batch, static_argnums=(2, 3))
+        self._context = jax.jit(self._context_tables)
+
+    @property
+    def floor_name(self) -> str:
+        """What the exact score is called.
+
+        An estimate where every batch has its own kernels: it is given those, which a
+        model must infer.
+        """
+        return "estimate" if self.graph.has_context else "exact"
+
+    def dependent_rows(self, rows: int) -> int:
+        """Returns how many neighbouring held-out sequences share kernels: a batch."""
+        return rows if self.graph.has_context else 1
+
+    def sample(
+        self, seed: int, split: str, step: int, rows: int, length: int
+    ) -> jax.Array:
+        """Samples int32 tokens [rows, length], on the device.
+
+        Raises:
+          UserError: for a batch that needs 2^32 uniform numbers or more.
+        """
+        size = len(self.graph.order) * rows * length
+        require(
+            size < 1 << 32,
+            "a batch's size in states (nodes x rows x tokens)",
+            "< 2^32",
+            size,
+            "lower batch_size or model.block_size",
+        )
+        return self._sample(self.thresholds, _place(seed, split, step), rows, length)
+
+    def _sample_batch(self, thresholds, place, rows, length):
+        thresholds = thresholds | {
+            name: sequences.cumulative(table, jnp.float32)
+            for name, table in self._context_tables(place).items()
+        }
+        key = jax.random.fold_in(_key(place), 1)
+        return sequences.sample_tokens(
+            self.graph, thresholds, key, rows, length, self.first_token
+        )
+
+    def _context_tables(self, place):
+        key = jax.random.fold_in(_key(place), 0)
+        log_tables = kernels.draw_context_tables(key, self.graph, self.clip)
+        return {name: jnp.exp(log_p) for name, log_p in log_tables.items()}
+
+    def held_out(
+        self, seed: int, split: str, count: int, rows: int, length: int, first: int = 0
+    ) -> np.ndarray:
+        """Returns int32 [count, length]: sequences of a split from batch `first` on."""
+        steps = range(first, first + -(-count // rows))
+        parts = [self.sample(seed, split, step, rows, length) for step in steps]
+        return np.concatenate([np.asarray(part) for part in parts])[:count]
+
+    def score_held_out(
+        self, tokens_NT: np.ndarray, seed: int, split: str, rows: int, dtype: str
+    ) -> np.ndarray:
+        """Returns the exact score [N, T - 1] of `held_out` sequences, in nats.
+
+        Each batch of a context graph is scored with its own kernels.
+        """
+        if not self.graph.has_context:
+            return self.score(tokens_NT, dtype)
+        parts = []
+        for step, start in enumerate(range(0, len(tokens_NT), rows)):
+            tables = {**self.tables, **self._context(_place(seed, split, step))}
+            part = tokens_NT[start : start + rows]
+            parts.append(
+                likelihood.score(self.graph, tables, part, self.first_token, dtype)
+            )
+        return np.concatenate(parts)
+
+    def score(self, tokens_BT: np.ndarray, dtype: str = "float32") -> np.ndarray:
+        """Returns the exact score [B, T - 1] of any sequences, in nats."""
+        return likelihood.score(
+            self.graph, self.tables, tokens_BT, self.first_token, dtype
+        )
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of the graph, its tables and the convention of the first token."""
+        found = hashlib.sha256(f"{self.graph.to_json()} {self.first_token}".encode())
+        for name in sorted(self.tables):
+            found.update(np.float32(self.tables[name]).tobytes())
+        return found.hexdigest()
+
+
+def _place(seed: int, split: str, step: int) -> tuple[np.uint32, ...]:
+    return np.uint32(seed), np.uint32(SPLITS.index(split)), np.uint32(step)
+
+
+def _key(place: tuple[Any, ...]) -> jax.Array:
+    seed, split, step = place
+    return jax.random.fold_in(rng.at(seed, "data", step), split)
+
+
+def make_process(config: ConfigDict) -> GraphProcess:
+    """Returns the process of `config.gssm`; UserError where its graph is unusable."""
+    c = config.gssm
+    graph = load_graph(c.graph)
+    tables = kernels.draw_tables(graph, c.graph_seed, c.clip)
+    return GraphProcess(graph, tables, c.first_token, c.clip)
