@@ -1,4 +1,4 @@
-"""Model calls against the length of the text, where the true law is known.
+"""Model calls against the length of the text, where the true distribution is known.
 
     python -m benchmarks.sigma_calls [--figure=docs/sigma_calls.png]
 
@@ -24,14 +24,14 @@ def measure(n: int, order: str, num_orders: int, runs: int) -> tuple[float, floa
     """Returns the mean model calls, and token evaluations per token, for one length."""
     from jaxgpt.systems.sigma.samplers import best_of, speculative
     from tests.systems.sigma import tables
-    from tests.systems.sigma.test_samplers import draw_texts, reading
+    from tests.systems.sigma.test_samplers import decode_order, draw_texts
 
     advance = functools.partial(speculative.advance, max_draft_length=n)
     if num_orders:
         advance = functools.partial(best_of.advance, num_orders=num_orders)
     known = np.zeros((1, n), bool)
     _, calls, evaluations = draw_texts(
-        tables.markov(n, 2, 0.9), advance, runs, known, read=reading(known, order)
+        tables.markov(n, 2, 0.9), advance, runs, known, read=decode_order(known, order)
     )
     return float(calls.mean()), float(evaluations.mean() / n)
 

@@ -27,8 +27,8 @@ def contenders(system_class, config, block: int) -> dict:
     """Returns {name: (system, Sampling)}."""
     import jax.numpy as jnp
 
+    from benchmarks import unmasking
     from jaxgpt.sampling.state import SamplingParams
-    from jaxgpt.systems.sigma.samplers import unmask
 
     class Unmasking(system_class):
         """σ-GPT with the samplers of masked diffusion."""
@@ -39,7 +39,7 @@ def contenders(system_class, config, block: int) -> dict:
 
         def sampler(self, sampling):
             del sampling
-            return functools.partial(unmask.advance, **self.options)
+            return functools.partial(unmasking.advance, **self.options)
 
     system = system_class(config)
     found = {}

@@ -1,8 +1,8 @@
 """The likelihood of texts under a model that can read them in any order.
 
-Every order gives a joint distribution; where the model is not perfectly consistent
-they differ. The mixture of all of them, p(x) = mean over orders of p(x | order), is
-what sampling in a random order draws from.
+Every order gives a joint distribution; unless the model is perfectly consistent they
+differ. Sampling in a random order draws from the mixture of all of them, p(x) = mean
+over orders of p(x | order).
 """
 
 from __future__ import annotations
@@ -18,32 +18,23 @@ from jaxgpt.systems.base import System
 from jaxgpt.systems.sigma import orders
 
 
-def text_orders(key: jax.Array, N: int, T: int, fixed: int) -> jax.Array:
-    """Returns N orders [N, T], uniform among those that begin with `fixed` positions.
-
-    A model without a beginning token cannot predict the first token it reads: with
-    fixed = 1, all orders are given the same one.
-    """
-    rest = fixed + orders.random(key, N, T - fixed)
-    first = jnp.broadcast_to(jnp.arange(fixed), (N, fixed))
-    return jnp.concatenate([first, rest], 1)
-
-
 def log_likelihoods(
     system: System, params: dict, tokens_BT: np.ndarray, key: jax.Array, num_orders: int
 ) -> np.ndarray:
-    """Returns log p(text | order) [B, N] in nats, for N random orders of each text.
-
-    All tokens count with a beginning token; else the first position's is given.
-    """
+    """Returns log p(text | order) [B, N] in nats, for N random orders of each text."""
     T = tokens_BT.shape[1]
+    # A model without a beginning token cannot predict the first token it reads. So all
+    # orders begin with the same position, whose token is not counted.
     fixed = 1 - int(system.model_config.begin_token)
+    first_NT = jnp.broadcast_to(jnp.arange(fixed), (num_orders, fixed))
     result = []
     for row, tokens_T in enumerate(tokens_BT):
         row_key = jax.random.fold_in(key, row)
-        order_NT = text_orders(row_key, num_orders, T, fixed)
-        tokens_NT = jnp.broadcast_to(tokens_T, (num_orders, T))
-        batch = {"tokens": tokens_NT, "order": order_NT}
+        rest_NT = fixed + orders.random(row_key, num_orders, T - fixed)
+        batch = {
+            "tokens": jnp.broadcast_to(tokens_T, (num_orders, T)),
+            "order": jnp.concatenate([first_NT, rest_NT], 1),
+        }
         result.append(-np.asarray(_nll(system)(params, batch), np.float64).sum(1))
     return np.array(result)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,8 @@ import numpy as np
 def fractal(T: int) -> np.ndarray:
     """Returns the bisection order [T]: the middle, then the middles of what is left.
 
-    Level by level. The first split goes right first; a left half keeps the direction
-    of what it is half of, a right half turns it (the order of σ-GPT's text program).
+    Level by level, as in σ-GPT's text program: the first split goes right first; a left
+    half keeps its parent's direction, a right half reverses it.
     """
     level: list[tuple[int, int, bool]] = [(0, T, True)]
     order: list[int] = []
@@ -30,79 +31,64 @@ def fractal(T: int) -> np.ndarray:
     return np.array(order, np.int32)
 
 
-def far_apart(settled_T: np.ndarray) -> np.ndarray:
-    """Returns the unsettled positions, each as far as can be from all before it.
+def far_apart(decoded_T: np.ndarray) -> np.ndarray:
+    """Returns the missing positions, each as far as possible from all before it.
 
-    What lies far apart is nearly independent, so that many of these positions can be
-    settled at once. Farthest-first traversal (Gonzalez 1985): every next position has
-    the largest distance to the settled ones, the leftmost of equals.
+    Tokens far apart are nearly independent, so that many of them can be decoded at
+    once. Farthest-first traversal (Gonzalez 1985): every next position has the largest
+    distance to the decoded ones, the leftmost of equals.
 
     Args:
-      settled_T: true where the token is known.
+      decoded_T: true where the token is known.
 
     Returns:
-      int32 positions, as many as settled_T has false.
+      int32 positions, as many as decoded_T has false.
     """
-    T = len(settled_T)
+    T = len(decoded_T)
     index = np.arange(T)
     distance = np.full(T, T)
-    for position in np.flatnonzero(settled_T):
+    for position in np.flatnonzero(decoded_T):
         distance = np.minimum(distance, abs(index - position))
-    order = np.empty(T - settled_T.sum(), np.int32)
+    order = np.empty(T - decoded_T.sum(), np.int32)
     for step in range(len(order)):
         order[step] = distance.argmax()
         distance = np.minimum(distance, abs(index - order[step]))
     return order
 
 
-def blocks(settled_T: np.ndarray, length: int) -> np.ndarray:
-    """Returns the unsettled positions block by block, far apart inside each.
+def blocks(decoded_T: np.ndarray, length: int) -> np.ndarray:
+    """Returns the missing positions block by block, far apart inside each.
 
     Args:
-      settled_T: true where the token is known.
+      decoded_T: true where the token is known.
       length: of a block; the blocks follow one another left to right.
     """
-    settled_T = settled_T.copy()
-    order = []
-    for start in range(0, len(settled_T), length):
-        # What lies behind this block neither attracts nor repels.
-        reach = slice(0, start + length)
-        order.append(far_apart(settled_T[reach]))
-        settled_T[reach] = True
-    return np.concatenate(order) if order else np.zeros(0, np.int32)
+    decoded_T = decoded_T.copy()
+    order = [np.zeros(0, np.int32)]
+    for start in range(0, len(decoded_T), length):
+        # What comes after this block must not repel its positions.
+        upto = slice(0, start + length)
+        order.append(far_apart(decoded_T[upto]))
+        decoded_T[upto] = True
+    return np.concatenate(order)
 
 
-def generation(
-    prompt_mask_T: np.ndarray,
-    kind: str,
-    noise_T: np.ndarray,
-    *,
-    block_length: int = 16,
-) -> np.ndarray:
-    """Returns the missing positions of one text in the order they are generated in.
-
-    Args:
-      prompt_mask_T: true where the token is given.
-      kind: one of `GENERATION`.
-      noise_T: distinct random numbers, which random orders sort.
-      block_length: for blocks.
-
-    Returns:
-      int32 positions, as many as prompt_mask_T has false.
-    """
-    missing = np.flatnonzero(~prompt_mask_T).astype(np.int32)
-    if kind == "random":
-        return missing[np.argsort(noise_T[missing])]
-    if kind == "fractal":
-        return missing[fractal(len(missing))]
-    if kind == "far-apart":
-        return far_apart(prompt_mask_T)
-    if kind == "block":
-        return blocks(prompt_mask_T, block_length)
-    return missing
+def _missing(prompt_mask_T: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(~prompt_mask_T).astype(np.int32)
 
 
-GENERATION = ("random", "left-to-right", "fractal", "far-apart", "block")
+# Generation orders by name: a function of (prompt_mask_T, true where the token is
+# given; noise_T, distinct random numbers; the length of a block) that returns the
+# missing positions, int32, in the order they are generated in.
+GENERATION: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
+    "random": lambda mask_T, noise_T, _: _missing(mask_T)[
+        np.argsort(noise_T[_missing(mask_T)])
+    ],
+    "left-to-right": lambda mask_T, *_: _missing(mask_T),
+    "fractal": lambda mask_T, *_: _missing(mask_T)[fractal(len(_missing(mask_T)))],
+    "far-apart": lambda mask_T, *_: far_apart(mask_T),
+    "block": lambda mask_T, _, length: blocks(mask_T, length),
+}
 
 
 def left_to_right(B: int, T: int) -> jax.Array:
@@ -115,21 +101,16 @@ def random(key: jax.Array, B: int, T: int) -> jax.Array:
     return jnp.argsort(jax.random.uniform(key, (B, T)), -1)
 
 
-def given_first(order_BT: jax.Array, prompt_mask_BT: jax.Array) -> jax.Array:
-    """Returns orders that begin with what is given, left to right.
-
-    Args:
-      order_BT: in which the rest is read.
-      prompt_mask_BT: true where the token is given.
-    """
+def prompt_first(order_BT: jax.Array, prompt_mask_BT: jax.Array) -> jax.Array:
+    """Returns orders that begin with the prompt, left to right; the rest as it was."""
     T = order_BT.shape[1]
-    known_first = jnp.take_along_axis(prompt_mask_BT, order_BT, 1)
-    rank_BT = jnp.where(known_first, order_BT - T, jnp.arange(T))
+    in_prompt_BT = jnp.take_along_axis(prompt_mask_BT, order_BT, 1)
+    rank_BT = jnp.where(in_prompt_BT, order_BT - T, jnp.arange(T))
     return jnp.take_along_axis(order_BT, jnp.argsort(rank_BT, -1), 1)
 
 
-def fractal_rest(prompt_mask_BT: jax.Array) -> jax.Array:
-    """Returns orders that read what is given, then bisect what is not."""
+def prompt_first_fractal(prompt_mask_BT: jax.Array) -> jax.Array:
+    """Returns orders that begin with the prompt, then bisect what is missing."""
     T = prompt_mask_BT.shape[1]
     index_BT = jnp.cumsum(~prompt_mask_BT, 1) - 1
     count_B1 = (~prompt_mask_BT).sum(1, keepdims=True)
@@ -160,9 +141,9 @@ def training(
     Args:
       key: of this step.
       B, T: rows and tokens.
-      kind: "random", "left-to-right", "fractal", or "curriculum": each row is
-        random with a probability that grows linearly from start to 1, else left to
-        right (the original's two curricula: start 0, and start given).
+      kind: "random", "left-to-right", "fractal", or "curriculum": each row is random
+        with a probability that grows linearly from start to 1, else left to right.
+        The original's two curricula are start = 0 and a start above it.
       start: that probability at step 0.
       progress: share of training done, in [0, 1].
       straight: share of rows read left to right in any case.

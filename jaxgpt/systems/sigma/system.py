@@ -6,7 +6,6 @@ so the order of reading is free. Training draws an order for every sequence.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,20 +15,25 @@ import numpy as np
 
 from jaxgpt.data.dataset import Dataset
 from jaxgpt.data.text import open_text
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, require
 from jaxgpt.model import layers
 from jaxgpt.model.positions import Positions
 from jaxgpt.sampling.state import DecodeState, SamplingParams
 from jaxgpt.systems.base import Batch, System, check_order
 from jaxgpt.systems.sigma import orders
-from jaxgpt.systems.sigma.samplers import best_of, speculative, unmask
+from jaxgpt.systems.sigma.samplers import best_of, one_by_one, speculative
+from jaxgpt.systems.sigma.samplers.one_by_one import LOW_ENTROPY_FIRST
 
-SAMPLING_ORDERS = (*orders.GENERATION, "low-entropy-first")
+# By the name of --sampler: make_sampler(sampling, max_draft_length) -> advance.
+SAMPLERS = {
+    "exact-burst": speculative.make_sampler,
+    "burst": best_of.make_sampler,
+    "ar": one_by_one.make_sampler,
+}
 DOUBLE = {"learned": "double", "sinusoidal": "double-sinusoidal"}
-BURST_ORDERS = 5  # The original's default.
 BLOCK_LENGTH = 16
-# On a CPU the cost of a call grows with its tokens from the start: more to a round
-# would save calls and lose time.
+# On a CPU a forward pass costs more with every token, already from the first on: longer
+# drafts would save passes and lose time.
 CPU_MAX_DRAFT_LENGTH = 8
 
 
@@ -37,7 +41,7 @@ class SigmaGPT(System):
     """Predicts the token at position order[t + 1] from those at order[0 .. t]."""
 
     def architecture(self) -> dict[str, Any]:
-        """Two positions a token; what `config.sigma` adds to the original."""
+        """Two positions for each token; what `config.sigma` adds to the original."""
         c = self.config.sigma
         return {
             "positions": DOUBLE[self.config.model.positions],
@@ -60,13 +64,10 @@ class SigmaGPT(System):
         return {"tokens": tokens_BT, "order": order_BT}
 
     def eval_batches(self, tokens_BT: jax.Array, key: jax.Array) -> dict[str, Batch]:
-        """Returns the loss in the order trained for, and left to right.
-
-        Under a curriculum that is the random order it leads to, so that losses of
-        different steps compare.
-        """
+        """Returns batches in the order trained for, and left to right."""
         B, T = tokens_BT.shape
         kind = self.config.sigma.order
+        # Of a curriculum its end, so that the losses of different steps compare.
         main = orders.training(key, B, T, kind, 1.0, jnp.float32(1))
         straight = orders.left_to_right(B, T)
         return {
@@ -77,9 +78,9 @@ class SigmaGPT(System):
     def nll(
         self, params: dict, batch: Batch, dropout_key: jax.Array | None = None
     ) -> jax.Array:
-        """Returns [B, T - 1], in prediction order; the first token is given.
+        """Returns [B, T - 1] in nats, in prediction order.
 
-        With a beginning token the first is predicted too: [B, T].
+        The first token is not predicted; with a beginning token it is: [B, T].
         """
         read, positions = self.read(batch["tokens"], batch["order"])
         return self.model(params).nll(read[:, :-1], read[:, 1:], positions, dropout_key)
@@ -93,11 +94,9 @@ class SigmaGPT(System):
         """
         read_BT = jnp.take_along_axis(tokens_BT, order_BT, 1)
         if self.model_config.begin_token:
-            begin = lambda array, value: jnp.pad(
-                array, ((0, 0), (1, 0)), constant_values=value
-            )
-            read_BT = begin(read_BT, self.model_config.vocab_size)
-            order_BT = begin(order_BT, self.model_config.block_size)
+            c, first = self.model_config, ((0, 0), (1, 0))
+            read_BT = jnp.pad(read_BT, first, constant_values=c.vocab_size)
+            order_BT = jnp.pad(order_BT, first, constant_values=c.block_size)
         return read_BT, (order_BT[:, :-1], order_BT[:, 1:])
 
     def score(
@@ -111,67 +110,56 @@ class SigmaGPT(System):
         return logits_BTV[:, first:], nll_BT[:, first:]
 
     def sampler(self, sampling: SamplingParams) -> Callable[..., DecodeState]:
-        """Exact bursts by default; see `jaxgpt.systems.sigma.samplers`."""
+        """Returns `advance` of `SAMPLERS[sampling.sampler]`; exact bursts by default.
+
+        Raises:
+          UserError: for an unknown sampler, or options that contradict it.
+        """
         name = sampling.sampler or "exact-burst"
+        require(name in SAMPLERS, "--sampler", f"one of {', '.join(SAMPLERS)}", name)
         if sampling.num_orders and name != "burst":
-            raise UserError(f"--num_orders is for --sampler=burst: not {name}")
-        if sampling.order and name == "burst":
+            raise UserError(f"--num_orders needs --sampler=burst, got {name}")
+        if sampling.order == LOW_ENTROPY_FIRST and name not in ("ar", "burst"):
             raise UserError(
-                "--order does not go with --sampler=burst, which tries many"
+                f"--order={LOW_ENTROPY_FIRST} needs --sampler=ar, because it "
+                "chooses anew after every token"
             )
-        if name == "burst":
-            N = sampling.num_orders or BURST_ORDERS
-            return functools.partial(best_of.advance, num_orders=N)
-        if sampling.order == "low-entropy-first":
-            if name != "ar":
-                raise UserError(
-                    "--order=low-entropy-first chooses anew after every token: it goes "
-                    "with --sampler=ar"
-                )
-            return functools.partial(
-                unmask.advance, rank="entropy", most=1, bound=jnp.float32(jnp.inf)
-            )
-        if name == "exact-burst":
-            return functools.partial(
-                speculative.advance, max_draft_length=self.max_draft_length
-            )
-        return super().sampler(sampling)
+        return SAMPLERS[name](sampling, self.max_draft_length)
 
     @property
     def max_draft_length(self) -> int:
-        """The most tokens that an exact burst tries in a round."""
-        return (
-            CPU_MAX_DRAFT_LENGTH if self.model_config.kernels == "cpu" else self.window
-        )
+        """The most tokens that an exact burst drafts in a round."""
+        on_cpu = self.model_config.kernels == "cpu"
+        return CPU_MAX_DRAFT_LENGTH if on_cpu else self.window
 
     def decode_order(
         self, prompt_mask_BT: np.ndarray, sampling: SamplingParams, key: jax.Array
     ) -> np.ndarray:
-        """Reads what is given first, left to right, then the rest in order."""
+        """Reads the prompt first, left to right, then the rest in order: int32 [B, T].
+
+        Raises:
+          UserError: for an unknown order, or one that does not fit the prompt.
+        """
         noise_BT = np.asarray(jax.random.uniform(key, prompt_mask_BT.shape))
         kind = sampling.order or "random"
-        given = None
+        positions = None
         if kind.replace(",", "").isdigit():
-            given, kind = np.array(kind.split(","), np.int64), "left-to-right"
-        if kind == "low-entropy-first":
-            kind = "left-to-right"
-        check_order(kind, SAMPLING_ORDERS)
+            positions, kind = np.array(kind.split(","), np.int64), "left-to-right"
+        check_order(kind, (*orders.GENERATION, LOW_ENTROPY_FIRST))
+        if kind == LOW_ENTROPY_FIRST:
+            kind = "left-to-right"  # Where it starts; its sampler reorders the rest.
         if sampling.block_length and kind != "block":
             raise UserError("--block_length is for --order=block")
+        length = sampling.block_length or BLOCK_LENGTH
         rows = []
         for prompt_mask_T, noise_T in zip(prompt_mask_BT, noise_BT, strict=True):
-            missing = orders.generation(
-                prompt_mask_T,
-                kind,
-                noise_T,
-                block_length=sampling.block_length or BLOCK_LENGTH,
-            )
-            if given is not None:
-                if not np.array_equal(np.sort(given), missing):
+            missing = orders.GENERATION[kind](prompt_mask_T, noise_T, length)
+            if positions is not None:
+                if not np.array_equal(np.sort(positions), missing):
                     raise UserError(
                         f"--order={sampling.order[:60]} must name each of the "
                         f"{len(missing)} missing positions once, counted from 0"
                     )
-                missing = given
+                missing = positions
             rows.append(np.concatenate([np.flatnonzero(prompt_mask_T), missing]))
         return np.array(rows, np.int32)

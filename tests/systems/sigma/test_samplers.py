@@ -1,4 +1,4 @@
-"""The law, the progress and the cost of the samplers that settle several tokens."""
+"""The distribution, progress and cost of the samplers that decode several tokens."""
 
 import functools
 import itertools
@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks import unmasking
 from jaxgpt import config as configs
 from jaxgpt.sampling.autoregressive import autoregress
 from jaxgpt.sampling.logits import sampling_probs
 from jaxgpt.sampling.state import DEFAULT_PARAMS, ModelDecoder, SamplingParams, prefill
 from jaxgpt.systems.registry import build_system
 from jaxgpt.systems.sigma import orders
-from jaxgpt.systems.sigma.samplers import best_of, speculative, unmask
+from jaxgpt.systems.sigma.samplers import best_of, one_by_one, speculative, window
 from tests.systems.sigma import tables
 
 SAMPLES = 100_000
@@ -27,14 +28,6 @@ def exact_burst(decoder, *arguments, max_draft_length=8):
     # No window is wider than the text, and each width is a pass to compile.
     max_draft_length = 4 if decoder.n <= 4 else max_draft_length
     return speculative.advance(decoder, *arguments, max_draft_length=max_draft_length)
-
-
-def burst(*arguments, num_orders):
-    return best_of.advance(*arguments, num_orders=num_orders)
-
-
-def surest(*arguments):
-    return unmask.advance(*arguments, rank="entropy", most=1, bound=jnp.inf)
 
 
 def arrange(decoder, read_BT, tokens_BT):
@@ -51,7 +44,7 @@ def arrange(decoder, read_BT, tokens_BT):
 def decode_order(prompt_mask_BT, order):
     noise = np.random.default_rng(0).random(prompt_mask_BT.shape)
     rows = [
-        np.concatenate([np.flatnonzero(k), orders.generation(k, order, u)])
+        np.concatenate([np.flatnonzero(k), orders.GENERATION[order](k, u, 16)])
         for k, u in zip(prompt_mask_BT, noise, strict=True)
     ]
     return np.array(rows)
@@ -221,7 +214,7 @@ def test_rows_with_different_gaps_each_have_their_own_law(model):
 @pytest.mark.parametrize("model", ["correlated pairs", "joint 3^4", "joint 8x8"])
 def test_the_same_test_tells_the_biased_burst_apart(model, num_orders):
     decoder, params = MODELS[model]
-    advance = functools.partial(burst, num_orders=num_orders)
+    advance = functools.partial(best_of.advance, num_orders=num_orders)
     known = np.zeros((ROWS, decoder.n), bool)
     texts, _, _ = draw_texts(MODELS[model], advance, SAMPLES // ROWS, known)
     expected = np.asarray(params, np.float64)
@@ -236,7 +229,7 @@ def test_the_same_test_tells_the_biased_burst_apart(model, num_orders):
 )
 def test_the_bias_of_burst_is_the_known_one(num_orders, distance):
     """The distances come from enumerating the scheme on this pair (no sampling)."""
-    advance = functools.partial(burst, num_orders=num_orders)
+    advance = functools.partial(best_of.advance, num_orders=num_orders)
     known = np.zeros((ROWS, 2), bool)
     texts, _, _ = draw_texts(tables.joint(PAIR), advance, SAMPLES // ROWS, known)
     share = counts(texts, 2) / SAMPLES
@@ -247,10 +240,12 @@ def test_unmasking_one_token_at_a_time_has_the_right_law_and_two_do_not():
     known = np.zeros((ROWS, 4), bool)
     expected = np.asarray(MODELS["joint 3^4"][1], np.float64)
     expected /= expected.sum()
-    texts, calls, _ = draw_texts(MODELS["joint 3^4"], surest, SAMPLES // ROWS, known)
+    texts, calls, _ = draw_texts(
+        MODELS["joint 3^4"], one_by_one.advance, SAMPLES // ROWS, known
+    )
     assert agreement(texts.reshape(-1, 4), 3, expected)[0] <= 1.2
     assert (calls == 4).all()
-    two = lambda *a: unmask.advance(*a, rank="probability", most=2, bound=jnp.inf)
+    two = lambda *a: unmasking.advance(*a, rank="probability", most=2, bound=jnp.inf)
     texts, calls, _ = draw_texts(MODELS["joint 3^4"], two, SAMPLES // ROWS, known)
     assert agreement(texts.reshape(-1, 4), 3, expected)[0] > 3
     assert (calls == 2).all()
@@ -259,7 +254,7 @@ def test_unmasking_one_token_at_a_time_has_the_right_law_and_two_do_not():
 def test_an_entropy_bound_settles_what_is_sure_together():
     sure = np.zeros((4, 4, 4))
     sure[1, 2] = [0.25, 0.25, 0.25, 0.25]
-    bounded = lambda *a: unmask.advance(*a, rank="entropy", most=3, bound=0.1)
+    bounded = lambda *a: unmasking.advance(*a, rank="entropy", most=3, bound=0.1)
     known = np.zeros((1, 3), bool)
     texts, calls, evaluations = draw_texts(tables.joint(sure), bounded, 8, known)
     # Two sure tokens cost nothing, and the first unsure one may always come along.
@@ -340,8 +335,6 @@ def test_a_networks_exact_burst_has_the_law_of_its_one_by_one_sampler():
 
 @pytest.mark.unoptimised
 def test_every_draft_is_the_conditional_of_a_plain_pass():
-    from jaxgpt.systems.sigma.samplers import window
-
     system, params = tiny_sigma(T=9, V=5, **{"sigma.begin_token": False})
     decoder = ModelDecoder(system.graphdef)
     tokens = jax.random.randint(jax.random.key(1), (3, 9), 0, 5)

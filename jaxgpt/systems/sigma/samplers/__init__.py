@@ -1,9 +1,12 @@
-"""Samplers of σ-GPT that decode several tokens in a forward pass.
+"""Samplers of σ-GPT.
 
-  speculative.py  draft, verify in one order, resample: the distribution of decoding one
-                  by one, exactly
+  speculative.py  draft, verify in one order, resample: several tokens a forward pass,
+                  with exactly the distribution of decoding one by one
   best_of.py      the original's burst: the best of N orders; biased, kept to compare
-  unmask.py       the likeliest or surest tokens at once, as masked diffusion; biased
+  one_by_one.py   one token a forward pass, in a fixed order or lowest entropy first
 
-Each is a compiled loop over `DecodeState` (see sampling/state.py).
+Each has a `make_sampler(sampling, max_draft_length)`, a line in `SAMPLERS`.
+It returns a compiled loop `advance(decoder, params, state, decode_params, limit)`, from
+a `DecodeState` of `prefill`, which is donated, to the one after about `limit` forward
+passes, or with every slot up to `decode_params.end` filled.
 """

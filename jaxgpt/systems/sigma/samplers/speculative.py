@@ -1,16 +1,10 @@
-"""Exact burst sampling: many tokens a round, with the law of one-by-one generation.
+"""Exact bursts: many tokens a round, distributed as if decoded one by one.
 
 A round drafts the next k tokens of the order from the same context, verifies them in
-one causal pass along that order, keeps the longest accepted prefix, and draws the
-first rejected token from what the draft lacked. Speculative sampling (Leviathan et al.
-2023, arXiv 2211.17192), with the model as its own draft (Guo & Ermon 2025, arXiv
+one causal pass along that order, accepts the longest prefix that holds, and resamples
+the first rejected token from what the draft lacked. Speculative sampling (Leviathan et
+al. 2023, arXiv 2211.17192), with the model as its own draft (Guo & Ermon 2025, arXiv
 2504.20456).
-
-Why the law is that of one-by-one generation along the same order: a draft x of
-probability p(x) is kept with probability min(1, q(x) / p(x)), where q is the true
-conditional given the tokens before it; together with a draw from max(0, q - p) where
-it is not, x is settled with min(p, q) + (q - p)_+ = q. The order and the number of
-tokens tried never depend on a draft that is still undecided.
 """
 
 from __future__ import annotations
@@ -27,8 +21,14 @@ from jaxgpt.sampling.logits import (
     token_log_prob,
     uniforms,
 )
-from jaxgpt.sampling.state import DecodeParams, Decoder, DecodeState
+from jaxgpt.sampling.state import DecodeParams, Decoder, DecodeState, SamplingParams
 from jaxgpt.systems.sigma.samplers import window
+
+
+def make_sampler(sampling: SamplingParams, max_draft_length: int):
+    """Returns `advance` for at most max_draft_length drafted tokens a round."""
+    del sampling
+    return functools.partial(advance, max_draft_length=max_draft_length)
 
 
 @functools.partial(
@@ -43,82 +43,87 @@ def advance(
     *,
     max_draft_length: int,
 ) -> DecodeState:
-    """Fills the slots of each row to the end, at its own pace.
+    """Fills the slots of each row at its own pace, max_draft_length a round at most.
 
-    A round is two calls, and settles two tokens at least; the last token needs one
-    call. Hence no more calls than tokens. A row tries twice as many tokens as its last
-    round settled.
-
-    Args:
-      reader, params: a model that can be read.
-      state: from generate.start; donated.
-      task: what to sample.
-      limit: about how many calls to make at most.
-      max_draft_length: tokens tried in a round, at most.
+    A round is two forward passes and decodes at least two tokens; the last token needs
+    one pass. Hence there are no more passes than tokens.
     """
-    # One number a slot for each use: numbers spent on drafts that were never decided
-    # on told nothing, and may be spent again.
+    # One number a slot for each use, drawn before the loop. Where a draft was not
+    # decided on, nothing depends on its numbers yet, so that they may be used again.
     B, S = state.tokens_BS.shape
     uniform_3BS = uniforms(decode_params.key, (B, 3, S)).transpose(1, 0, 2)
 
-    def wanted_B(state):
+    def length_B(state):
         draft_length_B = jnp.minimum(state.draft_length_B, max_draft_length)
         return jnp.clip(decode_params.end - state.num_decoded_B, 0, draft_length_B)
 
-    def round_(state, W):
+    def advance_round(state, W):
         return _round(
-            decoder, params, state, decode_params, uniform_3BS, wanted_B(state), W
+            decoder, params, state, decode_params, uniform_3BS, length_B(state), W
         )
 
-    return window.rounds(
-        round_, wanted_B, state, max_draft_length, decode_params.end, limit
+    return window.run_rounds(
+        advance_round, length_B, state, max_draft_length, decode_params.end, limit
     )
 
 
-def _round(decoder, params, state, decode_params, uniform_3BS, wanted_B, W):
+def _round(decoder, params, state, decode_params, uniform_3BS, length_B, W):
+    """Drafts, verifies and resamples the next length_B <= W tokens of each row."""
     n_B = state.num_decoded_B
     propose, accept, resample = (window.take(u_BS, n_B, W) for u_BS in uniform_3BS)
-    drafted = window.draft(decoder, params, state, decode_params, propose)
-    tokens_BW, cache, logits_BWV = drafted.tokens_BW, state.cache, drafted.logits_BWV
-    kept_B, gain_B, num_forward_passes_B = (
-        wanted_B,
-        wanted_B,
-        (wanted_B > 0).astype(jnp.int32),
-    )
+    draft = window.draft(decoder, params, state, decode_params, propose)
+    tokens_BW, logits_BWV, cache = draft.tokens_BW, draft.logits_BWV, state.cache
+    num_new_B, num_passes_B = length_B, (length_B > 0).astype(jnp.int32)
+    # A window of one needs no verification: its draft is the true conditional.
     if W > 1:
-        read_BW, own_BW = drafted.read_as()
-        positions = (own_BW, drafted.position_BW)
-        logits_BWV, cache = decoder.read(params, read_BW, positions, cache, n_B - 1)
-        q_BWV = sampling_probs(logits_BWV, decode_params)
-        ratio_holds = accept * window.at_tokens(
-            drafted.p_BWV, tokens_BW
-        ) < window.at_tokens(q_BWV, tokens_BW)
-        index_W = jnp.arange(W)
-        # The first draft has p = q but for rounding: refusing it would gain nothing.
-        holds = (ratio_holds | (index_W == 0)) & (index_W < wanted_B[:, None])
-        kept_B = jnp.cumprod(holds, 1).sum(1)
-        gain_B = jnp.minimum(kept_B + 1, wanted_B)
-        cut = jnp.minimum(kept_B, W - 1)[:, None]
-        pick = lambda array: jnp.take_along_axis(array, cut[..., None], 1)[:, 0]
-        p_BV, q_BV = pick(drafted.p_BWV), pick(q_BWV)
-        lacking_BV = jnp.maximum(q_BV - p_BV, 0)
-        some = lacking_BV.sum(-1, keepdims=True) > 0
-        instead_B = sample_token(
-            jnp.take_along_axis(resample, cut, 1)[:, 0],
-            jnp.where(some, lacking_BV, q_BV),
+        shifted = (
+            window.shift(draft.last_B1, tokens_BW),
+            window.shift(draft.own_B1, draft.position_BW),
         )
-        tokens_BW = jnp.where(index_W == kept_B[:, None], instead_B[:, None], tokens_BW)
-        num_forward_passes_B += wanted_B > 1
-    log_p_BW = token_log_prob(logits_BWV, tokens_BW)
-    total_B = state.num_forward_passes_B + num_forward_passes_B
-    number_BW = jnp.broadcast_to(total_B[:, None], tokens_BW.shape)
+        logits_BWV, cache = decoder.read(
+            params, shifted[0], (shifted[1], draft.position_BW), cache, n_B - 1
+        )
+        # Why the result is exact: with p what a token was drafted from, and q its true
+        # conditional given the tokens before it, a draft x is accepted with probability
+        # min(1, q(x) / p(x)) and otherwise resampled from max(0, q - p), normalised. So
+        # x comes out with probability min(p, q) + max(0, q - p) = q. Neither the order
+        # nor the draft length depends on a draft that is still undecided.
+        q_BWV = sampling_probs(logits_BWV, decode_params)
+        p_BW = window.at_tokens(draft.p_BWV, tokens_BW)
+        accepted = accept * p_BW < window.at_tokens(q_BWV, tokens_BW)
+        index_W = jnp.arange(W)
+        # The first draft has p = q but for rounding: it is always accepted, so that
+        # every round decodes at least two tokens.
+        accepted = (accepted | (index_W == 0)) & (index_W < length_B[:, None])
+        num_accepted_B = jnp.cumprod(accepted, 1).sum(1)
+        num_new_B = jnp.minimum(num_accepted_B + 1, length_B)
+        rejected_B1 = jnp.minimum(num_accepted_B, W - 1)[:, None]
+        at_rejected = lambda array: jnp.take_along_axis(
+            array, rejected_B1[..., None], 1
+        )[:, 0]
+        p_BV, q_BV = at_rejected(draft.p_BWV), at_rejected(q_BWV)
+        residual_BV = jnp.maximum(q_BV - p_BV, 0)
+        # Rounding may leave no residual where p and q are equal.
+        nonzero_B1 = residual_BV.sum(-1, keepdims=True) > 0
+        resampled_B = sample_token(
+            jnp.take_along_axis(resample, rejected_B1, 1)[:, 0],
+            jnp.where(nonzero_B1, residual_BV, q_BV),
+        )
+        tokens_BW = jnp.where(
+            index_W == num_accepted_B[:, None], resampled_B[:, None], tokens_BW
+        )
+        num_passes_B += length_B > 1
+    state = window.decode(
+        state,
+        tokens_BW,
+        token_log_prob(logits_BWV, tokens_BW),
+        num_new_B,
+        num_passes_B,
+        tokens_processed_B=length_B * num_passes_B,
+    )
     return state.replace(
-        tokens_BS=window.put(state.tokens_BS, n_B, tokens_BW, gain_B),
-        num_decoded_B=n_B + gain_B,
         cache=cache,
-        num_forward_passes_B=total_B,
-        tokens_processed_B=state.tokens_processed_B + wanted_B * num_forward_passes_B,
-        log_p_BS=window.put(state.log_p_BS, n_B, log_p_BW, gain_B),
-        decode_step_BS=window.put(state.decode_step_BS, n_B, number_BW, gain_B),
-        draft_length_B=jnp.maximum(2 * gain_B, window.SMALLEST),
+        # Twice what was decoded: a row whose drafts hold soon drafts long windows, and
+        # one whose drafts fail wastes little.
+        draft_length_B=jnp.maximum(2 * num_new_B, window.SMALLEST),
     )

@@ -1,11 +1,10 @@
-"""The next W slots of every row, each row at its own place."""
+"""The next W slots of every row, each row at its own place in the order."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,15 +42,50 @@ def put(
     return jnp.where(inside_BS, value_BS.astype(array_BS.dtype), array_BS)
 
 
-@dataclasses.dataclass(frozen=True)
-class Draft:
+def shift(first_B1: jax.Array, rest_BW: jax.Array) -> jax.Array:
+    """Returns [B, W]: what precedes each of rest_BW, first_B1 before the first."""
+    return jnp.concatenate([first_B1, rest_BW[:, :-1]], 1)
+
+
+def at_tokens(p_BWV: jax.Array, tokens_BW: jax.Array) -> jax.Array:
+    """Returns [B, W]: p at each token."""
+    return jnp.take_along_axis(p_BWV, tokens_BW[..., None], -1)[..., 0]
+
+
+def decode(
+    state: DecodeState,
+    tokens_BW: jax.Array,
+    log_p_BW: jax.Array,
+    num_new_B: jax.Array,
+    num_passes_B: jax.Array,
+    *,
+    tokens_processed_B: jax.Array,
+) -> DecodeState:
+    """Returns the state with the first num_new_B of tokens_BW decoded.
+
+    num_passes_B and tokens_processed_B are what this took.
+    """
+    n_B = state.num_decoded_B
+    total_B = state.num_forward_passes_B + num_passes_B
+    step_BW = jnp.broadcast_to(total_B[:, None], tokens_BW.shape)
+    return state.replace(
+        tokens_BS=put(state.tokens_BS, n_B, tokens_BW, num_new_B),
+        num_decoded_B=n_B + num_new_B,
+        num_forward_passes_B=total_B,
+        tokens_processed_B=state.tokens_processed_B + tokens_processed_B,
+        log_p_BS=put(state.log_p_BS, n_B, log_p_BW, num_new_B),
+        decode_step_BS=put(state.decode_step_BS, n_B, step_BW, num_new_B),
+    )
+
+
+class Draft(NamedTuple):
     """Tokens for the next W slots, each drawn as if it came next.
 
     Attributes:
       tokens_BW: the drafted tokens.
-      position_BW: where they stand.
+      position_BW: their positions.
       logits_BWV, p_BWV: what they were drawn from.
-      last_B1, own_B1: the last settled token and its position.
+      last_B1, own_B1: the last decoded token and its position.
     """
 
     tokens_BW: jax.Array
@@ -61,14 +95,6 @@ class Draft:
     last_B1: jax.Array
     own_B1: jax.Array
 
-    def read_as(self) -> tuple[jax.Array, jax.Array]:
-        """Returns tokens and positions [B, W] read so that each draft comes next."""
-        shift = lambda first, rest: jnp.concatenate([first, rest[:, :-1]], 1)
-        return (
-            shift(self.last_B1, self.tokens_BW),
-            shift(self.own_B1, self.position_BW),
-        )
-
 
 def draft(
     decoder: Decoder,
@@ -77,23 +103,20 @@ def draft(
     decode_params: DecodeParams,
     uniform_BW: jax.Array,
 ) -> Draft:
-    """Drafts the next W slots in one pass.
-
-    Every slot is asked for by the last settled token, with that token's own position
-    and the slot's as target: the exact conditional given what is settled.
-    """
+    """Drafts the next W slots in one pass."""
     B, W = uniform_BW.shape
     before_B = state.num_decoded_B - 1
-    last_B1, own_B1 = (
-        take(state.tokens_BS, before_B, 1),
-        take(state.own_BS, before_B, 1),
-    )
+    last_B1 = take(state.tokens_BS, before_B, 1)
+    own_B1 = take(state.own_BS, before_B, 1)
     position_BW = take(state.own_BS, state.num_decoded_B, W)
-    wide = lambda array_B1: jnp.broadcast_to(array_B1, (B, W))
+    widen = lambda array_B1: jnp.broadcast_to(array_B1, (B, W))
+    # Every slot is asked for by the last decoded token, with that token's own position
+    # and the slot's as target. Each such query sees what is decoded and itself: this is
+    # the exact conditional of the slot given what is decoded.
     logits_BWV, _ = decoder.read(
         params,
-        wide(last_B1),
-        (wide(own_B1), position_BW),
+        widen(last_B1),
+        (widen(own_B1), position_BW),
         state.cache,
         before_B,
         jnp.eye(W, dtype=bool),
@@ -103,50 +126,44 @@ def draft(
     return Draft(tokens_BW, position_BW, logits_BWV, p_BWV, last_B1, own_B1)
 
 
-def at_tokens(p_BWV: jax.Array, tokens_BW: jax.Array) -> jax.Array:
-    """Returns [B, W]: p at each token."""
-    return jnp.take_along_axis(p_BWV, tokens_BW[..., None], -1)[..., 0]
-
-
-def rounds(
-    advance: Callable[..., DecodeState],
-    wanted_B: Callable[[DecodeState], jax.Array],
+def run_rounds(
+    advance_round: Callable[..., DecodeState],
+    length_B: Callable[[DecodeState], jax.Array],
     state: DecodeState,
-    max_draft_length: int,
+    max_length: int,
     end: jax.Array,
     limit: jax.Array,
 ) -> DecodeState:
-    """Runs rounds until all rows are full, or those that are not made limit calls.
-
-    Each round is compiled for a few widths and runs in the narrowest that holds every
-    row's wanted window. A while loop for each width, inside one over all: a switch
-    would copy the cache.
+    """Runs rounds until every row is full or has made `limit` forward passes.
 
     Args:
-      advance: (state, W=width) -> state, one round.
-      wanted_B: state -> slots each row wants to look at, 0 where it is full.
+      advance_round: (state, W=width) -> state.
+      length_B: state -> slots that each row's next round looks at, 0 where it is full.
       state: where to begin.
-      max_draft_length: the largest window wanted.
+      max_length: the largest of these lengths.
       end: one past the last slot to fill.
-      limit: calls.
+      limit: forward passes.
     """
-    most_B = state.num_forward_passes_B + limit
+    last_B = state.num_forward_passes_B + limit
 
-    def going(state):
+    def unfinished(state):
         return (
-            (state.num_decoded_B < end) & (state.num_forward_passes_B < most_B)
+            (state.num_decoded_B < end) & (state.num_forward_passes_B < last_B)
         ).any()
 
+    # A round is compiled for a few widths and runs in the narrowest that holds every
+    # row's window: one loop for each width, inside one over all. A switch between the
+    # widths would copy the cache.
     def sweep(state):
         below = 0
-        for W in widths(max_draft_length):
+        for W in widths(max_length):
 
             def fits(state, below=below, W=W):
-                wanted = wanted_B(state).max()
-                return going(state) & (wanted > below) & (wanted <= W)
+                length = length_B(state).max()
+                return unfinished(state) & (length > below) & (length <= W)
 
-            state = lax.while_loop(fits, functools.partial(advance, W=W), state)
+            state = lax.while_loop(fits, functools.partial(advance_round, W=W), state)
             below = W
         return state
 
-    return lax.while_loop(going, sweep, state)
+    return lax.while_loop(unfinished, sweep, state)

@@ -92,11 +92,11 @@ class SigmaTask(SigmaGPT):
             prompt_mask_BT = jnp.zeros_like(prompt_mask_BT)
         B, T = tokens_BT.shape
         if kind == "fractal":
-            order_BT = orders.fractal_rest(prompt_mask_BT)
+            order_BT = orders.prompt_first_fractal(prompt_mask_BT)
         else:
             progress = jnp.asarray(progress, jnp.float32)
             order_BT = orders.training(key, B, T, kind, start, progress, straight)
-            order_BT = orders.given_first(order_BT, prompt_mask_BT)
+            order_BT = orders.prompt_first(order_BT, prompt_mask_BT)
         asked_BT = ~jnp.take_along_axis(prompt_mask_BT, order_BT, 1)
         weight_BT = asked_BT / asked_BT.mean()
         return {"tokens": tokens_BT, "order": order_BT, "weight": weight_BT}

@@ -1,11 +1,12 @@
 """Parallel unmasking, as masked diffusion models generate: several tokens a call.
 
-Every call looks at all missing tokens, ranks them, and settles the first few, each
-drawn on its own. Tokens of one call do not see each other, so the law is bent unless
-they are independent; one token a call is exact for the order it chooses.
+Every call looks at all missing tokens, ranks them, and decodes the first few, each
+drawn on its own. Tokens of one call do not see each other, so the distribution
+is biased unless they are independent; one token a call is exact for the order it
+chooses.
 
 The ranks: by probability of the likeliest token (MaskGIT, arXiv 2202.04200), or by
-entropy, where a call settles tokens until their summed entropy but for the last one's
+entropy, where a call decodes tokens until their summed entropy but for the last one's
 passes a bound (the EB-sampler, arXiv 2505.24857).
 """
 
@@ -45,15 +46,15 @@ def advance(
     """Fills the slots of each row to the end.
 
     Args:
-      reader, params: a model that can be read.
-      state: from generate.start; donated.
-      task: what to sample.
+      decoder, params: the model.
+      state: from `prefill`; donated.
+      decode_params: temperature and the like, and where to end.
       limit: calls to make, at most.
       rank: "probability" or "entropy".
-      most: tokens settled a call, at most.
-      bound: nats of entropy a call may take on; infinite settles `most` every time.
+      most: tokens decoded a call, at most.
+      bound: nats of entropy a call may take on; infinite decodes `most` every time.
     """
-    # Drawn for positions, not slots: slots change places until they are settled.
+    # Drawn for positions, not slots: slots change places until they are decoded.
     uniform_BS = uniforms(decode_params.key, state.tokens_BS.shape)
     last = state.num_forward_passes_B + limit
 
@@ -75,7 +76,7 @@ def _call(decoder, params, state, decode_params, uniform_BS, rank, most, bound):
     B, S = state.tokens_BS.shape
     n_B = state.num_decoded_B
     left_B = jnp.maximum(decode_params.end - n_B, 0)
-    # The cache lacks what the call before settled, and the token it asked by.
+    # The cache lacks what the call before decoded, and the token it asked by.
     fresh_BS = (state.decode_step_BS == state.num_forward_passes_B[:, None]) & (
         state.decode_step_BS > 0
     )
