@@ -28,7 +28,7 @@ def rate(name: str) -> tuple[int, float]:
     seconds = []
     for seed in range(5):
         began = time.perf_counter()
-        task.generate(np.random.default_rng(seed), COUNT, "train")
+        task.sample(np.random.default_rng(seed), COUNT)
         seconds.append(time.perf_counter() - began)
     return task.length, COUNT / float(np.median(seconds))
 
@@ -41,7 +41,7 @@ def mazes(count: int) -> float:
 
     task = make_task(configs.load("configs/sigma_task.py:maze", {}))
     began = time.perf_counter()
-    dataset.draw(task, "train", count, 0, np.zeros(0, np.uint64))
+    dataset.sample_split(task, "train", count, 0, np.zeros(0, np.uint64))
     return time.perf_counter() - began
 
 

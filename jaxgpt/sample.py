@@ -212,7 +212,7 @@ def _sample_task(run: Run, args: argparse.Namespace) -> None:
     task = system.task
     verdict = task.judge(filled.tokens_BT, reference, prompt_mask)
     if image:
-        system.draw(image, filled.tokens_BT, reference, prompt_mask)
+        system.plot(image, filled.tokens_BT, reference, prompt_mask)
     samples = describe(filled, prompt_mask, run.tokenizer)
     for row, sample in enumerate(samples):
         sample["text"] = task.text(filled.tokens_BT[row])

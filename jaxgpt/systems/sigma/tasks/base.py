@@ -1,39 +1,57 @@
-"""A task: sequences, what is given of each, a judge, and a picture."""
+"""A task: sequences, the prompt of each, a judge, and a picture."""
 
 from __future__ import annotations
 
+import functools
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxgpt.errors import require
 from jaxgpt.systems.sigma.tasks import pictures
 
 Judgement = dict[str, np.ndarray]
 
 
-def after(tokens_NT: np.ndarray, marker: int) -> np.ndarray:
-    """Returns true behind the first marker of each row, [N, T]."""
-    seen = tokens_NT == marker
-    return np.cumsum(seen, 1) - seen > 0
-
-
 class Task:
-    """What a σ-GPT learns beside text.
+    """What a σ-GPT learns other than text.
 
     Attributes:
-      vocab_size: different tokens.
-      length: tokens of a sequence, given ones included.
+      words: what each token is called.
+      separator: between words, in `text`.
+      length: tokens of a sequence, prompt included.
+      marker: the word whose first occurrence ends the prompt.
+      prompt_length: without a marker, how many tokens are given.
       distinct: whether no sequence may come twice, in either split.
     """
 
-    vocab_size: int
+    words: Sequence[str]
+    separator = " "
     length: int
+    marker = ""
+    prompt_length = 0
     distinct = True
 
     def __init__(self, config: ConfigDict):
-        """Takes what it needs of `config.task`; UserError for what cannot be."""
+        """Takes what it needs of `config.task`; UserError for impossible values."""
         self.config = config.task
+
+    def check(self, condition: bool, field: str, rule: str) -> None:
+        """Raises UserError unless a condition on `task.FIELD` holds."""
+        c = self.config
+        require(condition, f"task.{field} of {c.name}", rule, c[field])
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of different tokens."""
+        return len(self.words)
+
+    @functools.cached_property
+    def codes(self) -> dict[str, int]:
+        """The token of each word."""
+        return {word: token for token, word in enumerate(self.words)}
 
     @property
     def files(self) -> tuple[pathlib.Path, ...]:
@@ -41,23 +59,40 @@ class Task:
         return ()
 
     def constants(self) -> np.random.Generator:
-        """Returns what draws all that both splits share."""
+        """Returns a generator of what both splits share."""
         return np.random.default_rng((self.config.data_seed, 1))
 
-    def generate(
-        self, rng: np.random.Generator, count: int, split: str
+    def sample(
+        self, rng: np.random.Generator, count: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Draws sequences.
+        """Returns tokens [count, T], integers, and their prompt_mask."""
+        tokens_NT = self.sample_tokens(rng, count)
+        return tokens_NT, self.prompt_mask(tokens_NT)
 
-        Returns:
-          (tokens [count, T], integers; known [count, T], true where a token is given).
-        """
+    def sample_tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Returns tokens [count, T], integers."""
         raise NotImplementedError
 
-    def read(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Returns all sequences of a split, where they come from files."""
+    def prompt_mask(self, tokens_NT: np.ndarray) -> np.ndarray:
+        """Returns bool [N, T], true where a token is given."""
+        end = np.full((len(tokens_NT), 1), self.prompt_length)
+        if self.marker:
+            is_marker = tokens_NT == self.codes[self.marker]
+            end = np.where(is_marker.any(1), is_marker.argmax(1) + 1, 0)[:, None]
+        return np.arange(self.length) < end
+
+    def read_split(self, split: str) -> np.ndarray | None:
+        """Returns all tokens [N, T] of a split, where they come from files."""
         del split
         return None
+
+    def join(self, *parts: np.ndarray | str) -> np.ndarray:
+        """Returns [N, T]: arrays [N, t], and words that are the same in every row."""
+        count = next(len(part) for part in parts if not isinstance(part, str))
+        column = lambda word: np.full((count, 1), self.codes[word])
+        return np.concatenate(
+            [column(p) if isinstance(p, str) else p for p in parts], 1
+        )
 
     def judge(
         self,
@@ -67,61 +102,38 @@ class Task:
     ) -> Judgement:
         """Returns {name: [N]} about generated sequences; "accuracy" is the main one.
 
-        Unless a task knows better: is each row what the reference is, and the share of
-        its generated tokens that are.
+        By default: whether each row equals the reference, and the share of its
+        generated tokens that do.
         """
         right_NT = (tokens_NT == reference_NT) | prompt_mask_NT
-        asked_N = np.maximum((~prompt_mask_NT).sum(1), 1)
-        wrong_N = (~right_NT).sum(1)
-        return {"accuracy": wrong_N == 0, "token_accuracy": 1 - wrong_N / asked_N}
+        num_missing_N = np.maximum((~prompt_mask_NT).sum(1), 1)
+        num_wrong_N = (~right_NT).sum(1)
+        return {
+            "accuracy": num_wrong_N == 0,
+            "token_accuracy": 1 - num_wrong_N / num_missing_N,
+        }
 
     def text(self, tokens_T: np.ndarray) -> str:
-        """Returns a sequence to read."""
-        return " ".join(self.word(token) for token in tokens_T)
+        """Returns a sequence in words."""
+        return self.separator.join(self.words[token] for token in tokens_T)
 
-    def word(self, token: int) -> str:
-        """Returns a token to read."""
-        return str(token)
-
-    def draw(
+    def plot(
         self,
         path: pathlib.Path,
         tokens_NT: np.ndarray,
         reference_NT: np.ndarray,
         prompt_mask_NT: np.ndarray,
     ) -> None:
-        """Writes a PNG of generated sequences: given black, right green, wrong red.
+        """Writes a PNG of generated sequences: prompt black, right green, wrong red.
 
-        All that was generated of a row is right where the judge says so.
+        Everything generated is right in a row that the judge accepts.
         """
-        verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
-        wrong_NT = (tokens_NT != reference_NT) & ~verdict["accuracy"][:, None]
-        rows = []
-        for tokens_T, wrong_T, prompt_mask_T in zip(
-            tokens_NT, wrong_NT, prompt_mask_NT, strict=True
-        ):
-            colours = np.where(
-                prompt_mask_T, "black", np.where(wrong_T, "red", "green")
-            )
-            words = [self.word(token) for token in tokens_T]
-            rows.append(list(zip(words, colours, strict=True)))
+        right_N = self.judge(tokens_NT, reference_NT, prompt_mask_NT)["accuracy"]
+        right_NT = (tokens_NT == reference_NT) | right_N[:, None]
+        colour_NT = np.where(right_NT, "green", "red")
+        colour_NT = np.where(prompt_mask_NT, "black", colour_NT)
+        rows = [
+            [(self.words[token], colour) for token, colour in zip(*row, strict=True)]
+            for row in zip(tokens_NT, colour_NT, strict=True)
+        ]
         pictures.words(path, rows)
-
-
-class CharacterTask(Task):
-    """A task whose tokens are characters."""
-
-    alphabet: str
-
-    @property
-    def vocab_size(self) -> int:  # type: ignore[override]
-        """As many as the alphabet has."""
-        return len(self.alphabet)
-
-    def word(self, token: int) -> str:
-        """Returns the character."""
-        return self.alphabet[token]
-
-    def text(self, tokens_T: np.ndarray) -> str:
-        """Returns the characters in a row."""
-        return "".join(self.alphabet[token] for token in tokens_T)

@@ -24,7 +24,7 @@ TASKS = {
     "byheart": "words:ByHeart",
     "learnop": "words:LearnOperator",
     "guessop": "words:GuessOperator",
-    "memory": "words:Memory",
+    "memory": "words:Recall",
     "picoclvr": "images:Picoclvr",
     "mnist": "images:MNIST",
     "file": "lines:Lines",

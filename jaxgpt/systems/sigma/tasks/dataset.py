@@ -1,6 +1,6 @@
-"""The sequences of a task: drawn once, kept on disk, read as batches.
+"""The sequences of a task: sampled once, kept on disk, read as batches.
 
-An array holds both tokens and what is given of them: a token that is asked for stands
+An array holds both tokens and their prompt mask: a token that is asked for is stored
 as its complement, ~token, which is negative.
 """
 
@@ -15,17 +15,17 @@ from ml_collections import ConfigDict
 
 from jaxgpt.data.arrays import epoch_rows
 from jaxgpt.data.cache import cache_root
-from jaxgpt.errors import UserError, atomic_write, log
+from jaxgpt.errors import UserError, atomic_write, log, require
 from jaxgpt.systems.sigma.tasks.base import Task
 
 SPLITS = ("train", "val")
-# What changes a generator's sequences must change this too, or old ones are read.
+# A change of what a task samples must change this too, or old sequences are read.
 VERSION = 3
 CHUNK = 10000
-# So many chunks in a row with hardly anything new: there is no more.
+# After so many chunks in a row with hardly anything new, there is no more.
 PATIENCE = 10
 UNIMPORTANT = ("learn", "strategies", "eval_sequences")
-LONG = 1 << 24  # Tokens that take seconds to draw.
+LONG = 1 << 24  # Tokens that take seconds to sample.
 
 
 def mark(tokens: np.ndarray, prompt_mask: np.ndarray) -> np.ndarray:
@@ -34,7 +34,7 @@ def mark(tokens: np.ndarray, prompt_mask: np.ndarray) -> np.ndarray:
 
 
 def unmark(marked):
-    """Returns (tokens, known) of a marked array; works on NumPy's and JAX's."""
+    """Returns (tokens, prompt_mask) of a marked array, NumPy's or JAX's."""
     return marked ^ (marked >> 31), marked >= 0
 
 
@@ -61,13 +61,13 @@ class TaskData:
         return self._split(split)[:count, :length].astype(np.int32)
 
     def _split(self, split: str) -> np.ndarray:
-        if split not in self.splits:
-            raise UserError(f"--split={split}: a task has {' and '.join(SPLITS)}")
+        rule = f"{' or '.join(SPLITS)} for a task"
+        require(split in self.splits, "--split", rule, split)
         return self.splits[split]
 
 
 def open_data(task: Task, config: ConfigDict) -> TaskData:
-    """Opens the sequences of a task; draws them where they were not drawn before.
+    """Opens the sequences of a task; samples them where there are none yet.
 
     Raises:
       UserError: where more are asked for than there are.
@@ -76,12 +76,12 @@ def open_data(task: Task, config: ConfigDict) -> TaskData:
     paths = {split: folder / f"{split}.npy" for split in SPLITS}
     if not all(path.exists() for path in paths.values()):
         _write(task, config, paths)
-    return TaskData(
-        task, {split: np.load(path, mmap_mode="r") for split, path in paths.items()}
-    )
+    splits = {split: np.load(path, mmap_mode="r") for split, path in paths.items()}
+    return TaskData(task, splits)
 
 
 def _folder(task: Task, config: ConfigDict) -> pathlib.Path:
+    """Returns where sequences are kept: a folder for everything they depend on."""
     about = {k: v for k, v in config.task.items() if k not in UNIMPORTANT}
     for path in task.files:
         try:
@@ -96,28 +96,28 @@ def _folder(task: Task, config: ConfigDict) -> pathlib.Path:
 
 def _write(task: Task, config: ConfigDict, paths: dict[str, pathlib.Path]) -> None:
     c = config.task
-    if (c.train_sequences + c.val_sequences) * task.length > LONG and not task.files:
+    folder, total = paths["train"].parent, c.train_sequences + c.val_sequences
+    if total * task.length > LONG and not task.files:
         log(
-            f"drawing {c.train_sequences + c.val_sequences:,} sequences of {c.name}, "
-            f"once: they are kept in {paths['train'].parent}"
+            f"sampling {total:,} sequences of {c.name}, once: they are kept in {folder}"
         )
-    paths["val"].parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     taken = np.zeros(0, np.uint64)
     # Validation first: training sequences are those that are not among it.
     for split, count in (("val", c.val_sequences), ("train", c.train_sequences)):
-        given = task.read(split)
-        if given is not None:
-            drawn = mark(*given)[:count]
+        tokens_NT = task.read_split(split)
+        if tokens_NT is not None:
+            marked_NT = mark(tokens_NT, task.prompt_mask(tokens_NT))[:count]
         else:
-            drawn, taken = draw(task, split, count, c.data_seed, taken)
+            marked_NT, taken = sample_split(task, split, count, c.data_seed, taken)
         with atomic_write(paths[split], "wb") as stream:
-            np.save(stream, drawn.astype(np.int16))
+            np.save(stream, marked_NT.astype(np.int16))
 
 
-def draw(
+def sample_split(
     task: Task, split: str, count: int, seed: int, taken: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws marked sequences [count, T], distinct ones where the task wants them.
+    """Samples marked sequences [count, T], distinct ones where the task wants them.
 
     Args:
       task: whose sequences.
@@ -136,11 +136,11 @@ def draw(
     size = min(CHUNK, max(count, 100))
     while found < count:
         rng = np.random.default_rng((seed, 2, SPLITS.index(split), number))
-        tokens_NT, prompt_mask_NT = task.generate(rng, size, split)
+        tokens_NT, prompt_mask_NT = task.sample(rng, size)
         if task.distinct:
             hashes = _hashes(tokens_NT)
             _, first = np.unique(hashes, return_index=True)
-            # What is left over here is not taken from the other split.
+            # Only what is kept is taken: a surplus stays free for the other split.
             first = np.sort(first[~np.isin(hashes[first], taken)])[: count - found]
             tokens_NT, prompt_mask_NT = tokens_NT[first], prompt_mask_NT[first]
             taken = np.concatenate([taken, hashes[first]])

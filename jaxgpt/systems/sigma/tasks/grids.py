@@ -7,7 +7,6 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.errors import UserError
 from jaxgpt.systems.sigma.tasks import pictures
 from jaxgpt.systems.sigma.tasks.base import Judgement, Task
 
@@ -26,14 +25,14 @@ class Snake(Task):
     def __init__(self, config: ConfigDict):
         super().__init__(config)
         c = self.config
+        self.check(c.length >= 4, "length", ">= 4")
         self.length = 2 * c.length
-        self.vocab_size = 4 + c.colors
-        if c.length < 4:
-            raise UserError(f"task.length is at least 4 for snake: not {c.length}")
+        self.words = [*COMPASS, *map(str, range(1, c.colors + 1))]
 
-    def generate(self, rng: np.random.Generator, count: int, split: str):
+    def sample(
+        self, rng: np.random.Generator, count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Draws walks that never turn back; ahead is twice as likely as aside."""
-        del split
         c, row = self.config, np.arange(count)
         world = rng.integers(0, c.colors, (count, c.height, c.width))
         seen = np.zeros(world.shape, bool)
@@ -58,16 +57,12 @@ class Snake(Task):
             tokens_NT[:, 2 * t + 1] = heading
         return tokens_NT, prompt_mask_NT
 
-    def word(self, token: int) -> str:
-        """Returns a direction's letter or a colour's number."""
-        return COMPASS[token] if token < 4 else str(token - 3)
-
 
 class Mixing(Task):
     """A grid of numbers with a row and a column blanked out, mixed move by move.
 
     A move turns a row or a column by one; `task.length` grids in all. Nothing is
-    given: the judge asks whether the first is a beginning and all moves are moves.
+    given: the judge asks whether the first grid is a beginning and all moves are moves.
     """
 
     def __init__(self, config: ConfigDict):
@@ -75,11 +70,10 @@ class Mixing(Task):
         c = self.config
         self.cells = c.height * c.width
         self.length = self.cells * c.length
-        self.vocab_size = self.cells + 1
+        self.words = [*map(str, range(self.cells)), "."]  # "." is a blank.
 
-    def generate(self, rng: np.random.Generator, count: int, split: str):
+    def sample_tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Draws what is blanked out, and every move."""
-        del split
         c, row = self.config, np.arange(count)
         grid = np.broadcast_to(np.arange(self.cells), (count, self.cells))
         grid = grid.reshape(count, c.height, c.width).copy()
@@ -87,11 +81,9 @@ class Mixing(Task):
         grid[row, :, rng.integers(0, c.width, count)] = self.cells
         grids = [grid]
         for _ in range(c.length - 1):
-            every = self.moves(grid)
-            grid = every[rng.integers(0, len(every), count), row]
-            grids.append(grid)
-        tokens_NT = np.stack(grids, 1).reshape(count, self.length)
-        return tokens_NT, np.zeros(tokens_NT.shape, bool)
+            every = self.moves(grids[-1])
+            grids.append(every[rng.integers(0, len(every), count), row])
+        return np.stack(grids, 1).reshape(count, self.length)
 
     def moves(self, grid_NHW: np.ndarray) -> np.ndarray:
         """Returns what each move makes of grids, [moves, N, H, W]."""
@@ -107,7 +99,6 @@ class Mixing(Task):
 
     def judge(self, tokens_NT, reference_NT, prompt_mask_NT) -> Judgement:
         """Is the first grid a beginning, and every next one a move away."""
-        del reference_NT, prompt_mask_NT
         c, N = self.config, len(tokens_NT)
         grids = tokens_NT.reshape(N, c.length, c.height, c.width)
         blank = grids[:, 0] == self.cells
@@ -116,19 +107,16 @@ class Mixing(Task):
         begins = (rows.sum(1) == 1) & (columns.sum(1) == 1)
         cross = rows[:, :, None] | columns[:, None]
         begins &= (np.where(cross, self.cells, plain) == grids[:, 0]).all((1, 2))
-        good = np.zeros((N, 0), bool)
-        for t in range(c.length - 1):
-            same = (self.moves(grids[:, t]) == grids[:, t + 1]).all((2, 3)).any(0)
-            good = np.concatenate([good, same[:, None]], 1)
-        moves = good.mean(1) if c.length > 1 else np.ones(N)
-        return {"accuracy": begins & good.all(1), "begins": begins, "moves": moves}
+        good = [
+            (self.moves(grids[:, t]) == grids[:, t + 1]).all((2, 3)).any(0)
+            for t in range(c.length - 1)
+        ]
+        good_NM = np.reshape(good, (c.length - 1, N)).T
+        moves = good_NM.mean(1) if c.length > 1 else np.ones(N)
+        return {"accuracy": begins & good_NM.all(1), "begins": begins, "moves": moves}
 
-    def word(self, token: int) -> str:
-        """Returns a number, or a point for what is blanked out."""
-        return "." if token == self.cells else str(token)
-
-    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Draws the grids of each sequence in a row, a shade a number, blanks white."""
+    def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
+        """Plots the grids of each sequence in a row, a shade a number, blanks white."""
         c = self.config
         right = self.judge(tokens_NT, reference_NT, prompt_mask_NT)["accuracy"]
         shade = np.linspace(0, 1, self.cells)[:, None]
@@ -142,11 +130,10 @@ FLOOR, WALL, COIN, AGENT = range(4)
 CELLS = np.array(
     [(255, 255, 255), (90, 90, 90), (240, 190, 40), (40, 90, 220), (220, 0, 0)]
 )
-REWARDS = 2
 
 
 class Greed(Task):
-    """An agent collects coins: the reward that is to be had, then the episode.
+    """An agent collects coins: the reward to be earned, then the episode.
 
     The total reward comes first, then `task.length` times the grid, a step, and
     whether there was a coin. Given are the reward and the first grid; asked for is an
@@ -158,18 +145,19 @@ class Greed(Task):
         c = self.config
         self.cells = c.height * c.width
         self.length = 1 + c.length * (self.cells + 2)
-        # Cells, directions, no reward and one, and the totals.
-        self.first_total = 4 + 4 + REWARDS
-        self.vocab_size = self.first_total + c.colors + 1
-        if c.walls + c.colors + 1 > self.cells:
-            raise UserError(
-                f"task.walls {c.walls} and task.colors {c.colors} coins do not fit a "
-                f"grid of {c.height} x {c.width}: lower one"
-            )
+        self.prompt_length = 1 + self.cells
+        totals = [f"={n}" for n in range(c.colors + 1)]
+        self.words = [*".#$@", *COMPASS, "-", "+", *totals]
+        self.first_total = self.codes["=0"]
+        room = self.cells - 1 - c.colors
+        self.check(
+            c.walls <= room,
+            "walls",
+            f"<= {room} on a grid of {c.height} x {c.width} with {c.colors} coins",
+        )
 
-    def generate(self, rng: np.random.Generator, count: int, split: str):
+    def sample_tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Draws worlds and random walks in them; into walls the agent does not go."""
-        del split
         c, row = self.config, np.arange(count)
         place = rng.random((count, self.cells)).argsort(1)
         grid = np.zeros((count, self.cells), np.int64)
@@ -184,10 +172,7 @@ class Greed(Task):
             total += reward
             parts += [grid, 4 + heading[:, None], 8 + reward[:, None]]
             grid = after
-        tokens_NT = np.concatenate([self.first_total + total[:, None], *parts], 1)
-        prompt_mask_NT = np.zeros(tokens_NT.shape, bool)
-        prompt_mask_NT[:, : 1 + self.cells] = True
-        return tokens_NT, prompt_mask_NT
+        return np.concatenate([self.first_total + total[:, None], *parts], 1)
 
     def advance(
         self, grid: np.ndarray, at: np.ndarray, heading: np.ndarray
@@ -205,10 +190,9 @@ class Greed(Task):
         return result, goal, reward
 
     def judge(self, tokens_NT, reference_NT, prompt_mask_NT) -> Judgement:
-        """Is the episode possible, and does it earn what it must."""
-        del prompt_mask_NT
+        """Is the episode possible, and does it earn the reward."""
         c, N = self.config, len(tokens_NT)
-        wanted = reference_NT[:, 0] - self.first_total
+        target = reference_NT[:, 0] - self.first_total
         steps = tokens_NT[:, 1:].reshape(N, c.length, self.cells + 2)
         grids, heading = steps[..., : self.cells], steps[..., -2] - 4
         rewards = steps[..., -1] - 8
@@ -221,15 +205,10 @@ class Greed(Task):
             grid, at, reward = self.advance(grid, at, heading[:, t].clip(0, 3))
             possible &= rewards[:, t] == reward
             earned += reward
-        return {"accuracy": possible & (earned == wanted), "possible": possible}
+        return {"accuracy": possible & (earned == target), "possible": possible}
 
-    def word(self, token: int) -> str:
-        """Returns a cell's sign, a direction, a reward or the total."""
-        signs = [*".#$@", *COMPASS, "-", "+"]
-        return signs[token] if token < len(signs) else f"={token - self.first_total}"
-
-    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Draws the grids of each episode in a row: walls grey, coins yellow."""
+    def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
+        """Plots the grids of each episode in a row: walls grey, coins yellow."""
         c = self.config
         right = self.judge(tokens_NT, reference_NT, prompt_mask_NT)["accuracy"]
         steps = tokens_NT[:, 1:].reshape(len(tokens_NT), c.length, -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import pathlib
 import struct
 
@@ -42,33 +43,28 @@ class Picoclvr(Task):
     def __init__(self, config: ConfigDict):
         super().__init__(config)
         c = self.config
-        if not 2 <= c.colors <= len(COLOURS) - 1:
-            raise UserError(
-                f"task.colors is 2 .. {len(COLOURS) - 1} for picoclvr: not {c.colors}"
-            )
+        most = len(COLOURS) - 1
+        self.check(2 <= c.colors <= most, "colors", f"from 2 to {most}")
         if c.height * c.width < MOST_SQUARES:
             raise UserError(
                 f"a grid of {c.height} x {c.width} has no room for {MOST_SQUARES} "
                 "squares: enlarge task.height or task.width"
             )
-        # White is the first colour: the background, and no second colour in a property.
+        # White is the first colour: the background, and in a property no second colour.
         self.words = [*list(COLOURS)[: c.colors + 1], *RELATIONS, *PAIRS]
-        self.vocab_size = len(self.words)
         self.first_relation = c.colors + 1
-        self.properties = c.length
-        if c.length > len(self.all_properties()):
-            raise UserError(
-                f"task.length {c.length} properties are more than "
-                f"{len(self.all_properties())}, which is all that can be said of "
-                f"{c.colors} colours"
-            )
-        self.length = 3 * self.properties + c.height * c.width
+        most = len(self.all_properties())
+        self.check(
+            c.length <= most,
+            "length",
+            f"<= {most}, all properties of {c.colors} colors",
+        )
+        self.prompt_length = 3 * c.length
+        self.length = self.prompt_length + c.height * c.width
 
-    def generate(self, rng: np.random.Generator, count: int, split: str):
+    def sample_tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Draws images, and for each some of all that is true of it."""
-        del split
-        c, properties = self.config, self.properties
-        cells = c.height * c.width
+        c, cells = self.config, self.length - self.prompt_length
         most = min(MOST_SQUARES, c.colors)
         place = rng.random((count, cells)).argsort(1)[:, :most]
         colour = 1 + rng.random((count, c.colors)).argsort(1)[:, :most]
@@ -79,32 +75,27 @@ class Picoclvr(Task):
         every = self.all_properties()
         true_NP = self.holds(image, np.broadcast_to(every, (count, *every.shape)))
         chance = np.where(true_NP, rng.random(true_NP.shape), -1)
-        chosen = chance.argsort(1)[:, ::-1][:, :properties]
-        asked = rng.integers(1, properties + 1, (count, 1))
+        chosen = chance.argsort(1)[:, ::-1][:, : c.length]
+        asked = rng.integers(1, c.length + 1, (count, 1))
         asked = np.minimum(asked, true_NP.sum(1, keepdims=True))
-        kept = np.arange(properties) < asked
+        kept = np.arange(c.length) < asked
         caption = np.where(kept[..., None], every[chosen], 0).reshape(count, -1)
-        prompt_mask = np.arange(self.length) < np.full((count, 1), 3 * properties)
-        return np.concatenate([caption, image], 1), prompt_mask
+        return np.concatenate([caption, image], 1)
 
     def all_properties(self) -> np.ndarray:
         """Returns every property there can be, tokens [P, 3]."""
         colours, first = range(1, self.config.colors + 1), self.first_relation
         alone = [(a, first + r, 0) for a in colours for r in range(len(RELATIONS))]
-        pairs = [
-            (a, first + len(RELATIONS) + r, b)
-            for a in colours
-            for b in colours
-            if a != b
-            for r in range(len(PAIRS))
-        ]
+        first += len(RELATIONS)
+        two = itertools.permutations(colours, 2)
+        pairs = [(a, first + r, b) for a, b in two for r in range(len(PAIRS))]
         return np.array(alone + pairs)
 
     def holds(self, image_NC: np.ndarray, properties_NP3: np.ndarray) -> np.ndarray:
         """Returns which properties are true of images, bool [N, P].
 
-        True of each colour that is not there is nothing; of one that is there twice,
-        the first square counts.
+        Nothing is true of a colour that is absent; of one that is there twice, the
+        first square counts.
         """
         c = self.config
         colours = np.arange(c.colors + 1)
@@ -114,27 +105,18 @@ class Picoclvr(Task):
         a, relation, b = np.moveaxis(properties_NP3, 2, 0)
         of = lambda array, index: np.take_along_axis(array, index, 1)
         ra, ca, rb, cb = of(row, a), of(column, a), of(row, b), of(column, b)
-        conditions = [
-            np.ones_like(ra, bool),
-            ra < c.height // 3,
-            ra >= c.height - c.height // 3,
-            ca < c.width // 3,
-            ca >= c.width - c.width // 3,
-            ra < rb,
-            ra > rb,
-            ca < cb,
-            ca > cb,
-        ]
+        h, w = c.height, c.width
+        alone = [ra < h // 3, ra >= h - h // 3, ca < w // 3, ca >= w - w // 3]
+        pairs = [ra < rb, ra > rb, ca < cb, ca > cb]
         kind = relation - self.first_relation
-        true = np.choose(kind.clip(0), conditions)
+        true = np.choose(kind.clip(0), [np.ones_like(ra, bool), *alone, *pairs])
         return true & of(there, a) & ((b == 0) | of(there, b)) & (a > 0)
 
     def judge(self, tokens_NT, reference_NT, prompt_mask_NT) -> Judgement:
         """Has the image all properties (accuracy); and what share of them."""
-        del prompt_mask_NT
-        N, words = len(tokens_NT), 3 * self.properties
-        properties = reference_NT[:, :words].reshape(N, self.properties, 3)
-        image = tokens_NT[:, words:]
+        prompt = slice(0, self.prompt_length)
+        properties = reference_NT[:, prompt].reshape(len(tokens_NT), -1, 3)
+        image = tokens_NT[:, self.prompt_length :]
         proper = (image <= self.config.colors).all(1)
         image = np.minimum(image, self.config.colors)
         given = properties[..., 0] > 0
@@ -144,31 +126,28 @@ class Picoclvr(Task):
         share = (true & given).sum(1) / given.sum(1)
         return {"accuracy": proper & (share == 1), "properties": share * proper}
 
-    def word(self, token: int) -> str:
-        """Returns a colour or a relation."""
-        return self.words[token]
-
     def text(self, tokens_T: np.ndarray) -> str:
         """Returns the properties, then the rows of the image by colours' letters."""
-        words = [self.word(token) for token in tokens_T]
-        properties = [words[i : i + 3] for i in range(0, 3 * self.properties, 3)]
-        said = "; ".join(
-            " ".join(w for w in p if w != "white")
-            for p in properties
-            if p[0] != "white"
-        )
-        cells = ["." if w == "white" else w[:2] for w in words[3 * self.properties :]]
-        width = self.config.width
-        rows = [cells[i : i + width] for i in range(0, len(cells), width)]
-        return "\n".join([said, *(" ".join(f"{c:2}" for c in row) for row in rows)])
+        words, width = [self.words[token] for token in tokens_T], self.config.width
+        properties = [words[i : i + 3] for i in range(0, self.prompt_length, 3)]
+        lines = [
+            "; ".join(
+                " ".join(w for w in p if w != "white")
+                for p in properties
+                if p[0] != "white"
+            )
+        ]
+        cells = ["." if w == "white" else w[:2] for w in words[self.prompt_length :]]
+        for i in range(0, len(cells), width):
+            lines.append(" ".join(f"{cell:2}" for cell in cells[i : i + width]))
+        return "\n".join(lines)
 
-    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Draws the images, in green frames where all properties hold, else red."""
-        c, right = self.config, self.judge(tokens_NT, reference_NT, prompt_mask_NT)
-        image = tokens_NT[:, 3 * self.properties :].clip(0, c.colors)
+    def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
+        """Plots the images, in green frames where all properties hold, else red."""
+        c, verdict = self.config, self.judge(tokens_NT, reference_NT, prompt_mask_NT)
+        image = tokens_NT[:, self.prompt_length :].clip(0, c.colors)
         rgb = PALETTE[image].reshape(-1, c.height, c.width, 3)
-        frames = np.where(right["accuracy"][:, None], (0, 160, 0), (220, 0, 0))
-        pictures.tiles(path, rgb, frames)
+        pictures.tiles(path, rgb, pictures.frames(verdict["accuracy"]))
 
 
 FILES = {"train": "train-images-idx3-ubyte", "val": "t10k-images-idx3-ubyte"}
@@ -181,7 +160,7 @@ class MNIST(Task):
     Read from the IDX files in the folder `task.path`, compressed or not.
     """
 
-    vocab_size = GREYS
+    words = tuple(map(str, range(GREYS)))
     side = 28
     length = side * side
     distinct = False
@@ -202,10 +181,10 @@ class MNIST(Task):
             if self.config.path and path.is_file():
                 return path
         raise UserError(
-            f"task.path '{self.config.path}' is no folder with {name} or {name}.gz"
+            f"task.path '{self.config.path}' must be a folder with {name} or {name}.gz"
         )
 
-    def read(self, split: str):
+    def read_split(self, split: str) -> np.ndarray:
         """Returns the images of a split as tokens."""
         path = self.paths[split]
         opened = gzip.open if path.suffix == ".gz" else open
@@ -214,25 +193,21 @@ class MNIST(Task):
                 magic, count, height, width = struct.unpack(">4i", stream.read(16))
                 pixels = np.frombuffer(stream.read(), np.uint8)
         except (OSError, EOFError, struct.error) as error:
-            raise UserError(f"'{path}' is no IDX file: {error}") from None
+            raise UserError(f"'{path}' is not an IDX file: {error}") from None
         if (magic, height, width) != (2051, self.side, self.side):
             raise UserError(
-                f"'{path}' is no IDX file of {self.side} x {self.side} images"
+                f"'{path}' is not an IDX file of {self.side} x {self.side} images"
             )
         if len(pixels) != count * self.length:
-            raise UserError(f"'{path}' is truncated: {count} images are announced")
-        tokens = pixels.reshape(count, self.length) // (256 // GREYS)
-        return tokens, np.zeros(tokens.shape, bool)
+            raise UserError(f"'{path}' is truncated: its header says {count} images")
+        return pixels.reshape(count, self.length) // (256 // GREYS)
 
     def judge(self, tokens_NT, reference_NT, prompt_mask_NT) -> Judgement:
-        """Returns how much ink there is: what a digit is, nobody here can tell."""
-        del reference_NT, prompt_mask_NT
+        """Returns the share of ink: nothing here can tell what a digit is."""
         return {"ink": tokens_NT.mean(1) / (GREYS - 1)}
 
-    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Draws the images, dark on light."""
-        grey = 255 - tokens_NT.reshape(-1, self.side, self.side, 1) * (
-            255 // (GREYS - 1)
-        )
-        frames = np.full((len(grey), 3), 200)
-        pictures.tiles(path, grey.repeat(3, -1), frames, columns=12, scale=2)
+    def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
+        """Plots the images, dark on light."""
+        ink = tokens_NT.reshape(-1, self.side, self.side, 1) * (255 // (GREYS - 1))
+        frames = np.full((len(ink), 3), 200)
+        pictures.tiles(path, (255 - ink).repeat(3, -1), frames, columns=12, scale=2)

@@ -1,4 +1,4 @@
-"""A task from two text files: a sequence a line, given what stands before a TAB."""
+"""A task from two text files: a sequence per line, whose prompt ends with a TAB."""
 
 from __future__ import annotations
 
@@ -10,31 +10,26 @@ from ml_collections import ConfigDict
 
 from jaxgpt.config import user_path
 from jaxgpt.errors import UserError
-from jaxgpt.systems.sigma.tasks.base import CharacterTask
+from jaxgpt.systems.sigma.tasks.base import Task
 
 END = "\n"
 
 
-class Lines(CharacterTask):
+class Lines(Task):
     """`task.path` is TRAIN,VAL; lines are filled up to the longest of both."""
 
+    separator = ""
     distinct = False
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
         names = self.config.path.split(",")
-        if len(names) != 2:
-            raise UserError(
-                "task.path of file names two texts, TRAIN,VAL: not "
-                f"'{self.config.path}'"
-            )
-        self.paths = {
-            split: user_path(name)
-            for split, name in zip(("train", "val"), names, strict=True)
-        }
+        self.check(len(names) == 2, "path", "the names of two texts, TRAIN,VAL")
+        self.paths = dict(zip(("train", "val"), map(user_path, names), strict=True))
         every = [line for split in self.paths for line in self.lines(split)]
         self.length = max(map(len, every)) + 1
-        self.alphabet = END + "".join(sorted(set("".join(every))))
+        self.words = END + "".join(sorted(set("".join(every))))
+        self.marker = "\t" if "\t" in self.words else ""
 
     @property
     def files(self) -> tuple[pathlib.Path, ...]:
@@ -53,16 +48,10 @@ class Lines(CharacterTask):
             raise UserError(f"task.path: '{path}' has no lines")
         return [line for line in lines if line]
 
-    def read(self, split: str):
-        """Returns the lines of a split as tokens; given is up to the first TAB."""
-        codes = {character: i for i, character in enumerate(self.alphabet)}
-        lines = self.lines(split)
-        tokens = np.zeros((len(lines), self.length), np.int64)
-        prompt_mask = np.zeros(tokens.shape, bool)
-        for row, line in enumerate(lines):
-            tokens[row, : len(line)] = [codes[c] for c in line]
-            prompt_mask[row, : line.find("\t") + 1] = True
-        return tokens, prompt_mask
+    def read_split(self, split: str) -> np.ndarray:
+        """Returns the lines of a split as tokens."""
+        rows = [line.ljust(self.length, END) for line in self.lines(split)]
+        return np.array([[self.codes[c] for c in row] for row in rows])
 
     def text(self, tokens_T: np.ndarray) -> str:
         """Returns the characters before the end."""

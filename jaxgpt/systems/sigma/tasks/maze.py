@@ -1,4 +1,4 @@
-"""Mazes: a grid with walls, a start and a goal; the shortest path is to be drawn."""
+"""Mazes: a grid with walls, a start and a goal, then the same with a shortest path."""
 
 from __future__ import annotations
 
@@ -12,72 +12,60 @@ from jaxgpt.systems.sigma.tasks import pictures
 from jaxgpt.systems.sigma.tasks.base import Judgement, Task
 
 EMPTY, WALL, START, GOAL, PATH = range(5)
-# Times the walls wanted that one is tried to be placed, before a maze starts over.
+# A maze starts over after so many attempts at placing a wall, for each of its walls.
 TRIES = 20
 NO_PROGRESS = 50
 FAR = np.int16(1 << 12)
 
-GREY, RED, GREEN, BLUE = (128, 128, 128), (220, 0, 0), (0, 160, 0), (60, 120, 220)
-ORANGE = (255, 160, 0)
+GREY, BLUE, ORANGE = (128, 128, 128), (60, 120, 220), (255, 160, 0)
 
 
 class Maze(Task):
     """The maze, then the maze with its path: height x width tokens each.
 
     Walls are straight, begin and end on even cells, are three cells long or more and
-    at most half the grid, and touch what stands at one cell at most: hence nothing is
+    at most half the grid, and touch at most one cell of what stands: so no cell is ever
     closed off.
     """
 
-    vocab_size = 5
+    words = " #SG·"
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
         c = self.config
-        self.height, self.width = h, w = c.height, c.width
-        self.length = 2 * h * w
-        if h % 2 == 0 or w % 2 == 0 or min(h, w) < 3:
-            raise UserError(
-                f"a maze of {h} x {w}: task.height and task.width are odd, 3 at least"
-            )
-        if c.min_distance > h + w - 6:
-            raise UserError(
-                f"task.min_distance {c.min_distance} does not fit a maze of {h} x {w}: "
-                f"{h + w - 6} at most"
-            )
-        if c.walls > (h - 1) * (w - 1) // 8:
-            raise UserError(
-                f"task.walls {c.walls} do not fit a maze of {h} x {w}: "
-                f"{(h - 1) * (w - 1) // 8} at most"
-            )
+        h, w = self.shape = c.height, c.width
+        self.prompt_length, self.length = h * w, 2 * h * w
+        for field in ("height", "width"):
+            self.check(c[field] % 2 == 1 and c[field] >= 3, field, "odd and >= 3")
+        for field, most in (
+            ("min_distance", h + w - 6),
+            ("walls", (h - 1) * (w - 1) // 8),
+        ):
+            self.check(c[field] <= most, field, f"<= {most} in {h} x {w} cells")
 
-    def generate(self, rng: np.random.Generator, count: int, split: str):
+    def sample_tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Draws mazes and, for each, one of its shortest paths."""
-        del split
         found, parts = 0, []
         for _ in range(NO_PROGRESS):
-            walls = self.draw_walls(rng, count)
-            part = self.draw_problems(rng, walls)
-            parts.append(part)
-            found += len(part)
+            parts.append(self.sample_problems(rng, self.sample_walls(rng, count)))
+            found += len(parts[-1])
             if found >= count:
-                tokens = np.concatenate(parts)[:count]
-                return tokens, np.arange(self.length) < np.full(
-                    (count, 1), self.length // 2
-                )
+                return np.concatenate(parts)[:count]
         c = self.config
         raise UserError(
-            f"hardly any maze of {self.height} x {self.width} has task.walls {c.walls} "
-            f"and task.min_distance {c.min_distance}: lower one, or enlarge the grid"
+            f"hardly any maze of {c.height} x {c.width} has task.walls {c.walls} and "
+            f"task.min_distance {c.min_distance}: lower one, or enlarge the grid"
         )
 
-    def draw_walls(self, rng: np.random.Generator, count: int) -> np.ndarray:
+    def sample_walls(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Returns uint8 [N, H, W], N at most count: those that got all their walls."""
-        h, w = self.height, self.width
+        h, w = self.shape
         border = np.ones((h, w), np.uint8)
         border[1:-1, 1:-1] = EMPTY
         grid = np.broadcast_to(border.ravel(), (count, h * w)).copy()
-        upright, flat = self._segments()
+        upright = _segments(h, w).reshape(-1, h * w)
+        flat = _segments(w, h).swapaxes(1, 2).reshape(-1, h * w)
+        segments = np.concatenate([upright, flat])
         missing = np.full(count, self.config.walls)
         for _ in range(TRIES * self.config.walls):
             rows = np.flatnonzero(missing)
@@ -88,32 +76,15 @@ class Maze(Task):
                 rng.integers(0, len(upright), len(rows)),
                 len(upright) + rng.integers(0, len(flat), len(rows)),
             )
-            wall = np.concatenate([upright, flat])[chosen]
+            wall = segments[chosen]
             fits = (grid[rows] & wall).sum(1) <= 1
             grid[rows[fits]] |= wall[fits]
             missing[rows[fits]] -= 1
         return grid[missing == 0].reshape(-1, h, w)
 
-    def _segments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns every wall that can be, upright and flat: uint8 [M, H W]."""
-
-        def along(h, w):
-            walls = []
-            for at in range(0, w, 2):
-                for start in range(0, h, 2):
-                    for end in range(start + 2, h, 2):
-                        if end - start <= h / 2:
-                            wall = np.zeros((h, w), np.uint8)
-                            wall[start : end + 1, at] = 1
-                            walls.append(wall)
-            # Of a grid too low for any, the one that never fits.
-            return np.array(walls or [np.ones((h, w), np.uint8)])
-
-        h, w = self.height, self.width
-        upright, flat = along(h, w), along(w, h).swapaxes(1, 2)
-        return upright.reshape(-1, h * w), flat.reshape(-1, h * w)
-
-    def draw_problems(self, rng: np.random.Generator, walls: np.ndarray) -> np.ndarray:
+    def sample_problems(
+        self, rng: np.random.Generator, walls: np.ndarray
+    ) -> np.ndarray:
         """Returns int8 tokens [M, T]: start, goal and path for those with room."""
         N, h, w = walls.shape
         flat = walls.reshape(N, h * w)
@@ -140,7 +111,6 @@ class Maze(Task):
 
     def judge(self, tokens_NT, reference_NT, prompt_mask_NT) -> Judgement:
         """Is the path valid (accuracy), and is it a shortest one (optimal)."""
-        del reference_NT, prompt_mask_NT
         mazes, drawn = self.grids(tokens_NT)
         valid = valid_paths(mazes, drawn)
         steps = (drawn == PATH).sum((1, 2)) + 1
@@ -151,24 +121,20 @@ class Maze(Task):
 
     def grids(self, tokens_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the mazes and the mazes with their paths, [N, H, W] each."""
-        both = tokens_NT.reshape(-1, 2, self.height, self.width)
+        both = tokens_NT.reshape(-1, 2, *self.shape)
         return both[:, 0], both[:, 1]
 
     def text(self, tokens_T: np.ndarray) -> str:
         """Returns the grid with its path, # for walls."""
         _, drawn = self.grids(tokens_T[None])
-        signs = np.array(list(" #SG·"))
-        return "\n".join("".join(row) for row in signs[drawn[0]])
+        return "\n".join("".join(self.words[cell] for cell in row) for row in drawn[0])
 
-    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Draws targets (hollow) and paths: blue in a green frame where optimal.
+    def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
+        """Plots targets (hollow) and paths (blue).
 
-        Valid but longer: orange frame; wrong: red, and cells that should not have been
-        touched too.
+        The frame is green where the path is optimal, orange where it is valid but
+        longer, else red; so are cells that must not be touched.
         """
-        tokens_NT, reference_NT = (
-            array[: pictures.SHOWN] for array in (tokens_NT, reference_NT)
-        )
         verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
         mazes, drawn = self.grids(tokens_NT)
         _, target = self.grids(reference_NT)
@@ -177,12 +143,24 @@ class Maze(Task):
         image[drawn == PATH] = BLUE
         image[mazes == WALL] = GREY
         spoilt = (drawn != mazes) & ((drawn != PATH) | (mazes != EMPTY))
-        image[spoilt] = RED
+        image[spoilt] = pictures.WRONG
         image[mazes == START], image[mazes == GOAL] = (0, 100, 0), (140, 0, 140)
-        frames = np.array([RED, ORANGE, GREEN])[
-            verdict["accuracy"].astype(int) + verdict["optimal"]
-        ]
+        colours = np.array([pictures.WRONG, ORANGE, pictures.RIGHT])
+        frames = colours[verdict["accuracy"].astype(int) + verdict["optimal"]]
         pictures.tiles(path, image, frames)
+
+
+def _segments(h: int, w: int) -> np.ndarray:
+    """Returns every upright wall that can be in h x w cells: uint8 [M, h, w]."""
+    walls = []
+    for column in range(0, w, 2):
+        for start in range(0, h, 2):
+            for end in range(start + 2, min(h, start + h // 2 + 1), 2):
+                wall = np.zeros((h, w), np.uint8)
+                wall[start : end + 1, column] = 1
+                walls.append(wall)
+    # Of a grid too low for any, the one that never fits.
+    return np.array(walls or [np.ones((h, w), np.uint8)])
 
 
 def _places(mazes: np.ndarray, value: int) -> np.ndarray:
@@ -191,7 +169,7 @@ def _places(mazes: np.ndarray, value: int) -> np.ndarray:
 
 
 def _neighbours(grid: np.ndarray, outside) -> list[np.ndarray]:
-    """Returns what stands above, below, left and right of each cell of [N, H, W]."""
+    """Returns the cells above, below, left and right of each cell of [N, H, W]."""
     padded = np.pad(grid, ((0, 0), (1, 1), (1, 1)), constant_values=outside)
     return [
         padded[:, :-2, 1:-1], padded[:, 2:, 1:-1],
@@ -248,13 +226,13 @@ def valid_paths(mazes: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     head, left = mazes == START, path
     while True:
         reach = np.logical_or.reduce(_neighbours(head, False))
-        next_ = reach & left
-        count = next_.sum((1, 2))
+        step = reach & left
+        count = step.sum((1, 2))
         valid_N &= count <= 1
         going = count > 0
         if not going.any():
             break
-        head = np.where(going[:, None, None], next_, head)
-        left = left & ~next_
+        head = np.where(going[:, None, None], step, head)
+        left = left & ~step
     arrived = (reach & (mazes == GOAL)).any((1, 2))
     return valid_N & arrived & ~left.any((1, 2))

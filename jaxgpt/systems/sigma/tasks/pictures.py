@@ -1,4 +1,7 @@
-"""What the tasks' pictures have in common."""
+"""What the tasks' pictures have in common.
+
+Matplotlib is imported where it is used: it is slow to import.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,14 @@ from typing import Any
 
 import numpy as np
 
-# Of the sequences that are generated, a picture shows this many.
-SHOWN = 48
+SHOWN = 48  # Generated sequences in a picture, at most.
 LONGEST_LINE = 150
 RIGHT, WRONG = (0, 160, 0), (220, 0, 0)
+
+
+def frames(right_N: np.ndarray) -> np.ndarray:
+    """Returns a colour [N, 3] for each sequence: green where it is right, else red."""
+    return np.where(right_N[:, None], RIGHT, WRONG)
 
 
 def tiles(
@@ -49,10 +56,10 @@ def episodes(
     N, S, H, W = grids_NSHW.shape
     images = palette_VC[np.minimum(grids_NSHW, len(palette_VC) - 1)]
     images = np.concatenate([images, np.full((N, 1, H, W, 3), 255)], 1)
-    frames = np.where(right_N[:, None, None], RIGHT, WRONG).repeat(S, 1)
-    frames = np.concatenate([frames, np.full((N, 1, 3), 255)], 1)
+    framed = frames(right_N)[:, None].repeat(S, 1)
+    framed = np.concatenate([framed, np.full((N, 1, 3), 255)], 1)
     columns = (S + 1) * max(1, 12 // (S + 1))
-    tiles(path, images.reshape(-1, H, W, 3), frames.reshape(-1, 3), columns)
+    tiles(path, images.reshape(-1, H, W, 3), framed.reshape(-1, 3), columns)
 
 
 def figure(
@@ -70,11 +77,11 @@ def figure(
 
 
 def words(path: pathlib.Path, rows: list[list[tuple[str, str]]]) -> None:
-    """Writes rows of (word, colour) as lines of text, as many as can be shown."""
+    """Writes rows of (word, colour) as lines of text."""
     from matplotlib.figure import Figure
 
     lines: list[list[tuple[int, str, str]]] = []
-    for row in rows[:SHOWN]:
+    for row in rows:
         column = 0
         lines.append([])
         gap = int(any(len(word) > 1 for word, _ in row))

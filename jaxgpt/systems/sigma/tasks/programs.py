@@ -1,4 +1,4 @@
-"""Programs: what stacks give back, what expressions are worth, what a program is."""
+"""Programs: stacks, the values of expressions, and a program from what it does."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.errors import UserError
-from jaxgpt.systems.sigma.tasks.base import CharacterTask, Judgement, Task, after
+from jaxgpt.systems.sigma.tasks.base import Judgement, Task
 from jaxgpt.systems.sigma.tasks.words import digits_of
 
 STACKS = 3
@@ -21,19 +20,21 @@ class Stack(Task):
     of operations.
     """
 
-    vocab_size = 2 * STACKS + 10
+    words = (
+        *(f"{name}{n + 1}" for n in range(STACKS) for name in ("push", "pop")),
+        *map(str, range(10)),
+    )
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
         self.length = self.config.length * (1 + self.config.digits)
 
-    def generate(self, rng: np.random.Generator, count: int, split: str):
+    def sample_tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Draws operations; an empty stack is always pushed to."""
-        del split
         steps, digits = self.config.length, self.config.digits
         stack = np.zeros((count, STACKS, steps + 1), np.int64)
         height = np.zeros((count, STACKS), np.int64)
-        row, parts, prompt_mask = np.arange(count), [], []
+        row, parts = np.arange(count), []
         for _ in range(steps):
             which = rng.integers(0, STACKS, count)
             pops = (rng.random(count) < 0.5) & (height[row, which] > 0)
@@ -42,28 +43,27 @@ class Stack(Task):
             value = np.where(pops, top, pushed)
             stack[row, which, height[row, which]] = pushed
             height[row, which] += np.where(pops, -1, 1)
-            parts += [(2 * which + pops)[:, None]]
-            parts += [2 * STACKS + digits_of(value, digits)]
-            prompt_mask += [np.ones((count, 1), bool)]
-            prompt_mask += [np.broadcast_to(~pops[:, None], (count, digits))]
-        return np.concatenate(parts, 1), np.concatenate(prompt_mask, 1)
+            operation = 2 * which + pops
+            parts += [operation[:, None], 2 * STACKS + digits_of(value, digits)]
+        return np.concatenate(parts, 1)
 
-    def word(self, token: int) -> str:
-        """Returns push or pop, with the number of the stack, or a digit."""
-        if token >= 2 * STACKS:
-            return str(token - 2 * STACKS)
-        return f"{('push', 'pop')[token % 2]}{token // 2 + 1}"
+    def prompt_mask(self, tokens_NT: np.ndarray) -> np.ndarray:
+        """Asks for the digits after "pop", whose tokens are odd."""
+        steps = tokens_NT.reshape(len(tokens_NT), self.config.length, -1)
+        popped = np.broadcast_to(steps[..., :1] % 2 == 1, steps.shape).copy()
+        popped[..., 0] = False
+        return ~popped.reshape(tokens_NT.shape)
 
 
-class Expression(CharacterTask):
-    """Assignments to five variables, then, asked for, what each holds in the end.
+class Expression(Task):
+    """Assignments to five variables, then what each holds in the end.
 
     A program has `task.length` characters or a few more; half of them are shorter. An
     expression has no more than that, and 20 at most.
     """
 
+    words, separator, marker = "0123456789+*()=;: #ABCDE", "", " "
     variables = "ABCDE"
-    alphabet = "0123456789+*()=;: #ABCDE"
     largest = 99
 
     def __init__(self, config: ConfigDict):
@@ -72,21 +72,17 @@ class Expression(CharacterTask):
         self.longest = self.config.length + self.budget + 4
         self.length = self.longest + 1 + 5 * len(self.variables)
 
-    def generate(self, rng: np.random.Generator, count: int, split: str):
+    def sample_tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Draws programs until there are enough whose values have two digits."""
-        del split
+        most = self.config.length
         texts: list[str] = []
         while len(texts) < count:
-            wanted = min(
-                self.config.length, int(rng.integers(1, 2 * self.config.length + 1))
-            )
-            program, values = self.program(rng, wanted)
+            length = min(most, int(rng.integers(1, 2 * most + 1)))
+            program, values = self.program(rng, length)
             if len(program) <= self.longest and max(values.values()) <= self.largest:
                 results = "".join(f"{v}:{values[v]};" for v in sorted(values))
                 texts.append(f"{program} {results}".ljust(self.length, "#"))
-        codes = {character: i for i, character in enumerate(self.alphabet)}
-        tokens_NT = np.array([[codes[c] for c in text] for text in texts])
-        return tokens_NT, ~after(tokens_NT, codes[" "])
+        return np.array([[self.codes[c] for c in text] for text in texts])
 
     def program(
         self, rng: np.random.Generator, length: int
@@ -120,6 +116,7 @@ class Expression(CharacterTask):
         return "*".join(factors), left[1] * right[1], False
 
 
+# {name: (numbers taken from the stack, what is put there instead)}.
 OPERATIONS: dict[str, tuple[int, Callable[..., list[int]]]] = {
     "add": (2, lambda a, b: [a + b]),
     "min": (2, lambda a, b: [min(a, b)]),
@@ -132,7 +129,7 @@ OPERATIONS: dict[str, tuple[int, Callable[..., list[int]]]] = {
 
 
 def run(program: list[str], stack: list[int]) -> list[int]:
-    """Returns a stack after a program; what finds too few numbers does nothing."""
+    """Returns a stack after a program; without enough numbers an operation is void."""
     for name in program:
         takes, operation = OPERATIONS[name]
         if len(stack) >= takes:
@@ -141,7 +138,7 @@ def run(program: list[str], stack: list[int]) -> list[int]:
 
 
 class RPL(Task):
-    """Five stacks before and after a program; asked for is a program that does this.
+    """Five stacks before and after a program, then a program that does this.
 
     It has at most `task.length` instructions.
     """
@@ -155,26 +152,20 @@ class RPL(Task):
         *OPERATIONS,
         *("<in>", "<out>", "<prg>", "<end>", "<nul>"),
     )
-    vocab_size = len(words)
+    marker = "<prg>"
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
-        if self.config.length > self.longest:
-            raise UserError(
-                f"task.length is at most {self.longest} for rpl: not "
-                f"{self.config.length}"
-            )
-        stacks = self.runs * (2 + self.inputs + self.outputs)
-        self.length = stacks + 1 + self.config.length + 1
+        length = self.config.length
+        self.check(length <= self.longest, "length", f"<= {self.longest}")
+        self.length = self.runs * (2 + self.inputs + self.outputs) + 1 + length + 1
 
-    def generate(self, rng: np.random.Generator, count: int, split: str):
-        """Draws programs, half of them as long as can be, until enough will do."""
-        del split
-        most = self.config.length
+    def sample_tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Draws programs, half of them as long as can be, until there are enough."""
+        most, names = self.config.length, list(OPERATIONS)
         rows: list[list[int]] = []
         while len(rows) < count:
             size = min(most, int(rng.integers(1, 2 * most)))
-            names = list(OPERATIONS)
             program = [names[i] for i in rng.integers(0, len(names), size)]
             stacks = rng.integers(0, 10, (self.runs, self.inputs)).tolist()
             results = [run(program, stack) for stack in stacks]
@@ -183,8 +174,7 @@ class RPL(Task):
                 for result in results
             ):
                 rows.append(self.encode(stacks, results, program))
-        tokens_NT = np.array(rows)
-        return tokens_NT, ~after(tokens_NT, self.words.index("<prg>"))
+        return np.array(rows)
 
     def encode(self, stacks, results, program) -> list[int]:
         """Returns a problem and its program as tokens, filled up at the end."""
@@ -193,33 +183,26 @@ class RPL(Task):
             words += ["<in>", *map(str, stack), "<out>", *map(str, result)]
         words += ["<prg>", *program, "<end>"]
         words += ["<nul>"] * (self.length - len(words))
-        return [self.words.index(word) for word in words]
+        return [self.codes[word] for word in words]
 
     def judge(self, tokens_NT, reference_NT, prompt_mask_NT) -> Judgement:
-        """Does the program do it on all stacks; and the share of stacks it does on."""
-        del prompt_mask_NT
-        shares = [
-            self.share_done(tokens, reference)
-            for tokens, reference in zip(tokens_NT, reference_NT, strict=True)
-        ]
-        share_N = np.array(shares)
+        """Is the program right on all stacks; and the share it is right on."""
+        rows = zip(tokens_NT, reference_NT, strict=True)
+        share_N = np.array([self.share_right(*row) for row in rows])
         return {"accuracy": share_N == 1, "stacks_right": share_N}
 
-    def share_done(self, tokens_T: np.ndarray, reference_T: np.ndarray) -> float:
-        """Returns on what share of a problem's stacks a generated program does it."""
+    def share_right(self, tokens_T: np.ndarray, reference_T: np.ndarray) -> float:
+        """Returns the share of a problem's stacks that a generated program is right on.
+
+        A program that is none, or has no end, is right on none of them.
+        """
         problem = self.text(reference_T).partition("<prg>")[0].split("<in>")[1:]
         program, end, _ = self.text(tokens_T).partition("<prg>")[2].partition("<end>")
         names = program.split()
         if not end or not OPERATIONS.keys() >= set(names):
             return 0.0
-        done = 0
+        num_right = 0
         for pair in problem:
-            before, after_ = (
-                [int(word) for word in part.split()] for part in pair.split("<out>")
-            )
-            done += run(names, before) == after_
-        return done / self.runs
-
-    def word(self, token: int) -> str:
-        """Returns a number, an instruction or a marker."""
-        return self.words[token]
+            before, after = (list(map(int, s.split())) for s in pair.split("<out>"))
+            num_right += run(names, before) == after
+        return num_right / self.runs

@@ -1,7 +1,7 @@
-"""σ-GPT beyond text: tasks whose generated sequences are judged and drawn.
+"""σ-GPT beyond text: tasks whose generated sequences are judged and plotted.
 
-Before the first token stands a beginning token, so that nothing need be given. What is
-given is read first, left to right; the order of the rest is free.
+A beginning token precedes the first token, so that a prompt may be empty. The prompt is
+read first, left to right; the order of the rest is free.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.errors import UserError
+from jaxgpt.errors import require
 from jaxgpt.model import rng
 from jaxgpt.sampling.state import SamplingParams
 from jaxgpt.systems.base import Batch
@@ -40,6 +40,15 @@ def make_task(config: ConfigDict) -> Task:
     return getattr(importlib.import_module(f"{__package__}.{module}"), kind)(config)
 
 
+def task_strategies(config: ConfigDict) -> list[str]:
+    """Returns the names in `task.strategies`; UserError for an unknown one."""
+    names = [name for name in config.task.strategies.split(",") if name]
+    for name in names:
+        rule = f"among {', '.join(STRATEGIES)}"
+        require(name in STRATEGIES, "task.strategies", rule, name)
+    return names
+
+
 class SigmaTask(SigmaGPT):
     """σ-GPT that learns a task."""
 
@@ -47,7 +56,7 @@ class SigmaTask(SigmaGPT):
 
     @classmethod
     def resolve(cls, config: ConfigDict) -> None:
-        """Makes block and beginning token the task's."""
+        """Sets the block size to the task's length, and reads a beginning token."""
         config.model.block_size = make_task(config).length
         config.sigma.begin_token = True
         task_strategies(config)
@@ -59,15 +68,15 @@ class SigmaTask(SigmaGPT):
 
     @property
     def max_draft_length(self) -> int:
-        """All that is missing: what counts here are calls."""
+        """All that is missing: for tasks the number of forward passes matters."""
         return self.window
 
     def open_data(self) -> dataset.TaskData:
-        """Opens the sequences, drawn before or now."""
+        """Opens the sequences, sampled before or now."""
         return dataset.open_data(self.task, self.config)
 
     def train_batch(self, tokens_BT: jax.Array, key: jax.Array, step) -> Batch:
-        """Draws each row's order as `config.sigma.order` says, what is given first."""
+        """Draws each row's order as `config.sigma.order` says, the prompt first."""
         c = self.config.sigma
         progress = step / self.config.steps
         return self.batch(
@@ -75,18 +84,25 @@ class SigmaTask(SigmaGPT):
         )
 
     def eval_batches(self, tokens_BT: jax.Array, key: jax.Array) -> dict[str, Batch]:
-        """Returns the loss in the order trained for, and left to right."""
-        order = self.config.sigma.order
-        straight = self.batch(tokens_BT, key, "left-to-right", 1.0, 1.0, 0.0)
+        """Returns batches in the order trained for, and left to right."""
         return {
-            "": self.batch(tokens_BT, key, order, 1.0, 1.0, 0.0),
-            "_left_to_right": straight,
+            "": self.batch(tokens_BT, key, self.config.sigma.order),
+            "_left_to_right": self.batch(tokens_BT, key, "left-to-right"),
         }
 
     def batch(
-        self, marked_BT: jax.Array, key, kind: str, start: float, progress, straight
+        self,
+        marked_BT: jax.Array,
+        key: jax.Array,
+        kind: str,
+        start: float = 1.0,
+        progress: jax.Array | float = 1.0,
+        straight: float = 0.0,
     ) -> Batch:
-        """Returns tokens, order, and the weight of each prediction, 1 on average."""
+        """Returns tokens, order, and the weight of each prediction, 1 on average.
+
+        For the arguments see `orders.training`.
+        """
         tokens_BT, prompt_mask_BT = dataset.unmark(marked_BT)
         if self.config.task.learn == "all":
             prompt_mask_BT = jnp.zeros_like(prompt_mask_BT)
@@ -110,9 +126,9 @@ class SigmaTask(SigmaGPT):
     def problems(
         self, data: dataset.TaskData, split: str, count: int, seed: int | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns (tokens [N, T], zero where not given; known [N, T]; all tokens).
+        """Returns (tokens, zero outside the prompt; prompt_mask; all tokens), [N, T].
 
-        The first ones of a split; with a seed, those that it draws.
+        The first ones of a split; with a seed, a random batch of it.
         """
         if seed is None:
             marked_NT = data.eval_windows(split, self.window, count)
@@ -128,9 +144,9 @@ class SigmaTask(SigmaGPT):
 
         Args:
           params: of the model.
-          data: as of `open_data`.
-          split: of it.
-          folder: where pictures go; None draws none.
+          data: from `open_data`.
+          split: of the data.
+          folder: where pictures go; None plots none.
           label: the end of their names.
 
         Returns:
@@ -151,23 +167,9 @@ class SigmaTask(SigmaGPT):
             if folder:
                 folder.mkdir(exist_ok=True)
                 path = folder / f"{suffix}_{label}.png"
-                self.draw(path, filled.tokens_BT, reference, prompt_mask)
+                self.plot(path, filled.tokens_BT, reference, prompt_mask)
         return found
 
-    def draw(self, path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Writes the task's picture of the first sequences."""
-        shown = slice(0, pictures.SHOWN)
-        self.task.draw(
-            path, tokens_NT[shown], reference_NT[shown], prompt_mask_NT[shown]
-        )
-
-
-def task_strategies(config: ConfigDict) -> list[str]:
-    """Returns the names in `task.strategies`; UserError for an unknown one."""
-    names = [name for name in config.task.strategies.split(",") if name]
-    for name in names:
-        if name not in STRATEGIES:
-            raise UserError(
-                f"task.strategies are among {', '.join(STRATEGIES)}: not '{name}'"
-            )
-    return names
+    def plot(self, path: pathlib.Path, *arrays_NT: np.ndarray) -> None:
+        """Writes the task's picture of the first sequences; see `Task.plot`."""
+        self.task.plot(path, *(array[: pictures.SHOWN] for array in arrays_NT))

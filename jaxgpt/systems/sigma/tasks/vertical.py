@@ -1,4 +1,4 @@
-"""Flights: given the type of aircraft and its cleared levels, at what level it flies.
+"""Flights: an aircraft's type and cleared levels, then the levels it flies at.
 
 A sequence is a token of the type, the cleared flight level (hundreds of feet) and the
 flight level at `task.length` times. Levels are 0 .. 449; after the end of a shorter
@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxgpt.config import user_path
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, require
 from jaxgpt.systems.sigma.tasks import pictures
 from jaxgpt.systems.sigma.tasks.base import Judgement, Task
 
@@ -29,17 +29,18 @@ SECONDS = 4  # Between two times of a drawn flight.
 
 
 class Vertical(Task):
-    """Recorded flights of a CSV file, or drawn ones.
+    """Recorded flights of a CSV file, or simulated ones.
 
     The file has the columns COLUMNS, a line for each time of each flight, in order; a
     tenth of the flights, the last ones, are for validation.
     """
 
-    vocab_size = FILLER + 1
+    words = (*map(str, range(LEVELS)), *(f"type{n}" for n in range(TYPES)), "-")
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
         self.times = self.config.length
+        self.prompt_length = 1 + self.times
         self.length = 1 + 2 * self.times
 
     @property
@@ -47,13 +48,12 @@ class Vertical(Task):
         """The CSV file, where there is one."""
         return (user_path(self.config.path),) if self.config.path else ()
 
-    def generate(self, rng: np.random.Generator, count: int, split: str):
-        """Draws flights: clearances now and then, and climbs and descents to them.
+    def sample_tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Simulates flights: clearances now and then, and climbs and descents to them.
 
         Each type has rates of climb and descent (800 to 3,800 feet a minute, less
         where the air is thin), and pilots react to a clearance after 5 to 40 seconds.
         """
-        del split
         constants = self.constants()
         climb = constants.uniform(1500, 3800, TYPES)
         descent = constants.uniform(1200, 3000, TYPES)
@@ -76,42 +76,26 @@ class Vertical(Task):
             level = level + np.where(abs(left) <= abs(move), left, move)
             given.append(cleared)
             flown.append(level.round())
-        parts = [LEVELS + kind, *given, *flown]
-        tokens_NT = np.stack(parts, 1).astype(np.int64)
-        return tokens_NT, self.given(tokens_NT)
+        return np.stack([LEVELS + kind, *given, *flown], 1).astype(np.int64)
 
-    def given(self, tokens_NT: np.ndarray) -> np.ndarray:
-        """Returns what is known: the type and the cleared levels."""
-        prompt_mask_T = np.arange(self.length) <= self.times
-        return np.broadcast_to(prompt_mask_T, tokens_NT.shape)
-
-    def read(self, split: str):
+    def read_split(self, split: str) -> np.ndarray | None:
         """Returns the flights of a split of the CSV file, where there is one."""
         if not self.config.path:
             return None
         flights = list(self.flights().values())
-        if len(flights) < 2:
-            raise UserError(
-                f"task.path '{self.config.path}' has {len(flights)} flights: two at "
-                "least"
-            )
-        end = len(flights) - max(1, len(flights) // 10)
+        kinds = list(dict.fromkeys(flight[0][0] for flight in flights))
+        N, K = len(flights), len(kinds)
+        self.check(N >= 2, "path", f"a file with at least 2 flights, not {N}")
+        self.check(K <= TYPES, "path", f"a file with <= {TYPES} types, not {K}")
+        end = N - max(1, N // 10)
         chosen = flights[:end] if split == "train" else flights[end:]
         tokens_NT = np.full((len(chosen), self.length), FILLER)
-        kinds = list(dict.fromkeys(flight[0][0] for flight in flights))
-        if len(kinds) > TYPES:
-            raise UserError(
-                f"task.path '{self.config.path}' has {len(kinds)} AIRCRAFT_TYPE: "
-                f"{TYPES} at most"
-            )
-        for row, flight in enumerate(chosen):
-            times = min(len(flight), self.times)
-            tokens_NT[row, 0] = LEVELS + kinds.index(flight[0][0])
-            levels = np.array([line[1:] for line in flight[:times]])
-            tokens_NT[row, 1 : 1 + times] = levels[:, 0]
-            start = 1 + self.times
-            tokens_NT[row, start : start + times] = levels[:, 1]
-        return tokens_NT, self.given(tokens_NT)
+        for tokens_T, flight in zip(tokens_NT, chosen, strict=True):
+            tokens_T[0] = LEVELS + kinds.index(flight[0][0])
+            levels = np.array([line[1:] for line in flight[: self.times]]).T
+            # The cleared levels, then those flown; a filler follows a short flight.
+            tokens_T[1:].reshape(2, -1)[:, : levels.shape[1]] = levels
+        return tokens_NT
 
     def flights(self) -> dict[str, list[tuple[str, int, int]]]:
         """Returns {FLIGHT_ID: (type, cleared level, level) at each time}."""
@@ -127,26 +111,24 @@ class Vertical(Task):
                         f"{', '.join(COLUMNS)}"
                     )
                 for line in reader:
-                    levels = [
-                        self.level(line[c], c, reader.line_num) for c in COLUMNS[2:]
-                    ]
-                    row = (line["AIRCRAFT_TYPE"], levels[0], levels[1])
-                    found.setdefault(line["FLIGHT_ID"], []).append(row)
+                    cleared, level = (
+                        self.level(line[c], f"line {reader.line_num}: {c}")
+                        for c in COLUMNS[2:]
+                    )
+                    flight = found.setdefault(line["FLIGHT_ID"], [])
+                    flight.append((line["AIRCRAFT_TYPE"], cleared, level))
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"task.path '{name}' cannot be read: {error}") from None
         return found
 
-    def level(self, text: str | None, column: str, line: int) -> int:
-        """Returns a flight level; UserError where it is none."""
+    def level(self, text: str | None, where: str) -> int:
+        """Returns a flight level; UserError for anything else."""
         try:
             value = round(float(text or ""))
         except (ValueError, OverflowError):
             value = -1
-        if not 0 <= value < LEVELS:
-            raise UserError(
-                f"task.path '{self.config.path}', line {line}: {column} is a flight "
-                f"level, 0 .. {LEVELS - 1}: not '{text}'"
-            )
+        name = f"task.path '{self.config.path}', {where}"
+        require(0 <= value < LEVELS, name, f"a flight level, 0 .. {LEVELS - 1}", text)
         return value
 
     def judge(self, tokens_NT, reference_NT, prompt_mask_NT) -> Judgement:
@@ -154,50 +136,41 @@ class Vertical(Task):
 
         Its error is in flight levels squared, on average over the flight.
         """
-        del prompt_mask_NT
-        start = 1 + self.times
+        start = self.prompt_length
         flown, reference = tokens_NT[:, start:], reference_NT[:, start:]
         there = reference < LEVELS
         proper = np.where(there, flown < LEVELS, True).all(1)
         steps = abs(np.diff(flown, axis=1))
         pairs = there[:, 1:] & there[:, :-1]
-        smooth = np.where(pairs, steps <= LARGEST_STEP, True).all(1)
+        smooth = proper & np.where(pairs, steps <= LARGEST_STEP, True).all(1)
         difference = np.where(there, flown - reference, 0).astype(float)
         error = (difference**2).sum(1) / np.maximum(there.sum(1), 1)
         near = error < LARGEST_ERROR
-        smooth &= proper
         return {"accuracy": smooth & near, "continuous": smooth, "square_error": error}
 
-    def word(self, token: int) -> str:
-        """Returns a level, a type or the filler."""
-        if token < LEVELS:
-            return str(token)
-        return "-" if token == FILLER else f"type{token - LEVELS}"
-
-    def draw(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Draws cleared levels (grey), flights (black) and what was generated.
+    def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
+        """Plots cleared levels (grey), flights (black) and what was generated.
 
         Green where it is right, else red; the marks are the cleared levels.
         """
         verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
-        shown = min(len(tokens_NT), 24)
-        rows, start = -(-shown // 4), 1 + self.times
+        shown, start = min(len(tokens_NT), 24), self.prompt_length
+        rows = -(-shown // 4)
         figure, axes = pictures.figure(rows, 4, figsize=(12, 1.9 * rows))
-        hide = lambda levels: np.where(levels < LEVELS, levels, np.nan)
         for row, each in zip(range(shown), axes.flat, strict=False):
+            cleared, flown = reference_NT[row, 1:start], reference_NT[row, start:]
             colour = "green" if verdict["accuracy"][row] else "red"
-            lines = {
-                "0.75": reference_NT[row, 1:start],
-                "black": reference_NT[row, start:],
-                colour: tokens_NT[row, start:],
-            }
-            for line_colour, levels in lines.items():
-                each.plot(hide(levels), color=line_colour, lw=1)
-            given = reference_NT[row, 1:start]
+            for line_colour, levels in (
+                ("0.75", cleared),
+                ("black", flown),
+                (colour, tokens_NT[row, start:]),
+            ):
+                levels = np.where(levels < LEVELS, levels, np.nan)
+                each.plot(levels, color=line_colour, lw=1)
             low, high = each.get_ylim()
             room = max(0, NARROWEST - (high - low)) / 2
             each.set(ylim=(low - room, high + room))
-            each.set_yticks(np.unique(given[given < LEVELS]), minor=False)
+            each.set_yticks(np.unique(cleared[cleared < LEVELS]), minor=False)
             each.tick_params(labelsize=7)
             error = verdict["square_error"][row]
             each.set_title(f"mean square error {error:.3g}", size=7)
