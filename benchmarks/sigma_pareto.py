@@ -5,7 +5,7 @@
 Every sampler writes the same number of texts from one given token. The judge is a
 plain GPT trained on the same data: its negative log-likelihood of the texts is low
 for good texts, and for dull ones, which is why the entropy of their single characters
-stands beside it. Both are also shown for real texts of the validation split.
+is shown too. Both are also shown for real texts of the validation split.
 """
 
 from __future__ import annotations

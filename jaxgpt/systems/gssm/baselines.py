@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxgpt.systems.gssm.likelihood import joint_states
 from jaxgpt.systems.gssm.process import GraphProcess
 
 # Added to every count: the half of Krichevsky and Trofimov.
@@ -72,10 +73,7 @@ def zlib_nats(tokens_BT: np.ndarray, vocab_size: int) -> np.ndarray:
 
 
 class Mean(NamedTuple):
-    """A mean over sequences with its standard error.
-
-    The error is None of a single sequence, and where the mean is infinite.
-    """
+    """A mean over sequences, and its standard error where it can be estimated."""
 
     value: float
     error: float | None
@@ -89,3 +87,31 @@ def mean(nll_BT: np.ndarray, group: int = 1) -> Mean:
     estimable = n > 1 and np.isfinite(groups).all()
     error = float(np.std(groups, ddof=1) / math.sqrt(n)) if estimable else None
     return Mean(float(rows.mean()), error)
+
+
+def summary(
+    process: GraphProcess,
+    config: ConfigDict,
+    tokens_NT: np.ndarray,
+    nll_NT: np.ndarray,
+    dtype: str,
+) -> dict[str, Any]:
+    """Returns what the entropy command says of tokens and their exact score."""
+    V = process.vocab_size
+    found: dict[str, Any] = {}
+    group = process.dependent_rows(config.batch_size)
+    scores = {process.floor_name: nll_NT}
+    scores |= fitted_scores(process, config, tokens_NT)
+    for name, score_NT in scores.items():
+        found[name], found[f"{name}_error"] = mean(score_NT, group)
+    return found | {
+        "uniform": math.log(V),
+        "zlib": float(zlib_nats(tokens_NT, V).mean()),
+        "zlib_unit": f"nats per token, each sequence compressed as {token_dtype(V)}",
+        "unit": "nats per token; errors are standard errors over sequences",
+        "sequences": len(tokens_NT),
+        "predicted_tokens": nll_NT.size,
+        "joint_states": joint_states(process.graph),
+        "first_token": process.first_token,
+        "dtype": dtype,
+    }

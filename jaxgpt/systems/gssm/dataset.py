@@ -7,7 +7,7 @@ and in its attributes everything it was made from.
 from __future__ import annotations
 
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import jax
@@ -108,18 +108,12 @@ def open_data(config: ConfigDict, process: GraphProcess, length: int) -> OnlineD
     return FiniteData(config, process, sampled_NT)
 
 
-class Header(NamedTuple):
-    """Where the tokens [N, T] of a file are, and what they were made from."""
+def read_dataset(name: str) -> tuple[dict[str, Any], np.ndarray]:
+    """Returns the attributes of a file, and its tokens [N, T] memory-mapped.
 
-    path: pathlib.Path
-    shape: tuple[int, int]
-    dtype: np.dtype
-    offset: int
-    attributes: dict[str, Any]
-
-
-def read_header(name: str) -> Header:
-    """Reads the header of a dataset; UserError where it is none, or truncated."""
+    Raises:
+      UserError: where it is no dataset, or truncated.
+    """
     path = user_path(name)
     if not path.is_file():
         raise UserError(
@@ -132,15 +126,16 @@ def read_header(name: str) -> Header:
             if attributes.get("format") != FORMAT or "tokens" not in file:
                 raise UserError(f"'{name}' is not a dataset written by {COMMAND}")
             tokens = file["tokens"]
-            shape, dtype, offset = tokens.shape, tokens.dtype, tokens.id.get_offset()
-    except (OSError, RuntimeError, KeyError) as error:
+            # By NumPy rather than h5py, whose indexing by rows is slow. Raises
+            # ValueError where the file is shorter than its tokens.
+            offset = tokens.id.get_offset()
+            tokens_NT = np.memmap(path, tokens.dtype, "r", offset, tokens.shape)
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(
             f"'{name}' is truncated or not an HDF5 file ({reason}): generate it again"
         ) from None
-    if offset is None or path.stat().st_size < offset + dtype.itemsize * np.prod(shape):
-        raise UserError(f"'{name}' is truncated: generate it again")
-    return Header(path, shape, dtype, offset, attributes)
+    return attributes, tokens_NT
 
 
 def check_dataset(name: str, config: ConfigDict) -> None:
@@ -149,11 +144,10 @@ def check_dataset(name: str, config: ConfigDict) -> None:
     Raises:
       UserError: where it is no dataset, truncated, or of other fields.
     """
-    attributes = read_header(name).attributes
-    fields = ("graph", "graph_seed", "clip", "first_token")
-    if any(attributes.get(field, config.gssm[field]) != config.gssm[field]
-           for field in fields):  # fmt: skip
-        raise _another_graph(name, attributes)
+    attributes, _ = read_dataset(name)
+    for field in ("graph", "graph_seed", "clip", "first_token"):
+        if attributes.get(field, config.gssm[field]) != config.gssm[field]:
+            raise _another_graph(name, attributes)
 
 
 def open_tokens(name: str, process: GraphProcess) -> np.ndarray:
@@ -162,10 +156,10 @@ def open_tokens(name: str, process: GraphProcess) -> np.ndarray:
     Raises:
       UserError: where it is no dataset, truncated, or of another graph.
     """
-    header = read_header(name)
-    if header.attributes.get("digest") != process.digest:
-        raise _another_graph(name, header.attributes)
-    return np.memmap(header.path, header.dtype, "r", header.offset, header.shape)
+    attributes, tokens_NT = read_dataset(name)
+    if attributes.get("digest") != process.digest:
+        raise _another_graph(name, attributes)
+    return tokens_NT
 
 
 def _another_graph(name: str, attributes: dict[str, Any]) -> UserError:

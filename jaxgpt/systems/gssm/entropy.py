@@ -7,18 +7,10 @@ python -m jaxgpt.systems.gssm.entropy --graph=G.json --kernels=K.npz --tokens=F.
 from __future__ import annotations
 
 import argparse
-import math
-from typing import TYPE_CHECKING
 
 from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError, atomic_write, log, require
-
-if TYPE_CHECKING:
-    import numpy as np
-    from ml_collections import ConfigDict
-
-    from jaxgpt.systems.gssm.process import GraphProcess
 
 
 def command(argv: list[str]) -> None:
@@ -37,6 +29,7 @@ def command(argv: list[str]) -> None:
     import numpy as np
 
     from jaxgpt.data.arrays import read_integers
+    from jaxgpt.systems.gssm.baselines import summary
     from jaxgpt.systems.gssm.graph import load_graph
     from jaxgpt.systems.gssm.kernels import read_tables
     from jaxgpt.systems.gssm.process import GraphProcess, make_process
@@ -73,7 +66,7 @@ def command(argv: list[str]) -> None:
         )
     else:
         nll_NT = process.score(tokens_NT, args.dtype)
-    figures = _figures(process, config, tokens_NT, nll_NT, args.dtype)
+    figures = summary(process, config, tokens_NT, nll_NT, args.dtype)
     if output:
         try:
             with atomic_write(output, "wb") as stream:
@@ -86,37 +79,6 @@ def command(argv: list[str]) -> None:
         for name, value in figures.items():
             shown = f"{value:.6g}" if isinstance(value, float) else value
             print(f"{name:>18}  {shown}")
-
-
-def _figures(
-    process: GraphProcess,
-    config: ConfigDict,
-    tokens_NT: np.ndarray,
-    nll_NT: np.ndarray,
-    dtype: str,
-) -> dict:
-    """Returns what is printed of sequences and their exact nll [N, T - 1]."""
-    from jaxgpt.systems.gssm import baselines, likelihood
-
-    figures: dict = {}
-    group = process.dependent_rows(config.batch_size)
-    scores = {process.floor_name: nll_NT}
-    scores |= baselines.fitted_scores(process, config, tokens_NT)
-    for name, score_NT in scores.items():
-        figures[name], figures[f"{name}_error"] = baselines.mean(score_NT, group)
-    V = process.vocab_size
-    return figures | {
-        "uniform": math.log(V),
-        "zlib": float(baselines.zlib_nats(tokens_NT, V).mean()),
-        "zlib_unit": "nats per token, each sequence compressed as "
-        f"{baselines.token_dtype(V)}",
-        "unit": "nats per token; errors are standard errors over sequences",
-        "sequences": len(tokens_NT),
-        "predicted_tokens": nll_NT.size,
-        "joint_states": likelihood.joint_states(process.graph),
-        "first_token": process.first_token,
-        "dtype": dtype,
-    }
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

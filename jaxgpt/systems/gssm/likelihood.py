@@ -150,14 +150,10 @@ def _predict(
             table = jnp.moveaxis(table, at, 0)[x_B]
             places = [0, *places[:at], *places[at + 1 :]]
         own = axes[node.name]
-        result = [moved if axis == own else axis for axis in range(moved)]
+        every = list(range(moved))
+        result = [moved if axis == own else axis for axis in every]
         belief = jnp.einsum(
-            belief,
-            list(range(moved)),
-            table,
-            [*places, moved],
-            result,
-            precision="highest",
+            belief, every, table, [*places, moved], result, precision="highest"
         )
     return belief
 

@@ -65,14 +65,8 @@ class GraphProcess:
         Raises:
           UserError: for a batch that needs 2^32 uniform numbers or more.
         """
-        size = len(self.graph.order) * rows * length
-        require(
-            size < 1 << 32,
-            "a batch's size in states (nodes x rows x tokens)",
-            "< 2^32",
-            size,
-            "lower batch_size or model.block_size",
-        )
+        states, remedy = len(self.graph.order) * rows * length, "lower batch_size"
+        require(states < 1 << 32, "states of a batch", "< 2^32", states, remedy)
         return self._sample(self.thresholds, _place(seed, split, step), rows, length)
 
     def _sample_batch(self, thresholds, place, rows, length):

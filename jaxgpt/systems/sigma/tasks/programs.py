@@ -194,7 +194,7 @@ class RPL(Task):
     def share_right(self, tokens_T: np.ndarray, reference_T: np.ndarray) -> float:
         """Returns the share of a problem's stacks that a generated program is right on.
 
-        A program that is none, or has no end, is right on none of them.
+        Invalid or unfinished programs are right on none.
         """
         problem = self.text(reference_T).partition("<prg>")[0].split("<in>")[1:]
         program, end, _ = self.text(tokens_T).partition("<prg>")[2].partition("<end>")
