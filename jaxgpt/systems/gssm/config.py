@@ -1,4 +1,4 @@
-"""Config fields of the graphical state space model."""
+"""Config fields of graph-structured sequential models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxgpt.config import MAX_SEED, OptionGroup, option
 
 @dataclasses.dataclass(frozen=True)
 class GSSMConfig(OptionGroup):
-    """The graph that sequences are drawn from."""
+    """The graph that sequences are sampled from."""
 
     # A run keeps the JSON, so that it does not need the file any more.
     graph: str = option("data/graphs/easy.yaml", "a JSON or YAML file, or the JSON")
