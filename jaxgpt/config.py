@@ -19,7 +19,7 @@ import operator
 import pathlib
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -74,7 +74,7 @@ class Option:
 
     default: int | float | str | bool
     help: str
-    choices: tuple[str, ...] = ()  # empty for any value
+    choices: Collection[str] = ()  # empty for any value; a registry may grow
     min: float | None = None
     max: float | None = None
     above: float | None = None  # exclusive, as `below`

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from jaxgpt.model import cpu, gpu, layers, positions, tpu
+from jaxgpt.model import cpu, gpu, layers, tpu
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.parallel import sharding
 from jaxgpt.parallel.sharding import BATCH, TENSOR
@@ -98,8 +98,8 @@ class Attention(nnx.Module):
             qkv_BTC = self.qkv(x_BTD)
         if c.qk_norm:
             qkv_BTC = layers.normalise_heads(qkv_BTC, c.n_head)
-        if c.positions == "rope":
-            qkv_BTC = positions.rotate(qkv_BTC, start, length, c)
+        if c.encoding.rotate:
+            qkv_BTC = c.encoding.rotate(qkv_BTC, start, length, c)
         return qkv_BTC
 
     def project_heads(self, x_BTD: jax.Array) -> jax.Array:
@@ -163,7 +163,8 @@ class Attention(nnx.Module):
                 slots_BS = jnp.broadcast_to(jnp.arange(S), (len(own_BT), S))
                 slots = jnp.concatenate([slots_BS, own_BT], -1)
                 parts = [layer, (k, v)]
-            bias = positions.score_bias(own_BT, slots, c)
+            biased = c.encoding.bias
+            bias = biased(own_BT, slots, c) if biased else 0
             y_BHTK = attend(q, parts, mask, c, seed_2, bias)
             y_BTD = merge_heads(y_BHTK)
             if layer:
@@ -181,8 +182,10 @@ class Attention(nnx.Module):
     def fused(self, qkv_BTC: jax.Array, seed_2: jax.Array | None) -> jax.Array | None:
         """Returns causal attention [B, T, D] by this platform's kernel, if it can."""
         c = self.config
-        if c.kernels == "cpu" and qkv_BTC.ndim == 3 and not c.key_width:
-            slopes = positions.alibi_slopes(c.n_head) if c.positions == "alibi" else ()
+        slopes = c.encoding.slopes(c.n_head) if c.encoding.slopes else ()
+        # The CPU's kernel takes no other bias than so much for each token of distance.
+        fits = not c.key_width and (slopes or c.encoding.bias is None)
+        if c.kernels == "cpu" and qkv_BTC.ndim == 3 and fits:
             return cpu.causal_attention(
                 qkv_BTC, seed_2, c.n_head, c.dtype, c.dropout, slopes
             )

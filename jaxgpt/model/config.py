@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pkgutil
 from typing import Any
 
 from jaxgpt.config import OptionGroup, option
 from jaxgpt.errors import UserError, require
 
-POSITIONS = ("learned", "sinusoidal", "learned-sinusoidal", "alibi", "rope", "none")
+# Each position encoding's `positions.Encoding`, as text: --help lists them without JAX.
+POSITIONS = {
+    "learned": "jaxgpt.model.positions:LEARNED",
+    "sinusoidal": "jaxgpt.model.positions:SINUSOIDAL",
+    "learned-sinusoidal": "jaxgpt.model.positions:SINUSOIDAL",
+    "alibi": "jaxgpt.model.positions:ALIBI",
+    "rope": "jaxgpt.model.positions:ROPE",
+    "none": "jaxgpt.model.positions:NONE",
+}
+# σ-GPT's: of a token's own position and of the one that it must predict.
+DOUBLE_POSITIONS = {
+    "double": "jaxgpt.model.positions:LEARNED",
+    "double-sinusoidal": "jaxgpt.model.positions:DOUBLE_SINUSOIDAL",
+}
 PAIRS = ("halves", "neighbours")  # of channels of a head
 NORMS = ("layer", "rms", "none")
 
@@ -122,9 +136,14 @@ class ModelConfig(OptionGroup):
         return self.key_width or self.n_embd // self.n_head
 
     @property
+    def encoding(self) -> Any:
+        """The `positions.Encoding` that `positions` names."""
+        return pkgutil.resolve_name((POSITIONS | DOUBLE_POSITIONS)[self.positions])
+
+    @property
     def any_order(self) -> bool:
         """Whether each token comes with the position it must predict."""
-        return self.positions.startswith("double")
+        return self.positions in DOUBLE_POSITIONS
 
     @property
     def hidden_width(self) -> int:
@@ -137,11 +156,8 @@ class ModelConfig(OptionGroup):
 
     @property
     def ends_with_block(self) -> bool:
-        """Whether no position past the block exists: a learned table has no more rows.
-
-        Double sinusoids would go on, but a sampler's slot for the begin token is fixed.
-        """
-        return self.positions == "learned" or self.any_order
+        """Whether no position past the block exists."""
+        return self.encoding.bounded
 
 
 def count_parameters(params: dict) -> int:

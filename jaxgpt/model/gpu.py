@@ -45,7 +45,7 @@ def can_attend(config: ModelConfig, seed_2: jax.Array | None) -> bool:
         in_half(config)
         and not dropped
         and not config.key_width
-        and config.positions != "alibi"
+        and config.encoding.bias is None
         and width % 8 == 0
         and width <= WIDEST
         and has_cudnn()
@@ -89,7 +89,7 @@ def projects_apart(x_BTD: jax.Array, config: ModelConfig) -> bool:
     moves 12 times the activations in a block. Few tokens are faster in fewer kernels,
     and so is what is normalised or rotated on its way.
     """
-    between = config.qk_norm or config.positions == "rope"
+    between = config.qk_norm or config.encoding.rotate is not None
     enough = x_BTD.shape[0] * x_BTD.shape[1] >= APART
     return enough and not (between or config.dropout) and can_attend(config, None)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -103,17 +106,6 @@ class SinusoidalPositions(nnx.Module):
         return table, jnp.asarray(positions[-1])
 
 
-def position_embedding(
-    config: ModelConfig, *, rngs: nnx.Rngs
-) -> LearnedPositions | SinusoidalPositions | None:
-    """Returns what is added to the token embeddings, if anything is."""
-    if config.positions in ("learned", "double"):
-        return LearnedPositions(config, rngs=rngs)
-    if config.positions.endswith("sinusoidal"):
-        return SinusoidalPositions(config, rngs=rngs)
-    return None
-
-
 def frequencies(width: int, theta: float) -> np.ndarray:
     """Returns theta ^ (-2 k / width) for each pair k of channels, float64."""
     return theta ** (-np.arange(0, width, 2) / width)
@@ -162,19 +154,53 @@ def alibi_slopes(n_head: int) -> tuple[float, ...]:
     return tuple(2.0 ** (-8 * (h + 1) / n_head) for h in range(n_head))
 
 
-def score_bias(
-    query_T: jax.Array, key_S: jax.Array, config: ModelConfig
-) -> jax.typing.ArrayLike:
-    """Returns what positions add to the scores: [H, T, S] for ALiBi, else 0.
+def alibi_bias(
+    query_BT: jax.Array, key_BS: jax.Array, config: ModelConfig
+) -> jax.Array:
+    """Returns what is added to the scores, [B, H, T, S], or [H, T, S] without B.
 
-    Positions [B, T] and [B, S] make [B, H, T, S]. It is arithmetic on indices, which
-    XLA computes where it is added and stores nowhere.
+    It is arithmetic on indices, which XLA computes where it is added and stores
+    nowhere.
     """
-    if config.positions != "alibi":
-        return 0
     slopes = jnp.asarray(alibi_slopes(config.n_head), config.param_dtype)
-    distance = key_S[..., None, None, :] - query_T[..., None, :, None]
+    distance = key_BS[..., None, None, :] - query_BT[..., None, :, None]
     return slopes[:, None, None] * distance
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """How a model knows positions: where an encoding takes part, and how far it goes.
+
+    A new one is an instance of this, and a line in `config.POSITIONS`.
+
+    Attributes:
+      embed: (config, rngs=) -> module added to the token embeddings: it maps
+        `Positions` to [B, T, D].
+      rotate: (qkv_BTC, start, length, config) -> queries and keys changed by their
+        positions, as `rotate`.
+      bias: (query_BT, key_BS, config) -> what is added to the scores, as `alibi_bias`.
+      slopes: (n_head) -> of a bias that is a slope times the distance: fused kernels
+        take it so.
+      bounded: whether there are no positions past the block.
+      extrapolates: whether texts longer than the block are still read from their
+        beginning.
+    """
+
+    embed: Callable[..., Any] | None = None
+    rotate: Callable[..., jax.Array] | None = None
+    bias: Callable[..., jax.Array] | None = None
+    slopes: Callable[[int], tuple[float, ...]] | None = None
+    bounded: bool = False
+    extrapolates: bool = False
+
+
+LEARNED = Encoding(embed=LearnedPositions, bounded=True)
+SINUSOIDAL = Encoding(embed=SinusoidalPositions)
+# Its sinusoids would go on, but a sampler's slot for the begin token is fixed.
+DOUBLE_SINUSOIDAL = Encoding(embed=SinusoidalPositions, bounded=True)
+ALIBI = Encoding(bias=alibi_bias, slopes=alibi_slopes, extrapolates=True)
+ROPE = Encoding(rotate=rotate)
+NONE = Encoding()
 
 
 class Modulation(nnx.Module):

@@ -26,7 +26,7 @@ def can_attend(config: ModelConfig, seed_2: jax.Array | None) -> bool:
     return (
         not dropped
         and not config.key_width
-        and config.positions != "alibi"
+        and config.encoding.bias is None
         and config.dtype != "float64"
     )
 

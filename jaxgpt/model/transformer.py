@@ -25,7 +25,6 @@ from jaxgpt.model.positions import (
     Positions,
     Target,
     in_order,
-    position_embedding,
 )
 from jaxgpt.parallel import sharding
 from jaxgpt.parallel.sharding import BATCH, TENSOR
@@ -254,7 +253,8 @@ class LanguageModel(nnx.Module):
         self.table = nnx.Param(
             layers.init_matrix(rngs.params(), shape, config, fan_in=width)
         )
-        self.positions = position_embedding(config, rngs=rngs)
+        embed = config.encoding.embed
+        self.positions = embed(config, rngs=rngs) if embed else None
         self.transformer = Transformer(config, rngs=rngs)
         self.config = config
         if not config.tied_head:

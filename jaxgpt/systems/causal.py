@@ -59,7 +59,7 @@ class CausalLM(System):
     @property
     def extrapolates(self) -> bool:
         """Whether texts longer than the block are read from their beginning."""
-        return self.model_config.positions == "alibi"
+        return self.model_config.encoding.extrapolates
 
     def sample(
         self,

@@ -19,7 +19,7 @@ class RunConfig(OptionGroup):
     """The fields without a group: length, batch, evaluation, checkpoints, tracking."""
 
     system: str = option(
-        "sigma", "what is trained", choices=tuple(SYSTEMS), after_training=True
+        "sigma", "what is trained", choices=SYSTEMS, after_training=True
     )
     seed: int = option(1337, "seed of every random stream", min=0, max=MAX_SEED)
     steps: int = _resumable(5000, "optimizer steps", min=1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from jaxgpt.model import attention, positions
+from jaxgpt.model import attention
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.systems.memory.associative import Associative
 from jaxgpt.systems.memory.mode import CarriedFormat, Mode, all_kept
@@ -75,7 +75,8 @@ class AttentionMemory(Mode):
                 jnp.concatenate(pair, 2) for pair in zip(cache, (k, v), strict=True)
             )
         position_S = jnp.concatenate([jnp.arange(S), own_T])
-        bias = positions.score_bias(own_T, position_S, self.config)
+        biased = self.config.encoding.bias
+        bias = biased(own_T, position_S, self.config) if biased else 0
         scores = jnp.einsum("bhtk,bhsk->bhts", q, k) / math.sqrt(q.shape[-1]) + bias
         return jnp.where(seen_TS, scores, -jnp.inf), v
 

@@ -35,7 +35,7 @@ TASKS = {
 class TaskConfig(OptionGroup):
     """What a sigma-task learns; each task checks what it uses of these."""
 
-    name: str = option("maze", "see docs/sigma-tasks.md", choices=tuple(TASKS))
+    name: str = option("maze", "see docs/sigma-tasks.md", choices=TASKS)
     train_sequences: int = option(100000, "sequences drawn to train on", min=1)
     val_sequences: int = option(10000, "sequences drawn for validation", min=1)
     data_seed: int = option(0, "seed of both", min=0, max=MAX_SEED)
