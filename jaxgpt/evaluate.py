@@ -24,6 +24,7 @@ DEFAULT_LENGTHS = "1x,2x,4x,8x"
 def evaluate_split(run: Run, split: str) -> dict:
     """Returns the contract's figures for every whole window of a split."""
     from jaxgpt.systems import scoring
+    from jaxgpt.systems.base import Evaluation
 
     data = run.open_data()
     tokens_NT = data.eval_windows(split, run.system.window)
@@ -31,10 +32,8 @@ def evaluate_split(run: Run, split: str) -> dict:
     nll = run.system.eval_nll(run.params, tokens_NT, rows, run.config.seed)
     figures = scoring.mean_losses(nll)
     loss = figures.pop("loss")
-    if split == "val":
-        figures |= run.system.extra_metrics(tokens_NT, nll[""])
-    figures |= run.system.report(run.params, tokens_NT, rows)
-    figures |= run.system.evaluate_generation(run.params, data, split, None, "")
+    evaluation = Evaluation(data, split, tokens_NT, nll[""], rows, thorough=True)
+    figures |= run.system.extra_metrics(run.params, evaluation)
     return {
         "loss": loss,
         "perplexity": math.exp(loss),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,33 @@ class HostState(Protocol):
 
     def merge_groups(self, carried: dict) -> dict:
         """Returns as one what the groups of `split_groups` carry."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What `System.extra_metrics` is given.
+
+    Attributes:
+      data: as of `System.open_data`.
+      split: of the data.
+      windows: those that were scored.
+      nll_NT: of the main loss, in nats.
+      rows: windows to compute at a time.
+      thorough: whether it may take as long as it needs, as in jaxgpt.evaluate.
+      pictures: the folder that pictures go to; None draws none.
+      label: the end of their names.
+      write_curves: keeps {name: [T]}, means over windows, to be drawn by position.
+    """
+
+    data: Any
+    split: str
+    windows: Any
+    nll_NT: np.ndarray
+    rows: int
+    thorough: bool = False
+    pictures: Path | None = None
+    label: str = ""
+    write_curves: Callable[[dict[str, np.ndarray]], None] = lambda curves: None
 
 
 class System:
@@ -204,40 +232,19 @@ class System:
     def _scorers(self) -> dict[Any, Callable[..., jax.Array]]:
         return {}
 
-    def report(self, params: dict, windows: Any, rows: int) -> dict[str, Any]:
-        """Returns what `evaluate` says of a split beyond its losses."""
-        del params, windows, rows
-        return {}
-
     def score(
         self, params: dict, tokens_BT: jax.Array, order_BT: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Returns (logits, nll [B, T - 1] in prediction order) of given tokens."""
         raise NotImplementedError
 
-    def extra_metrics(
-        self, tokens_NT: np.ndarray, nll_NT: np.ndarray
-    ) -> dict[str, float]:
-        """Returns what else an evaluation says, of held-out windows and their nll.
+    def extra_metrics(self, params: dict, evaluation: Evaluation) -> dict[str, Any]:
+        """Returns {name: what an evaluation says beyond its losses}.
 
         Raises:
-          CheckError: where the nll cannot be right.
+          CheckError: where the losses cannot be right.
         """
-        del tokens_NT, nll_NT
-        return {}
-
-    def by_position(
-        self, tokens_NT: np.ndarray, nll_NT: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """Returns {name: [T]}: means over windows worth drawing by position."""
-        del tokens_NT, nll_NT
-        return {}
-
-    def evaluate_generation(
-        self, params: dict, data: Any, split: str, folder: Path | None, label: str
-    ) -> dict[str, float]:
-        """Generates at an evaluation, and returns what there is to say of it."""
-        del params, data, split, folder, label
+        del params, evaluation
         return {}
 
     def decode_order(
@@ -251,7 +258,7 @@ class System:
         raise NotImplementedError
 
     def sampler(self, sampling: SamplingParams) -> Callable[..., DecodeState]:
-        """Returns advance(reader, params, state, task, limit) of `how.sampler`.
+        """Returns advance(decoder, params, state, decode_params, limit).
 
         Raises:
           UserError: where this system has no such sampler, or options contradict.
@@ -284,12 +291,13 @@ class System:
 
         Args:
           params: of the model.
-          tokens_BT: int32, T at most its `capacity`.
+          tokens_BT: int32, T at most its `cache_length`.
           prompt_mask_BT: true where the token is given; rows may differ.
           key: of the random numbers; rows do not depend on the batch.
-          how: sampler, order, temperature and the like.
-          watch: is shown the texts after every few calls, and returns false to stop.
-          every: how many calls lie between.
+          sampling: sampler, order, temperature and the like.
+          callback: is shown the texts after every few forward passes, and returns
+            false to stop.
+          every: how many passes lie between.
         """
         B, T = tokens_BT.shape
         c = self.model_config

@@ -10,6 +10,7 @@ from jaxgpt.errors import log
 from jaxgpt.model.config import count_parameters, flops_per_token
 from jaxgpt.parallel import distributed
 from jaxgpt.parallel.hardware import peak_flops
+from jaxgpt.systems.base import Evaluation
 from jaxgpt.systems.scoring import mean_losses
 from jaxgpt.training import metrics, optimizers
 from jaxgpt.training.checkpoint import Checkpoints
@@ -64,15 +65,18 @@ class Trainer:
             nll = self.system.eval_nll(
                 params, tokens, rows, c.seed, self.train_state.layout
             )
-            found, pictures = mean_losses(nll), None
-            if split == "val":
-                found |= self.system.extra_metrics(tokens, nll[""])
-                curves = self.system.by_position(tokens, nll[""])
-                self.recorder.write_positions(curves)
-                pictures = self.workdir / "pictures"
-            found |= self.system.evaluate_generation(
-                params, data, split, pictures, f"{self.step:07}"
+            found = mean_losses(nll)
+            evaluation = Evaluation(
+                data=data,
+                split=split,
+                windows=tokens,
+                nll_NT=nll[""],
+                rows=rows,
+                pictures=self.workdir / "pictures" if split == "val" else None,
+                label=f"{self.step:07}",
+                write_curves=self.recorder.write_positions,
             )
+            found |= self.system.extra_metrics(params, evaluation)
             result |= {f"{split}_{name}": value for name, value in found.items()}
         return result
 

@@ -7,11 +7,13 @@ gap between its loss and the exact likelihood of the same sequences.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxgpt.errors import CheckError
+from jaxgpt.systems.base import Evaluation
 from jaxgpt.systems.causal import CausalLM
 from jaxgpt.systems.gssm import baselines, dataset
 from jaxgpt.systems.gssm.graph import load_graph
@@ -45,7 +47,19 @@ class GSSM(CausalLM):
         """Opens the sequences of `config.data.path`, or samples them."""
         return dataset.open_data(self.config, self.process, self.window)
 
-    def extra_metrics(
+    def extra_metrics(self, params: dict, evaluation: Evaluation) -> dict[str, Any]:
+        """Returns the gap to the floor of held-out sequences; keeps it by position."""
+        del params
+        if evaluation.split != "val":
+            return {}
+        tokens_NT, nll_NT = evaluation.windows, evaluation.nll_NT
+        metrics = self.gap_metrics(tokens_NT, nll_NT)
+        floor_NT, _ = self.references(tokens_NT)
+        exact = {self.process.floor_name: floor_NT.mean(0)}
+        evaluation.write_curves({"model": nll_NT.mean(0)} | exact)
+        return metrics
+
+    def gap_metrics(
         self, tokens_NT: np.ndarray, nll_NT: np.ndarray
     ) -> dict[str, float]:
         """Returns the floor and the baselines of the same tokens, and the gap.
@@ -68,13 +82,6 @@ class GSSM(CausalLM):
             )
         floor = {f"loss_{floor_name}": float(floor_NT.mean())}
         return floor | others | {"gap": gap.value, "gap_error": gap.error or 0.0}
-
-    def by_position(
-        self, tokens_NT: np.ndarray, nll_NT: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """Returns the model's and the exact loss [T - 1] at each position."""
-        floor_NT, _ = self.references(tokens_NT)
-        return {"model": nll_NT.mean(0), self.process.floor_name: floor_NT.mean(0)}
 
     def references(self, tokens_NT: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
         """Returns the floor [N, T - 1] and the losses of the baselines."""

@@ -16,7 +16,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxgpt.data.dataset import Dataset
-from jaxgpt.data.documents import Segments, open_documents
+from jaxgpt.data.documents import open_documents
 from jaxgpt.errors import UserError
 from jaxgpt.model import layers, rng
 from jaxgpt.parallel import sharding
@@ -26,9 +26,10 @@ from jaxgpt.sampling.state import (
     SamplerOutput,
     SamplingParams,
 )
-from jaxgpt.systems.base import Batch
+from jaxgpt.systems.base import Batch, Evaluation
 from jaxgpt.systems.causal import CausalLM
-from jaxgpt.systems.memory import evaluation, recall, session
+from jaxgpt.systems.memory import recall, session
+from jaxgpt.systems.memory.evaluation import read_documents, report
 from jaxgpt.systems.memory.model import Carried, MemoryModel
 from jaxgpt.systems.memory.runtime import MemoryRuntime
 
@@ -122,14 +123,14 @@ class MemoryLM(CausalLM):
         del seed
         if layout and self.config.deterministic:
             params = sharding.of_one_device(params)
-        read = evaluation.read_documents(
-            self.host, params, windows, rows, self.memory.reading
-        )
+        read = read_documents(self.host, params, windows, rows, self.memory.reading)
         return {"": read.nll_NT[windows.weight_NT > 0]}
 
-    def report(self, params: dict, windows: Segments, rows: int) -> dict[str, Any]:
+    def extra_metrics(self, params: dict, evaluation: Evaluation) -> dict[str, Any]:
         """Returns figures with the memory on, off and another document's."""
-        return evaluation.report(self.host, params, windows, rows)
+        if not evaluation.thorough:
+            return {}
+        return report(self.host, params, evaluation.windows, evaluation.rows)
 
     def cache_length(self, T: int) -> int:
         """Returns whole segments for T tokens: a prompt of any length is read."""

@@ -134,17 +134,17 @@ def test_a_loss_below_the_floor_is_a_leak():
     tokens = system.process.held_out(0, "val", 64, 8, 17)
     floor = system.process.score(tokens)
     noise = np.random.default_rng(0).normal(0, 0.1, floor.shape)
-    honest = system.extra_metrics(tokens, floor + noise)
+    honest = system.gap_metrics(tokens, floor + noise)
     assert abs(honest["gap"]) < 3 * honest["gap_error"]
-    assert system.extra_metrics(tokens, floor)["gap"] == 0
+    assert system.gap_metrics(tokens, floor)["gap"] == 0
     with pytest.raises(CheckError, match="sees what it must predict"):
-        system.extra_metrics(tokens, floor - 0.05 + noise)
+        system.gap_metrics(tokens, floor - 0.05 + noise)
 
 
 def test_a_few_sequences_prove_no_leak():
     system = build_system(configs.override(load(), {"model.vocab_size": 16}))
     tokens = system.process.held_out(0, "val", 1, 8, 17)
-    figures = system.extra_metrics(tokens, system.process.score(tokens) - 0.1)
+    figures = system.gap_metrics(tokens, system.process.score(tokens) - 0.1)
     assert figures["gap"] < 0 == figures["gap_error"]
 
 
@@ -174,7 +174,7 @@ def context_batches(count):
 def test_the_error_of_a_context_gap_is_over_batches():
     system, tokens, floor = context_batches(64)
     excess = np.repeat(np.arange(8.0), 8)[:, None] + np.zeros_like(floor)
-    figures = system.extra_metrics(tokens, floor + excess)
+    figures = system.gap_metrics(tokens, floor + excess)
     assert figures["gap_error"] == pytest.approx(np.std(np.arange(8), ddof=1) / 8**0.5)
     assert baselines.mean(excess).error < figures["gap_error"] / 2
 
@@ -182,6 +182,6 @@ def test_the_error_of_a_context_gap_is_over_batches():
 def test_a_leak_shows_in_few_batches_of_a_context_graph():
     system, tokens, floor = context_batches(16)
     noise = np.random.default_rng(0).normal(0, 0.1, floor.shape)
-    assert abs(system.extra_metrics(tokens, floor + noise)["gap"]) < 0.05
+    assert abs(system.gap_metrics(tokens, floor + noise)["gap"]) < 0.05
     with pytest.raises(CheckError, match="below the estimate one"):
-        system.extra_metrics(tokens, floor - 0.5 + noise)
+        system.gap_metrics(tokens, floor - 0.5 + noise)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 from jaxgpt.errors import require
 from jaxgpt.model import rng
 from jaxgpt.sampling.state import SamplingParams
-from jaxgpt.systems.base import Batch
+from jaxgpt.systems.base import Batch, Evaluation
 from jaxgpt.systems.sigma import orders
 from jaxgpt.systems.sigma.system import SigmaGPT
 from jaxgpt.systems.sigma.tasks import dataset, pictures
@@ -137,24 +138,15 @@ class SigmaTask(SigmaGPT):
         reference_NT, prompt_mask_NT = dataset.unmark(marked_NT)
         return np.where(prompt_mask_NT, reference_NT, 0), prompt_mask_NT, reference_NT
 
-    def evaluate_generation(
-        self, params: dict, data, split: str, folder: pathlib.Path | None, label: str
-    ) -> dict[str, float]:
+    def extra_metrics(self, params: dict, evaluation: Evaluation) -> dict[str, Any]:
         """Generates from a split in each of `task.strategies`, and judges.
-
-        Args:
-          params: of the model.
-          data: from `open_data`.
-          split: of the data.
-          folder: where pictures go; None plots none.
-          label: the end of their names.
 
         Returns:
           {NAME_STRATEGY: mean}: what the judge says, and model calls of a sequence.
         """
         c = self.config
         tokens, prompt_mask, reference = self.problems(
-            data, split, c.task.eval_sequences
+            evaluation.data, evaluation.split, c.task.eval_sequences
         )
         key = rng.stream(c.seed, "sample")
         found: dict[str, float] = {}
@@ -164,9 +156,9 @@ class SigmaTask(SigmaGPT):
             verdict["calls"] = filled.num_forward_passes_B
             suffix = name.replace("-", "_")
             found |= {f"{k}_{suffix}": float(v.mean()) for k, v in verdict.items()}
-            if folder:
-                folder.mkdir(exist_ok=True)
-                path = folder / f"{suffix}_{label}.png"
+            if evaluation.pictures:
+                evaluation.pictures.mkdir(exist_ok=True)
+                path = evaluation.pictures / f"{suffix}_{evaluation.label}.png"
                 self.plot(path, filled.tokens_BT, reference, prompt_mask)
         return found
 
