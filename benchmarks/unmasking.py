@@ -87,7 +87,7 @@ def _call(decoder, params, state, decode_params, uniform_BS, rank, most, bound):
     asks = lambda array_BS: wide(window.take(array_BS, n_B - 1, 1))
     join = lambda first, second: jnp.concatenate([first, second], 1)
     news = lambda array_BS: window.take(array_BS, read_B, most)
-    logits, cache = decoder.read(
+    logits, cache = decoder.forward(
         params,
         join(news(state.tokens_BS), asks(state.tokens_BS)),
         (

@@ -29,15 +29,15 @@ def autoregress(
     *,
     cached: bool = True,
 ) -> DecodeState:
-    """Fills slots one after another, for at most limit calls.
+    """Decodes one slot after another, for at most limit forward passes.
 
-    All rows stand at the same slot: a row that was given more waits, reading its own.
+    All rows are at the same slot; one with a longer prompt reads on in it meanwhile.
 
     Args:
-      reader, params: a model that can be read.
+      decoder, params: of the model.
       state: donated.
-      task: what to sample.
-      limit: calls to make, at most.
+      decode_params: how to draw.
+      limit: forward passes, at most.
       cached: False computes every token from the whole sequence: the oracle.
     """
     uniform_BS = uniforms(decode_params.key, state.tokens_BS.shape)
@@ -53,12 +53,12 @@ def autoregress(
         if cached:
             here = tuple(slot(index, t) for index in positions)
             tokens_B1 = slot(state.tokens_BS, t)
-            logits, cache = decoder.read(params, tokens_B1, here, cache, t)
+            logits, cache = decoder.forward(params, tokens_B1, here, cache, t)
             logits_BV = logits[:, 0]
         else:
-            nothing = decoder.empty(params, B, S)
+            nothing = decoder.init_cache(params, B, S)
             whole = state.tokens_BS
-            logits, _ = decoder.read(params, whole, positions, nothing, jnp.int32(0))
+            logits, _ = decoder.forward(params, whole, positions, nothing, jnp.int32(0))
             logits_BV = slot(logits, t)[:, 0]
         drawn_B = sample_token(
             slot(uniform_BS, t + 1)[:, 0], sampling_probs(logits_BV, decode_params)

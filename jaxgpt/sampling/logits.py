@@ -14,7 +14,7 @@ def sampling_probs(logits: jax.Array, decode_params: DecodeParams) -> jax.Array:
 
     Args:
       logits: [..., V], unnormalised log-probabilities.
-      task: temperature, top-k and top-p, applied in this order.
+      decode_params: temperature, top-k and top-p, applied in this order.
     """
     # A near-zero temperature would overflow instead of picking the likeliest.
     scaled = logits / jnp.maximum(decode_params.temperature, 1e-6)

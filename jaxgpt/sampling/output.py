@@ -19,7 +19,7 @@ def until(stop: str, prompt_length: int, tokenizer: Tokenizer | None) -> Callbac
     """Returns a callback that ends sampling once every text contains stop."""
 
     def unfinished(output: SamplerOutput) -> bool:
-        # Left to right, what is settled ends where the first gap begins.
+        # Left to right, decoded tokens end where the first gap begins.
         ends = [
             int(row.argmin()) if not row.all() else len(row)
             for row in output.decoded_BT

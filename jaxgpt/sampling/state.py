@@ -26,25 +26,25 @@ Cache = Any
 
 
 class Decoder(Protocol):
-    """A model as samplers see it: it reads tokens and says what comes next."""
+    """A model as samplers use it: tokens in, logits of the next ones out."""
 
-    def empty(self, params: Any, batch: int, slots: int) -> Cache:
-        """Returns a cache in which nothing has been read: a tree of arrays [B, ...]."""
+    def init_cache(self, params: Any, batch: int, slots: int) -> Cache:
+        """Returns an empty cache of so many slots: a tree of arrays [B, ...]."""
 
-    def read(
+    def forward(
         self,
         params: Any,
         tokens_BT: jax.Array,
         positions: Positions,
         cache: Cache,
         start: jax.Array,
-        new_token_mask_TT: jax.Array | None = None,
+        mask_TT: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
-        """Returns logits [B, T, V] after T tokens, and the cache with them.
+        """Returns logits [B, T, V] after each of T tokens, and the cache with them.
 
-        The tokens take the slots start .. start + T and see those before;
-        new_token_mask_TT (or [B, 1, T, T]) says which of themselves they see, None is
-        causal.
+        The tokens take the slots start .. start + T and attend to those before them;
+        mask_TT, [T, T] or [B, 1, T, T], says which of the new tokens each attends to;
+        None is causal.
         """
 
 
@@ -54,19 +54,17 @@ class ModelDecoder:
 
     graphdef: nnx.GraphDef
 
-    def empty(self, params: dict, batch: int, slots: int) -> attention.KVCache:
+    def init_cache(self, params: dict, batch: int, slots: int) -> attention.KVCache:
         """Returns zeros."""
         return attention.empty_cache(
             nnx.merge(self.graphdef, params).config, batch, slots
         )
 
-    def read(self, params, tokens_BT, positions, cache, start, new_token_mask_TT=None):
-        """See `Decoder.read`."""
+    def forward(self, params, tokens_BT, positions, cache, start, mask_TT=None):
+        """See `Decoder.forward`."""
         model = nnx.merge(self.graphdef, params)
         positions = positions[: len(in_order(1, model.config))]
-        return model(
-            tokens_BT, positions, cache=cache, start=start, mask_TT=new_token_mask_TT
-        )
+        return model(tokens_BT, positions, cache=cache, start=start, mask_TT=mask_TT)
 
 
 @functools.partial(
@@ -76,7 +74,7 @@ class ModelDecoder:
 )
 @dataclasses.dataclass(frozen=True)
 class DecodeParams:
-    """What is to be sampled; only top_k and nucleus compile a program of their own.
+    """How the compiled samplers draw; only top_k and nucleus recompile them.
 
     Attributes:
       end: one past the last slot to fill.
@@ -84,7 +82,7 @@ class DecodeParams:
       temperature: 0 takes the likeliest token.
       top_p: only the likeliest tokens that together reach this probability are drawn.
       top_k: only the k likeliest tokens are drawn; 0 allows all.
-      nucleus: whether top_p is looked at.
+      nucleus: whether top_p applies.
     """
 
     end: jax.Array
@@ -98,15 +96,15 @@ class DecodeParams:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DecodeState:
-    """How far a batch of sequences is.
+    """A batch of sequences, partly decoded.
 
     Attributes:
       tokens_BS: int32, in reading order; the first num_decoded_B of a row are decoded.
       own_BS, target_BS: the position of each slot's token, and of the next slot's.
       num_decoded_B: slots decoded, those of the prompt included.
       cache: of the decoder: keys and values of all decoded slots but the last.
-      num_forward_passes_B: model calls made while the row was not yet full.
-      tokens_processed_B: tokens that those calls computed for this row.
+      num_forward_passes_B: forward passes while the row was incomplete.
+      tokens_processed_B: tokens that these computed for the row.
       log_p_BS: log-probability of each generated token, at temperature 1 and among all.
       decode_step_BS: the number of the forward pass that decoded each slot; 0 in the
         prompt.
@@ -139,18 +137,19 @@ def prefill(
     target_BS: jax.Array,
     num_decoded_B: jax.Array,
 ) -> DecodeState:
-    """Returns the state in which the first num_decoded_B slots of each row are given.
+    """Returns the state whose first num_decoded_B slots are the prompt.
 
-    They are read in one pass over all S slots: the slots not yet settled hold
-    nonsense, and each is written again before a later token sees it.
+    One forward pass over all S slots fills the cache. What it writes for slots that
+    are not decoded yet is meaningless, but each is overwritten before a later token
+    attends to it.
     """
     B, S = tokens_BS.shape
     positions = (own_BS, target_BS)
 
     def prefill(cache):
-        return decoder.read(params, tokens_BS, positions, cache, jnp.int32(0))[1]
+        return decoder.forward(params, tokens_BS, positions, cache, jnp.int32(0))[1]
 
-    cache = decoder.empty(params, B, S)
+    cache = decoder.init_cache(params, B, S)
     cache = lax.cond(num_decoded_B.max() > 1, prefill, lambda cache: cache, cache)
     count_B = jnp.zeros(B, jnp.int32)
     return DecodeState(
@@ -169,7 +168,7 @@ def prefill(
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
-    """How to sample; the fields are options of `jaxgpt.sample`, "" and 0 unset."""
+    """How to sample: options of `jaxgpt.sample`; "" and 0 mean the default."""
 
     sampler: str = ""
     order: str = ""
@@ -181,7 +180,7 @@ class SamplingParams:
     cached: bool = True
 
     def decode_params(self, end: int, key: jax.Array) -> DecodeParams:
-        """Returns what the compiled samplers are told, for slots up to end."""
+        """Returns the part that compiled samplers take, for slots up to end."""
         return DecodeParams(
             end=jnp.int32(end),
             key=key,
@@ -199,16 +198,17 @@ NO_LIMIT = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class SamplerOutput:
-    """Generated texts, and what they took.
+    """Generated texts, and what they cost.
 
     Attributes:
       tokens_BT: int32.
-      decoded_BT: where a token is given or generated; all, once sampling is done.
-      log_p_BT: float32, the model's log-probability of each generated token given what
-        was settled before it, at temperature 1; 0 where the token was given.
-      decode_step_BT: number of the call that settled each token; 0 where it was given.
-      num_forward_passes_B: model calls, but for the one that reads what is given.
-      tokens_processed_B: tokens those calls had to look at.
+      decoded_BT: whether each token is of the prompt or generated; all, at the end.
+      log_p_BT: float32, the model's log-probability of each generated token given those
+        decoded before it, at temperature 1; 0 in the prompt.
+      decode_step_BT: number of the forward pass that decoded each token; 0 in the
+        prompt.
+      num_forward_passes_B: without the one over the prompt.
+      tokens_processed_B: tokens that these passes computed.
     """
 
     tokens_BT: np.ndarray
@@ -223,7 +223,7 @@ Callback = Callable[[SamplerOutput], bool]
 
 
 def in_text_order(state: DecodeState, first: int, T: int) -> SamplerOutput:
-    """Returns what a state holds from slot first on, put back where it stands."""
+    """Returns the tokens of slots first .. first + T in text order."""
     own_BT = np.asarray(state.own_BS)[:, first : first + T]
     decoded_BS = (
         np.arange(state.own_BS.shape[1]) < np.asarray(state.num_decoded_B)[:, None]

@@ -167,16 +167,16 @@ class MemoryDecoder:
 
     runtime: MemoryRuntime
 
-    def empty(self, params: Any, batch: int, slots: int) -> dict[str, Any]:
+    def init_cache(self, params: Any, batch: int, slots: int) -> dict[str, Any]:
         """Returns a cache without keys, values and tokens."""
         del params
         tokens = jnp.full((batch, slots), -1, jnp.int32)
         cache = attention.empty_cache(self.runtime.config, batch, slots)
         return {"kv": cache, "tokens": tokens}
 
-    def read(self, params, tokens_BT, positions, cache, start, new_token_mask_TT=None):
-        """See `Decoder.read`."""
-        del new_token_mask_TT
+    def forward(self, params, tokens_BT, positions, cache, start, mask_TT=None):
+        """See `Decoder.forward`."""
+        del mask_TT
         params, state = params
         tokens_BS = jax.lax.dynamic_update_slice(cache["tokens"], tokens_BT, (0, start))
         before_BN = jnp.concatenate([state["recent"], tokens_BS], 1)

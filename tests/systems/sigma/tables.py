@@ -31,21 +31,17 @@ class Joint:
     def texts(self):
         return np.array(list(itertools.product(range(self.V), repeat=self.n)))
 
-    def empty(self, params, batch, slots):
+    def init_cache(self, params, batch, slots):
         del params
         return jnp.zeros((batch, 2, slots), jnp.int32)
 
-    def read(self, params, tokens_BT, positions, cache, start, new_token_mask_TT=None):
+    def forward(self, params, tokens_BT, positions, cache, start, mask_TT=None):
         own_BT, target_BT = positions
         B, T = tokens_BT.shape
         S = cache.shape[2]
         start_B = jnp.broadcast_to(start, (B,))
         texts = jnp.pad(jnp.asarray(self.texts), ((0, 0), (0, 1)), constant_values=-1)
-        among = (
-            jnp.tril(jnp.ones((T, T), bool))
-            if new_token_mask_TT is None
-            else new_token_mask_TT
-        )
+        among = jnp.tril(jnp.ones((T, T), bool)) if mask_TT is None else mask_TT
         among_BTT = jnp.broadcast_to(among, (B, 1, T, T))[:, 0]
 
         def agrees(tokens, own):
@@ -74,20 +70,16 @@ class Markov:
     n: int
     V: int
 
-    def empty(self, params, batch, slots):
+    def init_cache(self, params, batch, slots):
         del params
         return jnp.zeros((batch, 2, slots), jnp.int32)
 
-    def read(self, params, tokens_BT, positions, cache, start, new_token_mask_TT=None):
+    def forward(self, params, tokens_BT, positions, cache, start, mask_TT=None):
         own_BT, target_BT = positions
         B, T = tokens_BT.shape
         S = cache.shape[2]
         start_B = jnp.broadcast_to(start, (B,))
-        among = (
-            jnp.tril(jnp.ones((T, T), bool))
-            if new_token_mask_TT is None
-            else new_token_mask_TT
-        )
+        among = jnp.tril(jnp.ones((T, T), bool)) if mask_TT is None else mask_TT
         among_BTT = jnp.broadcast_to(among, (B, 1, T, T))[:, 0].astype(jnp.int32)
 
         def placed(tokens, own):

@@ -155,12 +155,12 @@ def test_additions_keep_the_cache_equal_to_one_pass(kernels):
 
     @jax.jit
     def in_pieces(params):
-        cache = decoder.empty(params, 2, 9)
+        cache = decoder.init_cache(params, 2, 9)
         pieces = []
         for start, end in ((0, 1), (1, 5), (5, 9)):
             here = tuple(index[:, start:end] for index in where)
             at = jnp.full(2, start)
-            logits, cache = decoder.read(params, read[:, start:end], here, cache, at)
+            logits, cache = decoder.forward(params, read[:, start:end], here, cache, at)
             pieces.append(logits)
         return jnp.concatenate(pieces, 1)
 

@@ -95,8 +95,8 @@ def draw_texts(
 def conditionals(decoder, params, tokens_BS, own_BS, task):
     """What each token but the first was drawn from [B, S - 1, V], in one pass."""
     where = own_BS[:, :-1], own_BS[:, 1:]
-    cache = decoder.empty(params, *tokens_BS.shape)
-    logits_BTV, _ = decoder.read(params, tokens_BS[:, :-1], where, cache, 0)
+    cache = decoder.init_cache(params, *tokens_BS.shape)
+    logits_BTV, _ = decoder.forward(params, tokens_BS[:, :-1], where, cache, 0)
     return sampling_probs(logits_BTV, task)
 
 

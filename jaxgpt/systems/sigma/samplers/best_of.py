@@ -82,7 +82,7 @@ def _round(decoder, params, state, decode_params, N, missing_B, W):
     repeat = lambda array: jnp.repeat(array, N, axis=0)
     ordered = lambda array_BW: jnp.take_along_axis(repeat(array_BW), perm_NW, 1)
     tokens_NW, position_NW = ordered(draft.tokens_BW), ordered(draft.position_BW)
-    logits_NWV, cache = decoder.read(
+    logits_NWV, cache = decoder.forward(
         params,
         window.shift(repeat(draft.last_B1), tokens_NW),
         (window.shift(repeat(draft.own_B1), position_NW), position_NW),

@@ -77,7 +77,7 @@ def _decode_surest(decoder, params, state, decode_params, uniform_BS):
         [window.take(array_BS, read_B, 1), asked_BS], 1
     )
     last = lambda array_BS: widen(window.take(array_BS, n_B - 1, 1))
-    logits, cache = decoder.read(
+    logits, cache = decoder.forward(
         params,
         read_and_ask(state.tokens_BS, last(state.tokens_BS)),
         (

@@ -80,7 +80,7 @@ def _round(decoder, params, state, decode_params, uniform_3BS, length_B, W):
             window.shift(draft.last_B1, tokens_BW),
             window.shift(draft.own_B1, draft.position_BW),
         )
-        logits_BWV, cache = decoder.read(
+        logits_BWV, cache = decoder.forward(
             params, shifted[0], (shifted[1], draft.position_BW), cache, n_B - 1
         )
         # Why the result is exact: with p what a token was drafted from, and q its true

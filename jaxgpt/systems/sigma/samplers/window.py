@@ -113,7 +113,7 @@ def draft(
     # Every slot is asked for by the last decoded token, with that token's own position
     # and the slot's as target. Each such query sees what is decoded and itself: this is
     # the exact conditional of the slot given what is decoded.
-    logits_BWV, _ = decoder.read(
+    logits_BWV, _ = decoder.forward(
         params,
         widen(last_B1),
         (widen(own_B1), position_BW),
