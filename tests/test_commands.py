@@ -624,7 +624,9 @@ def test_evaluate_never_loads_a_pickle(read_refused, npy, tmp_path, bomb):
             [f"--tokens={file}"],
             [f"--tokens={tokens}", f"--order={file}"],
         ):
-            assert f"'{file}' is not an .npy" in read_refused(evaluate.command, *options)
+            assert f"'{file}' is not an .npy" in read_refused(
+                evaluate.command, *options
+            )
 
 
 @pytest.mark.parametrize("option", ["--order", "--logits"])

@@ -72,7 +72,7 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, LayerCache | None, Any]:
         """Maps [B, T, D] to [B, T, D]; seeds [3, 2] turn dropout on.
 
-        The rest, and what is returned, is as `Attention` has it.
+        The other arguments and the other results are `Attention.__call__`'s.
         """
         seed_attn, seed_1, seed_2 = (None,) * 3 if seeds_32 is None else seeds_32
         norm_1, norm_2 = self.norms(target)
@@ -90,12 +90,12 @@ class Block(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class BlockOutputs:
-    """What the blocks leave, beside the last hidden states.
+    """What the blocks return besides the last hidden states.
 
     Attributes:
-      cache: keys and values, those of the new tokens among them, if there was one.
-      hidden: [B, T, D], what enters the first block and what leaves each, where asked
-        for.
+      cache: keys and values, including those of the new tokens; None without a cache.
+      hidden: [B, T, D], the input of the first block and the output of each; empty
+        unless asked for.
       hooked: {block: what its hook returned}.
     """
 
@@ -132,9 +132,9 @@ class Transformer(nnx.Module):
           x_BTD: vectors.
           target: what `Modulation` reads.
           dropout_key: turns dropout on.
-          cache, start, mask_TT: as `Attention` has them.
-          hooks: of some blocks' attention.
-          keep_hidden: whether `BlockOutputs.hidden` is filled.
+          cache, start, mask_TT: see `Attention.__call__`.
+          hooks: {block: hook of its attention}.
+          keep_hidden: whether to return `BlockOutputs.hidden`.
         """
         c = self.config
         hooks = hooks or {}
@@ -265,13 +265,25 @@ class LanguageModel(nnx.Module):
         self,
         tokens_BT: jax.Array,
         positions: Positions | None = None,
-        **how: Any,
+        *,
+        dropout_key: jax.Array | None = None,
+        cache: KVCache | None = None,
+        start: jax.typing.ArrayLike = 0,
+        mask_TT: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Returns logits [B, T, V], float32 or wider, and the cache with the tokens.
 
-        For training, scoring and decoding; arguments as of `hidden_states`.
+        The one forward pass, for training, scoring and decoding; arguments as of
+        `hidden_states`.
         """
-        x_BTD, cache = self.hidden_states(tokens_BT, positions, **how)
+        x_BTD, cache = self.hidden_states(
+            tokens_BT,
+            positions,
+            dropout_key=dropout_key,
+            cache=cache,
+            start=start,
+            mask_TT=mask_TT,
+        )
         return self.head(x_BTD), cache
 
     def hidden_states(
