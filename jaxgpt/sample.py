@@ -15,6 +15,7 @@ from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError, log
 from jaxgpt.systems.sample_options import SampleSession, sample_options
+from jaxgpt.systems.sigma.config import SAMPLERS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -252,9 +253,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--sampler",
         default="",
-        choices=["ar", "burst", "exact-burst"],
-        help="ar: one token a call; exact-burst (σ-GPT's default): several tokens a "
-        "call, with the law of ar; burst: the original's best of N orders, biased",
+        # No choices: a system may have samplers of its own, and refuses all others.
+        help=f"of σ-GPT: {', '.join(SAMPLERS)}. ar: one token a call; exact-burst "
+        "(σ-GPT's default): several tokens a call, with the distribution of ar; burst: "
+        "the original's best of N orders, biased",
     )
     parser.add_argument(
         "--order",

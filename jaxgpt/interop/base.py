@@ -238,7 +238,7 @@ class Format:
         """Raises UserError for a run whose model the original cannot be."""
         fits = issubclass(system_class(config.system), system_class(self.system))
         require(fits, "system", repr(self.system), config.system)
-        begins = config.system == "sigma" and config.sigma.begin_token
+        begins = self.system == "sigma" and config.sigma.begin_token
         require(not begins, "sigma.begin_token", "False", begins)
         known = {k: [value] for k, value in self.fixed_fields(config.model).items()}
         known |= {

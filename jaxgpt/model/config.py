@@ -19,7 +19,8 @@ POSITIONS = {
     "rope": "jaxgpt.model.positions:ROPE",
     "none": "jaxgpt.model.positions:NONE",
 }
-# σ-GPT's: of a token's own position and of the one that it must predict.
+# σ-GPT's: of a token's own position and of the one that it must predict. "double-x" is
+# for model.positions=x; that of "learned" is just "double".
 DOUBLE_POSITIONS = {
     "double": "jaxgpt.model.positions:LEARNED",
     "double-sinusoidal": "jaxgpt.model.positions:DOUBLE_SINUSOIDAL",
@@ -113,10 +114,11 @@ class ModelConfig(OptionGroup):
         divisor = multiple.get(self.positions, 1)
         rule = f"divisible by {divisor} with {self.positions} positions"
         require(self.n_embd % divisor == 0, "model.n_embd", rule, self.n_embd)
-        if self.key_width and (self.qk_norm or self.positions == "rope"):
+        if self.key_width and (self.qk_norm or self.encoding.rotate):
             raise UserError(
                 f"model.key_width={self.key_width} is incompatible with model.qk_norm "
-                "and with model.positions=rope: leave it at 0"
+                "and with rotated queries and keys (model.positions=rope): leave it "
+                "at 0"
             )
         if self.positions == "rope":  # It rotates pairs of channels.
             width, rule = self.n_embd // self.n_head, "even with model.positions=rope"

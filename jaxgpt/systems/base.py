@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxgpt.data.arrays import batched
 from jaxgpt.data.dataset import Dataset
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, require
 from jaxgpt.model import gpu, rng
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.model.transformer import LanguageModel
@@ -263,10 +263,8 @@ class System:
         Raises:
           UserError: where this system has no such sampler, or options contradict.
         """
-        if sampling.sampler not in ("", "ar"):
-            raise UserError(
-                f"--sampler={sampling.sampler} is for σ-GPT: this model has only ar"
-            )
+        known = sampling.sampler in ("", "ar")
+        require(known, "--sampler", "ar for this model", sampling.sampler)
         return functools.partial(autoregress, cached=sampling.cached)
 
     def cache_length(self, T: int) -> int:

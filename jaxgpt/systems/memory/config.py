@@ -101,12 +101,6 @@ class MemoryConfig(IndexConfig):
         for name, last in (("layer", layers - 1), ("store_layer", layers)):
             allowed = -1 <= c[name] <= last
             require(allowed, f"memory.{name}", f"in [-1, {last}]", c[name])
-        if c.mode == "attention" and config.model.positions == "rope":
-            raise UserError(
-                "memory.mode=attention is incompatible with model.positions=rope, "
-                "which rotates keys by their position: use learned, sinusoidal, alibi "
-                "or none"
-            )
 
 
 def _check_deterministic(c: ConfigDict) -> None:

@@ -51,6 +51,12 @@ class MemoryLM(CausalLM):
     def __init__(self, config: ConfigDict, platform: str = ""):
         self.memory = config.memory
         super().__init__(config, platform)
+        if self.memory.mode == "attention" and self.model_config.encoding.rotate:
+            raise UserError(
+                "memory.mode=attention is incompatible with "
+                f"model.positions={config.model.positions}, which rotates keys by "
+                "their position: use learned, sinusoidal, alibi or none"
+            )
         self.host = MemoryRuntime(self.graphdef, self.model_config, self.memory)
 
     @classmethod

@@ -8,6 +8,15 @@ from ml_collections import ConfigDict
 
 from jaxgpt.config import OptionGroup, option
 from jaxgpt.errors import require
+from jaxgpt.model.config import DOUBLE_POSITIONS
+
+# By the name of --sampler: make_sampler(sampling, max_draft_length) -> advance, as
+# text: --help lists them without JAX.
+SAMPLERS = {
+    "exact-burst": "jaxgpt.systems.sigma.samplers.speculative:make_sampler",
+    "burst": "jaxgpt.systems.sigma.samplers.best_of:make_sampler",
+    "ar": "jaxgpt.systems.sigma.samplers.one_by_one:make_sampler",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +40,19 @@ class SigmaConfig(OptionGroup):
     @staticmethod
     def validate(config: ConfigDict) -> None:
         """Checks that σ-GPT's positions can be double: own and target position."""
-        rule, positions = "learned or sinusoidal for σ-GPT", config.model.positions
         if config.system.startswith("sigma"):
-            double = positions in ("learned", "sinusoidal")
-            require(double, "model.positions", rule, positions)
+            double_positions(config.model.positions)
+
+
+def double_positions(name: str) -> str:
+    """Returns the key of `DOUBLE_POSITIONS` for σ-GPT with these `model.positions`.
+
+    Raises:
+      UserError: where an encoding has no double.
+    """
+    # By model.positions.
+    doubles = {key.removeprefix("double-"): key for key in DOUBLE_POSITIONS}
+    doubles["learned"] = doubles.pop("double")
+    rule = f"{' or '.join(sorted(doubles))} for σ-GPT"
+    require(name in doubles, "model.positions", rule, name)
+    return doubles[name]

@@ -6,6 +6,7 @@ so the order of reading is free. Training draws an order for every sequence.
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -21,16 +22,9 @@ from jaxgpt.model.positions import Positions
 from jaxgpt.sampling.state import DecodeState, SamplingParams
 from jaxgpt.systems.base import Batch, System, check_order
 from jaxgpt.systems.sigma import orders
-from jaxgpt.systems.sigma.samplers import best_of, one_by_one, speculative
+from jaxgpt.systems.sigma.config import SAMPLERS, double_positions
 from jaxgpt.systems.sigma.samplers.one_by_one import LOW_ENTROPY_FIRST
 
-# By the name of --sampler: make_sampler(sampling, max_draft_length) -> advance.
-SAMPLERS = {
-    "exact-burst": speculative.make_sampler,
-    "burst": best_of.make_sampler,
-    "ar": one_by_one.make_sampler,
-}
-DOUBLE = {"learned": "double", "sinusoidal": "double-sinusoidal"}
 BLOCK_LENGTH = 16
 # On a CPU a forward pass costs more with every token, already from the first on: longer
 # drafts would save passes and lose time.
@@ -44,7 +38,7 @@ class SigmaGPT(System):
         """Two positions for each token; what `config.sigma` adds to the original."""
         c = self.config.sigma
         return {
-            "positions": DOUBLE[self.config.model.positions],
+            "positions": double_positions(self.config.model.positions),
             "begin_token": c.begin_token,
             "adaptive_norm": c.adaptive_norm,
         }
@@ -124,7 +118,8 @@ class SigmaGPT(System):
                 f"--order={LOW_ENTROPY_FIRST} needs --sampler=ar, because it "
                 "chooses anew after every token"
             )
-        return SAMPLERS[name](sampling, self.max_draft_length)
+        make_sampler = pkgutil.resolve_name(SAMPLERS[name])
+        return make_sampler(sampling, self.max_draft_length)
 
     @property
     def max_draft_length(self) -> int:

@@ -5,7 +5,7 @@
   best_of.py      the original's burst: the best of N orders; biased, kept to compare
   one_by_one.py   one token a forward pass, in a fixed order or lowest entropy first
 
-Each has a `make_sampler(sampling, max_draft_length)`, a line in `SAMPLERS`.
+Each has a `make_sampler(sampling, max_draft_length)`, a line in `config.SAMPLERS`.
 It returns a compiled loop `advance(decoder, params, state, decode_params, limit)`, from
 a `DecodeState` of `prefill`, which is donated, to the one after about `limit` forward
 passes, or with every slot up to `decode_params.end` filled.
