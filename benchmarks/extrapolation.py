@@ -16,7 +16,7 @@ import pathlib
 import numpy as np
 
 from benchmarks.alternate import machine
-from jaxgpt import cli, config
+from jaxgpt import backend, config
 from jaxgpt.model.config import POSITIONS
 from jaxgpt.systems.registry import build_system
 
@@ -87,7 +87,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=1000)
     args = parser.parse_args()
-    cli.set_up_jax()
+    backend.set_up_jax()
     found = {}
     for name in POSITIONS:
         found[name] = losses(name, args.steps)

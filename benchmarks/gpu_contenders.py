@@ -29,9 +29,9 @@ def set_up(tiny: bool) -> None:
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     if tiny:
         os.environ["JAX_PLATFORMS"] = "cpu"
-    from jaxgpt import cli
+    from jaxgpt import backend
 
-    cli.set_up_jax()
+    backend.set_up_jax()
 
 
 def make_config(tiny: bool, system: str, **changes):
@@ -89,7 +89,7 @@ class JaxTrainer:
     def prepare(self, batch: int) -> dict:
         import jax
 
-        from jaxgpt.model import config, gpu
+        from jaxgpt.model import config, gpu, layers
         from jaxgpt.parallel import hardware
         from jaxgpt.systems.registry import build_system
         from jaxgpt.training.optimizers import make_optimizer
@@ -117,7 +117,7 @@ class JaxTrainer:
         took = time.perf_counter() - began
         self.advance(1)
         memory = self.step.memory_analysis()
-        parameters = config.count_parameters(self.state["params"])
+        parameters = layers.count_parameters(self.state["params"])
         flops = config.flops_per_token(system.model_config, parameters)
         device = jax.devices()[0]
         peak = hardware.peak_flops(device.device_kind)
@@ -340,9 +340,9 @@ class Parity:
     def __init__(self, tiny: bool):
         os.environ["JAX_PLATFORMS"] = "cpu" if tiny else "cuda,cpu"
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-        from jaxgpt import cli
+        from jaxgpt import backend
 
-        cli.set_up_jax()
+        backend.set_up_jax()
         self.tiny = tiny
         self.reference = self.results("float32", on="cpu")
 

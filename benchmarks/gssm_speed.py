@@ -31,10 +31,10 @@ CONFIG = "configs/gssm.py:easy"
 
 
 def process_of(name: str):
-    from jaxgpt import cli
+    from jaxgpt import backend
     from jaxgpt.systems.gssm import graph, kernels, process
 
-    cli.set_up_jax()
+    backend.set_up_jax()
     text = json.dumps(CHAIN) if name == "chain" else f"data/graphs/{name}.yaml"
     nodes = graph.load_graph(text)
     return process.GraphProcess(nodes, kernels.draw_tables(nodes, 0, 1e-10))
@@ -86,12 +86,12 @@ def exact(name: str) -> Callable[[], None]:
 
 def training(online: bool) -> Callable[[], None]:
     """Returns a function that takes 20 training steps, on new or the same tokens."""
-    from jaxgpt import cli, config
+    from jaxgpt import backend, config
     from jaxgpt.systems.registry import build_system, system_class
     from jaxgpt.training import optimizers
     from jaxgpt.training.step import init_state, make_step
 
-    cli.set_up_jax()
+    backend.set_up_jax()
     import jax
 
     c = config.load(CONFIG, {})

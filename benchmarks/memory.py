@@ -120,13 +120,13 @@ def host_share() -> dict[str, float]:
     """Returns CPU seconds of a step of GPT-2 124M with a memory, and its host part."""
     import jax
 
-    from jaxgpt import cli
+    from jaxgpt import backend
     from jaxgpt import config as configs
     from jaxgpt.systems.registry import build_system
     from jaxgpt.training import optimizers
     from jaxgpt.training.step import init_state, make_step
 
-    cli.set_up_jax()
+    backend.set_up_jax()
     changes = {"init_from": "", "model.vocab_size": 50257, "model.block_size": TOKENS}
     c = configs.load("configs/memory_gpt2.py", changes)
     system = build_system(c)

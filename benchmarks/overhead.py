@@ -18,12 +18,12 @@ from benchmarks.alternate import machine
 
 def dispatch_milliseconds() -> float:
     """Returns the median time until a tiny model's step is under way."""
-    from jaxgpt import cli, config
+    from jaxgpt import backend, config
     from jaxgpt.systems.registry import build_system
     from jaxgpt.training import optimizers
     from jaxgpt.training.step import init_state, make_step
 
-    cli.set_up_jax()
+    backend.set_up_jax()
     import jax
 
     model = {"n_layer": 4, "n_head": 2, "n_embd": 32, "block_size": 16}

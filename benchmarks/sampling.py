@@ -18,11 +18,11 @@ L, H, D, T, VOCAB = 4, 4, 128, 256, 65
 
 
 def jaxgpt_sampler(batch: int, cached: bool):
-    from jaxgpt import cli, config
+    from jaxgpt import backend, config
     from jaxgpt.sampling.state import SamplingParams
     from jaxgpt.systems.registry import build_system
 
-    cli.set_up_jax()
+    backend.set_up_jax()
     import jax
 
     model = {"n_layer": L, "n_head": H, "n_embd": D, "block_size": T}

@@ -112,10 +112,10 @@ def main():
     parser.add_argument("--num_samples", type=int, default=256)
     parser.add_argument("--figure", default="docs/sigma_pareto.png")
     args = parser.parse_args()
-    from jaxgpt import cli
+    from jaxgpt import backend
     from jaxgpt.run import open_run
 
-    cli.set_up_jax()
+    backend.set_up_jax()
     import jax
 
     run, judge = open_run(args.workdir), open_run(args.judge)

@@ -33,12 +33,12 @@ DEFAULT = ("plain GPT", "σ-GPT", "σ-GPT plus")
 
 
 def step(file: str, changes: dict):
-    from jaxgpt import cli, config
+    from jaxgpt import backend, config
     from jaxgpt.systems.registry import build_system
     from jaxgpt.training import optimizers
     from jaxgpt.training.step import init_state, make_step
 
-    cli.set_up_jax()
+    backend.set_up_jax()
     import jax
     import numpy as np
 
@@ -109,10 +109,10 @@ def main():
     parser.add_argument("--workdir", default="runs/sigma_quality")
     parser.add_argument("--speed", action="store_true")
     args = parser.parse_args()
-    from jaxgpt import cli, config
-    from jaxgpt.train import train
+    from jaxgpt import backend, config
+    from jaxgpt.commands.train import train
 
-    cli.set_up_jax()
+    backend.set_up_jax()
     print(machine())
     if args.speed:
         seconds = speeds(args.variant, args.only)

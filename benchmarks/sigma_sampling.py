@@ -30,11 +30,11 @@ THEIRS = {"ar": "original, cached", "exact-burst": "original, burst"}
 
 
 def jaxgpt_sampler(weights: str, length: int, batch: int, sampling: dict):
-    from jaxgpt import cli
+    from jaxgpt import backend
     from jaxgpt.sampling.state import SamplingParams
     from jaxgpt.systems.registry import build_system
 
-    cli.set_up_jax()
+    backend.set_up_jax()
     import jax
 
     from jaxgpt.interop import formats

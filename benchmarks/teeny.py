@@ -38,10 +38,10 @@ def tokens() -> np.ndarray:
 
 
 def system_of(positions: str, dtype: str = "float32"):
-    from jaxgpt import cli, config
+    from jaxgpt import backend, config
     from jaxgpt.systems.registry import build_system
 
-    cli.set_up_jax()
+    backend.set_up_jax()
     model = {"n_layer": L, "n_head": H, "n_embd": D, "block_size": T}
     model |= {"vocab_size": VOCAB} | QUIRKS | {"positions": positions, "dtype": dtype}
     changes = {f"model.{k}": v for k, v in model.items()}

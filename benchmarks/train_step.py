@@ -60,14 +60,14 @@ PIECES = ("keep_heap", "linear", "layer_norm", "gelu", "causal_attention")
 
 
 def jaxgpt_step(size: str, dtype: str, without: str = ""):
-    from jaxgpt import cli, config
+    from jaxgpt import backend, config
     from jaxgpt.systems.registry import build_system
     from jaxgpt.training import optimizers
     from jaxgpt.training.step import init_state, make_step
 
     if without:
         without_piece(without)
-    cli.set_up_jax()
+    backend.set_up_jax()
     import jax
 
     L, H, D, T, B = SIZES[size]

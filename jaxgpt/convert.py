@@ -6,128 +6,9 @@ python -m jaxgpt.convert --format=gpt2 --workdir=runs/imported --output=folder
 
 from __future__ import annotations
 
-import pathlib
-from typing import TYPE_CHECKING, Any
-
 from jaxgpt import cli
-from jaxgpt import config as configs
 from jaxgpt.errors import UserError
-from jaxgpt.interop.formats import FORMATS, get_format
-
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
-
-    from jaxgpt.data.tokenizers import Tokenizer
-    from jaxgpt.run import Run
-
-
-def import_run(
-    name: str,
-    source_path: str,
-    workdir: pathlib.Path,
-    settings_file: str | None = None,
-    tokenizer_file: str | None = None,
-) -> dict[str, Any]:
-    """Imports an original's weights, and its optimizer state if it has one, as a run.
-
-    Args:
-      name: a key of `FORMATS`.
-      source_path, settings_file: as in `Format.read`.
-      workdir: of the run; must not hold one.
-      tokenizer_file: a tokenizer.json to attach.
-
-    Returns:
-      What was imported: parameters, layers, heads, step, whether moments came along.
-
-    Raises:
-      UserError: for a source that does not fit; nothing is written then.
-    """
-    import jax
-    import optax
-
-    from jaxgpt.data import tokenizers
-    from jaxgpt.model.config import count_parameters
-    from jaxgpt.training import optimizers
-    from jaxgpt.training.checkpoint import Checkpoints
-
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise UserError(f"--workdir '{workdir}' is not empty: name a new folder")
-    original = get_format(name).read(source_path, settings_file)
-    config, params = original.config, original.params
-    tokenizer = _read_tokenizer(name, tokenizer_file, config)
-    opt_state = optimizers.make_optimizer(config).init(params)
-    if original.moments:
-        count = jax.numpy.int32(original.count)
-        opt_state = optax.tree.set(opt_state, **original.moments, count=count)
-    configs.make_folder(workdir)
-    configs.save(config, workdir / "config.json")
-    if tokenizer:
-        tokenizers.save_tokenizer(tokenizer, workdir / "tokenizer.json")
-    checkpoints = Checkpoints(workdir)
-    state = jax.device_put({"params": params, "opt_state": opt_state})
-    checkpoints.save(original.step, state, None)
-    checkpoints.close()
-    if original.step not in checkpoints.steps():
-        raise UserError(
-            f"'{workdir}': the checkpoint could not be written: free some disk space"
-        )
-    return {
-        "workdir": str(workdir),
-        "parameters": count_parameters(params),
-        "n_layer": config.model.n_layer,
-        "n_head": config.model.n_head,
-        "step": original.step,
-        "optimizer_state": original.moments is not None,
-    }
-
-
-def _read_tokenizer(
-    name: str, file: str | None, config: ConfigDict
-) -> Tokenizer | None:
-    from jaxgpt.data import tokenizers
-
-    size = config.model.vocab_size
-    if file is None:
-        gpt2 = size in get_format(name).gpt2_vocabularies
-        return tokenizers.GPT2Tokenizer() if gpt2 else None
-    tokenizer = tokenizers.load_tokenizer(configs.user_path(file))
-    if tokenizer.vocab_size > size:
-        raise UserError(
-            f"--tokenizer '{file}' has {tokenizer.vocab_size} tokens, the model {size}"
-        )
-    return tokenizer
-
-
-def export_run(name: str, run: Run, output: pathlib.Path) -> None:
-    """Exports a run's parameters as the original's program reads them.
-
-    Args:
-      name: a key of `FORMATS`.
-      run: the restored run.
-      output: a folder for gpt2, else a .pt or .npz file; must not exist.
-
-    Raises:
-      UserError: for a run of another architecture, or where PyTorch is needed and
-        not installed.
-    """
-    from jaxgpt.interop import rules
-
-    form, model = get_format(name), run.config.model
-    try:
-        form.check_run(run.config)
-    except UserError as error:
-        raise UserError(f"'{run.workdir}' is not a {name}: {error}") from None
-    if output.exists():
-        raise UserError(f"--output '{output}' exists: name a new path")
-    if form.suffixes:
-        cli.output_path("output", str(output), form.suffixes)
-    state = rules.to_torch(run.params, form.rules(model))
-    try:
-        form.write(output, state, model, run.step)
-    except OSError as error:
-        raise UserError(
-            f"--output '{output}' cannot be written: {error.strerror or error}"
-        ) from None
+from jaxgpt.interop.formats import FORMATS
 
 
 def command(argv: list[str]) -> None:
@@ -146,22 +27,10 @@ def command(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if (args.source is None) == (args.output is None):
         raise UserError("give --source to import or --output to export")
-    cli.set_up_jax()
-    workdir = configs.user_path(args.workdir)
-    if args.source is not None:
-        done = import_run(
-            args.format, args.source, workdir, args.source_config, args.tokenizer
-        )
-    else:
-        from jaxgpt.run import open_run
+    # JAX takes seconds, which --help and wrong usage do not need.
+    from jaxgpt.commands.convert import execute
 
-        output = configs.user_path(args.output)
-        export_run(args.format, open_run(args.workdir, args.step), output)
-        done = {"output": str(output)}
-    if args.json:
-        cli.print_json(done)
-    else:
-        print(", ".join(f"{name} {value}" for name, value in done.items()))
+    execute(args)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import jax
 from ml_collections import ConfigDict
 
-from jaxgpt import cli
+from jaxgpt import backend
 from jaxgpt import config as configs
 from jaxgpt.data import tokenizers
 from jaxgpt.data.dataset import Dataset
@@ -85,7 +85,7 @@ def open_run(
     config = configs.load_frozen(folder)
     if overrides:
         _with_overrides(config, overrides)
-    cli.use_float64(config.model.dtype)
+    backend.use_float64(config.model.dtype)
     system = build_system(config)
     checkpoints = Checkpoints(folder, read_only=True)
     chosen = checkpoints.pick(step)

@@ -8,230 +8,22 @@ python -m jaxgpt.sample --workdir=runs/sigma_task-maze-laptop --image=mazes.png
 from __future__ import annotations
 
 import argparse
-import time
-from typing import TYPE_CHECKING, Any
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.errors import UserError, log
-from jaxgpt.systems.sample_options import SampleSession, sample_options
+from jaxgpt.errors import UserError, require
+from jaxgpt.systems.sample_options import sample_options
 from jaxgpt.systems.sigma.config import SAMPLERS
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from jaxgpt.run import Run
-    from jaxgpt.sampling.display import Screen
-    from jaxgpt.sampling.state import Callback, SamplerOutput
-
-# Of texts that go on past the block, which a causal model can.
-LONGEST = 1 << 16
-STOP_EVERY = 32  # Calls between looks for the stop text.
 
 
 def command(argv: list[str]) -> None:
     """Parses arguments and prints the samples."""
     argv, overrides = configs.after_training_overrides(argv)
     args = _parse(argv)
-    cli.set_up_jax()
-    from jaxgpt.run import open_run
+    # JAX takes seconds, which --help and wrong usage do not need.
+    from jaxgpt.commands.sample import execute
 
-    run = open_run(args.workdir, args.step, overrides)
-    if args.image and not run.system.judges:
-        raise UserError("--image is for runs of a task: this one writes text")
-    if args.image and args.prompt_ids is not None:
-        raise UserError("--image draws problems of a split: leave out --prompt_ids")
-    if run.system.judges and args.prompt_ids is None:
-        _sample_task(run, args)
-        return
-    opened = (options.open(run.system, args) for options in sample_options())
-    session = next(filter(None, opened), None)
-    if session and (done := session.instead()):
-        if args.json:
-            cli.print_json(done[0])
-        else:
-            print(done[1])
-    else:
-        _sample_text(run, args, session)
-
-
-def generate(
-    run: Run,
-    args: argparse.Namespace,
-    tokens: np.ndarray,
-    prompt_mask: np.ndarray,
-    screen: Screen | None = None,
-    session: SampleSession | None = None,
-) -> SamplerOutput:
-    """Returns `args.num_samples` fillings of a text [T], or of so many [N, T].
-
-    known is [T] or [N, T].
-    """
-    import numpy as np
-
-    from jaxgpt.model import rng
-    from jaxgpt.sampling.output import until
-    from jaxgpt.sampling.state import SamplingParams
-
-    callback: Callback | None = None
-    every = 1
-    if screen:
-        callback = screen.show
-    elif args.stop:
-        # Looking waits for the device, so not after every call.
-        callback, every = (
-            until(args.stop, int(prompt_mask.sum()), run.tokenizer),
-            STOP_EVERY,
-        )
-    return (session or run.system).sample(
-        run.params,
-        np.broadcast_to(tokens, (args.num_samples, tokens.shape[-1])),
-        np.broadcast_to(prompt_mask, (args.num_samples, prompt_mask.shape[-1])),
-        rng.stream(args.seed, "sample"),
-        SamplingParams(
-            sampler=args.sampler,
-            order=args.order,
-            temperature=args.temperature,
-            top_k=args.top_k or 0,
-            top_p=args.top_p,
-            num_orders=args.num_orders or 0,
-            block_length=args.block_length or 0,
-        ),
-        callback,
-        every,
-    )
-
-
-def _given(run: Run, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, str]:
-    """Returns (tokens [T] or [N, T], known [T], a note), at least one token known."""
-    from jaxgpt.sampling import prompts
-    from jaxgpt.sampling.output import to_text
-
-    c, tokenizer, new = run.system.model_config, run.tokenizer, args.max_new_tokens
-    longest = LONGEST if run.system.goes_past_block else c.block_size
-    if args.split:
-        tokens, prompt_mask = prompts.prompts_of_split(
-            run.open_data(),
-            args.split,
-            args.num_samples,
-            new,
-            args.seed,
-            c.block_size,
-            longest,
-        )
-        return tokens, prompt_mask, ""
-    if args.template is not None:
-        tokens, prompt_mask = prompts.read_template(
-            args.template, tokenizer, c.block_size
-        )
-    else:
-        prompt = (
-            prompts.encode(args.prompt or "", tokenizer)
-            if args.prompt_ids is None
-            else prompts.parse_ids(args.prompt_ids, c.vocab_size)
-        )
-        capacity = run.system.cache_length(len(prompt))
-        tokens, prompt_mask = prompts.continue_prompt(
-            prompt, new, c.block_size, capacity, longest
-        )
-    if not len(tokens):
-        raise UserError("nothing is given and nothing asked for: raise the length")
-    if prompt_mask.any() or c.begin_token:
-        return tokens, prompt_mask, ""
-    tokens[0], prompt_mask[0] = prompts.start_token(tokenizer), True
-    first = to_text(tokens[:1], tokenizer)
-    note = f"note: this model cannot begin with nothing; its first token is {first!r}"
-    return tokens, prompt_mask, note
-
-
-def _sample_text(
-    run: Run, args: argparse.Namespace, session: SampleSession | None
-) -> None:
-    """Generates texts and prints them."""
-    from jaxgpt.sampling.display import Screen
-    from jaxgpt.sampling.output import describe, split_continuations
-
-    tokens, prompt_mask, note = _given(run, args)
-    began = time.perf_counter()
-    if args.live and Screen.possible():
-        with Screen(run.tokenizer, prompt_mask) as screen:
-            filled = generate(run, args, tokens, prompt_mask, screen, session)
-    else:
-        filled = generate(run, args, tokens, prompt_mask, session=session)
-    seconds = time.perf_counter() - began
-    if note:
-        log(note)
-    given = int(prompt_mask.sum())
-    samples = describe(filled, prompt_mask, run.tokenizer, args.stop)
-    if session:
-        session.describe(samples, filled, given, run.tokenizer)
-    if args.split:
-        split_continuations(samples, given, run.tokenizer)
-    if args.json:
-        cli.print_json({"samples": samples, "seconds": seconds})
-        return
-    for index, sample in enumerate(samples):
-        if args.split:
-            print(f"--- prompt {index + 1}, from the {args.split} split")
-            print(sample["prompt"])
-            print(f"--- continuation {index + 1}")
-            print(sample["continuation"])
-            continue
-        if index:
-            print("-" * 40)
-        print(sample["text"] if run.tokenizer else sample["tokens"])
-        for line in session.show(sample) if session else []:
-            print(line)
-    made = int((filled.decoded_BT & ~prompt_mask).sum())
-    calls = int(filled.num_forward_passes_B.max())
-    log(f"{made} tokens in {calls} model calls, {seconds:.2f} s, compilation included")
-
-
-def _sample_task(run: Run, args: argparse.Namespace) -> None:
-    """Generates for problems of a split of a task; prints, judges and draws them."""
-    from jaxgpt.sampling.output import describe
-
-    if args.prompt is not None or args.template is not None or args.live:
-        raise UserError(
-            "this run does a task: --split says where its problems are from; --prompt, "
-            "--template and --live are for texts"
-        )
-    if args.max_new_tokens is not None:
-        raise UserError(
-            "--max_new_tokens is for texts: a task asks for all it asks for"
-        )
-    image = cli.output_path("image", args.image, (".png",)) if args.image else None
-    split = args.split or "val"
-    system: Any = run.system
-    tokens, prompt_mask, reference = system.problems(
-        run.open_data(), split, args.num_samples, args.seed
-    )
-    args.num_samples = len(tokens)
-    began = time.perf_counter()
-    filled = generate(run, args, tokens, prompt_mask)
-    seconds = time.perf_counter() - began
-    task = system.task
-    verdict = task.judge(filled.tokens_BT, reference, prompt_mask)
-    if image:
-        system.plot(image, filled.tokens_BT, reference, prompt_mask)
-    samples = describe(filled, prompt_mask, run.tokenizer)
-    for row, sample in enumerate(samples):
-        sample["text"] = task.text(filled.tokens_BT[row])
-        sample |= {name: float(values[row]) for name, values in verdict.items()}
-    if args.json:
-        cli.print_json({"samples": samples, "seconds": seconds})
-        return
-    for sample in samples:
-        print(sample["text"])
-        figures = ", ".join(f"{name} {sample[name]:.4g}" for name in verdict)
-        print(f"--- {figures}; {sample['model_calls']} model calls")
-    means = ", ".join(f"{name} {values.mean():.4g}" for name, values in verdict.items())
-    log(
-        f"{len(samples)} of {split}: {means}; "
-        f"{(~prompt_mask).sum(1).mean():.4g} tokens in "
-        f"{filled.num_forward_passes_B.mean():.4g} model calls on average, "
-        f"{seconds:.2f} s, compilation included"
-    )
+    execute(args, overrides)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -287,10 +79,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         options.check(args)
     if args.template is not None and args.max_new_tokens is not None:
         raise UserError(
-            "--max_new_tokens does not go with --template: gaps have lengths"
+            "--max_new_tokens is incompatible with --template: gaps have lengths"
         )
     if args.stop and (args.template is not None or args.split):
-        raise UserError("--stop goes with --prompt: templates and splits have lengths")
+        raise UserError(
+            "--stop needs --prompt: templates and splits have fixed lengths"
+        )
     for name, least in (
         ("max_new_tokens", 0),
         ("num_samples", 1),
@@ -301,14 +95,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         ("seed", 0),
     ):
         value = getattr(args, name)
-        if value is not None and not value >= least:
-            raise UserError(f"--{name} is at least {least}: not {value}")
-    if not 0 < args.top_p <= 1:
-        raise UserError(f"--top_p is above 0 and at most 1: not {args.top_p}")
-    if args.temperature == float("inf"):
-        raise UserError("--temperature is a finite number: not inf")
-    if args.seed > configs.MAX_SEED:
-        raise UserError(f"--seed is at most {configs.MAX_SEED}: not {args.seed}")
+        require(value is None or value >= least, f"--{name}", f">= {least}", value)
+    require(0 < args.top_p <= 1, "--top_p", "in (0, 1]", args.top_p)
+    finite = args.temperature != float("inf")
+    require(finite, "--temperature", "finite", args.temperature)
+    largest = configs.MAX_SEED
+    require(args.seed <= largest, "--seed", f"<= {largest}", args.seed)
     return args
 
 

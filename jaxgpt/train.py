@@ -5,139 +5,11 @@ python -m jaxgpt.train --config=configs/sigma_char.py:laptop
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.errors import UserError, log, require
-from jaxgpt.parallel import distributed
-
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
-
-    from jaxgpt.training.loop import Trainer
-
-
-def train(
-    config: ConfigDict, workdir: str | pathlib.Path, allowed: Sequence[str] = ()
-) -> int:
-    """Trains a run to its last step, from wherever it stands.
-
-    Args:
-      config: validated (see config.load).
-      workdir: folder of the run; made, or resumed from.
-      allowed: keys in which config may differ from the run's.
-
-    Returns:
-      The exit code: 0, 1 if the loss diverged, 128 + the signal that ended it.
-
-    Raises:
-      UserError: for input that cannot be used.
-      CheckError: for an evaluation that cannot be right.
-    """
-    # Here, since JAX, Flax and Orbax take seconds that --help does not need.
-    from jaxgpt.run import prepare
-    from jaxgpt.training.loop import Trainer
-
-    cli.use_float64(config.model.dtype)
-    with prepare(config, configs.user_path(str(workdir)), allowed) as setup:
-        return _train(Trainer(setup))
-
-
-def _train(trainer: Trainer) -> int:
-    import jax
-
-    from jaxgpt.training.loop import loop
-    from jaxgpt.training.nonfinite import DivergedError
-    from jaxgpt.training.progress import Progress
-    from jaxgpt.training.signals import Interrupted, SignalHandler
-
-    workdir, checkpoints = trainer.workdir, trainer.checkpoints
-    start, steps = trainer.step, trainer.config.steps
-    progress = Progress(start, steps)
-    progress.line(
-        f"{workdir}: {trainer.parameters:,} parameters on {jax.device_count()} "
-        f"{jax.devices()[0].device_kind}, "
-        + (f"resuming after step {start} of {steps}" if start else f"{steps} steps")
-    )
-    single_process = jax.process_count() == 1
-    try:
-        with SignalHandler(single_process) as signal_handler:
-            with contextlib.suppress(Interrupted):
-                if trainer.owes_evaluation():
-                    with signal_handler.interruptible():
-                        evaluation = trainer.evaluate()
-                    trainer.record_evaluation(evaluation, progress)
-                loop(trainer, progress, signal_handler)
-                if trainer.out_of_patience():
-                    log(
-                        f"stopped after step {trainer.step}: "
-                        f"{trainer.config.patience} evaluations in a row were no "
-                        "better than the best"
-                    )
-            number = distributed.max_over_processes(signal_handler.signal)
-            if number:
-                trainer.save(None)
-            trainer.ensure_saved()
-            trainer.profiler.close()
-            if trainer.config.profile:
-                progress.line(trainer.train_state.clock.report())
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        # A collective with a lost process raises either, by where it is noticed.
-        if single_process:
-            raise
-        distributed.exit_after_loss(error)
-    except DivergedError as error:
-        checkpoints.report_errors(wait=True)
-        log(
-            f"error: {error}; checkpoints kept: {checkpoints.listed()}. Lower "
-            "optimizer.learning_rate or optimizer.grad_clip; to see where it began: "
-            f"python -m jaxgpt.train --workdir={workdir} --replay={error.step}"
-        )
-        return 1
-    finally:
-        progress.close()
-        trainer.recorder.summarise()
-        checkpoints.close()
-    if trainer.step not in checkpoints.steps():
-        log(f"error: the state after step {trainer.step} is lost: it was not saved")
-        return 1
-    if number:
-        log(f"stopped after step {trainer.step}; the same command resumes")
-        return 128 + number
-    log(f"done: python -m jaxgpt.sample --workdir={workdir}")
-    return 0
-
-
-def replay(config: ConfigDict, workdir: pathlib.Path, step: int) -> int:
-    """Does a step of a run again and prints where it is not finite; changes nothing.
-
-    Returns:
-      The exit code: 0 if all of the step is finite, else 1.
-
-    Raises:
-      UserError: if there is no such run or step.
-    """
-    frozen = configs.load_frozen(workdir)
-    require(1 <= step <= config.steps, "--replay", f"in [1, {config.steps}]", step)
-    cli.use_float64(frozen.model.dtype)
-    from jaxgpt.run import open_setup
-    from jaxgpt.training.debug import replay_step
-
-    found = replay_step(open_setup(frozen, workdir), step)
-    values = ", ".join(f"{k} {v:.9g}" for k, v in found.metrics.items())
-    print(f"step {step}: {values}")
-    if found.as_recorded is not None:
-        answer = "" if found.as_recorded else "NOT "
-        print(f"batch and metrics are {answer}those in '{found.record}'")
-    if found.origin is None:
-        print("every tensor of it is finite")
-        return 0
-    print(f"first not finite: {found.origin}")
-    return 1
+from jaxgpt.errors import UserError
 
 
 def default_workdir(spec: str) -> str:
@@ -167,7 +39,7 @@ def command(argv: list[str]) -> int:
         help="redo this step of the run in --workdir, change nothing, and name the "
         "first tensor in it that is not finite",
     )
-    distributed.add_options(parser)
+    parser.add_processes()
     args = parser.parse_args(options)
     if args.config:
         config = configs.load(args.config, overrides)
@@ -183,16 +55,10 @@ def command(argv: list[str]) -> int:
     allowed = [key for key in args.allow.split(",") if key]
     for key in allowed:
         configs.check_key(key)
-    shared = distributed.start(args)
-    cli.set_up_jax()
-    if shared:
-        distributed.exit_when_one_is_lost()
-    if args.replay is not None:
-        return replay(config, configs.user_path(workdir), args.replay)
-    status = train(config, workdir, allowed)
-    if shared:
-        distributed.shutdown()
-    return status
+    # JAX, Flax and Orbax take seconds, which --help and wrong usage do not need.
+    from jaxgpt.commands.train import execute
+
+    return execute(args, config, workdir, allowed)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def test_logits_and_export(folder, tmp_path):
 def test_reading_takes_less_than_twice_the_size_of_the_model(folder):
     code = (
         "import resource, sys\n"
-        "from jaxgpt.cli import set_up_jax; set_up_jax()\n"
+        "from jaxgpt.backend import set_up_jax; set_up_jax()\n"
         "import jax; jax.numpy.zeros(1).block_until_ready()\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
         "before = peak()\n"

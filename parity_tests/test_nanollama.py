@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from jaxgpt import config as configs
-from jaxgpt import convert
+from jaxgpt.commands import convert
+from jaxgpt.commands.train import train
 from jaxgpt.errors import UserError
 from jaxgpt.interop import formats, rules
 from jaxgpt.run import open_run
 from jaxgpt.systems.registry import build_system
-from jaxgpt.train import train
 from jaxgpt.training import optimizers
 from jaxgpt.training.step import init_state, make_step
 from parity_tests.conftest import GOLDEN, relative, worst

@@ -62,12 +62,12 @@ def main():
     parser.add_argument("--texts", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    from jaxgpt import cli
+    from jaxgpt import backend
     from jaxgpt.model import rng
     from jaxgpt.run import open_run
     from jaxgpt.sampling.state import SamplingParams
 
-    cli.set_up_jax()
+    backend.set_up_jax()
     run = open_run(args.workdir)
     block = run.config.model.block_size
     known = np.zeros((args.texts, block), bool)

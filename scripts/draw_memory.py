@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt import cli
+from jaxgpt import backend, cli
 from jaxgpt.config import user_path
 
 SIZES = (64, 256, 1024, 4096)
@@ -79,7 +79,7 @@ def command(argv: list[str]) -> None:
     )
     parser.add_argument("--output", required=True, help="the .png to write")
     args = parser.parse_args(argv)
-    cli.set_up_jax()
+    backend.set_up_jax()
     what = (args.split, args.segments)
     with_it = measure(args.workdir, *what)
     without = measure(args.without, *what)

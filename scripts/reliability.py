@@ -16,7 +16,7 @@ import random
 import tempfile
 from collections import Counter
 
-from jaxgpt import cli
+from jaxgpt import backend
 from tests import faults
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--mutations", type=int, default=1000)
     parser.add_argument("--every", type=int, default=1)
     args = parser.parse_args()
-    cli.set_up_jax()
+    backend.set_up_jax()
     with tempfile.TemporaryDirectory() as folder:
         found = campaign(pathlib.Path(folder), args)
     print(f"{'fault':44}{'tried':>7}{'detected':>10}{'recovered':>11}{'lost':>6}")

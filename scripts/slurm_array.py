@@ -10,7 +10,8 @@ from __future__ import annotations
 import shlex
 import sys
 
-from jaxgpt import cli, grid
+from jaxgpt import cli
+from jaxgpt.commands import grid
 from jaxgpt.config import user_path
 from jaxgpt.errors import UserError
 

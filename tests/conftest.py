@@ -28,11 +28,11 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """The workdir of configs/sigma_char.py:tiny, trained; not to be changed."""
-    from jaxgpt import cli, config
-    from jaxgpt.train import train
+    from jaxgpt import backend, config
+    from jaxgpt.commands.train import train
 
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    cli.set_up_jax()
+    backend.set_up_jax()
     assert train(config.load(TINY, {}), workdir) == 0
     return workdir
 

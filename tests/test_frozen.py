@@ -10,8 +10,8 @@ import pytest
 
 from jaxgpt import config as configs
 from jaxgpt import verify
+from jaxgpt.commands.train import train
 from jaxgpt.run import open_run
-from jaxgpt.train import train
 from jaxgpt.training import metrics
 from tests.conftest import ROOT
 

@@ -9,8 +9,9 @@ import sys
 import pytest
 import yaml
 
-from jaxgpt import grid
+from jaxgpt.commands import grid
 from jaxgpt.errors import UserError
+from jaxgpt.grid import command
 from tests.conftest import ROOT
 
 TINY = f"{ROOT}/configs/gssm_easy.py:tiny"
@@ -56,9 +57,9 @@ def test_it_trains_what_is_missing_and_gathers(study, tmp_path, monkeypatch, cap
         return 130 if len(started) == 3 else whole(words)
 
     monkeypatch.setattr(grid, "supervise", interrupted)
-    assert grid.command(options) == 130
+    assert command(options) == 130
     assert "2 of 4 runs" in capsys.readouterr().err
-    assert grid.command(options) == 0
+    assert command(options) == 0
     assert len(started) == 5, "two finished runs were not started again"
     with open(folder / "results.csv") as stream:
         rows = list(csv.DictReader(stream))
@@ -127,7 +128,7 @@ def test_a_failed_run_is_named_and_the_others_go_on(
     codes = iter([1, 0])
     monkeypatch.setattr(grid, "supervise", lambda words: next(codes))
     path = study(grid={"gssm.graph_seed": [0, 1]}, x="gssm.graph_seed", lines="")
-    assert grid.command([f"--study={path}", f"--workdir={tmp_path / 'runs'}"]) == 1
+    assert command([f"--study={path}", f"--workdir={tmp_path / 'runs'}"]) == 1
     assert "1 runs failed: 000-graph_seed=0" in capsys.readouterr().err
 
 
@@ -149,7 +150,7 @@ sys.exit(128 + heard[0])
 STUDY = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from jaxgpt import grid
+from jaxgpt.commands import grid
 sys.exit(grid.supervise(sys.argv[1:]))
 """
 
@@ -204,7 +205,7 @@ def test_what_is_no_study_is_refused(tmp_path, text):
 
 def test_a_point_outside_the_study_is_refused(study, tmp_path):
     with pytest.raises(UserError, match=r"--point must be in \[0, 3\], got 4"):
-        grid.command([f"--study={study()}", f"--workdir={tmp_path}", "--point=4"])
+        command([f"--study={study()}", f"--workdir={tmp_path}", "--point=4"])
 
 
 @pytest.mark.process
@@ -247,7 +248,7 @@ def test_a_point_replaces_the_process_by_its_run(study, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "execv", exec_instead)
     with pytest.raises(InterruptedError) as caught:
-        grid.command([f"--study={study()}", f"--workdir={tmp_path}", "--point=2"])
+        command([f"--study={study()}", f"--workdir={tmp_path}", "--point=2"])
     words = json.loads(str(caught.value))
     assert words[1:3] == ["-m", "jaxgpt.train"]
     assert "--config.gssm.graph_seed=1" in words

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from jaxgpt import config as configs
-from jaxgpt import plan
+from jaxgpt.commands import plan
+from jaxgpt.plan import ENVIRONMENT
 
 ROOT = pathlib.Path(__file__).parents[1]
 LIBTPU = importlib.util.find_spec("libtpu") is not None
@@ -19,7 +20,7 @@ def run(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "jaxgpt.plan", *arguments],
         cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if k not in plan.ENVIRONMENT},
+        env={k: v for k, v in os.environ.items() if k not in ENVIRONMENT},
         capture_output=True,
         text=True,
         timeout=400,

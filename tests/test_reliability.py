@@ -14,8 +14,8 @@ import pytest
 
 from jaxgpt import config as configs
 from jaxgpt import verify
+from jaxgpt.commands.train import replay, train
 from jaxgpt.errors import UserError
-from jaxgpt.train import replay, train
 from jaxgpt.training import metrics
 from jaxgpt.training.checkpoint import Checkpoints
 from tests import faults

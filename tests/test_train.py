@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxgpt import config as configs
+from jaxgpt.commands.train import train
 from jaxgpt.systems.registry import build_system
-from jaxgpt.train import train
 from jaxgpt.training import metrics, optimizers
 from jaxgpt.training.progress import Progress
 from jaxgpt.training.step import init_state, make_step

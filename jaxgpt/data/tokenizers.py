@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
+import sentencepiece
+import tiktoken
 
 from jaxgpt.data.config import TOKENIZERS
 from jaxgpt.errors import UserError, atomic_write, require
@@ -102,8 +104,6 @@ class GPT2Tokenizer:
 
 @functools.cache
 def _gpt2_encoding():
-    import tiktoken  # Here, because few runs need it and it loads slowly.
-
     try:
         merges = MERGES.read_bytes()
     except OSError:
@@ -171,8 +171,6 @@ class SentencePieceTokenizer:
 
     def __init__(self, model: bytes):
         """Raises ValueError where these bytes are not a model."""
-        import sentencepiece  # Here, because few runs need it and it loads slowly.
-
         if not model:
             raise ValueError("it is empty")
         self.model = model
@@ -242,8 +240,6 @@ def train_sentencepiece(
     Raises:
       UserError: for too few tokens for the characters, or too many for the text.
     """
-    import sentencepiece
-
     require(
         vocab_size > len(characters),
         "data.vocab_size",

@@ -260,4 +260,4 @@ class Format:
         if output.suffix == ".npz":
             weights.write_npz(output, state)
         else:
-            weights.write_torch(output, weights.to_tensors(state))
+            weights.write_torch(output, state)

@@ -186,15 +186,14 @@ class NanoGPT(GPT2Family):
         """Writes a .pt file as train.py does, for its sample.py to read."""
         if output.suffix == ".npz":
             return super().write(output, state, model, step)
-        tensors = weights.to_tensors(state)
-        checkpoint = {
+        checkpoint = lambda tensors: {
             "model": tensors | {"lm_head.weight": tensors[TABLE]},
             "model_args": {key: model[key] for key in (*self.sizes, "bias", "dropout")},
             "iter_num": step,
             "best_val_loss": float("inf"),
             "config": {"dataset": "shakespeare_char"},
         }
-        weights.write_torch(output, checkpoint)
+        weights.write_torch(output, state, checkpoint)
 
 
 def _read_count(key: str, value: Any, path: str) -> int:

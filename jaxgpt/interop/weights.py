@@ -6,7 +6,7 @@ import dataclasses
 import json
 import pathlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_dtypes  # Its import also makes NumPy know bfloat16 by name.
@@ -170,8 +170,21 @@ def _read_npz(path: pathlib.Path) -> Arrays:
         return {name.removeprefix("param/"): file[name] for name in names}
 
 
-def to_tensors(state: Arrays) -> dict[str, Any]:
-    """Returns PyTorch tensors; UserError where PyTorch is not installed."""
+def write_torch(
+    path: pathlib.Path,
+    state: Arrays,
+    contents: Callable[[dict[str, Any]], dict[str, Any]] = lambda tensors: tensors,
+) -> None:
+    """Writes a state dict as a .pt file.
+
+    Args:
+      path: of the file.
+      state: the arrays, written as PyTorch tensors.
+      contents: makes of the tensors what the file holds, of plain containers.
+
+    Raises:
+      UserError: where PyTorch is not installed.
+    """
     try:
         import torch  # Not a dependency.
     except ImportError:
@@ -179,13 +192,7 @@ def to_tensors(state: Arrays) -> dict[str, Any]:
             "writing .pt files needs PyTorch (pip install torch); otherwise name an "
             ".npz file"
         ) from None
-    return {name: torch.tensor(array) for name, array in state.items()}
-
-
-def write_torch(path: pathlib.Path, value: dict[str, Any]) -> None:
-    """Writes a .pt file of tensors and plain containers."""
-    import torch
-
+    value = contents({name: torch.tensor(array) for name, array in state.items()})
     with atomic_write(path, "wb") as stream:
         torch.save(value, stream)
 

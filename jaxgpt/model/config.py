@@ -162,13 +162,6 @@ class ModelConfig(OptionGroup):
         return self.encoding.bounded
 
 
-def count_parameters(params: dict) -> int:
-    """Returns the number of parameters of a tree of arrays (or of their shapes)."""
-    import jax  # Not at the top: every command's --help imports this module.
-
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
 def flops_per_token(config: ModelConfig, parameters: int) -> float:
     """Returns the FLOPs of training on one token: 6 N + 12 L D T.
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas
 from jax.sharding import AxisType
 
 from jaxgpt.model import gpu
@@ -130,8 +131,6 @@ def _norm_gradient(scale_D, dx_BTD, dy_BTD, y_BTD, inverse_BT):
 
     The sums are [N, D], of so many groups of tokens.
     """
-    from jax.experimental import pallas
-
     shape, dtype = dx_BTD.shape, dx_BTD.dtype
     D, N = shape[-1], inverse_BT.size
     # As many groups as are at work at once; each adds up its own tokens in registers.
@@ -185,15 +184,13 @@ def _norm_gradient(scale_D, dx_BTD, dy_BTD, y_BTD, inverse_BT):
 
 def _tiles(D: int) -> list:
     """Returns slices that Triton can load: powers of two side by side."""
-    from jax.experimental import pallas
-
     width = math.gcd(D, TILE)
     return [pallas.ds(start, width) for start in range(0, D, width)]
 
 
 def _call(kernel, groups: int, common: list, arrays: list, out: list) -> list:
     """Returns kernel's results; a group gets its rows of arrays, and what is common."""
-    from jax.experimental import pallas
+    # Not at the top: a JAX may come without it, see has_triton.
     from jax.experimental.pallas import triton
 
     def rows(array):

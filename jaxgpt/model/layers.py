@@ -193,6 +193,11 @@ def dropout(x: jax.Array, rate: float, seed_2: jax.Array | None) -> jax.Array:
     return x * rng.dropout_factor(x.shape, rate, seed_2, x.dtype)
 
 
+def count_parameters(params: dict) -> int:
+    """Returns the number of parameters of a tree of arrays (or of their shapes)."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 def cross_entropy(
     logits_BTV: jax.Array, targets_BT: jax.Array, config: ModelConfig | None = None
 ) -> jax.Array:

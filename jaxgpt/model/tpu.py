@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import AxisType
 
 from jaxgpt.model.config import ModelConfig
@@ -39,8 +40,6 @@ def causal_attention(
     Lengths that the kernel's blocks do not divide are padded at the end, where nothing
     looks. Under a mesh every device runs it on its own rows and heads.
     """
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash
-
     B, H, T, K = q_BHTK.shape
     S = -(-T // LANES) * LANES
     block = math.gcd(S, BLOCK)

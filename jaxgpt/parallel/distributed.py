@@ -8,17 +8,14 @@ from __future__ import annotations
 import argparse
 import os
 import threading
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxgpt.errors import UserError, log, require, silence_non_primary
 from jaxgpt.parallel import hardware
-
-# JAX is imported by functions: commands import this module to parse their options, and
-# must set up the environment before.
-if TYPE_CHECKING:
-    import jax
 
 WAITING_NOTICE_S = 60  # Between two lines that say the others are missing.
 JOIN_TIMEOUT_S = 600  # After which a process no longer waits for the others.
@@ -30,20 +27,11 @@ _START_HINT = (
 _finished = threading.Event()
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say which of several processes this one is."""
-    group = parser.add_argument_group(
-        "several processes", "detected under Slurm and on TPU VMs"
-    )
-    group.add_argument("--coordinator", help="HOST:PORT where process 0 listens")
-    group.add_argument(
-        "--num_processes", type=int, help="of the run; 1 turns detection off"
-    )
-    group.add_argument("--process_id", type=int, help="of this process, from 0")
-
-
 def start(args: argparse.Namespace) -> bool:
     """Connects to the other processes, if there are any; call before JAX is used.
+
+    Args:
+      args: with the options of `cli.Parser.add_processes`.
 
     Returns:
       Whether there are several. The process exits (2) if the others do not come.
@@ -66,9 +54,6 @@ def start(args: argparse.Namespace) -> bool:
         valid = range(args.num_processes)
         rule = f"between 0 and --num_processes - 1 = {len(valid) - 1}"
         require(args.process_id in valid, "--process_id", rule, args.process_id)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import jax
-
     # Without it JAX aborts every process, with pages of stacks, when one is lost;
     # `exit_when_one_is_lost` ends them with a line instead.
     jax.config.update("jax_enable_recoverability", True)
@@ -121,8 +106,6 @@ def exit_when_one_is_lost() -> None:
 
     The main thread may not notice: some collectives wait forever for a lost process.
     """
-    import jax
-    from jax.experimental import multihost_utils
 
     def watch() -> None:
         while not _finished.wait(LIVENESS_INTERVAL_S):
@@ -139,9 +122,6 @@ def exit_when_one_is_lost() -> None:
 
 def shutdown() -> None:
     """Disconnects from the other processes once all of them are done."""
-    import jax
-    from jax.experimental import multihost_utils
-
     _finished.set()
     # The shutdown of recoverable processes is no barrier, and the first of them to end
     # must not look lost.
@@ -164,12 +144,8 @@ def exit_after_loss(error: Exception) -> NoReturn:
 
 def max_over_processes(value: int) -> int:
     """Returns the largest of all processes' values, in each of them; waits for them."""
-    import jax
-
     if jax.process_count() == 1:
         return value
-    from jax.experimental import multihost_utils
-
     return int(np.max(multihost_utils.process_allgather(np.int32(value))))
 
 
@@ -181,8 +157,6 @@ class PipelinedMax:
     """
 
     def __init__(self, mesh: jax.sharding.Mesh):
-        import jax
-
         self._sharding = jax.NamedSharding(mesh, jax.P(mesh.axis_names))
         self._max = jax.jit(
             lambda values: values.max(), out_shardings=jax.NamedSharding(mesh, jax.P())
@@ -194,8 +168,6 @@ class PipelinedMax:
         """Submits a value; returns the maximum of the values submitted before it."""
         if self._single_process:
             return value
-        import jax
-
         found = 0 if self._previous is None else int(self._previous)
         values = jax.make_array_from_callback(
             (self._sharding.num_devices,),

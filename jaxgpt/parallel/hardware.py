@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import os
 import pathlib
+import re
 
 from jaxgpt.errors import UserError
 
@@ -20,10 +22,42 @@ PEAK_FLOPS = {
     "H100": 989e12,
     "H200": 989e12,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A chip, from its vendor's data sheet."""
+
+    flops: float  # bfloat16 FLOP/s
+    memory: float  # bytes of HBM
+    bandwidth: float  # bytes/s to and from HBM
+    links: float  # bytes/s to other chips, over all its links
+
+
+CHIPS = {
+    "v5e": Chip(PEAK_FLOPS["TPU v5 lite"], 16 * 2**30, 819e9, 200e9),
+    "v5p": Chip(PEAK_FLOPS["TPU v5"], 95 * 2**30, 2765e9, 600e9),
+    "v6e": Chip(PEAK_FLOPS["TPU v6 lite"], 32 * 2**30, 1640e9, 448e9),
+}
+# Names of slices of them.
+TOPOLOGIES = "v5e:1x1 to v5e:16x16, v6e:1x1 to v6e:16x16, v5p:2x2x1 to v5p:4x8x8"
 PCI_DEVICES = "/sys/bus/pci/devices"
 # PCI's names of Google and of its TPUs; its network cards have others.
 GOOGLE = "0x1ae0"
 TPUS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
+
+
+def set_environment() -> None:
+    """Sets variables that XLA reads when it is loaded: call before JAX is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    devices = re.search(
+        r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")
+    )
+    if devices and int(devices[1]) > 1:
+        # XLA's pool needs a thread for a callback of every virtual device beside its
+        # work: with fewer, an all-reduce waits for a device whose callback waits for a
+        # thread, until XLA aborts the process.
+        os.environ.setdefault("NPROC", str(2 * int(devices[1]) + 4))
 
 
 def peak_flops(device_kind: str) -> float | None:

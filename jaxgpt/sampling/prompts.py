@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxgpt.data import tokenizers
 from jaxgpt.data.tokenizers import Tokenizer
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, require
 
 GAP = re.compile(r"<missing:(\d+)>")
 
@@ -30,9 +30,9 @@ def parse_ids(text: str, vocab_size: int) -> np.ndarray:
     try:
         ids = np.array([int(i) for i in text.split(",") if i], np.int32)
     except (ValueError, OverflowError):
-        raise UserError(f"--prompt_ids are like 3,1,4: not '{text}'") from None
-    if ((ids < 0) | (ids >= vocab_size)).any():
-        raise UserError(f"--prompt_ids are 0 .. {vocab_size - 1}: not '{text}'")
+        raise UserError(f"--prompt_ids must be like 3,1,4, got {text!r}") from None
+    known = ((ids >= 0) & (ids < vocab_size)).all()
+    require(bool(known), "--prompt_ids", f"in [0, {vocab_size - 1}]", text)
     return ids
 
 
@@ -54,13 +54,13 @@ def continue_prompt(
     room = capacity - len(prompt)
     if room < 0:
         raise UserError(
-            f"the prompt has {len(prompt)} tokens: {block_size} fit the model"
+            f"the prompt has {len(prompt)} tokens, but only {block_size} fit the model"
         )
     new = room if new is None else new
     total = len(prompt) + new
     if total > longest:
         raise UserError(
-            f"prompt and --max_new_tokens={new} make {total} tokens: "
+            f"prompt and --max_new_tokens={new} make {total} tokens, but only "
             f"{longest} fit the model"
         )
     tokens = np.concatenate([prompt, np.zeros(new, np.int32)])
@@ -81,7 +81,9 @@ def read_template(
     for index, piece in enumerate(GAP.split(template)):
         gap = index % 2 == 1
         if gap and len(piece) > 12:
-            raise UserError(f"a gap of {len(piece)} digits: {block_size} tokens fit")
+            raise UserError(
+                f"a gap has {len(piece)} digits, but only {block_size} tokens fit"
+            )
         ids = None if gap else encode(piece, tokenizer)
         length = int(piece) if ids is None else len(ids)
         total += length
@@ -90,7 +92,7 @@ def read_template(
             prompt_mask.append(np.full(length, not gap))
     if total > block_size:
         raise UserError(
-            f"the template makes {total} tokens: {block_size} fit the model"
+            f"the template makes {total} tokens, but only {block_size} fit the model"
         )
     return np.concatenate(tokens), np.concatenate(prompt_mask)
 
@@ -133,7 +135,7 @@ def prompts_of_split(
     if given + new > longest:
         raise UserError(
             f"a prompt of {given} and --max_new_tokens={new} make {given + new} "
-            f"tokens: {longest} fit the model"
+            f"tokens, but only {longest} fit the model"
         )
     given_NT = data.batch_at(seed, split, 0, count, given)
     return np.pad(given_NT, ((0, 0), (0, new))), np.arange(given + new) < given

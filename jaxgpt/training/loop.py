@@ -7,7 +7,8 @@ import time
 import jax
 
 from jaxgpt.errors import log
-from jaxgpt.model.config import count_parameters, flops_per_token
+from jaxgpt.model.config import flops_per_token
+from jaxgpt.model.layers import count_parameters
 from jaxgpt.parallel import distributed
 from jaxgpt.parallel.hardware import peak_flops
 from jaxgpt.systems.base import Evaluation

@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxgpt.errors import atomic_write, log
+from jaxgpt.training import plots
 
 # While training goes on figures are drawn at most this often: each drawing keeps the
 # loop waiting for half a second.
@@ -89,9 +90,6 @@ class Recorder:
         now = time.monotonic()
         if not last and now - self.drawn < DRAWING_INTERVAL_S:
             return
-        # Here, since matplotlib takes half a second to import.
-        from jaxgpt.training import plots
-
         self.drawn = now
         path = self.workdir / "loss.png"
         with self._tolerating_a_full_disk(path):
@@ -158,7 +156,7 @@ def open_trackers(config: ConfigDict, workdir: pathlib.Path) -> list[Tracker]:
 
 
 def _open_tensorboard(config: ConfigDict, workdir: pathlib.Path) -> Tracker:
-    from tensorboardX import SummaryWriter  # Optional.
+    from tensorboardX import SummaryWriter  # Optional: only where it is asked for.
 
     writer = SummaryWriter(str(workdir / "tensorboard"))
 
@@ -170,7 +168,7 @@ def _open_tensorboard(config: ConfigDict, workdir: pathlib.Path) -> Tracker:
 
 
 def _open_wandb(config: ConfigDict, workdir: pathlib.Path) -> Tracker:
-    import wandb  # Optional.
+    import wandb  # Optional: only where it is asked for.
 
     run = wandb.init(
         project=config.wandb_project,

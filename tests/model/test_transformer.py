@@ -9,7 +9,8 @@ from flax import nnx
 
 from jaxgpt.errors import UserError
 from jaxgpt.model import attention, positions, rng
-from jaxgpt.model.config import ModelConfig, count_parameters, flops_per_token
+from jaxgpt.model.config import ModelConfig, flops_per_token
+from jaxgpt.model.layers import count_parameters
 from jaxgpt.model.transformer import LanguageModel
 
 pytestmark = pytest.mark.unoptimised

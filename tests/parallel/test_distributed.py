@@ -123,7 +123,7 @@ def test_a_missing_process_is_waited_for_aloud(tmp_path):
 
 def options(*words):
     parser = Parser("test", "")
-    distributed.add_options(parser)
+    parser.add_processes()
     return parser.parse_args(words)
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jaxgpt import config as configs
-from jaxgpt import evaluate, sample, train
+from jaxgpt import evaluate, sample
+from jaxgpt.commands.train import train
 from jaxgpt.errors import UserError
 from jaxgpt.model.config import POSITIONS
 from jaxgpt.sampling.state import SamplingParams
@@ -125,7 +126,7 @@ def test_every_length_is_scored_over_the_same_tokens():
 def teeny(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("teeny") / "run"
     config = configs.load(f"{ROOT}/configs/teeny_char.py:tiny", {"steps": "3"})
-    assert train.train(config, workdir) == 0
+    assert train(config, workdir) == 0
     return f"--workdir={workdir}"
 
 
@@ -178,7 +179,7 @@ def test_continuations_that_cannot_be(teeny):
 def test_a_learned_table_is_refused_beyond_its_end(tmp_path, capsys):
     changes = {"steps": "2", "model.positions": "learned"}
     config = configs.load(f"{ROOT}/configs/teeny_char.py:tiny", changes)
-    assert train.train(config, tmp_path / "run") == 0
+    assert train(config, tmp_path / "run") == 0
     workdir = f"--workdir={tmp_path / 'run'}"
     expected = "a text of 64 tokens is longer than the table of 32 positions"
     with pytest.raises(UserError, match=expected):

@@ -1,7 +1,7 @@
 import pytest
 
 from jaxgpt import config as configs
-from jaxgpt.train import train
+from jaxgpt.commands.train import train
 from jaxgpt.training.profiling import PARTS, Clock
 from tests.conftest import TINY
 

@@ -1,16 +1,23 @@
-"""Simple models that a trained one is compared with, on the same sequences."""
+"""What a trained model is compared with on the same sequences: floor and baselines."""
 
 from __future__ import annotations
 
+import argparse
 import math
+import pathlib
 import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxgpt import backend
+from jaxgpt.data.arrays import read_integers
+from jaxgpt.errors import UserError, atomic_write, log
+from jaxgpt.systems.gssm.graph import load_graph
+from jaxgpt.systems.gssm.kernels import read_tables
 from jaxgpt.systems.gssm.likelihood import joint_states
-from jaxgpt.systems.gssm.process import GraphProcess
+from jaxgpt.systems.gssm.process import GraphProcess, make_process
 
 # Added to every count: the half of Krichevsky and Trofimov.
 PRIOR = 0.5
@@ -115,3 +122,58 @@ def summary(
         "first_token": process.first_token,
         "dtype": dtype,
     }
+
+
+def measure(
+    args: argparse.Namespace, config: ConfigDict, output: pathlib.Path | None
+) -> dict[str, Any]:
+    """Does what the entropy command was asked for.
+
+    Args:
+      args: its options.
+      config: of the graph, and of the sequences where no tokens are given.
+      output: where the score of each token goes, if anywhere.
+
+    Raises:
+      UserError: where a file cannot be used or written.
+    """
+    graph = load_graph(config.gssm.graph)
+    tables = read_tables(graph, args.kernels) if args.kernels else None
+    tokens_NT = read_integers(args.tokens) if args.tokens else None
+    backend.use_float64(args.dtype)
+    backend.set_up_jax()
+    if tokens_NT is not None:
+        if tokens_NT.shape[1] < 2:
+            raise UserError(
+                f"'{args.tokens}' has rows of 1 token: give 2 or more, since the first "
+                "is not predicted"
+            )
+        if config.gssm.first_token == "start" and tokens_NT[:, 0].any():
+            log(f"note: '{args.tokens}' does not start in state 0: first_token=drawn")
+            config.gssm.first_token = "drawn"
+    if tables is not None:
+        process = GraphProcess(graph.known(), tables, config.gssm.first_token)
+    else:
+        process = make_process(config)
+    if tokens_NT is not None and process.graph.has_context:
+        raise UserError(
+            "the kernels of a context graph are drawn for every batch: give those of "
+            f"'{args.tokens}' with --kernels"
+        )
+    if tokens_NT is None:
+        c = config
+        count, length = args.num_sequences, c.model.block_size + 1
+        tokens_NT = process.held_out(c.seed, "val", count, c.batch_size, length)
+        nll_NT = process.score_held_out(
+            tokens_NT, c.seed, "val", c.batch_size, args.dtype
+        )
+    else:
+        nll_NT = process.score(tokens_NT, args.dtype)
+    figures = summary(process, config, tokens_NT, nll_NT, args.dtype)
+    if output:
+        try:
+            with atomic_write(output, "wb") as stream:
+                np.save(stream, nll_NT)
+        except OSError as error:
+            raise UserError(f"--nll='{args.nll}': {error.strerror}") from None
+    return figures

@@ -7,6 +7,7 @@ and in its attributes everything it was made from.
 from __future__ import annotations
 
 import pathlib
+import time
 from typing import Any
 
 import h5py
@@ -15,11 +16,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import jaxgpt
+from jaxgpt import backend
 from jaxgpt.config import user_path
 from jaxgpt.data.arrays import epoch_rows
 from jaxgpt.errors import UserError, atomic_write, require
 from jaxgpt.systems.gssm.baselines import token_dtype
-from jaxgpt.systems.gssm.process import GraphProcess
+from jaxgpt.systems.gssm.graph import load_graph
+from jaxgpt.systems.gssm.process import GraphProcess, make_process
 
 FORMAT = "jaxgpt.gssm 1"
 COMMAND = "python -m jaxgpt.systems.gssm.generate"
@@ -167,6 +170,31 @@ def _another_graph(name: str, attributes: dict[str, Any]) -> UserError:
         f"'{name}' holds sequences of another graph (graph_seed "
         f"{attributes.get('graph_seed')}): set the gssm.* fields it was written with"
     )
+
+
+def generate(
+    config: ConfigDict, output: pathlib.Path, sequences: int, chunk_size: int
+) -> dict[str, Any]:
+    """Writes a file of sequences of model.block_size + 1 tokens: see `write_dataset`.
+
+    Returns:
+      The number of sequences, tokens, bytes and seconds.
+
+    Raises:
+      OSError: see `write_dataset`.
+      UserError: where the graph cannot be used.
+    """
+    load_graph(config.gssm.graph)  # Its errors come before JAX starts.
+    backend.set_up_jax()
+    began = time.perf_counter()
+    shape = (sequences, config.model.block_size + 1)
+    write_dataset(output, config, make_process(config), shape, chunk_size)
+    return {
+        "sequences": sequences,
+        "tokens": sequences * shape[1],
+        "bytes": output.stat().st_size,
+        "seconds": time.perf_counter() - began,
+    }
 
 
 def write_dataset(

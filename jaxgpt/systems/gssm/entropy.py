@@ -10,7 +10,7 @@ import argparse
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.errors import UserError, atomic_write, log, require
+from jaxgpt.errors import require
 
 
 def command(argv: list[str]) -> None:
@@ -25,54 +25,10 @@ def command(argv: list[str]) -> None:
         config = configs.override(configs.base(), {"gssm.graph": args.graph})
         config = configs.validate(configs.override(config, overrides))
     output = cli.output_path("nll", args.nll) if args.nll else None
-    # Imported once the arguments are parsed, so that --help needs no JAX.
-    import numpy as np
+    # JAX takes seconds, which --help and wrong usage do not need.
+    from jaxgpt.systems.gssm.baselines import measure
 
-    from jaxgpt.data.arrays import read_integers
-    from jaxgpt.systems.gssm.baselines import summary
-    from jaxgpt.systems.gssm.graph import load_graph
-    from jaxgpt.systems.gssm.kernels import read_tables
-    from jaxgpt.systems.gssm.process import GraphProcess, make_process
-
-    graph = load_graph(config.gssm.graph)
-    tables = read_tables(graph, args.kernels) if args.kernels else None
-    tokens_NT = read_integers(args.tokens) if args.tokens else None
-    cli.use_float64(args.dtype)
-    cli.set_up_jax()
-    if tokens_NT is not None:
-        if tokens_NT.shape[1] < 2:
-            raise UserError(
-                f"'{args.tokens}' has rows of 1 token: give 2 or more, since the first "
-                "is not predicted"
-            )
-        if config.gssm.first_token == "start" and tokens_NT[:, 0].any():
-            log(f"note: '{args.tokens}' does not start in state 0: first_token=drawn")
-            config.gssm.first_token = "drawn"
-    if tables is not None:
-        process = GraphProcess(graph.known(), tables, config.gssm.first_token)
-    else:
-        process = make_process(config)
-    if tokens_NT is not None and process.graph.has_context:
-        raise UserError(
-            "the kernels of a context graph are drawn for every batch: give those of "
-            f"'{args.tokens}' with --kernels"
-        )
-    c = config
-    if tokens_NT is None:
-        count, length = args.num_sequences, c.model.block_size + 1
-        tokens_NT = process.held_out(c.seed, "val", count, c.batch_size, length)
-        nll_NT = process.score_held_out(
-            tokens_NT, c.seed, "val", c.batch_size, args.dtype
-        )
-    else:
-        nll_NT = process.score(tokens_NT, args.dtype)
-    figures = summary(process, config, tokens_NT, nll_NT, args.dtype)
-    if output:
-        try:
-            with atomic_write(output, "wb") as stream:
-                np.save(stream, nll_NT)
-        except OSError as error:
-            raise UserError(f"--nll='{args.nll}': {error.strerror}") from None
+    figures = measure(args, config, output)
     if args.json:
         cli.print_json(figures)
     else:

@@ -5,7 +5,7 @@ python -m jaxgpt.systems.gssm.generate --config=configs/gssm.py:easy --output=F.
 
 from __future__ import annotations
 
-import time
+from typing import Any
 
 from jaxgpt import cli
 from jaxgpt import config as configs
@@ -40,28 +40,17 @@ def command(argv: list[str]) -> None:
     config = configs.load(args.config, overrides)
     require(config.system == "gssm", f"system of '{args.config}'", "gssm",
             config.system)  # fmt: skip
-    # Imported once the arguments are parsed, so that --help needs no JAX.
-    from jaxgpt.systems.gssm import dataset, graph, process
+    # JAX takes seconds, which --help and wrong usage do not need.
+    from jaxgpt.systems.gssm.dataset import generate
 
-    graph.load_graph(config.gssm.graph)  # Its errors come before JAX starts.
-    cli.set_up_jax()
-    began = time.perf_counter()
-    shape = (args.num_sequences, config.model.block_size + 1)
-    made = process.make_process(config)
+    figures: dict[str, Any] = {"output": args.output}
     try:
-        dataset.write_dataset(output, config, made, shape, args.chunk_size)
+        figures |= generate(config, output, args.num_sequences, args.chunk_size)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
             f"--output '{args.output}' cannot be written: {reason}"
         ) from None
-    figures = {
-        "output": args.output,
-        "sequences": shape[0],
-        "tokens": shape[0] * shape[1],
-        "bytes": output.stat().st_size,
-        "seconds": time.perf_counter() - began,
-    }
     if args.json:
         cli.print_json(figures)
     else:

@@ -58,20 +58,17 @@ class MemoryOptions:
             return None
         if system.config.system != "memory":
             raise UserError("--memory and --explain are for runs with a memory")
-        # Not above: the parser's module must not import JAX.
-        from jaxgpt.systems.memory.session import Memory
-
         path = user_path(args.memory) if args.memory else None
         if path and not path.parent.is_dir():
             raise UserError(f"--memory='{path}': there is no folder '{path.parent}'")
         if path and path.exists():
-            memory = Memory.load(system.host, path)
+            memory = system.load_memory(path)
         elif args.forget:
             raise UserError(
                 f"--memory='{path}' does not exist: there is nothing to forget"
             )
         else:
-            memory = Memory(system.host, args.num_samples)
+            memory = system.new_memory(args.num_samples)
         return MemorySession(system, memory, path, args)
 
 

@@ -7,6 +7,7 @@ After VardaGPT (`associative`), Memorizing Transformers (`attention`) and kNN-LM
 from __future__ import annotations
 
 import math
+import pathlib
 from typing import Any
 
 import jax
@@ -143,6 +144,14 @@ class MemoryLM(CausalLM):
         block = self.model_config.block_size
         return block * max(1, math.ceil(T / block))
 
+    def new_memory(self, rows: int) -> session.Memory:
+        """Returns an empty memory that `sample` reads and writes."""
+        return session.Memory(self.host, rows)
+
+    def load_memory(self, path: pathlib.Path) -> session.Memory:
+        """Returns the memory in a file: see `session.Memory.load`."""
+        return session.Memory.load(self.host, path)
+
     def sample(
         self,
         params: dict,
@@ -162,7 +171,7 @@ class MemoryLM(CausalLM):
         del every
         self.sampler(sampling)
         self.decode_order(prompt_mask_BT, sampling, key)
-        own = memory or session.Memory(self.host, len(tokens_BT))
+        own = memory or self.new_memory(len(tokens_BT))
         output = session.sample(
             own, params, tokens_BT, prompt_mask_BT, key, sampling, callback, document
         )

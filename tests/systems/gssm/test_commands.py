@@ -96,7 +96,7 @@ def test_entropy_of_fresh_sequences(capsys):
 @pytest.mark.trains
 def test_generate_writes_what_training_reads(tmp_path, capsys):
     from jaxgpt import config as configs
-    from jaxgpt.train import train
+    from jaxgpt.commands.train import train
 
     output = tmp_path / "f.h5"
     generate.command([f"--config={TINY}", f"--output={output}", "--num_sequences=33",

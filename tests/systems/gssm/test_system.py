@@ -6,11 +6,11 @@ import pytest
 
 from jaxgpt import config as configs
 from jaxgpt import run
+from jaxgpt.commands.train import train
 from jaxgpt.errors import CheckError
 from jaxgpt.systems.gssm import baselines, dataset
 from jaxgpt.systems.gssm.process import make_process
 from jaxgpt.systems.registry import build_system
-from jaxgpt.train import train
 from jaxgpt.training import metrics, plots
 from tests.conftest import ROOT
 from tests.systems.gssm.test_dataset import TINY, load
@@ -113,7 +113,7 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path, offline):
 
 
 def test_evaluate_and_sample_know_the_system(trained_gssm):
-    from jaxgpt.evaluate import evaluate_split
+    from jaxgpt.commands.evaluate import evaluate_split
 
     opened = run.open_run(str(trained_gssm))
     figures = evaluate_split(opened, "val")

@@ -25,10 +25,10 @@ def documents(tmp_path_factory):
 @pytest.fixture(scope="session")
 def played(documents, tmp_path_factory):
     """The workdir of configs/memory_gpt2.py:tiny, trained; not to be changed."""
-    from jaxgpt import cli, config
-    from jaxgpt.train import train
+    from jaxgpt import backend, config
+    from jaxgpt.commands.train import train
 
     workdir = tmp_path_factory.mktemp("played") / "run"
-    cli.set_up_jax()
+    backend.set_up_jax()
     assert train(config.load(PLAYS, {"data.path": str(documents)}), workdir) == 0
     return workdir

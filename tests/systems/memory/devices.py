@@ -11,7 +11,7 @@ import sys
 import jax
 import numpy as np
 
-from jaxgpt import cli
+from jaxgpt import backend
 from jaxgpt import config as configs
 from jaxgpt.run import open_setup
 from jaxgpt.training.checkpoint import Checkpoints
@@ -36,7 +36,7 @@ FIELDS = {
 
 
 def main(folder: str, steps: int) -> None:
-    cli.set_up_jax()
+    backend.set_up_jax()
     config = configs.validate(configs.override(configs.base(), FIELDS))
     setup = open_setup(config, pathlib.Path(folder))
     system = setup.system

@@ -12,11 +12,11 @@ import pytest
 
 from jaxgpt import config as configs
 from jaxgpt import evaluate, sample
+from jaxgpt.commands.train import train
 from jaxgpt.errors import UserError
 from jaxgpt.run import open_run, open_setup
 from jaxgpt.sampling.state import SamplingParams
 from jaxgpt.systems.memory.session import Memory
-from jaxgpt.train import train
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.loop import Trainer
 from tests.conftest import ROOT

@@ -1,7 +1,4 @@
-"""What the tasks' pictures have in common.
-
-Matplotlib is imported where it is used: it is slow to import.
-"""
+"""What the tasks' pictures have in common."""
 
 from __future__ import annotations
 
@@ -9,6 +6,8 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 SHOWN = 48  # Generated sequences in a picture, at most.
 LONGEST_LINE = 150
@@ -28,8 +27,6 @@ def tiles(
     scale: int = 6,
 ) -> None:
     """Writes RGB images [N, H, W, 3], 0 .. 255, side by side in coloured frames."""
-    from matplotlib.image import imsave
-
     N, H, W, _ = images_NHWC.shape
     rows = -(-N // columns)
     columns = min(columns, N)
@@ -66,8 +63,6 @@ def figure(
     rows: int, columns: int, figsize: tuple[float, float], **grid: Any
 ) -> tuple[Any, np.ndarray]:
     """Returns a figure and its axes [rows, columns], without ticks or frames."""
-    from matplotlib.figure import Figure
-
     drawn = Figure(figsize=figsize, layout="constrained")
     axes = drawn.subplots(rows, columns, squeeze=False, gridspec_kw=grid)
     for each in axes.flat:
@@ -78,8 +73,6 @@ def figure(
 
 def words(path: pathlib.Path, rows: list[list[tuple[str, str]]]) -> None:
     """Writes rows of (word, colour) as lines of text."""
-    from matplotlib.figure import Figure
-
     lines: list[list[tuple[int, str, str]]] = []
     for row in rows:
         column = 0

@@ -11,10 +11,10 @@ from scipy import stats
 
 from jaxgpt import config as configs
 from jaxgpt import evaluate, sample
+from jaxgpt.commands.train import train
 from jaxgpt.errors import UserError
 from jaxgpt.systems.sigma.tasks import dataset, maze, programs
 from jaxgpt.systems.sigma.tasks.system import TASKS, SigmaTask, make_task
-from jaxgpt.train import train
 from jaxgpt.training import metrics
 from tests.conftest import ROOT
 from tests.systems.sigma import tables

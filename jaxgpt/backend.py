@@ -1,0 +1,68 @@
+"""Sets up JAX in this process: its backend, its caches, its logs, its precision."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import sys
+from typing import Any
+
+import jax
+from absl import logging as absl_logging
+
+from jaxgpt.data.cache import cache_root
+from jaxgpt.errors import UserError
+from jaxgpt.model import cpu
+from jaxgpt.parallel import hardware
+
+
+def set_up_jax() -> None:
+    """Quiets logs, enables the compilation cache and picks a backend.
+
+    Must come before the first array.
+
+    Raises:
+      UserError: if JAX finds no device it can use.
+    """
+    hardware.set_environment()
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    # Checkpoints reports a failed background save in one line; these print hundreds.
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    for name in ("asyncio", "concurrent.futures"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = _ignore_orbax_coroutines
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if "JAX_PLATFORMS" not in os.environ and hardware.only_cpu():
+        jax.config.update("jax_platforms", "cpu")
+    try:
+        backend = jax.default_backend()
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"JAX finds no device to run on ({reason}): stop what uses it, or set "
+            "JAX_PLATFORMS=cpu"
+        ) from None
+    hardware.check_backend(backend)
+    if backend == "cpu":
+        cpu.keep_heap()
+
+
+def _ignore_orbax_coroutines(unraisable: Any) -> None:
+    """Reports unraisable exceptions, except for Orbax's saves that others outlived.
+
+    It saves arrays concurrently: the first failure is reported, and leaves coroutines
+    that were never awaited or find their event loop closed.
+    """
+    closed = "Event loop is closed" in str(unraisable.exc_value)
+    coroutine = unraisable.object if inspect.iscoroutine(unraisable.object) else None
+    if not closed and not (coroutine and "orbax" in coroutine.cr_code.co_filename):
+        sys.__unraisablehook__(unraisable)
+
+
+def use_float64(dtype: str) -> None:
+    """Enables 64-bit arrays for a model that computes in float64."""
+    if dtype == "float64":
+        jax.config.update("jax_enable_x64", True)

@@ -1,0 +1,156 @@
+"""Measures a run: its loss over a split, or the score of the tokens in a file."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+import jax
+import numpy as np
+
+from jaxgpt import backend, cli
+from jaxgpt.data.arrays import batched, read_integers
+from jaxgpt.errors import UserError
+from jaxgpt.model import rng
+from jaxgpt.run import Run, open_run
+from jaxgpt.systems import scoring
+from jaxgpt.systems.base import Evaluation
+from jaxgpt.systems.sigma import likelihood
+
+
+def execute(
+    args: argparse.Namespace, ratios: list[float], overrides: dict[str, str]
+) -> None:
+    """Restores the run, measures and prints the figures."""
+    backend.set_up_jax()
+    run = open_run(args.workdir, args.step, overrides)
+    if args.tokens:
+        figures = score_tokens(run, args.tokens, args.order, args.logits)
+    else:
+        figures = evaluate_split(run, args.split)
+        if args.num_orders:
+            figures |= evaluate_orders(run, args.split, args.num_orders)
+        if ratios:
+            figures |= evaluate_infilling(run, args.split, ratios)
+        if args.eval_lengths:
+            figures |= evaluate_lengths(run, args.split, args.eval_lengths)
+    if args.json:
+        cli.print_json(figures)
+    else:
+        for name, value in figures.items():
+            if isinstance(value, float | int):
+                print(f"{name:>20}  {value:.6g}" if value else f"{name:>20}  {value}")
+        for name, found in figures.items():
+            if name.startswith("loss_by_distance"):
+                for distance, value in found.items():
+                    print(f"{name[17:] + ' ' + distance:>20}  {value:.4g}")
+        for length, value in figures.get("loss_at_length", {}).items():
+            print(f"{'loss at ' + length:>20}  {value:.6g}")
+        for ratio, found in figures.get("infill", {}).items():
+            print(f"{'infill ' + ratio:>20}", end="")
+            print("".join(f"  {name} {value:.4g}" for name, value in found.items()))
+
+
+def evaluate_split(run: Run, split: str) -> dict:
+    """Returns the contract's figures for every whole window of a split."""
+    data = run.open_data()
+    tokens_NT = data.eval_windows(split, run.system.window)
+    rows = run.config.batch_size // run.config.accumulation
+    nll = run.system.eval_nll(run.params, tokens_NT, rows, run.config.seed)
+    figures = scoring.mean_losses(nll)
+    loss = figures.pop("loss")
+    evaluation = Evaluation(data, split, tokens_NT, nll[""], rows, thorough=True)
+    figures |= run.system.extra_metrics(run.params, evaluation)
+    return {
+        "loss": loss,
+        "perplexity": math.exp(loss),
+        "bits_per_token": loss / math.log(2),
+        "tokens": nll[""].size,
+        "step": run.step,
+        **figures,
+    }
+
+
+def evaluate_orders(run: Run, split: str, num_orders: int) -> dict[str, float]:
+    """Returns the likelihood over many orders of the fixed windows of a split.
+
+    Raises:
+      UserError: where the model reads in one order only.
+    """
+    if not run.system.model_config.any_order:
+        raise UserError("--num_orders is for σ-GPT: this model reads left to right")
+    c, T = run.config, run.system.window
+    tokens_BT = run.open_data().eval_windows(split, T, c.eval_sequences)
+    key = rng.stream(c.seed, "eval_order")
+    log_p_BN = likelihood.log_likelihoods(
+        run.system, run.params, tokens_BT, key, num_orders
+    )
+    return likelihood.summary(log_p_BN, run.system.num_predicted)
+
+
+def evaluate_infilling(run: Run, split: str, ratios: list[float]) -> dict[str, dict]:
+    """Returns {"infill": {ratio: figures}} of the fixed windows of a split."""
+    c, T = run.config, run.config.model.block_size
+    tokens_NT = run.open_data().eval_windows(split, T, c.eval_sequences)
+    measured = {
+        f"{ratio:g}": scoring.score_infilling(
+            run.system, run.params, tokens_NT, ratio, c.seed
+        )
+        for ratio in ratios
+    }
+    return {"infill": measured}
+
+
+def evaluate_lengths(run: Run, split: str, text: str) -> dict:
+    """Returns {"loss_at_length": {length: loss}} for the lengths a user wrote."""
+    wanted = scoring.parse_lengths(text, run.system.model_config.block_size)
+    found = scoring.losses_by_length(
+        run.system, run.params, run.open_data(), split, wanted
+    )
+    return {"loss_at_length": found}
+
+
+def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -> dict:
+    """Scores an int array [B, T] in a file, in the orders of another if given."""
+    c = run.system.model_config
+    tokens_BT = read_integers(tokens)
+    B, T = tokens_BT.shape
+    if T < 2 or (c.ends_with_block and c.block_size < T):
+        raise UserError(f"'{tokens}' has rows of {T} tokens: 2 to {c.block_size} fit")
+    if tokens_BT.min() < 0 or tokens_BT.max() >= c.vocab_size:
+        raise UserError(
+            f"'{tokens}' holds ids outside the {c.vocab_size} of this model"
+        )
+    order_BT = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
+    if order:
+        if not c.any_order:
+            raise UserError("--order is for σ-GPT: this model reads left to right")
+        order_BT = read_integers(order)
+        if order_BT.shape != (B, T) or (np.sort(order_BT, 1) != np.arange(T)).any():
+            raise UserError(
+                f"'{order}' must be orders: each of its {B} rows must contain each of "
+                f"0 .. {T - 1} once"
+            )
+    tokens_BT, order_BT = tokens_BT.astype(np.int32), order_BT.astype(np.int32)
+    output = cli.output_path("logits", logits) if logits else None
+    score = jax.jit(run.system.score)
+    rows = max(1, min(B, (1 << 26) // (T * c.vocab_size)))
+    parts = []
+    for batch, count in batched({"tokens": tokens_BT, "order": order_BT}, rows):
+        part = score(run.params, batch["tokens"], batch["order"])
+        parts.append([np.asarray(array)[:count] for array in part])
+    logits_BTV, nll_BT = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    if output:
+        try:
+            np.save(output, logits_BTV.astype(np.float32))
+        except OSError as error:
+            raise UserError(f"--logits='{logits}': {error.strerror}") from None
+    loss = float(nll_BT.mean(dtype=np.float64))
+    return {
+        "loss": loss,
+        "perplexity": math.exp(loss),
+        "bits_per_token": loss / math.log(2),
+        "tokens": nll_BT.size,
+        "step": run.step,
+        "nll": nll_BT.tolist(),
+    }

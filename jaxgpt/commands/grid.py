@@ -1,0 +1,243 @@
+"""Trains the points of a study, and gathers and draws their results."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import itertools
+import os
+import pathlib
+import re
+import signal
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+import yaml
+from matplotlib.figure import Figure
+
+from jaxgpt import config as configs
+from jaxgpt.errors import UserError, log, require
+from jaxgpt.training.metrics import out_of_patience, read_rows
+
+# All signals at which training saves a checkpoint and ends.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+KEYS = {
+    "config": str, "overrides": dict, "grid": dict, "x": str, "y": str, "lines": str,
+    "title": object,
+}  # fmt: skip
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Runs the points, and gathers."""
+    study = read_study(args.study)
+    folder = configs.user_path(args.workdir or f"runs/{study.name}")
+    configs.make_folder(folder)
+    if args.point is not None:
+        last = len(study.points) - 1
+        require(0 <= args.point <= last, "--point", f"in [0, {last}]", args.point)
+        words = study.train_command(folder, args.point)
+        # Not a child process: a scheduler's signals must reach the run itself.
+        os.execv(words[0], words)
+    code = 0 if args.gather else run(study, folder)
+    found = gather(study, folder)
+    log(f"{found} of {len(study.points)} runs in {folder / 'results.csv'}")
+    return code
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A checked study; points are the overrides of each run, those of the grid last."""
+
+    name: str
+    config: str
+    grid: dict[str, list]
+    points: list[dict[str, str]]
+    x: str
+    y: str
+    lines: str
+    title: str
+
+    def workdir(self, folder: pathlib.Path, point: int) -> pathlib.Path:
+        """Returns the folder of a point's run."""
+        parts = [
+            f"{key.rsplit('.', 1)[-1]}={short(self.points[point][key])}"
+            for key in self.grid
+        ]
+        name = re.sub(r"[^\w.=-]+", "_", "-".join(parts))[:100]
+        return folder / f"{point:03}-{name}"
+
+    def train_command(self, folder: pathlib.Path, point: int) -> list[str]:
+        """Returns the command that trains a point."""
+        overrides = [f"--config.{k}={v}" for k, v in self.points[point].items()]
+        command = [sys.executable, "-m", "jaxgpt.train", f"--config={self.config}"]
+        return [*command, f"--workdir={self.workdir(folder, point)}", *overrides]
+
+    def last_row(self, folder: pathlib.Path, point: int) -> dict[str, Any] | None:
+        """Returns the last metrics of a point's run, None unless it is finished."""
+        rows = read_rows(self.workdir(folder, point))
+        # A run killed in its last evaluation has a row of the last step without one.
+        if not rows or "val_loss" not in rows[-1]:
+            return None
+        c = configs.load(self.config, self.points[point])
+        ended = rows[-1]["step"] >= c.steps or out_of_patience(rows, c.patience)
+        return rows[-1] if ended else None
+
+
+def short(value: str) -> str:
+    """Returns a value as shown in names: of a file, its name without folder, suffix."""
+    try:
+        float(value)  # 0.05 is not a file 0 with suffix .05.
+    except ValueError:
+        return pathlib.Path(value).stem
+    return value
+
+
+def read_study(name: str) -> Study:
+    """Reads a study file and checks the config of every point.
+
+    Raises:
+      UserError: naming what is wrong in it.
+    """
+    path, where = configs.user_path(name), f"study '{name}'"
+    try:
+        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{where} cannot be read: {reason}") from None
+    if not isinstance(spec, dict):
+        raise UserError(f"{where} has none of the keys {', '.join(KEYS)}")
+    if unknown := sorted(map(str, set(spec) - set(KEYS))):
+        raise UserError(f"{where} has unknown '{unknown[0]}'")
+    given = {key: value for key, value in spec.items() if value is not None}
+    spec = {"overrides": {}, "lines": "", "title": path.stem} | given
+    for key, kind in KEYS.items():
+        rule = "a mapping of config fields" if kind is dict else "text"
+        valid = isinstance(spec.get(key), kind)
+        require(valid, f"{where}: {key}", rule, spec.get(key))
+    grid = spec["grid"]
+    for key, values in grid.items():
+        valid = isinstance(values, list) and len(values) > 0
+        require(valid, f"{where}: grid.{key}", "a list of values", values)
+    for key in ("x", "lines"):
+        valid = spec[key] in grid or (key == "lines" and not spec[key])
+        require(valid, f"{where}: {key}", "a field of its grid", spec[key])
+    fixed = {str(key): str(value) for key, value in spec["overrides"].items()}
+    points = [
+        fixed | {str(k): str(v) for k, v in zip(grid, values, strict=True)}
+        for values in itertools.product(*grid.values())
+    ]
+    for point in points:
+        configs.load(spec["config"], point)
+    shown = {key: str(spec[key]) for key in ("config", "x", "y", "lines", "title")}
+    return Study(path.stem, grid=grid, points=points, **shown)
+
+
+def gather(study: Study, folder: pathlib.Path) -> int:
+    """Writes results.csv and results.png of the finished runs; returns their number.
+
+    Raises:
+      UserError: if a finished run has no metric `study.y`.
+    """
+    results = []
+    for point, values in enumerate(study.points):
+        row = study.last_row(folder, point)
+        if row is not None:
+            metrics = f"a metric of its runs: {', '.join(row)}"
+            require(study.y in row, f"study '{study.name}': y", metrics, study.y)
+            results.append({"point": point} | {k: values[k] for k in study.grid} | row)
+    if results:
+        names = list(dict.fromkeys(name for row in results for name in row))
+        with open(folder / "results.csv", "w", newline="") as stream:
+            writer = csv.DictWriter(stream, names)
+            writer.writeheader()
+            writer.writerows(results)
+        plot(study, results, folder / "results.png")
+    return len(results)
+
+
+def plot(study: Study, results: list[dict], path: pathlib.Path) -> None:
+    """Draws y of every run over x, and a line through the medians, for each line."""
+    labels = [str(value) for value in study.grid[study.x]]
+    try:
+        x_of, numeric = {label: float(label) for label in labels}, True
+    except ValueError:
+        x_of, numeric = {label: float(i) for i, label in enumerate(labels)}, False
+    numbers = sorted(x_of.values())
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    lines = study.grid[study.lines] if study.lines else [""]
+    for line in map(str, lines):
+        by_x: dict[float, list[float]] = {}
+        for run in results:
+            if not study.lines or run[study.lines] == line:
+                by_x.setdefault(x_of[run[study.x]], []).append(run[study.y])
+        xs = sorted(by_x)
+        medians = [statistics.median(by_x[x]) for x in xs]
+        label = short(line) or "median"
+        (drawn,) = axes.plot(xs, medians, marker="_", markersize=14, label=label)
+        for x in xs:
+            ys = by_x[x]
+            axes.plot([x] * len(ys), ys, "o", color=drawn.get_color(), alpha=0.4)
+    if all(run[study.y] > 0 for run in results):
+        axes.set_yscale("log")
+    if numeric and numbers[0] > 0 and numbers[-1] > 8 * numbers[0]:
+        axes.set_xscale("log")
+    if not numeric or axes.get_xscale() == "log":
+        axes.set_xticks(list(x_of.values()), [short(label) for label in labels])
+        axes.xaxis.minorticks_off()
+    axes.set(xlabel=study.x, ylabel=study.y.replace("_", " "), title=study.title)
+    axes.grid(color="0.93")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, title=study.lines or None)
+    figure.savefig(path, dpi=120)
+
+
+def supervise(words: list[str]) -> int:
+    """Runs a process to its end, and forwards the signals that end training to it.
+
+    Returns:
+      Its exit code, or 128 + the first signal forwarded.
+    """
+    received: list[int] = []
+    process = None
+
+    def forward(number: int, _: Any) -> None:
+        received.append(number)
+        if process:
+            process.send_signal(number)
+
+    # Signals that are ignored stay so: SIGHUP is under nohup.
+    heard = [n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, forward) for number in heard}
+    try:
+        # A process group of its own: otherwise a terminal's Ctrl-C would reach it
+        # twice, and at the second one training quits without a checkpoint.
+        process = subprocess.Popen(words, process_group=0)
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 128 + received[0] if received else code
+
+
+def run(study: Study, folder: pathlib.Path) -> int:
+    """Trains what is not finished, one run at a time; returns an exit code."""
+    failed = []
+    for point in range(len(study.points)):
+        shown = study.workdir(folder, point).name
+        finished = study.last_row(folder, point) is not None
+        end = ": already finished" if finished else ""
+        log(f"[{point + 1}/{len(study.points)}] {shown}{end}")
+        if finished:
+            continue
+        code = supervise(study.train_command(folder, point))
+        if code > 128:
+            return code
+        if code:
+            failed.append(shown)
+    if failed:
+        log(f"error: {len(failed)} runs failed: {', '.join(failed)}")
+    return 1 if failed else 0

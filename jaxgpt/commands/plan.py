@@ -1,0 +1,275 @@
+"""Compiles the step of a config for a TPU slice, and bounds its speed."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import math
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from ml_collections import ConfigDict
+
+from jaxgpt import backend, cli
+from jaxgpt.errors import UserError
+from jaxgpt.model.config import flops_per_token
+from jaxgpt.model.layers import count_parameters
+from jaxgpt.parallel import hlo, sharding
+from jaxgpt.parallel.hardware import CHIPS, TOPOLOGIES, Chip
+from jaxgpt.systems.registry import build_system, system_class
+from jaxgpt.training import optimizers
+from jaxgpt.training.step import init_state, make_step
+
+RESERVED = 0.25 * 2**30  # bytes of each chip that the runtime keeps
+# Bytes of activations kept per token, layer and unit of width, at 16 bits
+# (arXiv 2205.05198, section 4.1, without the attention scores).
+ACTIVATION_BYTES = 34
+# In the compiler's error; how much is missing says which setting would help.
+OUT_OF_MEMORY = r"(?:temporaries \(|Used )([\d.]+)([KMG])(?:\) exceeds| of)"
+
+
+def execute(args: argparse.Namespace, config: ConfigDict) -> int:
+    """Prints the plan."""
+    backend.set_up_jax()
+    # Programs for devices that are not there can be written to the cache, not read.
+    jax.config.update("jax_enable_compilation_cache", False)
+    found = plan(config, args.topology)
+    if args.json:
+        cli.print_json(found)
+    else:
+        print(report(found, config))
+    return 0
+
+
+def open_topology(name: str) -> tuple[Chip, list[Any]]:
+    """Returns the chip and the devices of a topology such as "v5e:2x4".
+
+    Raises:
+      UserError: if libtpu is not installed or there is no such topology.
+    """
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
+    if not match or match[1] not in CHIPS:
+        raise UserError(f"unknown --topology='{name[:40]}': there are {TOPOLOGIES}")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "the compiler for TPUs, libtpu, is not installed: pip install "
+            "'jaxgpt[plan]' (Linux on x86-64)"
+        )
+    # A host of v5e has several chips: a slice of one is part of a host.
+    single = set(match[2].split("x")) == {"1"}
+    bounds: dict[str, Any] = {"chips_per_host_bounds": [1, 1, 1]} if single else {}
+    try:
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=name, **bounds
+        )
+    except Exception as error:  # Its type depends on what is wrong.
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"--topology={name} cannot be used ({reason}): there are {TOPOLOGIES}"
+        ) from None
+    return CHIPS[match[1]], list(found.devices)
+
+
+def compile_step(config: ConfigDict, devices: list[Any]) -> dict[str, Any]:
+    """Compiles the step that `jaxgpt.train` would run.
+
+    Returns:
+      Keys of `plan`, those that the compiler answers; memory is in bytes per chip.
+      "refused" is whether it found the memory too small.
+
+    Raises:
+      UserError: if the config does not suit the devices.
+    """
+    system, optimizer = build_system(config, "tpu"), optimizers.make_optimizer(config)
+    ema = config.optimizer.ema_decay > 0
+    shapes = jax.eval_shape(
+        lambda key: init_state(system.init(key), optimizer, ema), jax.random.key(0)
+    )
+    mesh = sharding.make_mesh(config, devices)
+    layout = sharding.layout(shapes, mesh, config.batch_size)
+    state = layout.abstract(shapes)
+    tokens = jax.ShapeDtypeStruct(
+        (config.batch_size, system.window), np.int32, sharding=layout.rows
+    )
+    index = jax.ShapeDtypeStruct((), np.int32, sharding=layout.replicated)
+    step = make_step(system, optimizer, layout)
+    began, worked = time.perf_counter(), time.process_time()
+    lowered = step.trace(state, index, tokens).lower(lowering_platforms=("tpu",))
+
+    def held(name: str) -> float:
+        leaves = jax.tree.leaves(state.get(name, ()))
+        shards = [
+            (leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in leaves
+        ]
+        return float(sum(math.prod(s) * dtype.itemsize for s, dtype in shards))
+
+    memory = {
+        "parameters": held("params"),
+        "optimizer": held("opt_state") + held("ema"),
+    }
+    text = ""
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        memory["activations"] = _bytes_refused(error)
+        memory["total"] = sum(memory.values())
+    else:
+        found, text = program.memory_analysis(), program.as_text()
+        memory["activations"] = float(found.temp_size_in_bytes)
+        memory["program"] = float(found.generated_code_size_in_bytes)
+        # Inputs and outputs, not the kinds above: what is donated counts once.
+        memory["total"] = (
+            memory["activations"]
+            + memory["program"]
+            + float(
+                found.argument_size_in_bytes
+                + found.output_size_in_bytes
+                - found.alias_size_in_bytes
+            )
+        )
+    traffic = hlo.collectives(text) if text else {}
+    return {
+        "parameters": count_parameters(shapes["params"]),
+        "refused": not text,
+        "memory_per_chip": memory,
+        "collectives": {kind: dataclasses.asdict(t) for kind, t in traffic.items()},
+        "attention_kernels": text.count('custom_call_target="tpu_custom_call"'),
+        "compile_seconds": time.perf_counter() - began,
+        "compile_processor_seconds": time.process_time() - worked,
+    }
+
+
+def _bytes_refused(error: Exception) -> float:
+    """Returns the bytes of activations that did not fit, from the compiler's error."""
+    text = " ".join(str(error).split())
+    used = re.search(OUT_OF_MEMORY, text)
+    if not used:
+        raise UserError(f"the compiler refuses this step: {text[:300]}") from None
+    return float(used[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[used[2]]
+
+
+def roofline(
+    config: ConfigDict, chip: Chip, chips: int, parameters: int, sent: float
+) -> dict[str, float]:
+    """Returns the minimum seconds of a step by resource, and rates that follow.
+
+    Args:
+      config: of the run.
+      chip: its data sheet.
+      chips: number of chips.
+      parameters: of the model.
+      sent: bytes each chip sends in a step.
+    """
+    c, m = config, config.model
+    system = build_system(config, "tpu")
+    tokens = c.batch_size * system.num_predicted
+    per_token = flops_per_token(system.model_config, parameters)
+    flops = per_token * tokens / chips
+    # Two moments, the parameter and the gradient, read and written: float32 each.
+    own = parameters / (c.mesh.fsdp * c.mesh.tensor)
+    weights = 2 * 2 * parameters / c.mesh.tensor * c.accumulation
+    kept = ACTIVATION_BYTES * m.n_layer * m.n_embd + 3 * 4 * m.vocab_size
+    moved = 32 * own + weights + 2 * kept * tokens / chips
+    times = {
+        "compute": flops / chip.flops,
+        "memory": moved / chip.bandwidth,
+        "links": sent / chip.links,
+    }
+    best, worst = max(times.values()), sum(times.values())
+    return {
+        **{f"{name}_seconds": value for name, value in times.items()},
+        "flops_per_token": per_token,
+        "flops_per_step": per_token * tokens,
+        "tokens_per_step": tokens,
+        "tokens_per_second": tokens / best,
+        "tokens_per_second_without_overlap": tokens / worst,
+        "mfu": times["compute"] / best,
+        "mfu_without_overlap": times["compute"] / worst,
+    }
+
+
+def advice(config: ConfigDict, chips: int, memory: dict[str, float]) -> str:
+    """Returns the setting that saves most memory per chip."""
+    held = memory["parameters"] + memory["optimizer"]
+    rows = config.batch_size // config.accumulation
+    if held > memory["activations"] and config.mesh.fsdp < chips:
+        return f"--config.mesh.fsdp={chips} splits parameters and optimizer moments"
+    if config.model.remat != "full":
+        return "--config.model.remat=full keeps no activations within a block"
+    if rows > chips:
+        return (
+            f"--config.accumulation={2 * config.accumulation} halves the rows at once"
+        )
+    return "a slice with more chips, and --config.mesh.fsdp set to their number"
+
+
+def plan(config: ConfigDict, topology: str) -> dict[str, Any]:
+    """Returns everything that the command prints.
+
+    Raises:
+      UserError: if it cannot be planned.
+    """
+    system = system_class(config.system)
+    if system.unplannable:
+        raise UserError(f"system={config.system} {system.unplannable}")
+    chip, devices = open_topology(topology)
+    system.resolve(config)
+    if not config.model.vocab_size:
+        config.model.vocab_size = 1
+        config.model.vocab_size = build_system(config).open_data().vocab_size
+    found, chips = compile_step(config, devices), len(devices)
+    memory, limit = found["memory_per_chip"], chip.memory - RESERVED
+    sent = sum(traffic["bytes"] for traffic in found["collectives"].values())
+    fits = not found.pop("refused") and memory["total"] <= limit
+    return {
+        "topology": topology,
+        "chips": chips,
+        "fits": fits,
+        "memory_limit": limit,
+        "advice": advice(config, chips, memory),
+        **found,
+        **roofline(config, chip, chips, found["parameters"], sent),
+    }
+
+
+def report(found: dict[str, Any], config: ConfigDict) -> str:
+    """Returns the plan as text."""
+    f, m = found, config.model
+    memory = f["memory_per_chip"] | {"limit": f["memory_limit"]}
+    kinds = f["collectives"].items()
+    sent = {f"{one['count']} x {kind}": one["bytes"] for kind, one in kinds}
+    times = {name: f[f"{name}_seconds"] for name in ("compute", "memory", "links")}
+    return f"""\
+{f["topology"]}: {f["chips"]} chips, {f["parameters"]:,} parameters
+compiled in {f["compile_seconds"]:.0f} s ({f["compile_processor_seconds"]:.0f} s of CPU)
+
+memory per chip, GiB
+{_table(memory, 2**30)}
+  {"fits" if f["fits"] else "DOES NOT FIT"}; to use less: {f["advice"]}
+
+FLOPs: L {m.n_layer}, D {m.n_embd}, T {m.block_size}
+  {f["flops_per_token"]:.4g} per token, {f["flops_per_step"]:.4g} per step
+  6 N + 12 L D T: N without tables that are looked up; masked scores are counted
+
+collectives of a step, and MB that each chip sends
+{_table(sent, 1e6) or "  none"}
+
+minimum time of a step, ms
+{_table(times, 1e-3)}
+
+tokens/s, at most
+  {f["tokens_per_second"]:,.0f} (MFU {f["mfu"]:.0%}) if the three overlap
+  {f["tokens_per_second_without_overlap"]:,.0f} ({f["mfu_without_overlap"]:.0%}) if not
+Assumed: the vendor's peak bfloat16 rate, bandwidth and links; rings over all links;
+{ACTIVATION_BYTES} bytes of activations per token, layer and unit of width, written and
+read once; AdamW in float32."""
+
+
+def _table(rows: dict[str, float], unit: float) -> str:
+    lines = [f"  {name:<24}{value / unit:12.3f}" for name, value in rows.items()]
+    return "\n".join(lines)
