@@ -26,7 +26,7 @@ from jaxgpt.systems.causal import CausalLM
 from jaxgpt.systems.registry import SYSTEMS, build_system
 from jaxgpt.systems.sigma import orders
 from jaxgpt.systems.sigma.config import SAMPLERS
-from jaxgpt.train import train
+from jaxgpt.commands.train import train
 from jaxgpt.training import metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
