@@ -274,7 +274,7 @@ def test_the_cache_holds_half_and_gives_what_one_pass_gives(name):
     again[0, order[0, 1:]] = -np.asarray(nll, np.float64)[0]
     close(log_p, again[0, 1:], atol=0.03)
     empty = jax.eval_shape(
-        lambda params: ModelDecoder(system.graphdef).empty(params, 1, 12),
+        lambda params: ModelDecoder(system.graphdef).init_cache(params, 1, 12),
         params,
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(empty)} == {jnp.dtype("bfloat16")}
