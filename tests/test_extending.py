@@ -15,6 +15,7 @@ import pytest
 
 from jaxgpt import config as configs
 from jaxgpt import sample
+from jaxgpt.commands.train import train
 from jaxgpt.errors import UserError
 from jaxgpt.model import layers
 from jaxgpt.model.config import POSITIONS
@@ -26,7 +27,6 @@ from jaxgpt.systems.causal import CausalLM
 from jaxgpt.systems.registry import SYSTEMS, build_system
 from jaxgpt.systems.sigma import orders
 from jaxgpt.systems.sigma.config import SAMPLERS
-from jaxgpt.commands.train import train
 from jaxgpt.training import metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
