@@ -123,7 +123,7 @@ def prepare(
         another config or vocabulary; nothing is left behind.
     """
     if config.init_from:
-        adopt_start(config, workdir)
+        adopt_init_from(config, workdir)
     setup = open_setup(config, workdir)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir '{workdir}' is a file: name a folder")
@@ -165,7 +165,7 @@ def open_setup(config: ConfigDict, workdir: pathlib.Path) -> Setup:
     if not wanted:
         config.model.vocab_size = data.vocab_size
         system = build_system(config)
-    initial_params = functools.partial(start_params, config)
+    initial_params = functools.partial(init_from_params, config)
     freeze = functools.partial(_freeze, config, data, workdir)
     return Setup(system, data, mesh, optimizer, workdir, initial_params, freeze)
 
@@ -230,7 +230,7 @@ def _differs(
     return (one and one.to_json()) != (other and other.to_json())
 
 
-def read_start(
+def load_init_from(
     config: ConfigDict,
 ) -> tuple[ConfigDict, dict, tokenizers.Tokenizer | None]:
     """Returns the config, parameters and tokenizer that `config.init_from` names.
@@ -248,7 +248,7 @@ def read_start(
     return run.config, run.params, run.tokenizer
 
 
-def start_params(config: ConfigDict, fresh: dict) -> dict:
+def init_from_params(config: ConfigDict, fresh: dict) -> dict:
     """Returns the parameters of `config.init_from`; fresh ones where it has none.
 
     Raises:
@@ -256,18 +256,18 @@ def start_params(config: ConfigDict, fresh: dict) -> dict:
     """
     if not config.init_from:
         return fresh
-    found = {**fresh, **read_start(config)[1]}
+    found = {**fresh, **load_init_from(config)[1]}
     shapes = lambda tree: jax.tree.map(lambda a: a.shape, tree)
     if shapes(found) != shapes(fresh):
         raise UserError(
             f"init_from '{config.init_from}' has parameters of other shapes than this "
-            "config: take over its settings"
+            "config: use the same model.* settings"
         )
     return found
 
 
-def adopt_start(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Takes over the shape of the model that `config.init_from` names.
+def adopt_init_from(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Sets the architecture to that of the model that `config.init_from` names.
 
     Once a run has begun its source is not needed: its own config has the shape.
 
@@ -277,7 +277,7 @@ def adopt_start(config: ConfigDict, workdir: pathlib.Path) -> None:
     if (workdir / "config.json").exists():
         start = configs.load_frozen(workdir)
     else:
-        start, _, tokenizer = read_start(config)
+        start, _, tokenizer = load_init_from(config)
         gpt2 = isinstance(tokenizer, tokenizers.GPT2Tokenizer)
         if gpt2 != (config.data.tokenizer == "gpt2"):
             raise UserError(
@@ -286,8 +286,8 @@ def adopt_start(config: ConfigDict, workdir: pathlib.Path) -> None:
             )
     if not issubclass(system_class(config.system), system_class(start.system)):
         raise UserError(
-            f"init_from '{config.init_from}' is a {start.system} model: this config "
-            f"trains {config.system}"
+            f"init_from '{config.init_from}' is a {start.system} model, but this "
+            f"config trains {config.system}"
         )
     for key, value in start.model.to_dict().items():
         if configs.options()[f"model.{key}"].architecture:

@@ -27,11 +27,11 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """Restores the run, generates and prints."""
     backend.set_up_jax()
     run = open_run(args.workdir, args.step, overrides)
-    if args.image and not run.system.judges:
+    if args.image and not run.system.is_task:
         raise UserError("--image is for runs of a task: this one writes text")
     if args.image and args.prompt_ids is not None:
         raise UserError("--image draws problems of a split: leave out --prompt_ids")
-    if run.system.judges and args.prompt_ids is None:
+    if run.system.is_task and args.prompt_ids is None:
         _sample_task(run, args)
         return
     opened = (options.open(run.system, args) for options in sample_options())

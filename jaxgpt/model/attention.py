@@ -34,7 +34,7 @@ AttentionHook = Callable[
 def empty_cache(config: ModelConfig, batch: int, length: int) -> KVCache:
     """Returns zeros: (keys, values), each [B, H, S, K] for S = length, per block.
 
-    On a GPU of 16 bits where those are computed in: every token reads all of them.
+    In 16 bits on a GPU that computes in 16 bits: decoding reads all of it per token.
     """
     shape = (batch, config.n_head, length)
     dtype = config.dtype if gpu.in_half(config) else cpu.accumulator(config.dtype)

@@ -75,7 +75,9 @@ class ModelConfig(OptionGroup):
     feed_forward_width: int = _option(
         0, "0 is 4 n_embd; for swiglu 8/3 n_embd: as many weights", min=0
     )
-    tied_head: bool = _option(True, "logits from the token table, not from their own")
+    tied_head: bool = _option(
+        True, "output projection is the token table (weight tying)"
+    )
     init: str = _option(
         "gpt2",
         "of matrices: std 0.02, less into the residual stream, or fan_in ^ -0.5",

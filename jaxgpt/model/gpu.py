@@ -34,10 +34,10 @@ def in_half(config: ModelConfig) -> bool:
 
 
 def can_attend(config: ModelConfig, seed_2: jax.Array | None) -> bool:
-    """Returns whether cuDNN has what a model needs, and is there.
+    """Returns whether cuDNN's attention is available and supports the model.
 
-    It drops no weights here (its random bits are not ours), knows no bias of positions
-    (ALiBi), and multiplies 16 bits in heads of some widths.
+    Not with dropout of attention weights, whose random bits differ from ours, nor with
+    a bias of positions (ALiBi); operands must have 16 bits and heads a width it takes.
     """
     dropped = seed_2 is not None and config.dropout > 0
     width = config.n_embd // config.n_head

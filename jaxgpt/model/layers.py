@@ -203,7 +203,7 @@ def cross_entropy(
 ) -> jax.Array:
     """Returns the negative log-likelihood [B, T] of each target token, in nats.
 
-    With the config of the model whose logits they are, by the kernels it has.
+    With a config, by that model's fused GPU kernel where it has one.
     """
     if config and gpu.in_half(config):
         return gpu.cross_entropy(logits_BTV, targets_BT, config.dtype)

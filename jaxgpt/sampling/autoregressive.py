@@ -94,16 +94,16 @@ def decode_sliding_window(
     first: jax.Array,
     decode_params: DecodeParams,
 ) -> tuple[jax.Array, jax.Array]:
-    """Goes on past the block: each token from the last block_size, read left to right.
+    """Decodes past the block: each token from the last block_size tokens.
 
     The window's positions shift with every token, so nothing can be cached: a token
     costs a whole block (nanoGPT's generate).
 
     Args:
       graphdef, params: a LanguageModel, split.
-      tokens_BN: int32, N above block_size; the first `first` are given.
-      first: at least block_size.
-      task: what to sample; its end is N.
+      tokens_BN: int32, N > block_size; the first `first` are the prompt.
+      first: >= block_size.
+      decode_params: how to draw; its end is N.
 
     Returns:
       tokens_BN filled to its end, and the log-probabilities [B, N] of the new tokens.

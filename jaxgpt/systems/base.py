@@ -106,7 +106,7 @@ class System:
     """
 
     extra_tokens = 0
-    judges = False
+    is_task = False
     goes_past_block = False
     # Why jaxgpt.plan cannot compile this system's step, and what to plan instead.
     unplannable = ""
@@ -130,7 +130,10 @@ class System:
 
     @classmethod
     def resolve(cls, config: ConfigDict) -> None:
-        """Puts into the config what files say that a run must not need any more."""
+        """Copies into the config what files say, and sets derived fields.
+
+        The run then no longer depends on those files.
+        """
 
     @classmethod
     def check_overrides(cls, trained: str, config: ConfigDict) -> None:

@@ -1,4 +1,4 @@
-"""How a causal model predicts texts longer than those it was trained on."""
+"""Scores of an evaluation: mean losses, loss by text length, infilling."""
 
 from __future__ import annotations
 

@@ -42,7 +42,9 @@ class RunConfig(OptionGroup):
     checkpoint_interval: int = _resumable(250, "steps between checkpoints", min=1)
     keep: int = _resumable(2, "latest checkpoints kept, besides the best", min=1)
     nonfinite: str = _resumable(
-        "stop", "what to do at a loss or gradient not finite", choices=("stop", "skip")
+        "stop",
+        "what to do when loss or gradient is not finite",
+        choices=("stop", "skip"),
     )
     log_interval: int = _resumable(10, "steps between metrics lines", min=1)
     profile: str = _resumable(

@@ -77,8 +77,8 @@ class GSSM(CausalLM):
         error = baselines.mean(excess_NT).error or 0.0
         if len(tokens_NT) >= ENOUGH and gap.value < -LEAK * error - ROUNDING:
             raise CheckError(
-                f"the loss is {-gap.value:.4f} nats below the {floor_name} one "
-                f"(standard error {error:.4f}): the model sees what it must predict"
+                f"the loss is {-gap.value:.4f} nats below the {floor_name} lower bound "
+                f"(standard error {error:.4f}): targets leak into the inputs"
             )
         floor = {f"loss_{floor_name}": float(floor_NT.mean())}
         return floor | others | {"gap": gap.value, "gap_error": gap.error or 0.0}

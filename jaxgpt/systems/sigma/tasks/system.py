@@ -53,7 +53,7 @@ def task_strategies(config: ConfigDict) -> list[str]:
 class SigmaTask(SigmaGPT):
     """σ-GPT that learns a task."""
 
-    judges = True
+    is_task = True
 
     @classmethod
     def resolve(cls, config: ConfigDict) -> None:
