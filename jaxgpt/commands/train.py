@@ -34,7 +34,7 @@ def execute(
         return replay(config, configs.user_path(workdir), args.replay)
     status = train(config, workdir, allowed)
     if shared:
-        distributed.shutdown()
+        distributed.shutdown(status)
     return status
 
 

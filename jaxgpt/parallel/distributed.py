@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import threading
+import time
 from typing import NoReturn
 
 import jax
@@ -20,6 +22,7 @@ from jaxgpt.parallel import hardware
 WAITING_NOTICE_S = 60  # Between two lines that say the others are missing.
 JOIN_TIMEOUT_S = 600  # After which a process no longer waits for the others.
 HEARTBEAT_TIMEOUT_S = 30  # Of silence, after which a process counts as lost.
+EXIT_DELAY_S = 1  # Of process 0, when all are done.
 LIVENESS_INTERVAL_S = 1  # Between two looks whether all processes are there.
 _START_HINT = (
     "start the same command on every host (on a TPU VM, gcloud ... --worker=all)"
@@ -120,12 +123,17 @@ def exit_when_one_is_lost() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def shutdown() -> None:
-    """Disconnects from the other processes once all of them are done."""
+def shutdown(status: int) -> None:
+    """Ends this process (status) if it is not the first, once all of them are done."""
     _finished.set()
-    # The shutdown of recoverable processes is no barrier, and the first of them to end
-    # must not look lost.
     multihost_utils.sync_global_devices("shutdown")
+    # Recoverable processes have no barrier at their end, and JAX aborts one whose
+    # coordinator, process 0, is gone. So the others exit at once, without JAX's
+    # clean-up, and process 0 a moment later.
+    if jax.process_index():
+        sys.stdout.flush()
+        os._exit(status)
+    time.sleep(EXIT_DELAY_S)
     jax.distributed.shutdown()
 
 
