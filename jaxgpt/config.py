@@ -151,7 +151,7 @@ def user_path(name: str) -> pathlib.Path:
         path = pathlib.Path(name).expanduser()
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"'{name[:80]}' is no path: {error}"[:300]) from None
+        raise UserError(f"'{name[:80]}' is not a path: {error}"[:300]) from None
     return path
 
 

@@ -128,7 +128,7 @@ def prompts_of_split(
       longest: tokens that prompt and gap may make.
 
     Raises:
-      UserError: where they make more, or there is no such split.
+      UserError: if they do not fit, or the split does not exist.
     """
     given = block_size // 2
     new = block_size - given if new is None else new

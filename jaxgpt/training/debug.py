@@ -71,7 +71,7 @@ def find_origin(function: Any, *arguments: Any) -> str | None:
         for path, array in jax.tree.leaves_with_path(arguments)
     ]
     outputs = _run(closed, inputs, "")
-    # The metrics come last: the origin of a loss is told before that of its gradients.
+    # The metrics come last: a loss is reported before its gradients.
     return next((out.origin for out in reversed(outputs) if out.origin), None)
 
 

@@ -123,7 +123,7 @@ def load_graph(text: str) -> LatentGraph:
     """Reads a graph: JSON text, or the name of a JSON or YAML file.
 
     Raises:
-      UserError: where there is no such file, or it describes no graph.
+      UserError: if the file is missing or does not describe a graph.
     """
     if not text:
         raise UserError(

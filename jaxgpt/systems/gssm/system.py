@@ -20,7 +20,7 @@ from jaxgpt.systems.gssm.graph import load_graph
 from jaxgpt.systems.gssm.process import GraphProcess, make_process
 
 # A loss so many standard errors below the floor can only be a leak, where it is of
-# enough sequences for the error to be trusted, and is no rounding of float32.
+# enough sequences for the error to be trusted, and not just rounding of float32.
 LEAK = 3
 ENOUGH = 16
 ROUNDING = 1e-5

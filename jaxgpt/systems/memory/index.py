@@ -1,6 +1,6 @@
 """Nearest neighbours among the slots of one row, by FAISS, which only this imports.
 
-An index is told which vector is in which slot (`add`, `remove`) and answers with slots,
+An index holds the vector of each slot (`add`, `remove`) and answers with slots,
 so that the ids FAISS uses inside never show.
 """
 
