@@ -78,6 +78,9 @@ class Format:
     open_fields: tuple[str, ...] = ()
     # Optional settings, of which our model computes only this value.
     required: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    # Settings that are in none of the tables, because they change no logit or because
+    # a subclass reads them. Any other that a source holds is refused.
+    harmless: tuple[str, ...] = ()
     # How the names of buffers end, which old versions saved with the parameters.
     buffers: tuple[str, ...] = ()
     # Vocabulary sizes that are GPT-2's where no tokenizer is given.
@@ -161,6 +164,27 @@ class Format:
         fields |= read_numbers(settings, self.numbers, path)
         return fields | self.fixed_fields(fields)
 
+    def _check_known(self, source: Source) -> None:
+        """Raises UserError for a setting that the source holds and nothing here reads.
+
+        A --source_config may hold more, as it is often a whole training configuration.
+        """
+        known = {*self.sizes.values(), *self.required, *self.harmless}
+        known |= {key for key, _, _ in self.choices.values()}
+        known |= {key for key, _ in self.numbers.values()}
+        unknown = [k for k in source.held - known if source.settings[k] is not None]
+        unknown.sort(key=str)
+        if unknown:
+            listed = ", ".join(
+                f"{shown(k)}={shown(source.settings[k])}" for k in unknown[:3]
+            )
+            more = f" and {len(unknown) - 3} more" if unknown[3:] else ""
+            raise UserError(
+                f"'{source.path}' has settings that are not known here: {listed}"
+                f"{more}: if they change no logit, pass --source_config=FILE.json with "
+                f'{{"{shown(unknown[0])}": null}}'
+            )
+
     def _sizes_of(self, source: Source) -> dict[str, int]:
         """Returns the sizes that the weights show."""
         state, prefix = source.state, self.layer_prefix
@@ -227,6 +251,7 @@ class Format:
         table = self.rules(config.model)
         to_jax = lambda arrays: rules.to_jax(arrays, table, abstract, source_path)
         params = to_jax(source.state)
+        self._check_known(source)  # Last: another format is better told by its weights.
         held = self.optimizer_state(source, table)
         if held is None:
             return Original(config, params)

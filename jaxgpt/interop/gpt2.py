@@ -31,6 +31,26 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu": "gelu",
 }
+# What config.json holds besides, in this version of transformers and in older ones: of
+# training, generating, other heads and what a call returns.
+HARMLESS = """
+_attn_implementation _name_or_path _num_labels architectures attn_implementation
+attn_pdrop bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
+cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype
+early_stopping embd_pdrop encoder_no_repeat_ngram_size eos_token_id eos_token_ids
+exponential_decay_length_penalty finetuning_task forced_bos_token_id
+forced_eos_token_id gradient_checkpointing id2label initializer_range is_decoder
+label2id length_penalty max_length max_new_tokens min_length n_ctx n_inner n_special
+no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
+output_attentions output_hidden_states output_past output_scores pad_token_id
+predict_special_tokens prefix problem_type remove_invalid_values
+reorder_and_upcast_attn repetition_penalty resid_pdrop return_dict
+return_dict_in_generate sep_token_id summary_activation summary_first_dropout
+summary_proj_to_labels summary_type summary_use_proj suppress_tokens
+task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class
+top_k top_p torch_dtype torchscript transformers_version typical_p use_bfloat16
+use_cache
+"""
 BLOCK = {
     "ln_1": "norm_1",
     "attn.c_attn": "attn/qkv",
@@ -215,6 +235,7 @@ NANOGPT = NanoGPT(
     layer_prefix="transformer.h.",
     numbers={"dropout": ("dropout", 0.0)},
     open_fields=("bias",),
+    harmless=("bias",),
     buffers=(".attn.bias", ".attn.masked_bias"),
     # GPT-2's, and that padded to a multiple of 64.
     gpt2_vocabularies=(50257, 50304),
@@ -232,8 +253,11 @@ GPT2 = HuggingFaceGPT2(
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
         "add_cross_attention": False,
+        "is_encoder_decoder": False,
+        "pruned_heads": {},
         "tie_word_embeddings": True,
     },
+    harmless=tuple(HARMLESS.split()),
     buffers=NANOGPT.buffers,
     gpt2_vocabularies=NANOGPT.gpt2_vocabularies,
     conv1d=True,

@@ -31,12 +31,14 @@ class Source:
       state: the state dict, with the names of the file.
       settings: the original's configuration, untrusted.
       checkpoint: what a checkpoint holds besides, untrusted.
+      held: the settings that are of the source, not of the user's file alone.
     """
 
     path: str
     state: Arrays
     settings: dict[str, Any]
     checkpoint: dict[str, Any]
+    held: frozenset[str] = frozenset()
 
 
 def read_source(name: str, settings_file: str | None) -> Source:
@@ -57,8 +59,9 @@ def read_source(name: str, settings_file: str | None) -> Source:
         raise UserError(f"--source '{name}' does not exist")
     settings = _read_json(user_path(settings_file)) if settings_file else {}
     checkpoint: dict[str, Any] = {}
+    own: dict[str, Any] = {}
     if path.is_dir():
-        settings = _read_json(path / "config.json") | settings
+        own = _read_json(path / "config.json")
         state = _read_folder(path)
     else:
         held = state = _read_file(path)
@@ -67,7 +70,7 @@ def read_source(name: str, settings_file: str | None) -> Source:
             arguments = held.get("model_args", {})
             if not isinstance(arguments, Mapping):
                 raise UserError(f"'{name}': model_args must be a dict")
-            settings = dict(arguments) | settings
+            own = dict(arguments)
     for key, value in state.items():
         if not isinstance(key, str) or not is_numbers(value):
             raise UserError(
@@ -75,7 +78,8 @@ def read_source(name: str, settings_file: str | None) -> Source:
             )
     if not state:
         raise UserError(f"'{name}' holds no state dict: it is empty")
-    return Source(name, dict(state), settings, checkpoint)
+    settings = own | settings
+    return Source(name, dict(state), settings, checkpoint, frozenset(own))
 
 
 def download_folder(name: str) -> pathlib.Path:

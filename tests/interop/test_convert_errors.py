@@ -400,6 +400,30 @@ def test_a_configuration_that_is_a_folder(refused, tmp_path):
     assert f"'{tmp_path}' cannot be read" in refused("--format=nanogpt", *options)
 
 
+def test_settings_of_another_program_are_refused_by_name(nano_refused, nano):
+    message = nano_refused(**arguments(nano, n_kv_head=1, swiglu=True))
+    assert "settings that are not known here: n_kv_head=1, swiglu=True" in message
+
+
+def test_a_setting_is_passed_over_where_it_is_null_or_only_in_the_users_file(
+    nano, nano_params, tmp_path
+):
+    path, settings = tmp_path / "ckpt.pt", tmp_path / "settings.json"
+    torch.save(nano | arguments(nano, flash=True, alibi=None), path)
+    settings.write_text(json.dumps({"flash": None, "learning_rate": 1.0}))
+    original = formats.read_original("nanogpt", str(path), str(settings))
+    jax.tree.map(np.testing.assert_array_equal, original.params, nano_params)
+
+
+def test_all_settings_that_transformers_writes_are_known(folder, gpt2_params):
+    from transformers import GPT2Config
+
+    plain = json.loads((GPT2 / "config.json").read_text())
+    settings = GPT2Config(**plain).to_dict() | {"pruned_heads": {}}
+    found = formats.read_original("gpt2", str(folder(settings))).params
+    jax.tree.map(np.testing.assert_array_equal, found, gpt2_params)
+
+
 @pytest.mark.parametrize(
     "settings, expected",
     [
@@ -424,8 +448,16 @@ def test_a_configuration_that_is_a_folder(refused, tmp_path):
         ({"add_cross_attention": True}, "add_cross_attention must be False, got True"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings must be True, got False"),
         ({"vocab_size": 60}, "vocab_size is 60 in the configuration and 61"),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder must be False, got True"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads must be {}, got {'0': [1]}"),
+        (
+            {"alibi": True, "rope_theta": 1e4},
+            "has settings that are not known here: alibi=True, rope_theta=10000.0: if "
+            'they change no logit, pass --source_config=FILE.json with {"alibi": null}',
+        ),
+        ({"b": 1, "d": 1, "a": 1, "c": 1, "e": 1}, "a=1, b=1, c=1 and 2 more: if they"),
     ],
-    ids=range(14),
+    ids=range(18),
 )
 def test_gpt2_settings_that_would_change_numbers(gpt2_refused, settings, expected):
     assert expected in gpt2_refused(settings)
