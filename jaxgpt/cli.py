@@ -3,33 +3,82 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import contextlib
+import io
+import itertools
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NoReturn
 
+from jaxgpt import config as configs
 from jaxgpt.config import user_path
-from jaxgpt.errors import CheckError, UserError
+from jaxgpt.errors import CheckError, UserError, log
 from jaxgpt.parallel import hardware
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with errors in one line and no abbreviated options."""
+    """argparse with one-line errors, no abbreviated options, and two lengths of help.
 
-    def __init__(self, module: str, description: str, **options: Any):
+    --help has the options of the command and its `common` config fields; --helpfull
+    also the options in `rare` groups, and all fields.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        description: str | None,
+        fields: Collection[str] = (),
+        common: Collection[str] = (),
+    ):
         super().__init__(
             prog=f"python -m {module}",
             description=description,
+            add_help=False,
             allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            **options,
+            formatter_class=_Formatter,
         )
+        self.fields, self.common = fields, common
+        self.rare: list[Any] = []
+        self.register("type", int, _integer)
+        self.register("type", float, _number)
+        self.add_argument("-h", "--help", action=_Help, help="this text")
+        more = "and every config field" if fields else "the same"
+        self.add_argument("--helpfull", action=_Help, help=f"this text, {more}")
+
+    def format_help(self, full: bool = False) -> str:
+        """Returns the text of --help, or of --helpfull."""
+        formatter = self._get_formatter()
+        needed = [action for action in self._actions if action.required]
+        words = [f"{action.option_strings[0]}=..." for action in needed]
+        formatter.add_usage(" ".join(["%(prog)s", *words, "[options]"]), [], [])
+        formatter.add_text(self.description)
+        for group in self._action_groups:
+            if full or group not in self.rare:
+                formatter.start_section(group.title)
+                formatter.add_text(group.description)
+                formatter.add_arguments(group._group_actions)
+                formatter.end_section()
+        shown = self.fields if full else self.common
+        if shown:
+            formatter.add_text(configs.describe_fields(shown))
+        hidden = len(self.fields) - len(shown)
+        if hidden:
+            more = (
+                f"{hidden} more config fields" if shown else f"{hidden} config fields"
+            )
+            for group in self.rare:
+                more += f", and the options {group.title}"
+            formatter.add_text(f"--helpfull lists {more}.")
+        return formatter.format_help()
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError instead of printing the usage."""
-        raise UserError(f"{message} (see {self.prog} --help)")
+        short = message if len(message) <= 300 else f"{message[:300]} ..."
+        raise UserError(f"{short} (see {self.prog} --help)")
 
     def add_run(self) -> None:
         """Adds the options of commands that read a finished run."""
@@ -61,28 +110,146 @@ class Parser(argparse.ArgumentParser):
         group.add_argument("--process_id", type=int, help="of this process, from 0")
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Shows the value of an option as N or X where it is a number."""
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        known: dict[Any, str] = {int: "N", float: "X"}
+        return known.get(action.type, action.dest.upper())
+
+
+class _Help(argparse.Action):
+    """Prints the help and exits."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        print(parser.format_help(full=option_string == "--helpfull"), end="")
+        parser.exit()
+
+
+def _integer(text: str) -> int:
+    return int(_ascii(text))
+
+
+def _number(text: str) -> float:
+    return float(_ascii(text))
+
+
+def _ascii(text: str) -> str:
+    # Python also reads the digits of other scripts.
+    if not text.isascii():
+        raise ValueError
+    return text
+
+
+def system_of_run(argv: list[str], overrides: Mapping[str, str]) -> str:
+    """Returns the system of the run in --workdir, as overridden; "" if there is none.
+
+    Of a command line that is not parsed yet: its --help depends on it.
+    """
+    workdir = ""
+    for word, following in itertools.pairwise([*argv, ""]):
+        name, equals, value = word.partition("=")
+        if name == "--workdir":
+            workdir = value if equals else following
+    try:
+        return overrides.get("system") or configs.load_frozen(user_path(workdir)).system
+    except UserError:
+        return ""
+
+
 def main(command: Callable[[list[str]], int | None]) -> NoReturn:
     """Runs a command and exits: 2 for wrong usage, 1 for a wrong result, 130 for ^C."""
     # The command imports JAX once it has parsed its arguments.
     hardware.set_environment()
+    _open_streams()
     try:
-        status = command(sys.argv[1:]) or 0
+        try:
+            status = command(sys.argv[1:]) or 0
+        except SystemExit as ended:  # --help has been printed.
+            status = int(ended.code or 0)
         sys.stdout.flush()
     except (UserError, CheckError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        log(f"error: {error}")
         status = 2 if isinstance(error, UserError) else 1
     except BrokenPipeError:  # The reader, `head` say, has enough: nothing to report.
-        # Python flushes stdout once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except KeyboardInterrupt:
         status = 130
+    if _escaped:
+        log(
+            f"note: standard output is in {sys.stdout.encoding}, which lacks some of "
+            "these characters: they are escaped; PYTHONIOENCODING=utf-8 shows them"
+        )
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, CheckError):
+            # Python flushes both once more at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(status)
 
 
+class _Output(io.TextIOWrapper):
+    """Standard output: one line where it cannot be written, escapes as needed."""
+
+    def write(self, text: str) -> int:
+        with _named("standard output"):
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _named("standard output"):
+            super().flush()
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CheckError(f"{what} cannot be written: {error.strerror}") from None
+
+
+def _open_streams() -> None:
+    """Opens what the caller closed; escapes what an encoding does not have."""
+    for name, flags in (
+        ("stdin", os.O_RDONLY),
+        # What is printed would be lost: writing fails, as to a closed file.
+        ("stdout", os.O_RDONLY),
+        ("stderr", os.O_WRONLY),
+    ):
+        if getattr(sys, name) is None:
+            # Otherwise the next file opened would take its number, and its output.
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.open(os.devnull, flags), mode))  # noqa: SIM115
+    codecs.register_error("jaxgpt.escape", _escape)
+    stdout = sys.stdout
+    if type(stdout) is io.TextIOWrapper:
+        encoding, buffered = stdout.encoding, stdout.line_buffering
+        sys.stdout = _Output(
+            stdout.detach(), encoding, "jaxgpt.escape", line_buffering=buffered
+        )
+
+
+# Characters of standard output that its encoding does not have.
+_escaped: set[str] = set()
+
+
+def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Is "backslashreplace", and notes that it was needed."""
+    if isinstance(error, UnicodeEncodeError):
+        _escaped.update(error.object[error.start : error.end])
+    return codecs.backslashreplace_errors(error)
+
+
 def print_json(value: dict) -> None:
-    """Prints a JSON object as one line."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    """Prints a JSON object as one line: UTF-8, or ASCII where that is not UTF-8."""
+    utf8 = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
+    print(json.dumps(value, ensure_ascii=not utf8), flush=True)
 
 
 def output_path(

@@ -260,13 +260,19 @@ def after_training_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]
     return rest, overrides
 
 
-def describe_fields(after_training: bool = False) -> str:
-    """Returns the help of every field, or of those a finished run may change."""
+def read_fields(system: str) -> tuple[list[str], list[str]]:
+    """Returns the keys a finished run may change, and those for runs of a system."""
+    fields = keys_that("after_training")
+    return fields, [key for key in fields if key.startswith(f"{system}.")]
+
+
+def describe_fields(keys: Collection[str] = ()) -> str:
+    """Returns the help of these fields, by default of all."""
     lines = ["config fields, set with --config.NAME=VALUE (default):"]
-    for key, field in options().items():
-        if field.after_training or not after_training:
-            choices = f" [{'|'.join(field.choices)}]" if field.choices else ""
-            lines += [f"  {key} ({field.default!r})", f"      {field.help}{choices}"]
+    for key in keys or options():
+        field = options()[key]
+        choices = f" [{'|'.join(field.choices)}]" if field.choices else ""
+        lines += [f"  {key} ({field.default!r})", f"      {field.help}{choices}"]
     return "\n".join(lines)
 
 

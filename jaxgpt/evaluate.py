@@ -26,8 +26,9 @@ def _ratios(text: str) -> list[float]:
 
 def command(argv: list[str]) -> None:
     """Parses arguments and prints the figures."""
-    fields = configs.describe_fields(after_training=True)
-    parser = cli.Parser("jaxgpt.evaluate", __doc__, epilog=fields)
+    argv, overrides = configs.after_training_overrides(argv)
+    system = cli.system_of_run(argv, overrides)
+    parser = cli.Parser("jaxgpt.evaluate", __doc__, *configs.read_fields(system))
     parser.add_run()
     parser.add_argument("--split", default="val", choices=["train", "val", "test"])
     parser.add_argument("--tokens", help=".npy of token ids [B, T] to score instead")
@@ -49,7 +50,6 @@ def command(argv: list[str]) -> None:
         "--infill",
         help="also how well spans are filled, of these shares of a window: 0.15,0.5",
     )
-    argv, overrides = configs.after_training_overrides(argv)
     args = parser.parse_args(argv)
     of_split = args.num_orders is not None or args.infill or args.eval_lengths
     if args.tokens and of_split:

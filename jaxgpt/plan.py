@@ -1,4 +1,4 @@
-"""Does a config fit a TPU slice, and how fast can it be? Compiled here, on a CPU.
+r"""Does a config fit a TPU slice, and how fast can it be? Compiled here, on a CPU.
 
 python -m jaxgpt.plan --config=configs/sigma_text.py --topology=v5e:4x4
 python -m jaxgpt.plan --config=configs/sigma_text.py --topology=v5e:4x4 \
@@ -27,11 +27,18 @@ ENVIRONMENT = {
     "TPU_WORKER_ID": "0",
 }
 
+# Config fields that --help shows.
+COMMON = (
+    *("batch_size", "accumulation", "mesh.data", "mesh.fsdp", "mesh.tensor"),
+    *("model.n_layer", "model.n_head", "model.n_embd", "model.block_size"),
+    *("model.dtype", "model.remat"),
+)
+
 
 def command(argv: list[str]) -> int:
     """Parses arguments and prints the plan."""
     options, overrides = configs.split_overrides(argv)
-    parser = cli.Parser("jaxgpt.plan", __doc__, epilog=configs.describe_fields())
+    parser = cli.Parser("jaxgpt.plan", __doc__, configs.options(), COMMON)
     parser.add_argument("--config", required=True, help="configs/NAME.py[:variant]")
     parser.add_argument(
         "--topology", required=True, help=f"chip type and grid: {TOPOLOGIES}"

@@ -19,16 +19,15 @@ from jaxgpt.systems.sigma.config import SAMPLERS
 def command(argv: list[str]) -> None:
     """Parses arguments and prints the samples."""
     argv, overrides = configs.after_training_overrides(argv)
-    args = _parse(argv)
+    args = _parse(argv, cli.system_of_run(argv, overrides))
     # JAX takes seconds, which --help and wrong usage do not need.
     from jaxgpt.commands.sample import execute
 
     execute(args, overrides)
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
-    fields = configs.describe_fields(after_training=True)
-    parser = cli.Parser("jaxgpt.sample", __doc__, epilog=fields)
+def _parse(argv: list[str], system: str) -> argparse.Namespace:
+    parser = cli.Parser("jaxgpt.sample", __doc__, *configs.read_fields(system))
     parser.add_run()
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--prompt", help="text to continue")
@@ -73,7 +72,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--live", action="store_true", help="watch the text fill, on a terminal"
     )
     for options in sample_options():
-        options.add_to(parser)
+        group = parser.add_argument_group(options.title)
+        options.add_to(group)
+        if system != options.system:
+            parser.rare.append(group)
     args = parser.parse_args(argv)
     for options in sample_options():
         options.check(args)

@@ -1,6 +1,8 @@
-"""Train; the same command resumes.
+r"""Train; the same command resumes.
 
 python -m jaxgpt.train --config=configs/sigma_char.py:laptop
+python -m jaxgpt.train --config=configs/sigma_char.py:laptop \
+    --config.data.path=my_text.txt --workdir=runs/mine
 """
 
 from __future__ import annotations
@@ -10,6 +12,13 @@ import pathlib
 from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError
+
+# Config fields that --help shows.
+COMMON = (
+    *("steps", "batch_size", "seed", "init_from", "data.path", "data.tokenizer"),
+    *("model.n_layer", "model.n_head", "model.n_embd", "model.block_size"),
+    *("model.dropout", "optimizer.learning_rate", "eval_interval", "sigma.order"),
+)
 
 
 def default_workdir(spec: str) -> str:
@@ -21,7 +30,7 @@ def default_workdir(spec: str) -> str:
 def command(argv: list[str]) -> int:
     """Parses arguments, config overrides among them, and trains."""
     options, overrides = configs.split_overrides(argv)
-    parser = cli.Parser("jaxgpt.train", __doc__, epilog=configs.describe_fields())
+    parser = cli.Parser("jaxgpt.train", __doc__, configs.options(), COMMON)
     parser.add_argument(
         "--config",
         help="configs/NAME.py or configs/NAME.py:variant; without it, the run in "

@@ -21,6 +21,7 @@ LAYERS = (
     {"run"},
     {"commands"},
     {"train", "sample", "evaluate", "convert", "verify", "plan", "grid"},
+    {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -40,10 +40,18 @@ class SampleSession(Protocol):
 
 
 class SampleOptions(Protocol):
-    """Options that a system adds."""
+    """Options that a system adds.
 
-    def add_to(self, parser: argparse.ArgumentParser) -> None:
-        """Adds them to a parser."""
+    Attributes:
+      system: whose runs --help shows them for.
+      title: of their group.
+    """
+
+    system: str
+    title: str
+
+    def add_to(self, group: argparse._ArgumentGroup) -> None:
+        """Adds them to a group of a parser."""
 
     def check(self, args: argparse.Namespace) -> None:
         """Raises UserError where they are incompatible with each other or others."""

@@ -12,6 +12,9 @@ from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.errors import require
 
+# Config fields that --help shows.
+COMMON = ("seed", "model.block_size", "gssm.graph", "gssm.graph_seed")
+
 
 def command(argv: list[str]) -> None:
     """Parses arguments and prints the figures."""
@@ -39,7 +42,7 @@ def command(argv: list[str]) -> None:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = cli.Parser(
-        "jaxgpt.systems.gssm.entropy", __doc__, epilog=configs.describe_fields()
+        "jaxgpt.systems.gssm.entropy", __doc__, configs.options(), COMMON
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", help="configs/NAME.py[:variant]")

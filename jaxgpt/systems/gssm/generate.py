@@ -11,12 +11,15 @@ from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError, require
 
+# Config fields that --help shows.
+COMMON = ("seed", "batch_size", "model.block_size", "gssm.graph", "gssm.graph_seed")
+
 
 def command(argv: list[str]) -> None:
     """Parses arguments and writes the file."""
     options, overrides = configs.split_overrides(argv)
     parser = cli.Parser(
-        "jaxgpt.systems.gssm.generate", __doc__, epilog=configs.describe_fields()
+        "jaxgpt.systems.gssm.generate", __doc__, configs.options(), COMMON
     )
     parser.add_argument(
         "--config",

@@ -21,24 +21,22 @@ MAX_SHOWN = 3  # Entries shown for each token.
 class MemoryOptions:
     """See `SampleOptions`."""
 
-    def add_to(self, parser: argparse.ArgumentParser) -> None:
+    system, title = "memory", "of runs with a memory"
+
+    def add_to(self, group: argparse._ArgumentGroup) -> None:
         """Adds the options."""
-        parser.add_argument(
-            "--memory",
-            help="of runs with a memory: a file it is read from, if it is there, and "
-            "written to",
+        group.add_argument(
+            "--memory", help="a file it is read from, if it is there, and written to"
         )
-        parser.add_argument(
+        group.add_argument(
             "--document",
             default="",
             help="name of this text in the memory; default text N",
         )
-        parser.add_argument(
-            "--explain",
-            action="store_true",
-            help="of runs with a memory: what each token was predicted with",
+        group.add_argument(
+            "--explain", action="store_true", help="what each token was predicted with"
         )
-        parser.add_argument(
+        group.add_argument(
             "--forget", help="remove this document from --memory, and end"
         )
 
