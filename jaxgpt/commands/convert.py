@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from jaxgpt import backend, cli
 from jaxgpt import config as configs
 from jaxgpt.data import tokenizers
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, log
 from jaxgpt.interop import rules
 from jaxgpt.interop.formats import get_format
 from jaxgpt.model.layers import count_parameters
@@ -82,6 +82,8 @@ def import_run(
         raise UserError(
             f"'{workdir}': the checkpoint could not be written: free some disk space"
         )
+    for note in original.notes:
+        log(f"note: '{source_path}': {note}")
     return {
         "workdir": str(workdir),
         "parameters": count_parameters(params),

@@ -34,6 +34,7 @@ class Original:
     moments: dict[str, dict] | None = None  # AdamW's "mu" and "nu".
     count: int = 0  # AdamW's.
     step: int = 0
+    notes: tuple[str, ...] = ()  # Lines for the user.
 
 
 def check_setting(
@@ -254,10 +255,10 @@ class Format:
         self._check_known(source)  # Last: another format is better told by its weights.
         held = self.optimizer_state(source, table)
         if held is None:
-            return Original(config, params)
+            return Original(config, params, notes=source.notes)
         moments, count, step = held
         both = {name: to_jax(arrays) for name, arrays in moments.items()}
-        return Original(config, params, both, count, step)
+        return Original(config, params, both, count, step, source.notes)
 
     def check_run(self, config: ConfigDict) -> None:
         """Raises UserError for a run whose model the original cannot be."""

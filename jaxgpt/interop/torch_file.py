@@ -1,26 +1,31 @@
 """Reads .pt and .bin files without PyTorch and without executing what they hold.
 
 A .pt file is a ZIP archive: a pickle, and the raw storages that it refers to. The
-pickle can make nothing but tensors and plain containers: any other name that it asks
-for is an error.
+pickle can make nothing but tensors, numbers and plain containers. No other name that it
+asks for is ever looked up: where it can be that of an object beside the weights, a
+configuration or an enum say, it becomes an `Opaque`, else the file is refused.
 """
 
 from __future__ import annotations
 
+import _compat_pickle  # The names that pickle itself translates.
 import io
 import math
 import pathlib
 import pickle
 import pickletools
+import re
 import stat
+import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from jaxgpt.errors import UserError
+from jaxgpt.interop.rules import shown
 
 DTYPES = {
     "FloatStorage": np.dtype(np.float32),
@@ -37,6 +42,28 @@ DTYPES = {
 LARGEST_PICKLE = 64 << 20
 LARGEST_REPEATED = 1 << 20
 MEMO_OPCODES = ("PUT", "BINPUT", "LONG_BINPUT")
+LONGEST_NAME = 200
+# An `Opaque` calls nothing, whatever it stands for. That the standard library, PyTorch,
+# NumPy and this package are closed is a warning: no honest checkpoint asks for
+# os.system, and whoever sees such a file should know it. Open are only their values.
+OPEN_MODULES = re.compile(
+    r"(datetime|decimal|enum|fractions|ipaddress|numbers|pathlib(\._local)?|typing|uuid"
+    r"|zoneinfo|torch\.(nn|optim)\..+|torch\.torch_version|numpy\.(dtypes|random\..+))"
+)
+OPEN_NAMES = {
+    "argparse": "Namespace",
+    "builtins": "bool bytearray bytes complex dict float int list object range slice "
+    "str tuple type",
+    "collections": "deque",
+    "functools": "partial",
+    "numpy": "ndarray bool bool_ float16 float32 float64 int8 int16 int32 int64 uint8 "
+    "uint16 uint32 uint64 str_",
+    "random": "Random",
+    "torch": "device Generator Tensor bfloat16 bool float16 float32 float64 int8 int16 "
+    "int32 int64 uint8 channels_last contiguous_format preserve_format strided",
+    "types": "MappingProxyType SimpleNamespace",
+}
+NUMBER_KINDS = re.compile("[fiu][1248]|b1")
 
 
 # A pickle can set attributes of any object it gets: tuples have none to set.
@@ -57,6 +84,119 @@ class _OrderedDict(dict):
         """Drops the `_metadata` of a state dict."""
 
 
+class Opaque:
+    """Stands for an object, or a class, of which nothing is made but this.
+
+    Attributes:
+      name: of the class, as the pickle has it.
+      state: what the object's attributes were set from; None where nothing was set.
+    """
+
+    __slots__ = ("state",)
+    name = ""
+    state: Any
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Opaque:
+        """Drops the arguments."""
+        del arguments, keywords
+        self = object.__new__(cls)
+        self.state = None
+        return self
+
+    def __init__(self, *arguments: Any, **keywords: Any):
+        del arguments, keywords
+
+    def __setstate__(self, state: Any) -> None:
+        """Keeps what a pickle would set attributes from."""
+        self.state = state
+
+    def extend(self, items: Any) -> None:
+        """Drops the items of a list of a class of its own."""
+
+    append = add = extend
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Drops an item of a dict of a class of its own."""
+
+
+def opaque_name(value: Any) -> str | None:
+    """Returns the name of what a value stands for; None of a value that is one."""
+    kind = value if isinstance(value, type) else type(value)
+    return kind.name if issubclass(kind, Opaque) else None
+
+
+def _opaque_kind(module: str, name: str) -> type[Opaque]:
+    return type("Opaque", (Opaque,), {"name": f"{module}.{name}", "__slots__": ()})
+
+
+def _is_open(module: str, name: str) -> bool:
+    """Returns whether a name may stand for an object beside the weights."""
+    words = f"{module}.{name}".split(".")
+    if len(module) + len(name) > LONGEST_NAME or not all(map(str.isidentifier, words)):
+        return False
+    top = words[0]
+    closed = top in sys.stdlib_module_names or top in ("jaxgpt", "numpy", "torch")
+    if not closed or top == "__main__":
+        return True
+    open_name = name in OPEN_NAMES.get(module, "").split()
+    return open_name or ("." not in name and bool(OPEN_MODULES.fullmatch(module)))
+
+
+def _attributes(state: Any) -> Mapping[Any, Any]:
+    """Returns an object's attributes, those of __slots__ too, from what sets them."""
+    parts = state if isinstance(state, tuple) else (state,)
+    return {
+        k: v for part in parts if isinstance(part, Mapping) for k, v in part.items()
+    }
+
+
+def without_opaque(value: Any, path: str, passed_over: list[str]) -> Any:
+    """Returns a value with plain containers only, and None for what is opaque.
+
+    Objects whose attributes are all they have, as those of a dataclass or a Namespace,
+    become dicts of these.
+
+    Args:
+      value: a part of what `read_torch_file` returns.
+      path: what that part is called; "" is the whole.
+      passed_over: gets "PATH (CLASS)" of everything that is left out.
+    """
+    # A hostile file can hold a list in itself, or twice in each of a thousand others.
+    made: dict[int, Any] = {}
+
+    def plain(value: Any, path: str) -> Any:
+        if id(value) in made:
+            return made[id(value)]
+        source, name = value, opaque_name(value)
+        if isinstance(value, Opaque):
+            source = _attributes(value.state)
+            if value.name.startswith("omegaconf."):  # Its nodes hold their values so.
+                inner = source.get("_content", source.get("_val"))
+                if inner is not None:
+                    return plain(inner, path)
+                source = None
+        if name is not None and not (isinstance(source, Mapping) and source):
+            passed_over.append(f"{path} ({name})")
+            return None
+        if isinstance(source, Mapping):
+            copied = made[id(value)] = {}
+            for key, item in source.items():
+                inner = plain(item, f"{path}.{shown(key)}".lstrip("."))
+                if opaque_name(key) is None and (inner is not None or item is None):
+                    copied[key] = inner
+            return copied
+        if isinstance(source, list):
+            items = made[id(value)] = []
+            items.extend(plain(item, path) for item in source)
+            return items
+        if isinstance(source, tuple):
+            made[id(value)] = tuple(plain(item, path) for item in source)
+            return made[id(value)]
+        return value
+
+    return plain(value, path)
+
+
 def _rebuild_tensor(
     storage: _Storage, offset: int, size: tuple, stride: tuple, *_: Any
 ) -> np.ndarray:
@@ -75,15 +215,69 @@ def _rebuild_tensor(
     return np.lib.stride_tricks.as_strided(array[offset:], size, steps, writeable=False)
 
 
+class _Kind:
+    """Replaces numpy.dtype."""
+
+    __slots__ = ("name", "order")
+
+    def __init__(self, name: str, *_: Any):
+        self.name, self.order = name, "<"
+
+    def __setstate__(self, state: tuple) -> None:
+        """Sets the order of bytes: state is (version, order, ...)."""
+        self.order = state[1]
+
+
+def _numpy_scalar(kind: _Kind, content: bytes) -> Any:
+    """Replaces numpy's `scalar`: returns a Python number, if it is one."""
+    if not NUMBER_KINDS.fullmatch(kind.name):
+        return _opaque_kind("numpy", "generic")()
+    dtype = np.dtype(kind.name).newbyteorder(">" if kind.order == ">" else "<")
+    if len(content) != dtype.itemsize:
+        raise ValueError("a NumPy number has another length")
+    return np.frombuffer(content, dtype)[0].item()
+
+
+def _latin_bytes(text: str, encoding: str) -> bytes:
+    """Replaces codecs.encode, with which old protocols write bytes."""
+    if encoding != "latin1":
+        raise ValueError("bytes in another encoding than latin1")
+    return text.encode("latin1")
+
+
+def _reconstructor(kind: type, *_: Any) -> Opaque:
+    """Replaces copyreg's and NumPy's functions that make an object of a class."""
+    if not (isinstance(kind, type) and issubclass(kind, Opaque)):
+        raise ValueError("an object is made of what is no class")
+    return kind()
+
+
+def _mapping(*items: Any) -> _OrderedDict:
+    """Replaces kinds of dicts; what comes first of a defaultdict makes its items."""
+    return _OrderedDict(*[item for item in items if isinstance(item, Mapping)])
+
+
 ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("_codecs", "encode"): _latin_bytes,
+    ("builtins", "frozenset"): frozenset,
+    ("builtins", "set"): set,
+    ("collections", "Counter"): _mapping,
     ("collections", "OrderedDict"): _OrderedDict,
+    ("collections", "defaultdict"): _mapping,
+    ("copyreg", "_reconstructor"): _reconstructor,
+    ("numpy", "dtype"): _Kind,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstructor,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstructor,
+    ("numpy._core.multiarray", "scalar"): _numpy_scalar,
+    ("numpy.core.multiarray", "scalar"): _numpy_scalar,
+    ("torch", "Size"): tuple,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
 }
 
 
 class _Unpickler(pickle.Unpickler):
-    """Finds `ADMITTED` and storages, and no other name."""
+    """Finds `ADMITTED` and storages; other names are never looked up."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str):
         index = archive.read(f"{root}/data.pkl")
@@ -99,10 +293,15 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in DTYPES:
             return _StorageKind(DTYPES[name])
-        if (module, name) in ADMITTED:
-            made = ADMITTED[module, name]
+        # Protocol 2 has the names of Python 2.
+        renamed = _compat_pickle.IMPORT_MAPPING.get(module, module), name
+        known = _compat_pickle.NAME_MAPPING.get((module, name), renamed)
+        if known in ADMITTED:
+            made = ADMITTED[known]
             # A new one each time, so that attributes set on it do not stay.
             return lambda *values: made(*values)
+        if _is_open(*known):
+            return _opaque_kind(*known)
         raise pickle.UnpicklingError(f"it asks for {f'{module}.{name}'[:100]!r}")
 
     def persistent_load(self, reference: Any) -> _Storage:
@@ -134,8 +333,9 @@ def read_torch_file(path: pathlib.Path) -> Any:
     """Returns what a .pt file holds, its tensors as read-only numpy arrays.
 
     Raises:
-      UserError: for a file that is damaged, has PyTorch's old format, or holds
-        anything but tensors and plain containers; nothing of it is executed.
+      UserError: for a file that is damaged, has PyTorch's old format, or asks for
+        what no checkpoint needs; nothing of it is executed. Objects of other classes
+        are `Opaque`.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -145,7 +345,7 @@ def read_torch_file(path: pathlib.Path) -> Any:
     except pickle.UnpicklingError as error:
         raise UserError(
             f"'{path}' is unsafe: {one_line(error)}; only tensors and plain containers "
-            "are read"
+            "are read: save the weights alone, torch.save(model.state_dict(), FILE)"
         ) from None
     except zipfile.BadZipFile:
         raise UserError(

@@ -16,9 +16,19 @@ from safetensors.numpy import load_file
 from jaxgpt.config import user_path
 from jaxgpt.errors import UserError, atomic_write
 from jaxgpt.interop.rules import shown
-from jaxgpt.interop.torch_file import check_members, one_line, read_torch_file
+from jaxgpt.interop.torch_file import (
+    check_members,
+    one_line,
+    opaque_name,
+    read_torch_file,
+    without_opaque,
+)
 
 HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+# Where a checkpoint keeps its state dict, and its configuration: nanoGPT's and
+# build-nanogpt's keys, teenyGPT's, and PyTorch Lightning's.
+STATES = ("model", "model_state_dict", "state_dict")
+CONFIGURATIONS = ("model_args", "config", "hyper_parameters")
 Arrays = dict[str, np.ndarray]
 
 
@@ -32,6 +42,7 @@ class Source:
       settings: the original's configuration, untrusted.
       checkpoint: what a checkpoint holds besides, untrusted.
       held: the settings that are of the source, not of the user's file alone.
+      notes: lines about what of it was not read, for the user.
     """
 
     path: str
@@ -39,6 +50,7 @@ class Source:
     settings: dict[str, Any]
     checkpoint: dict[str, Any]
     held: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
 
 def read_source(name: str, settings_file: str | None) -> Source:
@@ -60,26 +72,47 @@ def read_source(name: str, settings_file: str | None) -> Source:
     settings = _read_json(user_path(settings_file)) if settings_file else {}
     checkpoint: dict[str, Any] = {}
     own: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
     if path.is_dir():
         own = _read_json(path / "config.json")
         state = _read_folder(path)
     else:
         held = state = _read_file(path)
-        if isinstance(held.get("model"), Mapping):
-            checkpoint, state = held, held["model"]
-            arguments = held.get("model_args", {})
-            if not isinstance(arguments, Mapping):
+        inside = [key for key in STATES if isinstance(held.get(key), Mapping)]
+        if inside:
+            state = held[inside[0]]
+            checkpoint, notes = _read_besides(held, inside[0], name)
+            if not isinstance(checkpoint.get("model_args", {}), Mapping):
                 raise UserError(f"'{name}': model_args must be a dict")
-            own = dict(arguments)
+            found = [v for k in CONFIGURATIONS if (v := checkpoint.get(k)) is not None]
+            found = [value for value in found if isinstance(value, Mapping)]
+            own = dict(*found[:1])
     for key, value in state.items():
         if not isinstance(key, str) or not is_numbers(value):
+            kind = opaque_name(value)
             raise UserError(
                 f"'{name}' holds no state dict: {shown(key)} is not an array of numbers"
+                + (f" but of class {kind}" if kind else "")
             )
     if not state:
         raise UserError(f"'{name}' holds no state dict: it is empty")
     settings = own | settings
-    return Source(name, dict(state), settings, checkpoint, frozenset(own))
+    return Source(name, dict(state), settings, checkpoint, frozenset(own), notes)
+
+
+def _read_besides(
+    held: Mapping[str, Any], state_key: str, name: str
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Returns what a checkpoint holds beside its state dict, and notes about it."""
+    passed_over: list[str] = []
+    besides = {key: value for key, value in held.items() if key != state_key}
+    try:
+        plain = without_opaque(besides, "", passed_over)
+    except RecursionError:
+        raise UserError(f"'{name}' is damaged: it is nested too deeply") from None
+    more = f" and {len(passed_over) - 5} more" if passed_over[5:] else ""
+    line = f"passed over: {', '.join(map(shown, passed_over[:5]))}{more}"
+    return plain, (line,) if passed_over else ()
 
 
 def download_folder(name: str) -> pathlib.Path:
@@ -152,7 +185,11 @@ def _read_file(path: pathlib.Path) -> dict[str, Any]:
     if path.suffix in (".pt", ".pth", ".bin"):
         value = read_torch_file(path)
         if not isinstance(value, Mapping):
-            raise UserError(f"'{path}' holds no state dict")
+            kind = opaque_name(value)
+            raise UserError(
+                f"'{path}' holds no state dict"
+                + (f" but a {kind}: save its state_dict()" if kind else "")
+            )
         return dict(value)
     if path.suffix not in (".safetensors", ".npz"):
         raise UserError(

@@ -1,9 +1,19 @@
+import argparse
 import collections
+import dataclasses
+import datetime
+import decimal
+import enum
+import functools
+import logging
 import os
+import pathlib
 import pickle
 import posix
 import random
 import stat
+import sys
+import types
 import zipfile
 
 import numpy as np
@@ -179,12 +189,13 @@ def payloads(command):
         "open": Payload(open, command.split()[-1], "w"),
         "torch.load": Payload(torch.load, "other.pt"),
         "numpy.load": Payload(np.load, "other.npy"),
-        "numpy array": np.array([1.0]),
-        "numpy scalar": np.float32(1.0),
-        "complex": 1j,
+        "numpy file": Payload(np.fromfile, "other.npy"),
+        "complex": Payload(compile, "1j", "<string>", "eval"),
         "an own class": Payload(Payload, print),
-        "module": torch.nn.Linear(2, 2),
+        "a method": Payload(str.format, "{0.numpy}", BASE),
+        "a logger": Payload(logging.getLogger, "root"),
         "among tensors": {"model": {"w": BASE, "x": Payload(os.system, command)}},
+        "in what is passed over": Payload(Payload, Payload(os.system, command)),
         "in a key": {("k", Payload(os.system, command)): BASE},
     }
 
@@ -196,6 +207,132 @@ def test_pickles_that_ask_for_other_names(saved, mark, name, protocol):
     message = refused(path)
     assert "it asks for '" in message
     assert "only tensors and plain containers are read" in message
+
+
+# What programs save beside the weights.
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+@dataclasses.dataclass
+class GPTConfig:
+    n_layer: int = 2
+    bias: bool = True
+    out_dir: pathlib.PurePath | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slotted:
+    n_layer: int = 2
+
+
+def rate(step):
+    return step
+
+
+PLAIN = {
+    "float": (np.float64(2.5), 2.5),
+    "float32": (np.float32(0.5), 0.5),
+    "integer": (np.int64(-7), -7),
+    "bool": (np.bool_(True), True),
+    "size": (torch.Size([2, 3]), (2, 3)),
+    "set": ({1, 2}, {1, 2}),
+    "frozenset": (frozenset("a"), frozenset("a")),
+    "ordered": (collections.OrderedDict(a=1), {"a": 1}),
+    "default": (collections.defaultdict(list, {"a": [1]}), {"a": [1]}),
+    "counter": (collections.Counter("aab"), {"a": 2, "b": 1}),
+    "bytes": (b"\xff\x00", b"\xff\x00"),
+    "namespace": (argparse.Namespace(lr=np.float64(1e-3)), {"lr": 1e-3}),
+    "simple": (types.SimpleNamespace(a={"b": (1, [2])}), {"a": {"b": (1, [2])}}),
+    "dataclass": (
+        GPTConfig(out_dir=pathlib.PurePosixPath("out")),
+        {"n_layer": 2, "bias": True},
+    ),
+}
+PASSED_OVER = {
+    "array": (np.array([1.0]), "numpy.ndarray"),
+    "text": (np.str_("a"), "numpy.generic"),
+    "complex": (1j, "builtins.complex"),
+    "range": (range(3), "builtins.range"),
+    "path": (pathlib.PurePosixPath("a"), "PurePosixPath"),
+    "dtype": (torch.bfloat16, "torch.bfloat16"),
+    "device": (torch.device("cpu"), "torch.device"),
+    # Its state is a list of values without names.
+    "slots": (Slotted(), f"{__name__}.Slotted"),
+    "enum": (Color.RED, f"{__name__}.Color"),
+    "class": (GPTConfig, f"{__name__}.GPTConfig"),
+    "function": (rate, f"{__name__}.rate"),
+    "partial": (functools.partial(rate, 1), "functools.partial"),
+    "date": (datetime.datetime(2024, 1, 2), "datetime.datetime"),
+    "decimal": (decimal.Decimal("1.5"), "decimal.Decimal"),
+    "version": (torch.__version__, "torch.torch_version.TorchVersion"),
+    "random": (random.Random(1), "random.Random"),
+    "generator": (np.random.default_rng(1), "numpy.random"),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_values_of_other_kinds_are_read(saved, name, protocol):
+    value, expected = PLAIN[name]
+    path = saved({"w": BASE, "x": {"y": value}, "n": 1}, pickle_protocol=protocol)
+    held, passed_over = torch_file.read_torch_file(path), []
+    found = torch_file.without_opaque(held, "", passed_over)
+    assert found["x"]["y"] == expected
+    assert found["n"] == 1
+    assert_same(found["w"], BASE)
+    assert passed_over == ["x.y.out_dir (pathlib.PurePosixPath)"] * (
+        name == "dataclass"
+    )
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("name", PASSED_OVER)
+def test_other_objects_are_passed_over_by_name(saved, name, protocol):
+    value, expected = PASSED_OVER[name]
+    path = saved({"x": {"y": value}, "z": [value]}, pickle_protocol=protocol)
+    held, passed_over = torch_file.read_torch_file(path), []
+    assert torch_file.without_opaque(held, "", passed_over)["x"] == {}
+    assert passed_over[0].startswith("x.y (")
+    assert expected in passed_over[0]
+
+
+def test_a_whole_module_is_named(saved):
+    found = torch_file.read_torch_file(saved(torch.nn.Linear(2, 2)))
+    assert torch_file.opaque_name(found) == "torch.nn.modules.linear.Linear"
+
+
+def test_what_is_opaque_is_never_looked_up_or_called(made, mark):
+    """Neither by its name nor by its attributes, whatever opcode asks for it."""
+    command = text(f"touch {mark}")
+    asked = b"\x80\x02csomewhere.else\nsystem\n"
+    for rest in (
+        command + b"\x85R",
+        command + b"\x85\x81",
+        b")R}" + text("__class__") + command + b"sb",
+        b")R(" + command + command + b"e",
+        b")R(" + command + command + b"u",
+        b")R" + command + b"a",
+    ):
+        found = torch_file.read_torch_file(made(asked + rest + b"."))
+        assert torch_file.opaque_name(found) == "somewhere.else.system"
+        assert "somewhere" not in sys.modules
+    for rest in (b"}b", command + b"a", b"(" + command + command + b"u"):
+        refused(made(asked + rest + b"."))
+
+
+def test_containers_that_hold_themselves_or_each_other_many_times(made):
+    cycle = b"\x80\x02}q\x00" + text("a") + b"h\x00s."
+    found = torch_file.read_torch_file(made(cycle))
+    plain = torch_file.without_opaque(found, "", [])
+    assert plain["a"] is plain
+    doubled = b"\x80\x02]q\x00"
+    for i in range(60):  # Each list holds the one before twice: 2^60 in all.
+        doubled += b"]q" + bytes([i + 1]) + b"(" + (b"h" + bytes([i])) * 2 + b"e"
+    found = torch_file.read_torch_file(made(doubled + b"."))
+    assert len(torch_file.without_opaque(found, "", [])) == 2
 
 
 def text(value):

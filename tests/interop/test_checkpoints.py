@@ -1,0 +1,105 @@
+"""Checkpoints as programs of nanoGPT's kind write them, and their copies."""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from jaxgpt import convert
+from jaxgpt.errors import UserError
+from jaxgpt.interop import formats
+from tests.conftest import ROOT
+
+NANO = ROOT / "parity_tests/golden/nanogpt/tiny_bias_perturbed_ckpt_step5.pt"
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return torch.load(NANO, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def plain_params():
+    return formats.read_original("nanogpt", str(NANO)).params
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Saves a checkpoint and reads it."""
+
+    def read(checkpoint, settings=None, name="nanogpt"):
+        path, file = tmp_path / "ckpt.pt", tmp_path / "settings.json"
+        torch.save(checkpoint, path)
+        file.write_text(json.dumps(settings))
+        used = None if settings is None else str(file)
+        return formats.read_original(name, str(path), used)
+
+    return read
+
+
+def assert_equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+# Values beside the weights that are no tensors.
+
+
+@dataclasses.dataclass
+class GPTConfig:
+    block_size: int = 32
+    vocab_size: int = 65
+    n_layer: int = 2
+    n_head: int = 4
+    n_embd: int = 32
+
+
+def test_a_configuration_of_a_class_gives_the_sizes(nano, plain_params, read):
+    checkpoint = {"model": nano["model"], "config": GPTConfig(), "step": 100}
+    original = read(checkpoint)
+    assert_equal(original.params, plain_params)
+    assert original.config.model.n_head == 4
+
+
+def test_a_class_without_its_values_is_passed_over_and_named(nano, read):
+    class_only = GPTConfig.__new__(GPTConfig)
+    checkpoint = {"model": nano["model"], "config": class_only}
+    with pytest.raises(UserError, match="does not say its n_layer"):
+        read(checkpoint)
+    original = read(checkpoint, dataclasses.asdict(GPTConfig()))
+    assert original.notes[0] == f"passed over: config ({__name__}.GPTConfig)"
+
+
+def test_numpy_numbers_and_a_namespace_are_read(nano, read):
+    config = argparse.Namespace(**nano["config"])
+    config.out_dir, config.learning_rate = pathlib.PurePosixPath("out"), np.float64(0.5)
+    original = read(nano | {"config": config, "best_val_loss": np.float64(2.5)})
+    assert original.config.optimizer.learning_rate == 0.5
+    assert original.notes == ("passed over: config.out_dir (pathlib.PurePosixPath)",)
+
+
+@pytest.mark.parametrize("key", ["model_state_dict", "state_dict"])
+def test_other_keys_of_the_state_dict(nano, plain_params, read, key):
+    checkpoint = {key: nano["model"], "hyper_parameters": nano["model_args"]}
+    assert_equal(read(checkpoint).params, plain_params)
+
+
+def test_notes_are_printed_once_the_run_is_written(nano, tmp_path, capsys):
+    path = tmp_path / "ckpt.pt"
+    torch.save(nano | {"when": pathlib.PurePosixPath("x")}, path)
+    convert.command(
+        ["--format=nanogpt", f"--source={path}", f"--workdir={tmp_path / 'run'}"]
+    )
+    line = f"note: '{path}': passed over: when (pathlib.PurePosixPath)\n"
+    assert line in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_a_whole_module_is_refused(read):
+    with pytest.raises(UserError, match=r"a torch\.nn.*Linear: save its state_dict"):
+        read(torch.nn.Linear(2, 2))
+    with pytest.raises(UserError, match=r"model is not .* but of class torch\.nn"):
+        read({"model": torch.nn.Linear(2, 2)})
