@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax
 
 from jaxgpt.errors import UserError
-from jaxgpt.training import metrics
+from jaxgpt.training import manifest, metrics
 from jaxgpt.training.checkpoint import Checkpoints, DamagedError, State, digests
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -117,6 +117,7 @@ def mutate(path: pathlib.Path, kind: str, chance: random.Random) -> None:
         content = content[: chance.randrange(len(content)) if content else 0]
     else:
         content = bytearray()
+    assert content != path.read_bytes(), f"{path} is empty: nothing to {kind}"
     path.write_bytes(content)
 
 
@@ -135,15 +136,15 @@ def mutations(
     """Damages the newer of two checkpoints, count times, and restores.
 
     Returns:
-      How often the newer step was restored all the same ("harmless"), how often the
-      older one was, the damage named ("detected"), and how often neither ("lost").
+      How often the file was named, as `verify` does, and the older step was restored
+      ("detected"), and how often not ("lost").
     """
     whole = folder / "whole"
     checkpoints = Checkpoints(whole, keep=2)
     for step in (1, 2):
         checkpoints.save(step, tiny_state(step), {"val_loss": 3.0 - step})
     checkpoints.close()
-    expected = {step: digests(tiny_state(step)) for step in (1, 2)}
+    expected = digests(tiny_state(1))
     abstract = jax.eval_shape(lambda: tiny_state(0))
     newer = whole / "checkpoints" / "2"
     files = sorted(p.relative_to(whole) for p in newer.rglob("*") if p.is_file())
@@ -153,28 +154,28 @@ def mutations(
         shutil.copytree(whole, copy)
         file, kind = chance.choice(files), chance.choice(KINDS)
         mutate(copy / file, kind, chance)
-        outcome = _restored(copy, abstract, expected)
+        name = (copy / file).relative_to(copy / "checkpoints" / "2").as_posix()
+        outcome = _restored(copy, name, abstract, expected)
         found[outcome] += 1
         if outcome == "lost":
             say(f"{kind} {file}")
     return found
 
 
-def _restored(workdir: pathlib.Path, abstract: State, expected: dict[int, dict]) -> str:
+def _restored(workdir: pathlib.Path, name: str, abstract: State, expected: dict) -> str:
+    (line,) = manifest.differences(workdir / "checkpoints" / "2") or [""]
     checkpoints = Checkpoints(workdir, keep=2)
     try:
         checkpoints.restore(2, abstract)
-        intact = True
-    except DamagedError:
-        intact = False
+        named = False
+    except DamagedError as error:
+        named = str(error) == line and line.startswith(f"{name} ")
     try:
         step, state = checkpoints.restore_newest(abstract) or (0, {})
     except UserError:
         return "lost"
     finally:
         checkpoints.close()
-    right = expected.get(step) == digests(state)
-    if right and intact and step == 2:
-        return "harmless"
-    named = (workdir / "checkpoints" / "2.damaged").is_dir()
-    return "detected" if right and step == 1 and named else "lost"
+    aside = (workdir / "checkpoints" / "2.damaged").is_dir()
+    right = step == 1 and expected == digests(state)
+    return "detected" if named and aside and right else "lost"

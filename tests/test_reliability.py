@@ -101,16 +101,12 @@ def test_a_checkpoint_that_was_being_written_is_not_taken_for_one(tmp_path):
 
 
 def test_mutated_checkpoints_are_detected_and_the_step_before_is_used(tmp_path):
-    found = faults.mutations(tmp_path, 120)
-    assert found["lost"] == 0
-    assert found["detected"] > 40
+    assert faults.mutations(tmp_path, 120) == {"detected": 120}
 
 
 @pytest.mark.slow
 def test_a_thousand_mutations(tmp_path):
-    found = faults.mutations(tmp_path, 1000)
-    assert found["lost"] == 0
-    assert found["detected"] + found["harmless"] == 1000
+    assert faults.mutations(tmp_path, 1000) == {"detected": 1000}
 
 
 @pytest.mark.trains

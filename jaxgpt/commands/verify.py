@@ -1,24 +1,29 @@
-"""Checks a run's checkpoints against their digests."""
+"""Checks the arrays of checkpoints that were saved without a manifest."""
 
 from __future__ import annotations
 
-import argparse
+import pathlib
+from collections.abc import Sequence
 
 import jax
+from ml_collections import ConfigDict
 
-from jaxgpt import backend, cli
-from jaxgpt import config as configs
+from jaxgpt import backend
 from jaxgpt.systems.registry import build_system
 from jaxgpt.training import optimizers
 from jaxgpt.training.checkpoint import Checkpoints, DamagedError
 from jaxgpt.training.step import fresh_state
 
 
-def execute(args: argparse.Namespace) -> int:
-    """Prints a line per checkpoint; returns 1 where one is damaged."""
+def damaged_arrays(
+    config: ConfigDict, workdir: pathlib.Path, steps: Sequence[int]
+) -> dict[str, str]:
+    """Returns {step: what is damaged} of those of the steps that are damaged.
+
+    Raises:
+      UserError: for a run without checkpoints.
+    """
     backend.set_up_jax()
-    workdir = configs.user_path(args.workdir)
-    config = configs.load_frozen(workdir)
     backend.use_float64(config.model.dtype)
     system = build_system(config)
     optimizer = optimizers.make_optimizer(config)
@@ -28,13 +33,9 @@ def execute(args: argparse.Namespace) -> int:
     checkpoints = Checkpoints(workdir, read_only=True)
     checkpoints.pick("last")  # Refuses a run without checkpoints.
     damaged = {}
-    for step in checkpoints.steps():
+    for step in steps:
         try:
             checkpoints.restore(step, abstract, with_host=True)
         except DamagedError as error:
-            damaged[str(step)] = str(error)  # Text, as JSON's keys are.
-        if not args.json:
-            print(f"checkpoint {step}: {damaged.get(str(step), 'intact')}")
-    if args.json:
-        cli.print_json({"checkpoints": checkpoints.steps(), "damaged": damaged})
-    return 1 if damaged else 0
+            damaged[str(step)] = str(error)
+    return damaged

@@ -1,11 +1,13 @@
-"""Checkpoints: Orbax, and a digest of every array, since Orbax restores flipped bits.
+"""Checkpoints: Orbax, and digests, since Orbax restores flipped bits.
+
+Every array has a digest, and every file has one in a manifest (manifest.py).
 
 Resume, in this order:
   1. the config of the run must equal the one asked for, but for resumable fields
      and what the command allows;
-  2. the newest checkpoint whose arrays all have the dtype, shape and digest they
-     were saved with is restored; damaged ones are named, set aside as `N.damaged`,
-     and the one before is taken;
+  2. the newest checkpoint whose files and arrays all have the digest, dtype and shape
+     they were saved with is restored; damaged ones are named, set aside as
+     `N.damaged`, and the one before is taken;
   3. with checkpoints on disk and none of them whole, the run stops: nothing is
      started over silently;
   4. metrics after the restored step are dropped; training goes on with the next step.
@@ -27,10 +29,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
+from orbax.checkpoint.path import atomicity
 
 from jaxgpt.config import differences, keys_that
 from jaxgpt.errors import UserError, log
+from jaxgpt.parallel import distributed
 from jaxgpt.parallel.sharding import path_name
+from jaxgpt.training import manifest
 
 State = dict[str, Any]
 # A checkpoint's item of NumPy arrays that a system keeps on the host: any names and
@@ -106,6 +111,7 @@ class Checkpoints:
                 read_only=read_only,
                 create=not read_only,
                 async_options=ocp.AsyncOptions(timeout_secs=SAVE_TIMEOUT_S),
+                temporary_path_class=_WithManifest,
             ),
         )
 
@@ -124,6 +130,7 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(item) for name, item in state.items()}
         loss = metrics["val_loss"] if metrics else None
         summary: dict[str, Any] = {"arrays": digests(state), "val_loss": loss}
+        summary["manifest"] = True  # So that a missing one is noticed.
         summary["digest"] = json_digest(summary)
         items["digests"] = ocp.args.JsonSave(summary)
         self.losses[step] = math.inf if loss is None else loss
@@ -169,7 +176,9 @@ class Checkpoints:
         return ", ".join(str(s) for s in self.steps() if s != without) or "none"
 
     def restore(self, step: int, abstract: State, with_host: bool = False) -> State:
-        """Restores items of one checkpoint, and checks them against their digests.
+        """Restores items of one checkpoint; checks its files and their arrays.
+
+        Files that were not there when it was saved are no damage: they change nothing.
 
         Args:
           step: of the checkpoint.
@@ -179,6 +188,7 @@ class Checkpoints:
         Raises:
           DamagedError: naming the array or file that is not what was saved.
         """
+        self._check_files(self.folder / str(step))
         saved = self._summary(step)["arrays"]
         abstract = jax.tree.map(_with_sharding, abstract)
         if with_host:
@@ -205,6 +215,18 @@ class Checkpoints:
             if value != saved[name]:
                 raise DamagedError(f"array {name} differs from its digest")
         return state
+
+    @staticmethod
+    def _check_files(folder: pathlib.Path) -> None:
+        # The processes share a file system: the first one reads for all.
+        wrong = []
+        if jax.process_index() == 0 and manifest.belongs_to(folder):
+            wrong = manifest.differences(folder, extra=False)
+        if number := distributed.max_over_processes(len(wrong)):
+            first = wrong[0] if wrong else "a file is changed"  # Process 0 says which.
+            raise DamagedError(
+                f"{first}, and {number - 1} more" if number > 1 else first
+            )
 
     def _summary(self, step: int) -> dict[str, Any]:
         """Returns what was saved beside the arrays: their digests, and the loss.
@@ -304,6 +326,28 @@ def _unused(path: pathlib.Path) -> pathlib.Path:
     names = (f"{path.name}-{number}" for number in itertools.count(2))
     others = map(path.with_name, names)
     return next(p for p in itertools.chain([path], others) if not p.exists())
+
+
+class _WithManifest(atomicity.AtomicRenameTemporaryPath):
+    """The folder that Orbax writes a checkpoint to, and then renames to the step's.
+
+    The manifest is added in between, so that no checkpoint is ever without one.
+    """
+
+    async def finalize(self) -> None:
+        """Lets Orbax write its last files, adds the manifest, and renames."""
+        if atomicity.TMP_DIR_SUFFIX in self.get_final().parent.name:
+            return await super().finalize()  # An item's folder within a step's.
+        written = self.get()
+        complete = written.with_name(f"{written.name}-complete")
+        complete.rmtree(missing_ok=True)  # Of a save that failed here.
+        await atomicity.AtomicRenameTemporaryPath(
+            written,
+            complete,
+            checkpoint_metadata_store=self._checkpoint_metadata_store,
+        ).finalize()
+        manifest.write(pathlib.Path(complete))
+        complete.rename(self.get_final())
 
 
 class _BestAndLatest:
