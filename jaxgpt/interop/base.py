@@ -117,7 +117,9 @@ class Format:
         # What has no effect on trained weights, or is not used, need not be equal.
         varying |= {"init"}
         if not model.get("bias", fields["bias"]):
-            varying |= {"attention_bias"}
+            varying |= {"attention_bias", "head_bias"}
+        if model.get("tied_head", fields["tied_head"]):
+            varying |= {"head_bias"}
         positions = model.get("positions", fields["positions"])
         if positions != "sinusoidal":
             varying |= {"sinusoid_scale"}
@@ -200,6 +202,11 @@ class Format:
                 sizes[field] = state[name].shape[axis]
         return sizes
 
+    def notes(self, source: Source) -> tuple[str, ...]:
+        """Returns lines about what is not as in the source, for the user."""
+        del source
+        return ()
+
     def training_fields(self, source: Source) -> dict[str, Any]:
         """Returns the fields of training that a checkpoint holds, by dotted keys."""
         del source
@@ -239,6 +246,7 @@ class Format:
           UserError: for a source that is missing, damaged or does not fit.
         """
         source = weights.read_source(source_path, settings_file)
+        notes = (*source.notes, *self.notes(source))
         source = dataclasses.replace(source, state=self.parameters(source))
         fields = {"system": self.system} | self.training_fields(source)
         model = self.model_fields(source)
@@ -255,10 +263,10 @@ class Format:
         self._check_known(source)  # Last: another format is better told by its weights.
         held = self.optimizer_state(source, table)
         if held is None:
-            return Original(config, params, notes=source.notes)
+            return Original(config, params, notes=notes)
         moments, count, step = held
         both = {name: to_jax(arrays) for name, arrays in moments.items()}
-        return Original(config, params, both, count, step, source.notes)
+        return Original(config, params, both, count, step, notes)
 
     def check_run(self, config: ConfigDict) -> None:
         """Raises UserError for a run whose model the original cannot be."""

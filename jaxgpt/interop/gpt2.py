@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -20,17 +21,32 @@ from jaxgpt.interop.base import (
     check_setting,
     read_numbers,
 )
-from jaxgpt.interop.rules import Rule, layer_rules
+from jaxgpt.interop.rules import Rule, layer_rules, shown
 from jaxgpt.interop.weights import Arrays, Source
 
 TABLE, POSITIONS = "transformer.wte.weight", "transformer.wpe.weight"
+HEAD, UP = "lm_head.weight", "transformer.h.0.mlp.c_fc.weight"
+# Heads of other tasks than a language model's.
+OTHER_HEADS = ("classifier", "multiple_choice_head", "qa_outputs", "score", "v_head")
+# What modules of their own, as PyTorch Lightning's, put before each name.
+OUTER = re.compile(
+    r"(\w+\.)*?(?=((transformer\.)?(wte|wpe|h|ln_f)|lm_head|"
+    + "|".join(OTHER_HEADS)
+    + r")\.)"
+)
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 # An export writes the last of several names for ours.
 ACTIVATIONS = {
+    "gelu_accurate": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
+    "gelu_python": "gelu",
     "gelu": "gelu",
+    "relu": "relu",
 }
+DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
 # What config.json holds besides, in this version of transformers and in older ones: of
 # training, generating, other heads and what a call returns.
 HARMLESS = """
@@ -43,13 +59,13 @@ forced_eos_token_id gradient_checkpointing id2label initializer_range is_decoder
 label2id length_penalty max_length max_new_tokens min_length n_ctx n_inner n_special
 no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
 output_attentions output_hidden_states output_past output_scores pad_token_id
-predict_special_tokens prefix problem_type remove_invalid_values
+predict_special_tokens prefix problem_type pruned_heads remove_invalid_values
 reorder_and_upcast_attn repetition_penalty resid_pdrop return_dict
 return_dict_in_generate sep_token_id summary_activation summary_first_dropout
 summary_proj_to_labels summary_type summary_use_proj suppress_tokens
-task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class
-top_k top_p torch_dtype torchscript transformers_version typical_p use_bfloat16
-use_cache
+task_specific_params temperature tf_legacy_loss tie_encoder_decoder
+tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript
+transformers_version typical_p use_bfloat16 use_cache
 """
 BLOCK = {
     "ln_1": "norm_1",
@@ -99,6 +115,8 @@ class GPT2Family(Format):
     """What they share: the block, and a head that is the token table."""
 
     conv1d: bool = False
+    # What to do about a head that is not the token table.
+    untied_remedy: ClassVar[str] = ""
 
     def rules(self, model: ConfigDict) -> list[Rule]:
         """See `gpt_rules`."""
@@ -106,19 +124,22 @@ class GPT2Family(Format):
 
     def plain_name(self, name: str) -> str:
         """Adds the "transformer." that is missing where the body alone was saved."""
-        name = super().plain_name(name)
+        name = OUTER.sub("", super().plain_name(name), count=1)
         bare = name.startswith(("wte.", "wpe.", "h.", "ln_f."))
         return f"transformer.{name}" if bare else name
 
     def parameters(self, source: Source) -> Arrays:
-        """Leaves out the head; UserError where it is not the token table."""
+        """Leaves out a tied head; UserError where it is not the token table."""
         found = super().parameters(source)
-        table = found.get(TABLE, np.zeros(0))
-        head = found.pop("lm_head.weight", table)
-        if TABLE in found and not np.array_equal(head, table, equal_nan=True):
+        if source.settings.get("tie_word_embeddings") is False or HEAD not in found:
+            return found
+        head = found.pop(HEAD)
+        # Of two names of one array safetensors' save_model keeps either.
+        table = found.setdefault(TABLE, head)
+        if table is not head and not np.array_equal(head, table, equal_nan=True):
             raise UserError(
                 f"'{source.path}' has an untied head: lm_head.weight differs from "
-                "wte.weight"
+                f"wte.weight{self.untied_remedy}"
             )
         return found
 
@@ -126,16 +147,71 @@ class GPT2Family(Format):
 class HuggingFaceGPT2(GPT2Family):
     """OpenAI's GPT-2, as Hugging Face's transformers read and write it."""
 
+    untied_remedy = (
+        ': if that is meant, pass --source_config=FILE.json with {"tie_word_embeddings"'
+        ": false}"
+    )
+
+    def rules(self, model: ConfigDict) -> list[Rule]:
+        """Adds a head of its own."""
+        head = Rule(HEAD, "unembed/kernel", transposed=True)
+        return super().rules(model) + ([] if model.tied_head else [head])
+
     def own_fields(self, model: Any) -> dict[str, Any]:
-        """Biases everywhere."""
-        return {"bias": True}
+        """Biases everywhere but in the head."""
+        return {"bias": True, "head_bias": False}
+
+    def parameters(self, source: Source) -> Arrays:
+        """Leaves out heads of other tasks: see `notes`."""
+        found = super().parameters(source)
+        return {k: v for k, v in found.items() if not _is_other_head(k)}
 
     def model_fields(self, source: Source) -> dict[str, Any]:
-        """Checks also the width of the feed-forward."""
+        """Adds the width of the feed-forward, whether the head is tied, and dropout."""
+        settings, path = source.settings, source.path
+        classes = settings.get("architectures") or []
+        known = isinstance(classes, list) and all(
+            isinstance(name, str) and name.startswith("GPT2") for name in classes
+        )
+        check_setting(known, path, "architectures", "GPT2*", classes)
+        pruned = settings.get("pruned_heads")
+        check_setting(not pruned, path, "pruned_heads", "{}", pruned)
         fields = super().model_fields(source)
-        width, inner = 4 * fields["n_embd"], source.settings.get("n_inner")
-        check_setting(inner in (None, width), source.path, "n_inner", str(width), inner)
-        return fields
+        tied = settings.get("tie_word_embeddings")
+        valid = tied is None or isinstance(tied, bool)
+        check_setting(valid, path, "tie_word_embeddings", "true or false", tied)
+        inner, default = settings.get("n_inner"), 4 * fields["n_embd"]
+        width = default if inner is None else inner
+        valid = type(width) is int and 1 <= width <= LARGEST_NUMBER
+        check_setting(valid, path, "n_inner", "an integer >= 1", width)
+        held = source.state[UP].shape if UP in source.state else ()
+        if held and width not in held:
+            raise UserError(
+                f"'{path}': n_inner is {width} in the configuration and {held[-1]} in "
+                "the weights"
+            )
+        rates = _dropouts(settings)
+        for key, rate in rates.items():
+            valid = type(rate) in (int, float) and 0 <= rate < 1
+            check_setting(valid, path, key, "a number in [0, 1)", rate)
+        fields |= {
+            "tied_head": tied is not False,
+            "feed_forward_width": 0 if width == default else width,
+            "dropout": rates[DROPOUTS[0]] if len({*rates.values()}) == 1 else 0.0,
+        }
+        return fields | self.fixed_fields(fields)
+
+    def notes(self, source: Source) -> tuple[str, ...]:
+        """Names heads of other tasks, and dropout that our model cannot have."""
+        lines = []
+        heads = [n for n in source.state if _is_other_head(self.plain_name(n))]
+        if heads:
+            lines.append(f"passed over: {', '.join(map(shown, heads[:5]))}")
+        rates = _dropouts(source.settings)
+        if len({*map(str, rates.values())}) > 1:
+            listed = ", ".join(f"{key} {shown(rate)}" for key, rate in rates.items())
+            lines.append(f"{listed} are not one probability: model.dropout is 0")
+        return tuple(lines)
 
     def write(self, output: Path, state: Arrays, model: ConfigDict, step: int) -> None:
         """Writes a folder that transformers' GPT2LMHeadModel loads."""
@@ -146,12 +222,24 @@ class HuggingFaceGPT2(GPT2Family):
             "activation_function": names[model.activation],
             **{key: model[field] for field, key in self.sizes.items()},
             "n_ctx": model.block_size,
-            **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), model.dropout),
+            "n_inner": model.feed_forward_width or None,
+            "layer_norm_epsilon": model.norm_epsilon,
+            "tie_word_embeddings": model.tied_head,
+            **dict.fromkeys(DROPOUTS, model.dropout),
             "initializer_range": 0.02,
         }
         output.mkdir(parents=True, exist_ok=True)
         save_file(state, output / "model.safetensors", metadata={"format": "pt"})
         (output / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _is_other_head(name: str) -> bool:
+    return name.startswith(tuple(f"{head}." for head in OTHER_HEADS))
+
+
+def _dropouts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the three probabilities; transformers' default is 0.1."""
+    return {key: settings.get(key, 0.1) for key in DROPOUTS}
 
 
 class NanoGPT(GPT2Family):
@@ -249,14 +337,13 @@ GPT2 = HuggingFaceGPT2(
     choices={"activation": ("activation_function", ACTIVATIONS, "gelu_new")},
     required={
         "model_type": "gpt2",
-        "layer_norm_epsilon": 1e-5,
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
         "add_cross_attention": False,
         "is_encoder_decoder": False,
-        "pruned_heads": {},
-        "tie_word_embeddings": True,
     },
+    numbers={"norm_epsilon": ("layer_norm_epsilon", 1e-5)},
+    open_fields=("tied_head", "feed_forward_width"),
     harmless=tuple(HARMLESS.split()),
     buffers=NANOGPT.buffers,
     gpt2_vocabularies=NANOGPT.gpt2_vocabularies,

@@ -103,9 +103,12 @@ def _to_ours(state, rule: Rule, shape, dtype, source: str) -> np.ndarray:
     array = array.T if rule.transposed else array
     if array.shape != shape:
         order = -1 if rule.transposed else 1
+        # Of one block GPT-2's formats differ in these alone.
+        other = array.shape == shape[::-1] or rule.path.startswith("positions/")
         raise UserError(
             f"'{source}': {rule.name} has shape {list(array.shape[::order])}, the "
-            f"configuration implies {list(shape[::order])}: is --format right?"
+            f"configuration implies {list(shape[::order])}: "
+            + ("is --format right?" if other else "pass the right --source_config")
         )
     with np.errstate(over="ignore"):  # Overflow of float32 is reported below.
         array = np.ascontiguousarray(array).astype(dtype)

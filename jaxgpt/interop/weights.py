@@ -75,18 +75,17 @@ def read_source(name: str, settings_file: str | None) -> Source:
     notes: tuple[str, ...] = ()
     if path.is_dir():
         own = _read_json(path / "config.json")
-        state = _read_folder(path)
-    else:
-        held = state = _read_file(path)
-        inside = [key for key in STATES if isinstance(held.get(key), Mapping)]
-        if inside:
-            state = held[inside[0]]
-            checkpoint, notes = _read_besides(held, inside[0], name)
-            if not isinstance(checkpoint.get("model_args", {}), Mapping):
-                raise UserError(f"'{name}': model_args must be a dict")
-            found = [v for k in CONFIGURATIONS if (v := checkpoint.get(k)) is not None]
-            found = [value for value in found if isinstance(value, Mapping)]
-            own = dict(*found[:1])
+    held = state = _read_folder(path) if path.is_dir() else _read_file(path)
+    inside = [key for key in STATES if isinstance(held.get(key), Mapping)]
+    if inside:
+        state = held[inside[0]]
+        checkpoint, notes = _read_besides(held, inside[0], name)
+    if inside and not path.is_dir():
+        if not isinstance(checkpoint.get("model_args", {}), Mapping):
+            raise UserError(f"'{name}': model_args must be a dict")
+        found = [v for k in CONFIGURATIONS if (v := checkpoint.get(k)) is not None]
+        found = [value for value in found if isinstance(value, Mapping)]
+        own = dict(*found[:1])
     for key, value in state.items():
         if not isinstance(key, str) or not is_numbers(value):
             kind = opaque_name(value)
@@ -158,7 +157,7 @@ def _read_json(path: pathlib.Path) -> dict:
     return value
 
 
-def _read_folder(folder: pathlib.Path) -> Arrays:
+def _read_folder(folder: pathlib.Path) -> dict[str, Any]:
     for single in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{single}.index.json"
         if (folder / single).exists():

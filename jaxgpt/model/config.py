@@ -67,6 +67,7 @@ class ModelConfig(OptionGroup):
         False, "biases in layer norms, linear layers (not SwiGLU's) and an untied head"
     )
     attention_bias: bool = _option(True, "with model.bias: in attention too")
+    head_bias: bool = _option(True, "with model.bias: in an untied head too")
     activation: str = _option(
         "gelu",
         "of the feed-forward; gelu_tanh is OpenAI's, swiglu is gated",

@@ -259,7 +259,8 @@ class LanguageModel(nnx.Module):
         self.config = config
         if not config.tied_head:
             D, V = config.n_embd, config.vocab_size
-            self.unembed = layers.Linear(D, V, config, rngs=rngs)
+            bias = config.bias and config.head_bias
+            self.unembed = layers.Linear(D, V, config, bias=bias, rngs=rngs)
 
     def __call__(
         self,

@@ -227,7 +227,7 @@ def test_a_parameter_that_is_missing(nano_refused, nano):
     del state["transformer.h.1.mlp.c_fc.weight"]
     message = nano_refused(model=state)
     assert "lacks transformer.h.1.mlp.c_fc.weight" in message
-    del state[WTE]
+    del state[WTE], state["lm_head.weight"]
     assert f", {WTE}" in nano_refused(model=state)
 
 
@@ -283,13 +283,17 @@ def test_a_head_of_its_own(nano_refused, gpt2_refused, nano):
     head = nano["model"]["lm_head.weight"][:-1]
     assert "untied head" in nano_refused(**replaced(nano, "lm_head.weight", head))
     array = np.zeros((61, 32), np.float32)
-    assert "untied head" in gpt2_refused((), {"lm_head.weight": array})
+    message = gpt2_refused((), {"lm_head.weight": array})
+    assert 'wte.weight: if that is meant, pass --source_config=FILE.json with {"' in (
+        message
+    )
 
 
 def test_a_shape_that_does_not_fit(nano_refused, nano):
     name = "transformer.h.0.mlp.c_fc.weight"
     message = nano_refused(**replaced(nano, name, torch.zeros(64, 32)))
     assert f"{name} has shape [64, 32], the configuration implies [128, 32]" in message
+    assert "--format" not in message
     message = nano_refused(**replaced(nano, WTE, torch.zeros(())))
     assert "untied head" in message
     state = {k: v for k, v in nano["model"].items() if k != "lm_head.weight"}
@@ -428,25 +432,37 @@ def test_all_settings_that_transformers_writes_are_known(folder, gpt2_params):
     "settings, expected",
     [
         (
-            {"activation_function": "relu"},
-            "activation_function must be one of gelu_pytorch_tanh, gelu_new, gelu, "
-            "got 'relu'",
+            {"activation_function": "silu"},
+            "gelu_pytorch_tanh, gelu_new, gelu_python, gelu, relu, got 'silu'",
         ),
-        ({"activation_function": None}, "gelu, got None"),
-        ({"activation_function": ["gelu"]}, "gelu, got ['gelu']"),
-        ({"activation_function": "a\nb"}, r"gelu, got ''a\nb''"),
-        ({"n_inner": 64}, "n_inner must be 128, got 64"),
-        ({"n_inner": "128"}, "n_inner must be 128, got '128'"),
+        ({"activation_function": None}, "relu, got None"),
+        ({"activation_function": ["gelu"]}, "relu, got ['gelu']"),
+        ({"activation_function": "a\nb"}, r"relu, got ''a\nb''"),
+        ({"n_inner": 64}, "n_inner is 64 in the configuration and 128 in the weights"),
+        ({"n_inner": "128"}, "n_inner must be an integer >= 1, got '128'"),
+        ({"n_inner": 0}, "n_inner must be an integer >= 1, got 0"),
         (
             {"model_type": "llama", "n_layer": None},
             "model_type must be 'gpt2', got 'llama'",
         ),
         ({"model_type": "llama"}, "model_type must be 'gpt2', got 'llama'"),
-        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon must be 1e-05, got 1e-06"),
+        ({"layer_norm_epsilon": "small"}, "layer_norm_epsilon must be a number"),
+        ({"layer_norm_epsilon": -1.0}, "model.norm_epsilon must be >= 0, got -1.0"),
+        ({"architectures": ["GPTJForCausalLM"]}, "architectures must be GPT2*, got"),
+        ({"architectures": {"a": 1}}, "architectures must be GPT2*, got {'a': 1}"),
+        ({"resid_pdrop": 1.0}, "resid_pdrop must be a number in [0, 1), got 1.0"),
+        ({"embd_pdrop": None}, "embd_pdrop must be a number in [0, 1), got None"),
         ({"scale_attn_weights": False}, "scale_attn_weights must be True, got False"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ({"add_cross_attention": True}, "add_cross_attention must be False, got True"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings must be True, got False"),
+        (
+            {"tie_word_embeddings": False},
+            "another architecture: it lacks lm_head.weigh",
+        ),
+        (
+            {"tie_word_embeddings": 0},
+            "tie_word_embeddings must be true or false, got 0",
+        ),
         ({"vocab_size": 60}, "vocab_size is 60 in the configuration and 61"),
         ({"is_encoder_decoder": True}, "is_encoder_decoder must be False, got True"),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads must be {}, got {'0': [1]}"),
@@ -457,7 +473,7 @@ def test_all_settings_that_transformers_writes_are_known(folder, gpt2_params):
         ),
         ({"b": 1, "d": 1, "a": 1, "c": 1, "e": 1}, "a=1, b=1, c=1 and 2 more: if they"),
     ],
-    ids=range(18),
+    ids=range(25),
 )
 def test_gpt2_settings_that_would_change_numbers(gpt2_refused, settings, expected):
     assert expected in gpt2_refused(settings)
