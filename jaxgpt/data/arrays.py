@@ -17,11 +17,19 @@ def read_integers(name: str) -> np.ndarray:
     try:
         array = np.load(user_path(name), allow_pickle=False)
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        reason = str(error).partition("\n")[0]
+        reason = why_not_loaded(error)
         raise UserError(f"'{name}' is not an .npy file of integers: {reason}") from None
     if getattr(array, "ndim", 0) != 2 or array.dtype.kind not in "iu" or not array.size:
         raise UserError(f"'{name}' must hold integers [rows, tokens]")
     return array
+
+
+def why_not_loaded(error: Exception) -> str:
+    """Returns the reason that numpy gives, but for its advice to load a pickle."""
+    reason = str(error).partition("\n")[0]
+    if "Object arrays" in reason:
+        return "it holds Python objects, which are never loaded"
+    return "it has another format" if "pickle" in reason else reason
 
 
 def batched(

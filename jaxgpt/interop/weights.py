@@ -14,6 +14,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from jaxgpt.config import user_path
+from jaxgpt.data.arrays import why_not_loaded
 from jaxgpt.errors import UserError, atomic_write
 from jaxgpt.interop.rules import shown
 from jaxgpt.interop.torch_file import (
@@ -207,7 +208,10 @@ def _read_npz(path: pathlib.Path) -> Arrays:
         check_members(archive, str(path))
     with np.load(path, allow_pickle=False) as file:
         names = [n for n in file.files if n.startswith("param/")] or file.files
-        return {name.removeprefix("param/"): file[name] for name in names}
+        try:
+            return {name.removeprefix("param/"): file[name] for name in names}
+        except ValueError as error:
+            raise ValueError(why_not_loaded(error)) from None
 
 
 def write_torch(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.config import user_path
+from jaxgpt.data.arrays import why_not_loaded
 from jaxgpt.errors import UserError
 from jaxgpt.model import rng
 from jaxgpt.systems.gssm.graph import LatentGraph, Node
@@ -139,9 +140,9 @@ def read_tables(graph: LatentGraph, file: str) -> Tables:
                     raise UserError(f"'{file}' has no array {name}: the graph needs it")
                 tables[node.name] = np.asarray(archive[name], np.float64)
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        reason = str(error).partition("\n")[0]
         raise UserError(
-            f"'{file}' is not an .npz file with arrays table/NAME: {reason}"
+            f"'{file}' is not an .npz file with arrays table/NAME: "
+            f"{why_not_loaded(error)}"
         ) from None
     for node in graph.order:
         table, shape = tables[node.name], graph.shape(node)
