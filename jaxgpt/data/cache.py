@@ -1,26 +1,21 @@
-"""The files of a text: found, read in pieces, tokenised once into a cache."""
+"""A text, tokenised once into a cache."""
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import os
 import pathlib
-import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxgpt.config import user_path
-from jaxgpt.data import tokenizers
-from jaxgpt.errors import UserError
+from jaxgpt.data import reading, tokenizers
+from jaxgpt.errors import UserError, log
 
-CHUNK = 1 << 22  # Bytes read at a time.
-LONGEST_WORD = 1 << 24
-LAST_WORD_END = re.compile(r".*\S(?=[ \n])", re.DOTALL)
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
 
@@ -36,16 +31,6 @@ def resolve_path(name: str) -> pathlib.Path:
         if name and candidate.exists():
             return candidate
     raise UserError(f"data.path '{name}' does not exist: name a text file or folder")
-
-
-def text_files(path: pathlib.Path) -> list[pathlib.Path]:
-    """Returns a text file, or those in a folder; UserError where there are none."""
-    if not path.is_dir():
-        return [path]
-    files = sorted(p for p in path.rglob("*.txt") if p.is_file())
-    if not files:
-        raise UserError(f"data.path '{path}' holds neither .txt files nor train.bin")
-    return files
 
 
 def cached_tokens(
@@ -111,7 +96,10 @@ def build(
             "set JAXGPT_CACHE to a writable folder"
         ) from None
     try:
-        tokenizer = make_tokenizer(files, scan(files)[0], config.data)
+        found = reading.scan(files, config.data.normalize)
+        for note in [*found.notes, *_end_marks(found.end_marks, config.data)]:
+            log(note)
+        tokenizer = make_tokenizer(files, found.characters, config.data)
         write(tokenizer, building)
         tokenizers.save_tokenizer(tokenizer, building / "tokenizer.json")
         try:
@@ -128,16 +116,13 @@ def build(
         shutil.rmtree(building, ignore_errors=True)
 
 
-def scan(files: list[pathlib.Path]) -> tuple[set[str], int]:
-    """Returns the characters of a text and its length; UserError where it is empty."""
-    characters: set[str] = set()
-    total = 0
-    for text in iter_chunks(files):
-        characters |= set(text)
-        total += len(text)
-    if not total:
-        raise UserError(f"'{files[0]}' is empty: there is no text to learn from")
-    return characters, total
+def _end_marks(count: int, data: ConfigDict) -> list[str]:
+    if not count or data.tokenizer in ("char", "sentencepiece"):
+        return []
+    marks = f"{count:,} {reading.END_MARK} written out are read as"
+    if data.special_tokens:
+        return [f"data.special_tokens: {marks} the token"]
+    return [f"note: {marks} plain text: data.special_tokens=true reads the token"]
 
 
 def make_tokenizer(
@@ -151,49 +136,30 @@ def make_tokenizer(
     if data.sentencepiece_model:
         return tokenizers.read_sentencepiece(_model_file(data), data.vocab_size)
     return tokenizers.train_sentencepiece(
-        iter_lines(files), characters, data.vocab_size, data.sentencepiece_type
+        reading.iter_lines(files, data.normalize),
+        characters,
+        data.vocab_size,
+        data.sentencepiece_type,
     )
 
 
-def iter_chunks(files: list[pathlib.Path]) -> Iterator[str]:
-    """Yields the text in pieces that end with a word, before the space or newline.
+def encode(
+    pieces: Iterable[str],
+    tokenizer: tokenizers.Tokenizer,
+    files: list[pathlib.Path],
+    data: ConfigDict,
+    at: int = 0,
+) -> Iterator[np.ndarray]:
+    """Yields the ids of a text, which files hold from this place on.
 
-    No token of any tokenizer spans such a place and none depends on what is
-    beyond it (a piece that ends with a newline would join blank lines into another
-    token), so pieces change no token. Memory stays bounded whatever the size of the
-    text: only a word longer than `LONGEST_WORD` is cut.
+    Raises:
+      UserError: naming file, line and column of a character that has no token.
     """
-    for file in files:
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        rest, offset = "", 0
-        with open(file, "rb") as stream:
-            while raw := stream.read(CHUNK):
-                try:
-                    rest += decoder.decode(raw)
-                except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"'{file}' is not UTF-8 (near byte {offset + error.start}): "
-                        "convert it first"
-                    ) from None
-                offset += len(raw)
-                word = LAST_WORD_END.match(rest)
-                if word or len(rest) > LONGEST_WORD:
-                    cut = word.end() if word else len(rest)
-                    yield rest[:cut]
-                    rest = rest[cut:]
-        if decoder.getstate()[0]:
-            raise UserError(f"'{file}' is not UTF-8: it ends within a character")
-        if rest:
-            yield rest
-
-
-def iter_lines(files: list[pathlib.Path]) -> Iterator[str]:
-    """Yields the lines of the text, wherever `iter_chunks` cuts it."""
-    rest = ""
-    for text in iter_chunks(files):
-        *whole, rest = (rest + text).split("\n")
-        yield from whole
-    yield rest
+    try:
+        yield from tokenizer.encode_pieces(pieces, data.special_tokens)
+    except tokenizers.UnknownCharacterError as error:
+        place = reading.locate(files, at + error.at, data.normalize)
+        raise error.located(place) from None
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from jaxgpt.config import OptionGroup, option
 from jaxgpt.errors import UserError
 
+NORMALIZATIONS = ("", "newlines", "nfc")
 TOKENIZERS = ("char", "gpt2", "sentencepiece")
 
 
@@ -31,6 +32,16 @@ class DataConfig(OptionGroup):
     sentencepiece_type: str = option(
         "unigram", "sentencepiece: how one is trained", choices=("unigram", "bpe")
     )
+    normalize: str = option(
+        "",
+        "change text before it is tokenized, prompts too: newlines reads Windows and "
+        "old Mac line ends as newlines; nfc does, and composes characters (Unicode's "
+        "NFC); empty changes nothing",
+        choices=NORMALIZATIONS,
+    )
+    special_tokens: bool = option(
+        False, "read <|endoftext|>, where a text has it written out, as the token"
+    )
     split: str = option(
         "end",
         "held out: the end of the text (nanoGPT), or chunks of it (teenyGPT)",
@@ -45,8 +56,13 @@ class DataConfig(OptionGroup):
 
     @staticmethod
     def validate(config: ConfigDict) -> None:
-        """Checks that something is left to train on."""
+        """Checks that fields do not contradict each other."""
         c = config.data
+        if c.special_tokens and c.tokenizer in ("char", "sentencepiece"):
+            raise UserError(
+                f"data.special_tokens: data.tokenizer={c.tokenizer} has none that can "
+                "be written out: leave it out"
+            )
         if c.val_fraction + c.test_fraction >= 1:
             raise UserError(
                 f"data.val_fraction {c.val_fraction} and data.test_fraction "

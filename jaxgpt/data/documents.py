@@ -14,7 +14,7 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.data import cache, tokenizers
+from jaxgpt.data import cache, reading, tokenizers
 from jaxgpt.data.text import SPLITS, open_text, read_bins, split_sizes
 from jaxgpt.errors import UserError
 
@@ -168,7 +168,7 @@ def open_documents(config: ConfigDict, length: int) -> DocumentData:
     if path.is_dir() and not (path / "train.bin").exists():
         files = _split_files(path, config.data)
         paths = [file for part in files.values() for file in part]
-        write = functools.partial(_write_documents, files)
+        write = functools.partial(_write_documents, files, config.data)
         folder, tokenizer = cache.cached_tokens(paths, config, write, "documents-")
         text = read_bins(folder, tokenizer)
         ends = json.loads((folder / "ends.json").read_text())
@@ -193,10 +193,10 @@ def _split_files(path: pathlib.Path, data: ConfigDict) -> dict[str, list[pathlib
     if (path / "train").is_dir():
         folders = {split: path / split for split in SPLITS}
         files = {
-            s: cache.text_files(f) if f.is_dir() else [] for s, f in folders.items()
+            s: reading.text_files(f) if f.is_dir() else [] for s, f in folders.items()
         }
     else:
-        paths = cache.text_files(path)
+        paths = reading.text_files(path)
         order = np.random.default_rng(data.split_seed).permutation(len(paths))
         train, val = split_sizes(len(paths), data)
         parts = np.split(order, [train, train + val])
@@ -215,6 +215,7 @@ def _split_files(path: pathlib.Path, data: ConfigDict) -> dict[str, list[pathlib
 
 def _write_documents(
     files: dict[str, list[pathlib.Path]],
+    data: ConfigDict,
     tokenizer: tokenizers.Tokenizer,
     folder: pathlib.Path,
 ) -> None:
@@ -225,9 +226,9 @@ def _write_documents(
         ends[split], total = [], 0
         with open(folder / f"{split}.bin", "wb") as out:
             for path in paths:
-                for text in cache.iter_chunks([path]):
-                    ids = tokenizer.encode(text).astype(dtype)
-                    ids.tofile(out)
+                pieces = reading.iter_chunks([path], data.normalize)
+                for ids in cache.encode(pieces, tokenizer, [path], data):
+                    ids.astype(dtype).tofile(out)
                     total += len(ids)
                 ends[split].append(total)
     (folder / "ends.json").write_text(json.dumps(ends))

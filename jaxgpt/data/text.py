@@ -5,15 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import pathlib
 import random
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.data import cache, tokenizers
+from jaxgpt.data import cache, reading, tokenizers
 from jaxgpt.errors import UserError
 
+PICKLED = (
+    "; meta.pkl is never read: if you trust it, make it meta.json there: "
+    'python -c "import json, pickle; '
+    "json.dump(pickle.load(open('meta.pkl', 'rb')), open('meta.json', 'w'))\""
+)
 SPLITS = ("train", "val", "test")
 
 
@@ -99,7 +106,7 @@ def open_text(config: ConfigDict, length: int) -> TextData:
     if path.is_dir() and (path / "train.bin").exists():
         data = _open_bins(path, config)
     else:
-        files = cache.text_files(path)
+        files = reading.text_files(path)
         write = functools.partial(_write_splits, files, c)
         folder, tokenizer = cache.cached_tokens(files, config, write)
         chunk = c.chunk_tokens if c.split == "chunks" else 0
@@ -141,17 +148,18 @@ def _write_splits(
     tokenizer: tokenizers.Tokenizer,
     folder: pathlib.Path,
 ) -> None:
-    total = cache.scan(files)[1]
+    total = reading.scan(files, data.normalize).length
     if data.split == "chunks":
-        _encode(files, tokenizer, [total], folder)
+        _encode(files, data, tokenizer, [total], folder)
         _shuffle_chunks(folder, tokenizer, data)
     else:
         train, val = split_sizes(total, data)
-        _encode(files, tokenizer, [train, train + val, total], folder)
+        _encode(files, data, tokenizer, [train, train + val, total], folder)
 
 
 def _encode(
     files: list[pathlib.Path],
+    data: ConfigDict,
     tokenizer: tokenizers.Tokenizer,
     ends: list[int],
     folder: pathlib.Path,
@@ -161,15 +169,25 @@ def _encode(
     with contextlib.ExitStack() as stack:
         paths = [folder / f"{split}.bin" for split in SPLITS]
         outs = [stack.enter_context(open(path, "wb")) for path in paths]
-        done = 0
-        for text in cache.iter_chunks(files):
-            at = 0
-            for end, out in zip(ends, outs, strict=False):
-                part = text[at : max(end - done, at)]
-                at += len(part)
-                if part:
-                    tokenizer.encode(part).astype(dtype).tofile(out)
-            done += len(text)
+        pieces = _cut(reading.iter_chunks(files, data.normalize), ends)
+        for split, part in itertools.groupby(pieces, key=lambda piece: piece[0]):
+            start = ends[split - 1] if split else 0
+            texts = (text for _, text in part)
+            for ids in cache.encode(texts, tokenizer, files, data, start):
+                ids.astype(dtype).tofile(outs[split])
+
+
+def _cut(pieces: Iterable[str], ends: list[int]) -> Iterator[tuple[int, str]]:
+    """Yields (split, piece) of a text whose splits end at these characters."""
+    done = 0
+    for text in pieces:
+        at = 0
+        for split, end in enumerate(ends):
+            part = text[at : max(end - done, at)]
+            at += len(part)
+            if part:
+                yield split, part
+        done += len(text)
 
 
 def _shuffle_chunks(
@@ -177,7 +195,7 @@ def _shuffle_chunks(
 ) -> None:
     """Deals the chunks of train.bin out to the splits; drops a short last one."""
     whole = (folder / "train.bin").replace(folder / "whole.bin")
-    # It is not empty: cache.scan has checked.
+    # It is not empty: reading.scan has checked.
     tokens = np.memmap(whole, cache.token_dtype(tokenizer.vocab_size), "r")
     order = list(range(len(tokens) // data.chunk_tokens))
     # Python's generator, as in teenyGPT: the same seed makes the same split.
@@ -216,6 +234,13 @@ def read_bins(
     return TextData(**splits, tokenizer=tokenizer, chunk=chunk)
 
 
+def _tokenizer_of_nanogpt(file: pathlib.Path) -> tokenizers.CharTokenizer:
+    """Returns the tokenizer that nanoGPT makes of a text."""
+    # It reads line ends of any kind as newlines, and a mark at the start as a letter.
+    characters = set(file.read_text(encoding="utf-8"))
+    return tokenizers.CharTokenizer("".join(sorted(characters)))
+
+
 def _open_bins(folder: pathlib.Path, config: ConfigDict) -> TextData:
     """Opens a nanoGPT data folder; its pickled vocabulary is never read."""
     tokenizer: tokenizers.Tokenizer
@@ -223,19 +248,21 @@ def _open_bins(folder: pathlib.Path, config: ConfigDict) -> TextData:
         tokenizer = tokenizers.load_tokenizer(folder / "tokenizer.json")
     elif config.data.tokenizer == "gpt2":
         tokenizer = tokenizers.GPT2Tokenizer()
+    elif (folder / "meta.json").exists():
+        tokenizer = tokenizers.load_tokenizer(folder / "meta.json")
     elif (folder / "input.txt").exists():
-        characters = cache.scan([folder / "input.txt"])[0]
-        tokenizer = tokenizers.CharTokenizer("".join(sorted(characters)))
+        tokenizer = _tokenizer_of_nanogpt(folder / "input.txt")
     else:
+        pickled = (folder / "meta.pkl").exists()
         raise UserError(
             f"'{folder}' has no vocabulary: put tokenizer.json or input.txt into it, "
-            "or set data.tokenizer=gpt2"
+            "or set data.tokenizer=gpt2" + (PICKLED if pickled else "")
         )
     data = read_bins(folder, tokenizer)
     for split in SPLITS:
         tokens = getattr(data, split)
-        for start in range(0, len(tokens), cache.CHUNK):
-            part = tokens[start : start + cache.CHUNK]
+        for start in range(0, len(tokens), reading.CHUNK):
+            part = tokens[start : start + reading.CHUNK]
             if part.max() >= data.vocab_size:
                 at = start + int((part >= data.vocab_size).argmax())
                 raise UserError(

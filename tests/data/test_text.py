@@ -1,6 +1,9 @@
+import contextlib
 import hashlib
+import json
 import os
 import pickle
+import re
 import tempfile
 
 import numpy as np
@@ -9,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgpt.config import base, override
-from jaxgpt.data import cache, tokenizers
+from jaxgpt.data import cache, reading, tokenizers
 from jaxgpt.data import text as texts
 from jaxgpt.errors import UserError
 
@@ -158,7 +161,7 @@ def test_fixed_windows_of_a_split_of_one_window(text_file):
 @pytest.mark.parametrize("tokenizer", ["char", "gpt2"])
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 16, 61, 1 << 20])
 def test_reading_in_chunks_changes_no_token(text_file, monkeypatch, tokenizer, chunk):
-    monkeypatch.setattr(cache, "CHUNK", chunk)
+    monkeypatch.setattr(reading, "CHUNK", chunk)
     data = open_text(text_file(SENTENCES), tokenizer=tokenizer)
     cut = int(len(SENTENCES) * 0.9)
     for tokens, part in ((data.train, SENTENCES[:cut]), (data.val, SENTENCES[cut:])):
@@ -174,17 +177,17 @@ def test_pieces_of_any_text_change_no_gpt2_token(text, chunk):
     with tempfile.NamedTemporaryFile() as file, pytest.MonkeyPatch.context() as patch:
         file.write(text.encode())
         file.flush()
-        patch.setattr(cache, "CHUNK", chunk)
-        pieces = list(cache.iter_chunks([file.name]))
+        patch.setattr(reading, "CHUNK", chunk)
+        pieces = list(reading.iter_chunks([file.name]))
     assert "".join(pieces) == text
     ids = [i for piece in pieces for i in tokenizer.encode(piece)]
     assert ids == tokenizer.encode(text).tolist()
 
 
 def test_a_text_of_one_word_is_read_in_bounded_pieces(text_file, monkeypatch):
-    monkeypatch.setattr(cache, "CHUNK", 4)
-    monkeypatch.setattr(cache, "LONGEST_WORD", 10)
-    pieces = list(cache.iter_chunks([text_file("a" * 99)]))
+    monkeypatch.setattr(reading, "CHUNK", 4)
+    monkeypatch.setattr(reading, "LONGEST_WORD", 10)
+    pieces = list(reading.iter_chunks([text_file("a" * 99)]))
     assert "".join(pieces) == "a" * 99
     assert max(map(len, pieces)) < 10 + 4 + 1
 
@@ -213,6 +216,69 @@ def test_nanogpt_folder_with_only_a_pickled_vocabulary(bins, bomb):
     folder = bins(vocabulary="")
     (folder / "meta.pkl").write_bytes(pickle.dumps(bomb))
     assert "has no vocabulary: put tokenizer.json or input.txt" in refusal(folder)
+
+
+def test_a_pickled_vocabulary_can_be_made_json(bins):
+    folder = bins(vocabulary="")
+    letters = dict(enumerate("dcab"))
+    meta = {
+        "vocab_size": 4,
+        "itos": letters,
+        "stoi": {letter: i for i, letter in letters.items()},
+    }
+    (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
+    message = refusal(folder)
+    assert "meta.pkl is never read" in message
+    code = re.search(r'python -c "(.*)"', message)[1]
+    with contextlib.chdir(folder):
+        exec(code)
+    assert open_text(folder).tokenizer.characters == "dcab"
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"stoi": {"d": 0, "b": 2, "a": 1}},
+        {"itos": {"2": "b", "1": "a", "0": "d"}},
+        {"itos": ["d", "a", "b"], "vocab_size": 3},
+        {"chars": "dab"},
+        ["d", "a", "b"],
+        {"d": 0, "b": 2, "a": 1},
+    ],
+)
+def test_meta_as_json_is_a_vocabulary(bins, meta):
+    folder = bins(train=[0, 1, 2] * 10, val=[0] * 20, vocabulary="xyz")
+    text = json.dumps(meta)
+    (folder / "meta.json").write_text(text, encoding="utf-8-sig")
+    assert open_text(folder).tokenizer.characters == "dab"
+
+
+@pytest.mark.parametrize(
+    "meta, why",
+    [
+        ({"stoi": {"a": 0, "b": 1}, "itos": {"0": "b", "1": "a"}}, "contradict"),
+        ({"stoi": {"a": 0, "b": 0, "c": 1}}, "not one after another"),
+        ({"stoi": {"a": 1, "b": 2}}, "not one after another"),
+        ({"itos": ["a", "b", "a"]}, "a character twice"),
+        ({"itos": ["a", "the"]}, "not one character"),
+        ({"chars": "ab", "vocab_size": 3}, "its vocab_size 3 is not its 2"),
+        ({"stoi": {}}, "it is empty"),
+        ({"stoi": {"a": None}}, "cannot be used"),
+        ({"vocab_size": "many"}, "no tokenizer of kind"),
+    ],
+)
+def test_meta_that_is_no_vocabulary(bins, meta, why):
+    folder = bins()
+    (folder / "meta.json").write_text(json.dumps(meta))
+    message = refusal(folder)
+    assert f"'{folder}/meta.json' cannot be used" in message
+    assert why in message
+
+
+def test_the_text_beside_bins_is_read_as_nanogpt_does(bins):
+    folder = bins()
+    (folder / "input.txt").write_bytes("\ufeffb\r\na\rc".encode())
+    assert open_text(folder).tokenizer.characters == "\nabc\ufeff"
 
 
 def test_nanogpt_folder_with_a_tokenizer_file(bins):
@@ -270,7 +336,7 @@ def test_tokenizer_and_split_have_caches_of_their_own(text_file, own_cache):
 def test_an_interrupted_build_leaves_nothing(text_file, own_cache, monkeypatch, error):
     file = text_file("abcdefgh" * 30)
 
-    def fail(files, tokenizer, train, folder):
+    def fail(files, data, tokenizer, train, folder):
         (folder / "train.bin").write_bytes(b"half")
         assert list(own_cache.iterdir()) == [folder]
         raise error
@@ -325,17 +391,18 @@ def test_text_as_long_as_its_windows(text_file):
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 22])
 def test_text_that_is_not_utf8(text_file, own_cache, monkeypatch, chunk):
-    monkeypatch.setattr(cache, "CHUNK", chunk)
-    file = text_file(b"a" * 100 + b"\xff" + b"b" * 100)
+    monkeypatch.setattr(reading, "CHUNK", chunk)
+    file = text_file(b"a\r\n\n".ljust(100) + b"\xff" + b"b" * 100)
     message = refusal(file, own_cache)
-    assert f"'{file}' is not UTF-8 (near byte 100)" in message
+    assert f"'{file}' is not UTF-8 (near byte 100): line 3 has ff" in message
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 22])
 def test_text_cut_off_within_a_character(text_file, own_cache, monkeypatch, chunk):
-    monkeypatch.setattr(cache, "CHUNK", chunk)
+    monkeypatch.setattr(reading, "CHUNK", chunk)
     file = text_file("text 😀".encode()[:-1])
-    assert f"'{file}' is not UTF-8: it ends within" in refusal(file, own_cache)
+    message = refusal(file, own_cache)
+    assert f"'{file}' is not UTF-8: it ends within a character (f0 9f 98" in message
 
 
 def test_folder_without_text(tmp_path, own_cache):
@@ -364,7 +431,7 @@ def test_bin_with_ids_outside_the_vocabulary(bins):
 
 
 def test_bin_ids_are_checked_to_the_end(bins, monkeypatch):
-    monkeypatch.setattr(cache, "CHUNK", 3)
+    monkeypatch.setattr(reading, "CHUNK", 3)
     assert "id 4 at token 20" in refusal(bins(val=[*(0, 1, 2, 3) * 5, 4]))
 
 

@@ -1,0 +1,316 @@
+"""The files of a text: found in a folder, and read as text whatever wrote them."""
+
+from __future__ import annotations
+
+import codecs
+import collections
+import hashlib
+import os
+import pathlib
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from jaxgpt.errors import UserError, log
+
+CHUNK = 1 << 22  # Bytes read at a time.
+LONGEST_WORD = 1 << 24
+END_MARK = "<|endoftext|>"
+LAST_WORD_END = re.compile(r".*\S(?=[ \n])", re.DOTALL)
+# How file managers and browsers name a copy: the name of the original is the group.
+COPY = re.compile(
+    r"(?:copy of (?P<of>.+)|(?P<stem>.+?)(?: - copy| copy| \((?:\w+ )?copy\d*\))?"
+    r"(?: \d+| ?\(\d+\))?)",
+    re.IGNORECASE,
+)
+# UTF-32's mark begins with that of UTF-16.
+MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+# Which of four bytes are 0 in Latin letters of these encodings.
+ZEROS = {
+    (False, True, False, True): "UTF-16LE",
+    (True, False, True, False): "UTF-16BE",
+    (False, True, True, True): "UTF-32LE",
+    (True, True, True, False): "UTF-32BE",
+}
+COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd", b"7z\xbc")
+
+
+class Contents(NamedTuple):
+    """What a text consists of, and what is worth saying about it."""
+
+    characters: set[str]
+    length: int
+    end_marks: int  # Of <|endoftext|>, written out.
+    notes: list[str]
+
+
+def text_files(path: pathlib.Path) -> list[pathlib.Path]:
+    """Returns a text file, or the .txt files in a folder and those below it.
+
+    What is passed over is logged: other endings, hidden files, empty ones, copies of
+    others, linked folders.
+
+    Raises:
+      UserError: where there are none.
+    """
+    if not path.is_dir():
+        return [path]
+    found: list[pathlib.Path] = []
+    passed: dict[str, list[pathlib.Path]] = collections.defaultdict(list)
+
+    def unreadable(error: OSError) -> None:
+        passed["unreadable"].append(pathlib.Path(error.filename))
+
+    for folder, below, names in os.walk(path, onerror=unreadable):
+        here = pathlib.Path(folder)
+        for name in sorted(below):
+            why = "hidden" if _hidden(name) else "linked folder"
+            if _hidden(name) or (here / name).is_symlink():
+                passed[why].append(here / name)
+                below.remove(name)
+        for file in sorted(here / name for name in names):
+            if _hidden(file.name):
+                passed["hidden"].append(file)
+            elif file.suffix.lower() != ".txt":
+                passed["not .txt"].append(file)
+            elif not file.is_file():
+                passed["not a file"].append(file)
+            elif not file.stat().st_size:
+                passed["empty"].append(file)
+            else:
+                found.append(file)
+    found = _without_copies(path, sorted(found), passed) or passed.pop("empty", [])
+    said = "; ".join(
+        f"{len(files)} {why} ({_some(file.relative_to(path) for file in files)})"
+        for why, files in passed.items()
+    )
+    if not found:
+        end = f": it has {said}" if said else ""
+        raise UserError(
+            f"data.path '{path}' holds neither .txt files nor train.bin{end}"
+        )
+    if said:
+        log(f"note: '{path}': {len(found)} .txt read; passed over: {said}")
+    return found
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _some(names: Iterable[object], shown: int = 3) -> str:
+    """Returns the first names, and how many there are beside them."""
+    quoted = [f"'{name}'" for name in names]
+    rest = len(quoted) - shown
+    return ", ".join(quoted[:shown]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _without_copies(
+    folder: pathlib.Path,
+    files: list[pathlib.Path],
+    passed: dict[str, list[pathlib.Path]],
+) -> list[pathlib.Path]:
+    """Returns the files but those that are named as a copy of another and are one."""
+    sizes = collections.defaultdict(list)
+    for file in files:
+        sizes[file.stat().st_size].append(file)
+    twins = collections.defaultdict(list)
+    for same in sizes.values():
+        for file in same if len(same) > 1 else []:
+            with open(file, "rb") as stream:
+                twins[hashlib.file_digest(stream, "sha256").digest()].append(file)
+    for same in twins.values():
+        copies = [file for file in same if _original(file) in same]
+        passed["copies"] += copies
+        kept = [file for file in same if file not in copies]
+        if len(kept) > 1:
+            same_names = _some(file.relative_to(folder) for file in kept)
+            log(f"note: read though their contents are the same: {same_names}")
+    if not passed["copies"]:
+        del passed["copies"]
+    dropped = set(passed.get("copies", []))
+    return [file for file in files if file not in dropped]
+
+
+def _original(file: pathlib.Path) -> pathlib.Path | None:
+    """Returns the file that this one's name says it is a copy of."""
+    name = COPY.fullmatch(file.stem)
+    stem = name and (name["of"] or name["stem"])
+    return file.with_stem(stem) if stem and stem != file.stem else None
+
+
+def iter_chunks(files: list[pathlib.Path], normalize: str = "") -> Iterator[str]:
+    """Yields the text in pieces that end with a word, before the space or newline.
+
+    GPT-2's tokens do not span such a place and do not depend on what is beyond it (a
+    piece that ends with a newline would join blank lines into another token), so pieces
+    change none. Memory stays bounded whatever the size of the text: only a word longer
+    than `LONGEST_WORD` is cut.
+
+    A mark of UTF-8, UTF-16 or UTF-32 at the start of a file is no part of the text, and
+    decides how it is read; without one it is UTF-8.
+
+    Args:
+      files: one after another are the text.
+      normalize: see `data.normalize`.
+
+    Raises:
+      UserError: for a file that is not text, naming the line and the byte.
+    """
+    for file in files:
+        rest = ""
+        for text in _decoded(file):
+            rest += text
+            word = LAST_WORD_END.match(rest)
+            if word or len(rest) > LONGEST_WORD:
+                cut = word.end() if word else len(rest)
+                yield normalized(rest[:cut], normalize)
+                rest = rest[cut:]
+        if rest:
+            yield normalized(rest, normalize)
+
+
+def normalized(text: str, how: str) -> str:
+    """Returns a text as `data.normalize` says; "" leaves it as it is."""
+    if how:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return unicodedata.normalize("NFC", text) if how == "nfc" else text
+
+
+def _decoded(file: pathlib.Path) -> Iterator[str]:
+    """Yields the text of a file, a chunk of bytes at a time."""
+    encoding, mark = _encoding(file)
+    decoder = codecs.getincrementaldecoder(encoding)()
+    newlines = returns = 0
+    with open(file, "rb") as stream:
+        at = stream.seek(len(mark))
+        while True:
+            raw = stream.read(CHUNK)
+            at -= len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:
+                before = error.object[: error.start].decode(encoding)
+                newlines += before.count("\n")
+                returns += before.count("\r")
+                line = 1 + (newlines or returns)
+                wrong = error.object[error.start : error.end].hex(" ")
+                what = f"'{file}' is not {encoding.upper()}"
+                if not raw:
+                    raise UserError(
+                        f"{what}: it ends within a character ({wrong}, in line {line}):"
+                        " is it complete?"
+                    ) from None
+                raise UserError(
+                    f"{what} (near byte {at + error.start}): line {line} has {wrong}: "
+                    + _remedy(file, encoding)
+                ) from None
+            if not raw:
+                return
+            newlines += text.count("\n")
+            returns += text.count("\r")
+            at = stream.tell()
+            yield text
+
+
+def _encoding(file: pathlib.Path) -> tuple[str, bytes]:
+    """Returns the encoding of a file and the mark it begins with.
+
+    Raises:
+      UserError: for UTF-16 or UTF-32 without a mark, most of which is valid UTF-8.
+    """
+    with open(file, "rb") as stream:
+        head = stream.read(4096)
+    for mark, encoding in MARKS.items():
+        if head.startswith(mark):
+            return encoding, mark
+    every = [head[place::4] for place in range(4)]
+    zeros = tuple(part.count(0) > len(part) / 2 for part in every)
+    if len(head) >= 8 and zeros in ZEROS:
+        raise UserError(
+            f"'{file}' seems to be {ZEROS[zeros]} without a mark at its start: convert "
+            f"it first (iconv -f {ZEROS[zeros]} -t UTF-8)"
+        )
+    return "utf-8", b""
+
+
+def _remedy(file: pathlib.Path, encoding: str) -> str:
+    with open(file, "rb") as stream:
+        if stream.read(8).startswith(COMPRESSED):
+            return "it is compressed, unpack it first"
+    if encoding == "utf-8":
+        return "convert it first (iconv -f ITS_ENCODING -t UTF-8)"
+    return "is it damaged?"
+
+
+def iter_lines(files: list[pathlib.Path], normalize: str = "") -> Iterator[str]:
+    """Yields the lines of the text, wherever `iter_chunks` cuts it."""
+    rest = ""
+    for text in iter_chunks(files, normalize):
+        *whole, rest = (rest + text).split("\n")
+        yield from whole
+    yield rest
+
+
+def scan(files: list[pathlib.Path], normalize: str = "") -> Contents:
+    """Returns what a text consists of; UserError where it is empty."""
+    characters: set[str] = set()
+    length = windows = macs = end_marks = 0
+    for raw in iter_chunks(files):
+        windows += (pairs := raw.count("\r\n"))
+        macs += raw.count("\r") - pairs
+        end_marks += raw.count(END_MARK)
+        text = normalized(raw, normalize)
+        characters |= set(text)
+        length += len(text)
+    if not length:
+        raise UserError(f"'{files[0]}' is empty: there is no text to learn from")
+    notes = _notes_on_marks(files)
+    if windows or macs:
+        ends = f"{windows:,} Windows (CR LF) and {macs:,} Mac (CR) line ends"
+        notes.append(
+            f"data.normalize={normalize}: {ends} are read as newlines"
+            if normalize
+            else f"note: {ends} are kept: data.normalize=newlines makes them newlines"
+        )
+    if normalize == "nfc":
+        notes.append("data.normalize=nfc: characters are composed (Unicode's NFC)")
+    return Contents(characters, length, end_marks, notes)
+
+
+def _notes_on_marks(files: list[pathlib.Path]) -> list[str]:
+    marked = collections.defaultdict(list)
+    for file in files:
+        encoding, mark = _encoding(file)
+        if mark:
+            marked[encoding].append(file.name)
+    return [
+        f"note: read as {encoding.upper()}, without the mark at the start: "
+        + _some(names)
+        for encoding, names in marked.items()
+    ]
+
+
+def locate(files: list[pathlib.Path], at: int, normalize: str = "") -> str:
+    """Returns file, line and column of the character at this place of the text."""
+    for file in files:
+        newlines = returns = 0
+        line = ""
+        for text in iter_chunks([file], normalize):
+            before = text[:at]
+            newlines += before.count("\n")
+            returns += before.count("\r")
+            line += before
+            line = line[max(line.rfind("\n"), line.rfind("\r")) + 1 :]
+            if at < len(text):
+                number = 1 + (newlines or returns)
+                return f"'{file}', line {number}, column {len(line) + 1}"
+            at -= len(text)
+    raise IndexError(at)
