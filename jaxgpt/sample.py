@@ -39,6 +39,11 @@ def _parse(argv: list[str], system: str) -> argparse.Namespace:
         help="continue texts of this split, half a block long; of a task, problems of "
         "it (default val)",
     )
+    parser.add_argument(
+        "--special_tokens",
+        action="store_true",
+        help="read special tokens written out, like <|endoftext|>, as such",
+    )
     parser.add_argument("--image", help="of a task: draw the samples into this PNG")
     parser.add_argument("--max_new_tokens", type=int, help="default: fill the block")
     parser.add_argument(
@@ -79,6 +84,8 @@ def _parse(argv: list[str], system: str) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for options in sample_options():
         options.check(args)
+    if args.special_tokens and args.prompt is None and args.template is None:
+        raise UserError("--special_tokens needs --prompt or --template")
     if args.template is not None and args.max_new_tokens is not None:
         raise UserError(
             "--max_new_tokens is incompatible with --template: gaps have lengths"

@@ -29,6 +29,7 @@ OPTIONS = {
     ],
     "sample": [
         *("--workdir", "--step", "--json", "--prompt", "--prompt_ids", "--template"),
+        "--special_tokens",
         *("--max_new_tokens", "--sampler", "--order", "--num_samples"),
         *("--temperature", "--top_k", "--seed", "--split", "--num_orders"),
         *("--block_length", "--top_p", "--stop", "--live", "--image"),
@@ -340,7 +341,7 @@ def test_train_with_an_unknown_variant(refused, tmp_path):
         (None, "does not exist"),
         (b"", "is empty"),
         (b"short", "split has 4 tokens, a window needs 32"),
-        (b"text \xff" * 99, "is not UTF-8 (near byte 5)"),
+        (b"text \xff" * 99, "is not UTF-8 (near byte 5): line 1 has ff"),
     ],
 )
 def test_train_with_a_text_that_cannot_be_used(
@@ -401,8 +402,21 @@ def test_train_in_a_workdir_with_a_damaged_file(refused, run_copy, name):
     [
         (["--prompt=a€b"], "'€' (at 1)"),
         (["--prompt=\udcff"], "'\\udcff' (at 0)"),
-        (["--template=a<missing:3>€"], "'€' (at 0)"),
+        (["--template=a<missing:3>€"], "'€' (at 12)"),
         (["--template=a<missing:3"], "'<' (at 1)"),
+        *(
+            ([f"--template=a{gap}b"], "write one of 12 tokens as <missing:12>")
+            for gap in (
+                "<missing>",
+                "<missing:>",
+                "<missing:-3>",
+                "<missing: 3>",
+                "<missing:x>",
+                "<MISSING:3>",
+                "<missing 3>",
+                "<missing:3",
+            )
+        ),
         (["--template="], "--template is empty"),
         (
             ["--template=abc<missing:30>"],
@@ -417,6 +431,8 @@ def test_train_in_a_workdir_with_a_damaged_file(refused, run_copy, name):
         (["--max_new_tokens=0"], "nothing is given"),
         (["--max_new_tokens=-1"], "--max_new_tokens must be >= 0, got -1"),
         (["--max_new_tokens=many"], "--max_new_tokens: invalid int value: 'many'"),
+        (["--prompt=a", "--special_tokens"], "characters have no special tokens"),
+        (["--special_tokens"], "--special_tokens needs --prompt or --template"),
         (["--prompt=a", "--template=b"], "not allowed with argument --prompt"),
         (["--template=a<missing:3>", "--max_new_tokens=3"], "--max_new_tokens"),
         (["--temperature=-0.5"], "--temperature must be >= 0, got -0.5"),
@@ -648,13 +664,15 @@ def test_evaluate_order_that_is_no_permutation(read_refused, npy, order):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"text", b"PK\3\4 no archive", b"\x93NUMPY\1\0v\0{"]
+    "content",
+    [b"", b"text", b"PK\3\4 no archive", b"<!DOCTYPE html>\n", b"\x93NUMPY\1\0v\0{"],
 )
 def test_evaluate_file_that_is_no_npy(read_refused, tmp_path, content):
     file = tmp_path / "tokens.npy"
     file.write_bytes(content)
     message = read_refused(evaluate.command, f"--tokens={file}")
     assert f"'{file}' is not an .npy file of integers" in message
+    assert "pickle" not in message
 
 
 @pytest.mark.parametrize("shape, padding", [((10**12, 9), 0), ((2, 8), 20_000)])
@@ -667,6 +685,7 @@ def test_evaluate_npy_with_an_outrageous_header(read_refused, tmp_path, shape, p
     )
     message = read_refused(evaluate.command, f"--tokens={file}")
     assert f"'{file}' is not an .npy file of integers" in message
+    assert "pickle" not in message
 
 
 def test_evaluate_npy_that_is_missing_or_a_folder(read_refused, tmp_path):
@@ -684,9 +703,9 @@ def test_evaluate_never_loads_a_pickle(read_refused, npy, tmp_path, bomb):
             [f"--tokens={file}"],
             [f"--tokens={tokens}", f"--order={file}"],
         ):
-            assert f"'{file}' is not an .npy" in read_refused(
-                evaluate.command, *options
-            )
+            message = read_refused(evaluate.command, *options)
+            assert f"'{file}' is not an .npy" in message
+            assert "allow_pickle" not in message
 
 
 @pytest.mark.parametrize("option", ["--order", "--logits"])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxgpt import backend, cli
+from jaxgpt.data import reading
 from jaxgpt.errors import UserError, log
 from jaxgpt.model import rng
 from jaxgpt.run import Run, open_run
@@ -101,13 +102,15 @@ def _given(run: Run, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, 
             longest,
         )
         return tokens, prompt_mask, ""
+    special = args.special_tokens
     if args.template is not None:
+        template = _normalized(args.template, run)
         tokens, prompt_mask = prompts.read_template(
-            args.template, tokenizer, c.block_size
+            template, tokenizer, c.block_size, special
         )
     else:
         prompt = (
-            prompts.encode(args.prompt or "", tokenizer)
+            prompts.encode(_normalized(args.prompt or "", run), tokenizer, special)
             if args.prompt_ids is None
             else prompts.parse_ids(args.prompt_ids, c.vocab_size)
         )
@@ -123,6 +126,15 @@ def _given(run: Run, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, 
     first = to_text(tokens[:1], tokenizer)
     note = f"note: this model cannot begin with nothing; its first token is {first!r}"
     return tokens, prompt_mask, note
+
+
+def _normalized(text: str, run: Run) -> str:
+    """Returns a prompt changed as the text was that the run was trained on."""
+    how = run.config.data.normalize
+    changed = reading.normalized(text, how)
+    if changed != text:
+        log(f"note: the text is changed as the run's data was (data.normalize={how})")
+    return changed
 
 
 def _sample_text(

@@ -77,18 +77,28 @@ class Screen:
         """Returns one text: new tokens lit, given ones coloured, gaps dotted."""
         text = Text(overflow="fold")
         newest = filled.num_forward_passes_B[row]
+        decoded_T = filled.decoded_BT[row]
+        part: list[int] = []
         for t, token in enumerate(filled.tokens_BT[row]):
-            if not filled.decoded_BT[row, t]:
+            if not decoded_T[t]:
                 text.append(GAP, MISSING)
                 continue
-            shown = (
-                self.tokenizer.decode(np.array([token]))
-                if self.tokenizer
-                else f"{token} "
-            )
+            part.append(token)
+            shown = self._shown(np.array(part), begins=t + 1 == len(part))
+            # Tokens can be bytes: up to four are a character.
+            more = len(part) < 4 and decoded_T[t + 1 : t + 2].any()
+            if shown.endswith("\ufffd") and more:
+                continue
+            part = []
             call = filled.decode_step_BT[row, t]
             style = GIVEN if self.prompt_mask_T[t] else NEW if call == newest else OLD
             if call == newest and not shown.strip():
                 shown = shown.replace(" ", "␣").replace("\n", "↵\n")
             text.append(shown, style)
         return text
+
+    def _shown(self, tokens: np.ndarray, begins: bool) -> str:
+        if not self.tokenizer:
+            return f"{tokens[-1]} "
+        decode = self.tokenizer.decode if begins else self.tokenizer.decode_rest
+        return decode(tokens)

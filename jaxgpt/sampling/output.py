@@ -15,6 +15,11 @@ def to_text(tokens: np.ndarray, tokenizer: Tokenizer | None) -> str:
     return tokenizer.decode(tokens) if tokenizer else str(tokens.tolist())
 
 
+def _continuation(tokens: np.ndarray, tokenizer: Tokenizer | None) -> str:
+    """Returns the text of tokens [T] that go on from others."""
+    return tokenizer.decode_rest(tokens) if tokenizer else str(tokens.tolist())
+
+
 def until(stop: str, prompt_length: int, tokenizer: Tokenizer | None) -> Callback:
     """Returns a callback that ends sampling once every text contains stop."""
 
@@ -26,7 +31,8 @@ def until(stop: str, prompt_length: int, tokenizer: Tokenizer | None) -> Callbac
         ]
         rows = zip(output.tokens_BT, ends, strict=True)
         return not all(
-            stop in to_text(row[prompt_length:end], tokenizer) for row, end in rows
+            stop in _continuation(row[prompt_length:end], tokenizer)
+            for row, end in rows
         )
 
     return unfinished
@@ -36,10 +42,10 @@ def _length_with_stop(
     row: np.ndarray, given: int, stop: str, tokenizer: Tokenizer | None
 ) -> int:
     """Returns how many tokens to keep: those up to stop, sought after the prompt."""
-    if not stop or stop not in to_text(row[given:], tokenizer):
+    if not stop or stop not in _continuation(row[given:], tokenizer):
         return len(row)
     for end in range(given + 1, len(row)):
-        if stop in to_text(row[given:end], tokenizer):
+        if stop in _continuation(row[given:end], tokenizer):
             return end
     return len(row)
 
@@ -76,8 +82,8 @@ def split_continuations(
 ) -> None:
     """Adds prompt and continuation to the JSON object of each sample."""
     for sample in samples:
-        for name, ids in (
-            ("prompt", sample["tokens"][:prompt_length]),
-            ("continuation", sample["tokens"][prompt_length:]),
-        ):
-            sample[name] = tokenizer.decode(np.array(ids)) if tokenizer else ids
+        given, new = np.split(np.array(sample["tokens"], int), [prompt_length])
+        sample["prompt"] = tokenizer.decode(given) if tokenizer else given.tolist()
+        sample["continuation"] = (
+            tokenizer.decode_rest(new) if tokenizer else new.tolist()
+        )

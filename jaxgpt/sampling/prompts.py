@@ -12,17 +12,48 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.data import tokenizers
-from jaxgpt.data.tokenizers import Tokenizer
+from jaxgpt.data.tokenizers import Tokenizer, UnknownCharacterError
 from jaxgpt.errors import UserError, require
 
 GAP = re.compile(r"<missing:(\d+)>")
+# What was meant as a gap: <missing>, <missing:-3>, <MISSING:3>, <missing: 3, ...
+NEARLY_GAP = re.compile(r"<\s*missing\s*(?:[:=][^<>]*>?|[-+\d\s]*>)", re.IGNORECASE)
 
 
-def encode(text: str, tokenizer: Tokenizer | None) -> np.ndarray:
-    """Returns ids [T]; UserError where there is a text but no tokenizer."""
-    if tokenizer is None and text:
-        raise UserError("this run has no tokenizer: give --prompt_ids")
-    return tokenizer.encode(text) if tokenizer else np.zeros(0, np.int32)
+def encode(
+    text: str,
+    tokenizer: Tokenizer | None,
+    special_tokens: bool = False,
+    at: int = 0,
+) -> np.ndarray:
+    """Returns ids [T] of a text, or of the part of a whole one that begins at `at`.
+
+    Raises:
+      UserError: where there is a text but no tokenizer, or a character without a token.
+    """
+    if tokenizer is None:
+        if text:
+            raise UserError("this run has no tokenizer: give --prompt_ids")
+        return np.zeros(0, np.int32)
+    encode = tokenizer.encode_rest if at else tokenizer.encode
+    try:
+        _check_unicode(text)
+        return encode(text, special_tokens)
+    except UnknownCharacterError as error:
+        raise error.moved(at) from None
+
+
+def _check_unicode(text: str) -> None:
+    """Raises UserError for bytes of the command line that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(text[error.start]) & 0xFF
+        raise UnknownCharacterError(
+            text[error.start],
+            error.start,
+            f"is no character but the byte 0x{byte:02x}: write the text in UTF-8",
+        ) from None
 
 
 def parse_ids(text: str, vocab_size: int) -> np.ndarray:
@@ -68,23 +99,34 @@ def continue_prompt(
 
 
 def read_template(
-    template: str, tokenizer: Tokenizer | None, block_size: int
+    template: str,
+    tokenizer: Tokenizer | None,
+    block_size: int,
+    special_tokens: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (tokens, known) of a text with gaps, "a <missing:12> b".
 
     Raises:
-      UserError: where it is empty, or does not fit the block.
+      UserError: where it is empty, does not fit the block, or has a gap without length.
     """
     if not template:
         raise UserError("--template is empty: write gaps as <missing:12>")
+    for nearly in NEARLY_GAP.finditer(template):
+        if not GAP.fullmatch(nearly[0]):
+            raise UserError(
+                f"'<' (at {nearly.start()}) begins {nearly[0]!r}, which is no gap: "
+                "write one of 12 tokens as <missing:12>"
+            )
     tokens, prompt_mask, total = [np.zeros(0, np.int32)], [np.zeros(0, bool)], 0
+    at = 0  # In the template.
     for index, piece in enumerate(GAP.split(template)):
         gap = index % 2 == 1
         if gap and len(piece) > 12:
             raise UserError(
                 f"a gap has {len(piece)} digits, but only {block_size} tokens fit"
             )
-        ids = None if gap else encode(piece, tokenizer)
+        ids = None if gap else encode(piece, tokenizer, special_tokens, at)
+        at += len(f"<missing:{piece}>" if gap else piece)
         length = int(piece) if ids is None else len(ids)
         total += length
         if total <= block_size:
@@ -102,8 +144,8 @@ def start_token(tokenizer: Tokenizer | None) -> int:
     if isinstance(tokenizer, tokenizers.GPT2Tokenizer):
         return tokenizers.END_OF_TEXT
     try:
-        return int(encode("\n", tokenizer)[0])
-    except UserError:  # There is no tokenizer, or it knows no newline.
+        return int(tokenizer.encode_rest("\n")[0]) if tokenizer else 0
+    except UserError:  # It knows no newline.
         return 0
 
 

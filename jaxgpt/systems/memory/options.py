@@ -107,7 +107,9 @@ class MemorySession:
         "memories" holds for each token {"token", "memories": [{"weight", "document",
         "position", "text"}]}, most used first; the text is that around the position.
         """
-        show = lambda ids: tokenizer.decode(ids) if tokenizer else str(ids.tolist())
+        show = lambda ids: (
+            tokenizer.decode_rest(ids) if tokenizer else str(ids.tolist())
+        )
 
         def source(row, place, m):
             document = int(output.document_BTM[row, place, m])
