@@ -12,7 +12,7 @@ import argparse
 from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError, require
-from jaxgpt.systems.sample_options import sample_options
+from jaxgpt.systems.sample_options import check_sampling, sample_options
 from jaxgpt.systems.sigma.config import SAMPLERS
 
 
@@ -20,6 +20,8 @@ def command(argv: list[str]) -> None:
     """Parses arguments and prints the samples."""
     argv, overrides = configs.after_training_overrides(argv)
     args = _parse(argv, cli.system_of_run(argv, overrides))
+    config = configs.load_frozen(configs.user_path(args.workdir))
+    check_sampling(overrides.get("system", config.system), args)
     # JAX takes seconds, which --help and wrong usage do not need.
     from jaxgpt.commands.sample import execute
 
@@ -48,7 +50,6 @@ def _parse(argv: list[str], system: str) -> argparse.Namespace:
     parser.add_argument("--max_new_tokens", type=int, help="default: fill the block")
     parser.add_argument(
         "--sampler",
-        default="",
         # No choices: a system may have samplers of its own, and refuses all others.
         help=f"of σ-GPT: {', '.join(SAMPLERS)}. ar: one token a call; exact-burst "
         "(σ-GPT's default): several tokens a call, with the distribution of ar; burst: "
@@ -56,7 +57,6 @@ def _parse(argv: list[str], system: str) -> argparse.Namespace:
     )
     parser.add_argument(
         "--order",
-        default="",
         help="random (σ-GPT's default), left-to-right, fractal, far-apart, block, "
         "low-entropy-first (with ar), or the missing positions, like 7,5,6",
     )
@@ -86,6 +86,10 @@ def _parse(argv: list[str], system: str) -> argparse.Namespace:
         options.check(args)
     if args.special_tokens and args.prompt is None and args.template is None:
         raise UserError("--special_tokens needs --prompt or --template")
+    for name in ("sampler", "order"):
+        value = getattr(args, name)
+        require(value is None or value.strip(), f"--{name}", "a name", value)
+        setattr(args, name, value or "")
     if args.template is not None and args.max_new_tokens is not None:
         raise UserError(
             "--max_new_tokens is incompatible with --template: gaps have lengths"

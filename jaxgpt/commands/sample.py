@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxgpt import backend, cli
+from jaxgpt import config as configs
 from jaxgpt.data import reading
 from jaxgpt.errors import UserError, log
 from jaxgpt.model import rng
@@ -17,6 +18,7 @@ from jaxgpt.sampling import prompts
 from jaxgpt.sampling.display import Screen
 from jaxgpt.sampling.output import describe, split_continuations, to_text, until
 from jaxgpt.sampling.state import Callback, SamplerOutput, SamplingParams
+from jaxgpt.systems.registry import system_class
 from jaxgpt.systems.sample_options import SampleSession, sample_options
 
 # Of texts that go on past the block, which a causal model can.
@@ -27,6 +29,8 @@ STOP_EVERY = 32  # Calls between looks for the stop text.
 def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """Restores the run, generates and prints."""
     backend.set_up_jax()
+    config = configs.load_frozen(configs.user_path(args.workdir))
+    system_class(overrides.get("system", config.system)).check_order(args.order)
     run = open_run(args.workdir, args.step, overrides)
     if args.image and not run.system.is_task:
         raise UserError("--image is for runs of a task: this one writes text")

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxgpt.data.arrays import batched
 from jaxgpt.data.dataset import Dataset
-from jaxgpt.errors import UserError, require
+from jaxgpt.errors import UserError
 from jaxgpt.model import gpu, rng
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.model.transformer import LanguageModel
@@ -33,6 +33,7 @@ from jaxgpt.sampling.state import (
     in_text_order,
     prefill,
 )
+from jaxgpt.systems.sample_options import check_left_to_right, check_one_by_one
 
 Batch = dict[str, jax.Array]
 
@@ -250,6 +251,14 @@ class System:
         del params, evaluation
         return {}
 
+    @classmethod
+    def check_order(cls, order: str) -> None:
+        """Raises UserError unless this system can generate in an order; "" is its own.
+
+        Whether a list of positions fits is known once there is a text.
+        """
+        check_left_to_right(order)
+
     def decode_order(
         self, prompt_mask_BT: np.ndarray, sampling: SamplingParams, key: jax.Array
     ) -> np.ndarray:
@@ -266,8 +275,7 @@ class System:
         Raises:
           UserError: where this system has no such sampler, or options contradict.
         """
-        known = sampling.sampler in ("", "ar")
-        require(known, "--sampler", "ar for this model", sampling.sampler)
+        check_one_by_one(sampling.sampler, sampling.num_orders, sampling.block_length)
         return functools.partial(autoregress, cached=sampling.cached)
 
     def cache_length(self, T: int) -> int:
@@ -334,9 +342,3 @@ class System:
             filled = in_text_order(state, first, T)
             if not callback or not callback(filled) or filled.decoded_BT.all():
                 return filled
-
-
-def check_order(order: str, known: tuple[str, ...]) -> None:
-    """Raises UserError for an order that is not among the known ones."""
-    if order not in known:
-        raise UserError(f"--order is one of {', '.join(known)}: not '{order}'")

@@ -19,7 +19,7 @@ from jaxgpt.sampling.state import (
     SamplerOutput,
     SamplingParams,
 )
-from jaxgpt.systems.base import Batch, System, check_order
+from jaxgpt.systems.base import Batch, System
 
 
 class CausalLM(System):
@@ -108,7 +108,7 @@ class CausalLM(System):
         self, prompt_mask_BT: np.ndarray, sampling: SamplingParams, key: jax.Array
     ) -> np.ndarray:
         """Reads left to right; what is given must come first."""
-        check_order(sampling.order or "left-to-right", ("left-to-right",))
+        self.check_order(sampling.order)
         if (np.diff(prompt_mask_BT.astype(np.int8), axis=1) > 0).any():
             raise UserError(
                 "this model reads left to right: a template's gap must be at its end"

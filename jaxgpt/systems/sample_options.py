@@ -10,6 +10,9 @@ import argparse
 import pkgutil
 from typing import TYPE_CHECKING, Any, Protocol
 
+from jaxgpt.errors import UserError, require
+from jaxgpt.systems.sigma import options
+
 if TYPE_CHECKING:
     from jaxgpt.data.tokenizers import Tokenizer
     from jaxgpt.sampling.state import SamplerOutput
@@ -62,6 +65,41 @@ class SampleOptions(Protocol):
         Raises:
           UserError: where they are not for this system, or cannot be carried out.
         """
+
+
+def check_sampling(system: str, args: argparse.Namespace) -> None:
+    """Checks --sampler, --order and what goes with them before anything is loaded.
+
+    Args:
+      system: the name of the run's; one that is not ours checks once it is loaded.
+      args: of jaxgpt.sample.
+
+    Raises:
+      UserError: where the system would refuse them.
+    """
+    if system in ("sigma", "sigma-task"):
+        options.check_sampling(
+            args.sampler, args.order, args.num_orders, args.block_length
+        )
+    elif system in ("causal", "gssm", "memory"):
+        check_left_to_right(args.order)
+        check_one_by_one(args.sampler, args.num_orders, args.block_length)
+
+
+def check_left_to_right(order: str) -> None:
+    """Raises UserError for another order; "" is the default."""
+    if order not in ("", "left-to-right"):
+        raise UserError(f"--order is one of left-to-right: not '{order}'")
+
+
+def check_one_by_one(
+    sampler: str, num_orders: int | None, block_length: int | None
+) -> None:
+    """Raises UserError for all but one token after the other; "" is the default."""
+    require(sampler in ("", "ar"), "--sampler", "ar for this model", sampler)
+    for name, value in (("num_orders", num_orders), ("block_length", block_length)):
+        if value:
+            raise UserError(f"--{name} is for σ-GPT: this model reads left to right")
 
 
 def sample_options() -> list[SampleOptions]:

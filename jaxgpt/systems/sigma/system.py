@@ -16,14 +16,14 @@ import numpy as np
 
 from jaxgpt.data.dataset import Dataset
 from jaxgpt.data.text import open_text
-from jaxgpt.errors import UserError, require
+from jaxgpt.errors import UserError
 from jaxgpt.model import layers
 from jaxgpt.model.positions import Positions
 from jaxgpt.sampling.state import DecodeState, SamplingParams
-from jaxgpt.systems.base import Batch, System, check_order
-from jaxgpt.systems.sigma import orders
+from jaxgpt.systems.base import Batch, System
+from jaxgpt.systems.sigma import options, orders
 from jaxgpt.systems.sigma.config import SAMPLERS, double_positions
-from jaxgpt.systems.sigma.samplers.one_by_one import LOW_ENTROPY_FIRST
+from jaxgpt.systems.sigma.options import LOW_ENTROPY_FIRST
 
 BLOCK_LENGTH = 16
 # On a CPU a forward pass costs more with every token, already from the first on: longer
@@ -109,15 +109,13 @@ class SigmaGPT(System):
         Raises:
           UserError: for an unknown sampler, or options that contradict it.
         """
+        options.check_sampling(
+            sampling.sampler,
+            sampling.order,
+            sampling.num_orders,
+            sampling.block_length,
+        )
         name = sampling.sampler or "exact-burst"
-        require(name in SAMPLERS, "--sampler", f"one of {', '.join(SAMPLERS)}", name)
-        if sampling.num_orders and name != "burst":
-            raise UserError(f"--num_orders needs --sampler=burst, got {name}")
-        if sampling.order == LOW_ENTROPY_FIRST and name not in ("ar", "burst"):
-            raise UserError(
-                f"--order={LOW_ENTROPY_FIRST} needs --sampler=ar, because it "
-                "chooses anew after every token"
-            )
         make_sampler = pkgutil.resolve_name(SAMPLERS[name])
         return make_sampler(sampling, self.max_draft_length)
 
@@ -126,6 +124,13 @@ class SigmaGPT(System):
         """The most tokens that an exact burst drafts in a round."""
         on_cpu = self.model_config.kernels == "cpu"
         return CPU_MAX_DRAFT_LENGTH if on_cpu else self.window
+
+    @classmethod
+    def check_order(cls, order: str) -> None:
+        """See `System.check_order`."""
+        known = ("", *orders.GENERATION, LOW_ENTROPY_FIRST)
+        if options.read_positions(order) is None and order not in known:
+            raise UserError(f"--order is one of {', '.join(known[1:])}: not '{order}'")
 
     def decode_order(
         self, prompt_mask_BT: np.ndarray, sampling: SamplingParams, key: jax.Array
@@ -136,25 +141,17 @@ class SigmaGPT(System):
           UserError: for an unknown order, or one that does not fit the prompt.
         """
         noise_BT = np.asarray(jax.random.uniform(key, prompt_mask_BT.shape))
+        self.check_order(sampling.order)
+        positions = options.read_positions(sampling.order)
         kind = sampling.order or "random"
-        positions = None
-        if kind.replace(",", "").isdigit():
-            positions, kind = np.array(kind.split(","), np.int64), "left-to-right"
-        check_order(kind, (*orders.GENERATION, LOW_ENTROPY_FIRST))
-        if kind == LOW_ENTROPY_FIRST:
+        if kind == LOW_ENTROPY_FIRST or positions is not None:
             kind = "left-to-right"  # Where it starts; its sampler reorders the rest.
-        if sampling.block_length and kind != "block":
-            raise UserError("--block_length is for --order=block")
         length = sampling.block_length or BLOCK_LENGTH
         rows = []
         for prompt_mask_T, noise_T in zip(prompt_mask_BT, noise_BT, strict=True):
             missing = orders.GENERATION[kind](prompt_mask_T, noise_T, length)
             if positions is not None:
-                if not np.array_equal(np.sort(positions), missing):
-                    raise UserError(
-                        f"--order={sampling.order[:60]} must name each of the "
-                        f"{len(missing)} missing positions once, counted from 0"
-                    )
-                missing = positions
+                options.match_positions(positions, missing.tolist(), sampling.order)
+                missing = np.array(positions)
             rows.append(np.concatenate([np.flatnonzero(prompt_mask_T), missing]))
         return np.array(rows, np.int32)

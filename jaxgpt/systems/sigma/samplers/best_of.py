@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxgpt.errors import UserError
 from jaxgpt.sampling.logits import sampling_probs, token_log_prob
 from jaxgpt.sampling.state import DecodeParams, Decoder, DecodeState, SamplingParams
 from jaxgpt.systems.sigma.samplers import window
@@ -24,12 +23,8 @@ NUM_ORDERS = 5  # The original's default.
 
 
 def make_sampler(sampling: SamplingParams, max_draft_length: int):
-    """Returns `advance` for `num_orders`; UserError where an order is asked for."""
+    """Returns `advance` for `num_orders`."""
     del max_draft_length
-    if sampling.order:
-        raise UserError(
-            "--order is incompatible with --sampler=burst, which tries many orders"
-        )
     return functools.partial(advance, num_orders=sampling.num_orders or NUM_ORDERS)
 
 

@@ -22,9 +22,8 @@ from jaxgpt.sampling.logits import (
     uniforms,
 )
 from jaxgpt.sampling.state import DecodeParams, Decoder, DecodeState, SamplingParams
+from jaxgpt.systems.sigma.options import LOW_ENTROPY_FIRST
 from jaxgpt.systems.sigma.samplers import window
-
-LOW_ENTROPY_FIRST = "low-entropy-first"
 
 
 def make_sampler(sampling: SamplingParams, max_draft_length: int):

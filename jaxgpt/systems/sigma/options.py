@@ -1,0 +1,88 @@
+"""What --sampler and --order of jaxgpt.sample may be for σ-GPT; read without JAX."""
+
+from __future__ import annotations
+
+import re
+
+from jaxgpt.errors import UserError, require
+from jaxgpt.systems.sigma.config import SAMPLERS
+
+LOW_ENTROPY_FIRST = "low-entropy-first"
+
+
+def check_sampling(
+    sampler: str, order: str, num_orders: int | None, block_length: int | None
+) -> None:
+    """Checks options against each other; "", 0 and None are the defaults.
+
+    Raises:
+      UserError: for an unknown sampler, no list of positions, or a contradiction.
+    """
+    name = sampler or "exact-burst"
+    require(name in SAMPLERS, "--sampler", f"one of {', '.join(SAMPLERS)}", name)
+    if num_orders and name != "burst":
+        raise UserError(f"--num_orders needs --sampler=burst, got {name}")
+    if order and name == "burst":
+        raise UserError(
+            "--order is incompatible with --sampler=burst, which tries many orders"
+        )
+    if order == LOW_ENTROPY_FIRST and name != "ar":
+        raise UserError(
+            f"--order={LOW_ENTROPY_FIRST} needs --sampler=ar, because it "
+            "chooses anew after every token"
+        )
+    if block_length and order != "block":
+        raise UserError("--block_length is for --order=block")
+    read_positions(order)
+
+
+def read_positions(order: str) -> list[int] | None:
+    """Returns the positions that an order lists, "7,5,6"; None if it is a name.
+
+    Raises:
+      UserError: for anything else.
+    """
+    if not order or re.fullmatch(r"[A-Za-z][\w-]*", order):
+        return None
+    for word in order.split(","):
+        # No text has 10^9 tokens, and Python refuses to read thousands of digits.
+        if not re.fullmatch(r"\s*[0-9]{1,9}\s*", word):
+            remedy = "write a name, or the missing positions, like 7,5,6"
+            raise UserError(
+                f"--order={_short(order)!r} has {_short(word)!r}, which is no "
+                f"position: {remedy}"
+            )
+    return [int(word) for word in order.split(",")]
+
+
+def match_positions(positions: list[int], missing: list[int], order: str) -> None:
+    """Raises UserError unless the positions that an order lists are those missing."""
+    wrong = ""
+    if unknown := sorted(set(positions) - set(missing)):
+        wrong = f"{unknown[0]} is not missing"
+    elif len(set(positions)) < len(positions):
+        twice = next(p for p in positions if positions.count(p) > 1)
+        wrong = f"{twice} is there twice"
+    elif absent := sorted(set(missing) - set(positions)):
+        wrong = f"{absent[0]} is left out"
+    if wrong:
+        raise UserError(
+            f"--order={_short(order)} must name each of the {len(missing)} missing "
+            f"positions once, counted from 0: {wrong}; missing are {_spans(missing)}"
+        )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _spans(numbers: list[int]) -> str:
+    """Returns ascending numbers as "2-5, 9"; the first few spans."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1] = [spans[-1][0], number]
+        else:
+            spans.append([number])
+    shown = ["-".join(map(str, span)) for span in spans[:8]]
+    return ", ".join([*shown, "..."] if len(spans) > 8 else shown) or "none"
