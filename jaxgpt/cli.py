@@ -43,11 +43,20 @@ class Parser(argparse.ArgumentParser):
         )
         self.fields, self.common = fields, common
         self.rare: list[Any] = []
-        self.register("type", int, _integer)
-        self.register("type", float, _number)
+        self.register("type", int, integer)
+        self.register("type", float, number)
+        self.register("type", None, _not_empty)
         self.add_argument("-h", "--help", action=_Help, help="this text")
         more = "and every config field" if fields else "the same"
         self.add_argument("--helpfull", action=_Help, help=f"this text, {more}")
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        # argparse takes --option=-- for an option without a value.
+        if action.option_strings and arg_strings == ["--"]:
+            value = self._get_value(action, "--")
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)  # type: ignore[misc]
 
     def format_help(self, full: bool = False) -> str:
         """Returns the text of --help, or of --helpfull."""
@@ -129,12 +138,23 @@ class _Help(argparse.Action):
         parser.exit()
 
 
-def _integer(text: str) -> int:
+def integer(text: str) -> int:
+    """Reads an integer of at most 40 characters; ValueError for anything else."""
+    if len(text) > 40:  # Python itself reads no more than thousands of digits.
+        raise ValueError
     return int(_ascii(text))
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
+    """Reads a number, which may be inf or nan; ValueError for anything else."""
     return float(_ascii(text))
+
+
+def _not_empty(text: str) -> str:
+    # A shell's variable that is not set would otherwise be an option that is not given.
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
 
 
 def _ascii(text: str) -> str:

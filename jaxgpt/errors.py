@@ -28,6 +28,7 @@ def require(condition: bool, name: str, rule: str, got: Any, remedy: str = "") -
     """
     if not condition:
         shown = repr(got) if isinstance(got, str) else str(got)
+        shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
         end = f": {remedy}" if remedy else ""
         raise UserError(f"{name} must be {rule}, got {shown}{end}")
 

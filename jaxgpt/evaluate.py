@@ -7,21 +7,36 @@ python -m jaxgpt.evaluate --workdir=DIR --num_orders=16 --infill=0.15,0.5,0.85
 
 from __future__ import annotations
 
+import argparse
+
 from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError, require
+from jaxgpt.systems.registry import ANY_ORDER, LEFT_TO_RIGHT
 
 DEFAULT_LENGTHS = "1x,2x,4x,8x"
 
 
 def _ratios(text: str) -> list[float]:
     try:
-        ratios = [float(word) for word in text.split(",")]
+        ratios = [cli.number(word) for word in text.split(",")]
     except ValueError:
         ratios = [0.0]
     shares = all(0 < ratio < 1 for ratio in ratios)
     require(shares, "--infill", "shares in (0, 1), like 0.15,0.5", text)
     return ratios
+
+
+def _check_system(system: str, args: argparse.Namespace) -> None:
+    """Refuses what a run of this system does not have, before it is loaded.
+
+    A system that is not ours does it once it is loaded.
+    """
+    if args.eval_lengths is not None and system in ANY_ORDER:
+        raise UserError("--eval_lengths are for causal models, which read on and on")
+    for name in ("num_orders", "order"):
+        if getattr(args, name) is not None and system in LEFT_TO_RIGHT:
+            raise UserError(f"--{name} is for σ-GPT: this model reads left to right")
 
 
 def command(argv: list[str]) -> None:
@@ -51,17 +66,21 @@ def command(argv: list[str]) -> None:
         help="also how well spans are filled, of these shares of a window: 0.15,0.5",
     )
     args = parser.parse_args(argv)
-    of_split = args.num_orders is not None or args.infill or args.eval_lengths
-    if args.tokens and of_split:
+    of_split = (args.num_orders, args.infill, args.eval_lengths)
+    if args.tokens and any(value is not None for value in of_split):
         raise UserError(
             "--num_orders, --infill and --eval_lengths are incompatible with --tokens: "
             "they need --split"
         )
     orders = args.num_orders
-    require(orders is None or orders >= 1, "--num_orders", ">= 1", orders)
+    if orders is not None:
+        require(orders >= 1, "--num_orders", ">= 1", orders)
+        require(orders <= 1 << 16, "--num_orders", f"<= {1 << 16}", orders)
     ratios = _ratios(args.infill) if args.infill else []
     if (args.order or args.logits) and not args.tokens:
         raise UserError("--order and --logits need --tokens")
+    config = configs.load_frozen(configs.user_path(args.workdir))
+    _check_system(overrides.get("system", config.system), args)
     # JAX takes seconds, which --help and wrong usage do not need.
     from jaxgpt.commands.evaluate import execute
 

@@ -8,6 +8,7 @@ python -m jaxgpt.sample --workdir=runs/sigma_task-maze-laptop --image=mazes.png
 from __future__ import annotations
 
 import argparse
+import math
 
 from jaxgpt import cli
 from jaxgpt import config as configs
@@ -32,9 +33,11 @@ def _parse(argv: list[str], system: str) -> argparse.Namespace:
     parser = cli.Parser("jaxgpt.sample", __doc__, *configs.read_fields(system))
     parser.add_run()
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--prompt", help="text to continue")
+    start.add_argument("--prompt", type=str, help="text to continue")
     start.add_argument("--prompt_ids", help="token ids to continue, like 3,1,4")
-    start.add_argument("--template", help="text with gaps written <missing:12>")
+    start.add_argument(
+        "--template", type=str, help="text with gaps written <missing:12>"
+    )
     start.add_argument(
         "--split",
         choices=["train", "val", "test"],
@@ -71,7 +74,7 @@ def _parse(argv: list[str], system: str) -> argparse.Namespace:
         default=1.0,
         help="draw from the likeliest tokens that reach this probability",
     )
-    parser.add_argument("--stop", default="", help="end the text after this")
+    parser.add_argument("--stop", type=str, default="", help="end the text after this")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--live", action="store_true", help="watch the text fill, on a terminal"
@@ -84,12 +87,9 @@ def _parse(argv: list[str], system: str) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for options in sample_options():
         options.check(args)
+    args.sampler, args.order = args.sampler or "", args.order or ""
     if args.special_tokens and args.prompt is None and args.template is None:
         raise UserError("--special_tokens needs --prompt or --template")
-    for name in ("sampler", "order"):
-        value = getattr(args, name)
-        require(value is None or value.strip(), f"--{name}", "a name", value)
-        setattr(args, name, value or "")
     if args.template is not None and args.max_new_tokens is not None:
         raise UserError(
             "--max_new_tokens is incompatible with --template: gaps have lengths"
@@ -98,22 +98,22 @@ def _parse(argv: list[str], system: str) -> argparse.Namespace:
         raise UserError(
             "--stop needs --prompt: templates and splits have fixed lengths"
         )
-    for name, least in (
-        ("max_new_tokens", 0),
-        ("num_samples", 1),
-        ("temperature", 0),
-        ("top_k", 1),
-        ("num_orders", 1),
-        ("block_length", 1),
-        ("seed", 0),
+    for name, least, most in (
+        ("max_new_tokens", 0, math.inf),  # The text's length is checked.
+        ("num_samples", 1, 1 << 20),
+        ("temperature", 0, math.inf),
+        ("top_k", 1, 2**31 - 1),
+        ("num_orders", 1, 1 << 16),
+        ("block_length", 1, 2**31 - 1),
+        ("seed", 0, configs.MAX_SEED),
     ):
         value = getattr(args, name)
-        require(value is None or value >= least, f"--{name}", f">= {least}", value)
+        if value is not None:
+            require(value >= least, f"--{name}", f">= {least}", value)
+            require(value <= most, f"--{name}", f"<= {most}", value)
     require(0 < args.top_p <= 1, "--top_p", "in (0, 1]", args.top_p)
-    finite = args.temperature != float("inf")
-    require(finite, "--temperature", "finite", args.temperature)
-    largest = configs.MAX_SEED
-    require(args.seed <= largest, "--seed", f"<= {largest}", args.seed)
+    finite = args.temperature <= 1e38  # float32 ends at 3e38.
+    require(finite, "--temperature", "finite, and at most 1e38", args.temperature)
     return args
 
 

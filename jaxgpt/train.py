@@ -39,6 +39,7 @@ def command(argv: list[str]) -> int:
     parser.add_argument("--workdir", help="default: runs/NAME or runs/NAME-variant")
     parser.add_argument(
         "--allow",
+        type=str,
         default="",
         help="config keys, separated by commas, that may differ from the run's",
     )

@@ -105,9 +105,11 @@ def command(argv: list[str]) -> None:
     """Parses arguments and writes the two files."""
     parser = cli.Parser("scripts.prepare_text", __doc__)
     parser.add_argument("--dataset", help="of the Hugging Face hub")
-    parser.add_argument("--name", default="", help="its configuration")
+    parser.add_argument("--name", type=str, default="", help="its configuration")
     parser.add_argument("--split", default="train", help="its split (train)")
-    parser.add_argument("--files", default="", help="pattern of local files instead")
+    parser.add_argument(
+        "--files", type=str, default="", help="pattern of local files instead"
+    )
     parser.add_argument("--column", default="text", help="column with the text (text)")
     parser.add_argument(
         "--one_in", type=int, default=2000, help="hold out one in so many (2000)"

@@ -450,6 +450,34 @@ def test_train_in_a_workdir_with_a_damaged_file(refused, run_copy, name):
         (["--order=block", "--block_length=0"], "--block_length must be >= 1"),
         (["--prompt=ab", "--max_new_tokens=2", "--order=2,2"], "each of the 2 missing"),
         (["--prompt=ab", "--max_new_tokens=2", "--order=1,2"], "--order=1,2 must name"),
+        (["--prompt=ab", "--max_new_tokens=2", "--order=3,3"], "once, counted from 0"),
+        (["--prompt=ab", "--max_new_tokens=2", "--order=3,3"], ": 3 is there twice"),
+        (["--prompt=ab", "--max_new_tokens=2", "--order=2"], ": 3 is left out"),
+        (["--prompt=ab", "--max_new_tokens=2", "--order=1,2"], ": 1 is not missing"),
+        (["--prompt=ab", "--max_new_tokens=2", "--order=4,2"], "missing are 2-3"),
+        (["--max_new_tokens=9", "--order=" + "9" * 9], "999999999 is not missing"),
+        (["--order=2,3,4,"], "--order='2,3,4,' has '', which is no position"),
+        (["--order=2,,3,4"], "--order='2,,3,4' has '', which is no position"),
+        (["--order=²,3"], "has '²', which is no position"),
+        (["--order=٣"], "has '٣', which is no position"),
+        (["--order=" + "9" * 20], "which is no position"),
+        (["--order=" + "9" * 5000], "9...', which is no position"),
+        (["--order=+3"], "has '+3', which is no position"),
+        (["--order=3.0"], "has '3.0', which is no position"),
+        (["--order=0x3"], "has '0x3', which is no position"),
+        (["--order="], "--order: must not be empty"),
+        (["--order= "], "--order: must not be empty"),
+        (["--sampler="], "--sampler: must not be empty"),
+        (["--image="], "--image: must not be empty"),
+        (["--memory="], "--memory: must not be empty"),
+        (["--step="], "--step: must not be empty"),
+        (["--step=" + "9" * 5000], "no checkpoint '999"),
+        (["--max_new_tokens=--"], "--max_new_tokens: invalid int value: '--'"),
+        (["--max_new_tokens=٣"], "--max_new_tokens: invalid int value: '٣'"),
+        (["--num_samples=99999999999"], "--num_samples must be <= 1048576"),
+        (["--sampler=burst", "--num_orders=99999999999"], "--num_orders must be <="),
+        (["--top_k=99999999999"], "--top_k must be <= 2147483647"),
+        (["--temperature=1e39"], "--temperature must be finite, and at most 1e38"),
         (["--template=a<missing:3>", "--stop=b"], "--stop needs --prompt"),
         (["--seed=-1"], "--seed must be >= 0, got -1"),
         (["--seed=99999999999999999999"], "--seed must be <= 4294967295"),
@@ -457,6 +485,11 @@ def test_train_in_a_workdir_with_a_damaged_file(refused, run_copy, name):
         (["--prompt=a", "--order=curriculum"], "not 'curriculum'"),
         (["--prompt_ids=1,x"], "--prompt_ids must be like 3,1,4, got '1,x'"),
         (["--prompt_ids=1,2.5"], "--prompt_ids must be like 3,1,4"),
+        (["--prompt_ids=1,2,"], "--prompt_ids must be like 3,1,4, got '1,2,'"),
+        (["--prompt_ids=1,,2"], "--prompt_ids must be like 3,1,4, got '1,,2'"),
+        (["--prompt_ids=²"], "--prompt_ids must be like 3,1,4, got '²'"),
+        (["--prompt_ids=" + "9" * 5000], "--prompt_ids must be like 3,1,4, got '9"),
+        (["--prompt_ids="], "--prompt_ids: must not be empty"),
         (["--prompt_ids=1,65"], "--prompt_ids must be in [0, 64], got '1,65'"),
         (["--prompt_ids=-1"], "--prompt_ids must be in [0, 64], got '-1'"),
         (["--prompt_ids=99999999999"], "'99999999999'"),
@@ -529,6 +562,63 @@ def test_sample_one_by_one_takes_a_call_a_token(trained, capsys):
     assert made["accepted_per_call"] == 1
 
 
+def test_sample_in_a_list_of_positions_with_blanks(trained, capsys):
+    options = ["--prompt=ab", "--max_new_tokens=3", "--sampler=ar", "--json=-"]
+    texts = []
+    for order in ("4,2,3", "4, 2, 3", " 4 ,2,3 "):
+        sample.command([f"--workdir={trained}", *options, f"--order={order}"])
+        texts.append(json.loads(capsys.readouterr().out)["samples"][0]["text"])
+    assert len(set(texts)) == 1
+
+
+@pytest.fixture
+def no_checkpoint(tmp_path):
+    """The workdir of a run, by its system, of which only config.json is left."""
+
+    def no_checkpoint(system):
+        folder = tmp_path / system
+        folder.mkdir(exist_ok=True)
+        config = configs.override(configs.base(), {"system": system})
+        configs.save(config, folder / "config.json")
+        return folder
+
+    return no_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("name", "system", "options", "expected"),
+    [
+        ("sample", "sigma", ["--sampler=beam"], "--sampler must be one of exact-"),
+        ("sample", "sigma-task", ["--num_orders=3"], "--num_orders needs --sampler"),
+        ("sample", "sigma", ["--sampler=burst", "--order=block"], "incompatible with"),
+        ("sample", "sigma", ["--order=low-entropy-first"], "needs --sampler=ar"),
+        ("sample", "sigma", ["--block_length=3"], "is for --order=block"),
+        ("sample", "sigma", ["--order=1,"], "no position"),
+        ("sample", "causal", ["--sampler=burst"], "--sampler must be ar for this"),
+        ("sample", "causal", ["--order=random"], "left-to-right: not 'random'"),
+        ("sample", "gssm", ["--num_orders=3"], "--num_orders is for σ-GPT"),
+        ("sample", "memory", ["--block_length=3"], "--block_length is for σ-GPT"),
+        ("evaluate", "sigma", ["--eval_lengths"], "are for causal models"),
+        ("evaluate", "sigma", ["--eval_lengths=1x"], "are for causal models"),
+        ("evaluate", "causal", ["--num_orders=3"], "--num_orders is for σ-GPT"),
+        ("evaluate", "causal", ["--tokens=a.npy", "--order=b.npy"], "--order is for σ"),
+    ],
+)
+def test_what_a_system_has_not_is_refused_before_anything_is_loaded(
+    refused, no_checkpoint, monkeypatch, name, system, options, expected
+):
+    # Where JAX is loaded.
+    monkeypatch.setitem(sys.modules, f"jaxgpt.commands.{name}", None)
+    workdir = f"--workdir={no_checkpoint(system)}"
+    assert expected in refused(COMMANDS[name].command, workdir, *options)
+
+
+def test_an_order_nobody_knows_is_refused_before_the_checkpoint(refused, no_checkpoint):
+    workdir = f"--workdir={no_checkpoint('sigma')}"
+    message = refused(sample.command, workdir, "--order=sideways")
+    assert "block, low-entropy-first: not 'sideways'" in message
+
+
 @pytest.mark.parametrize("order", ["left-to-right", "random"])
 def test_sample_ends_with_the_stop_text(trained, capsys, order):
     options = [f"--workdir={trained}", "--prompt=ee", f"--order={order}", "--json=-"]
@@ -557,6 +647,13 @@ def test_evaluate_likelihood_over_orders_and_infilling(trained, capsys):
     [
         (["--infill=1.5"], "must be shares in (0, 1), like 0.15,0.5, got '1.5'"),
         (["--infill=half"], "got 'half'"),
+        (["--infill=nan"], "got 'nan'"),
+        (["--infill=0.5,"], "got '0.5,'"),
+        (["--infill=٠.٥"], "must be shares in (0, 1)"),
+        (["--infill="], "--infill: must not be empty"),
+        (["--eval_lengths="], "--eval_lengths: must not be empty"),
+        (["--num_orders=99999999999"], "--num_orders must be <= 65536"),
+        (["--tokens="], "--tokens: must not be empty"),
         (["--num_orders=0"], "--num_orders must be >= 1, got 0"),
         (["--num_orders=2", "--tokens=a.npy"], "incompatible with --tokens"),
     ],

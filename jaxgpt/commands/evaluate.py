@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxgpt import backend, cli
+from jaxgpt import config as configs
 from jaxgpt.data.arrays import batched, read_integers
 from jaxgpt.errors import UserError
 from jaxgpt.model import rng
@@ -23,6 +24,10 @@ def execute(
 ) -> None:
     """Restores the run, measures and prints the figures."""
     backend.set_up_jax()
+    config = configs.load_frozen(configs.user_path(args.workdir))
+    lengths = []
+    if args.eval_lengths is not None:
+        lengths = scoring.parse_lengths(args.eval_lengths, config.model.block_size)
     run = open_run(args.workdir, args.step, overrides)
     if args.tokens:
         figures = score_tokens(run, args.tokens, args.order, args.logits)
@@ -32,8 +37,8 @@ def execute(
             figures |= evaluate_orders(run, args.split, args.num_orders)
         if ratios:
             figures |= evaluate_infilling(run, args.split, ratios)
-        if args.eval_lengths:
-            figures |= evaluate_lengths(run, args.split, args.eval_lengths)
+        if lengths:
+            figures |= evaluate_lengths(run, args.split, lengths)
     if args.json:
         cli.print_json(figures)
     else:
@@ -101,11 +106,10 @@ def evaluate_infilling(run: Run, split: str, ratios: list[float]) -> dict[str, d
     return {"infill": measured}
 
 
-def evaluate_lengths(run: Run, split: str, text: str) -> dict:
-    """Returns {"loss_at_length": {length: loss}} for the lengths a user wrote."""
-    wanted = scoring.parse_lengths(text, run.system.model_config.block_size)
+def evaluate_lengths(run: Run, split: str, lengths: list[int]) -> dict:
+    """Returns {"loss_at_length": {length: loss}} for lengths in tokens."""
     found = scoring.losses_by_length(
-        run.system, run.params, run.open_data(), split, wanted
+        run.system, run.params, run.open_data(), split, lengths
     )
     return {"loss_at_length": found}
 

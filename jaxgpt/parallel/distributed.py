@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import threading
 import time
@@ -54,9 +55,14 @@ def start(args: argparse.Namespace) -> bool:
             "three, or none under Slurm and on TPU VMs"
         )
     if explicit:
-        valid = range(args.num_processes)
-        rule = f"between 0 and --num_processes - 1 = {len(valid) - 1}"
-        require(args.process_id in valid, "--process_id", rule, args.process_id)
+        most = 1 << 20
+        count, process, address = args.num_processes, args.process_id, args.coordinator
+        require(1 <= count <= most, "--num_processes", f"in [1, {most}]", count)
+        rule = f"between 0 and --num_processes - 1 = {count - 1}"
+        require(0 <= process < count, "--process_id", rule, process)
+        port = re.fullmatch(r".*[^:]:([0-9]{1,5})", address)
+        valid = port is not None and 0 < int(port[1]) < 1 << 16
+        require(valid, "--coordinator", "HOST:PORT, like 10.0.0.1:1234", address)
     # Without it JAX aborts every process, with pages of stacks, when one is lost;
     # `exit_when_one_is_lost` ends them with a line instead.
     jax.config.update("jax_enable_recoverability", True)

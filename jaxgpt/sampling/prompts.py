@@ -56,12 +56,20 @@ def _check_unicode(text: str) -> None:
         ) from None
 
 
+def _integer(word: str) -> int:
+    # Python also reads 1_000 and the digits of other scripts.
+    if not re.fullmatch(r"\s*-?[0-9]{1,12}\s*", word):
+        raise ValueError
+    return int(word)
+
+
 def parse_ids(text: str, vocab_size: int) -> np.ndarray:
     """Reads token ids, "3,1,4", as [T]; UserError where they are none of this model."""
     try:
-        ids = np.array([int(i) for i in text.split(",") if i], np.int32)
+        ids = np.array([_integer(word) for word in text.split(",")], np.int32)
     except (ValueError, OverflowError):
-        raise UserError(f"--prompt_ids must be like 3,1,4, got {text!r}") from None
+        shown = text if len(text) <= 200 else f"{text[:200]}..."
+        raise UserError(f"--prompt_ids must be like 3,1,4, got {shown!r}") from None
     known = ((ids >= 0) & (ids < vocab_size)).all()
     require(bool(known), "--prompt_ids", f"in [0, {vocab_size - 1}]", text)
     return ids

@@ -18,6 +18,9 @@ SYSTEMS = {
     "gssm": "jaxgpt.systems.gssm.system:GSSM",
     "memory": "jaxgpt.systems.memory.system:MemoryLM",
 }
+# Which of them read in any order, and which left to right: known before one is loaded.
+ANY_ORDER = ("sigma", "sigma-task")
+LEFT_TO_RIGHT = ("causal", "gssm", "memory")
 
 
 def system_class(name: str) -> type[System]:

@@ -11,6 +11,7 @@ import pkgutil
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jaxgpt.errors import UserError, require
+from jaxgpt.systems.registry import ANY_ORDER, LEFT_TO_RIGHT
 from jaxgpt.systems.sigma import options
 
 if TYPE_CHECKING:
@@ -77,11 +78,11 @@ def check_sampling(system: str, args: argparse.Namespace) -> None:
     Raises:
       UserError: where the system would refuse them.
     """
-    if system in ("sigma", "sigma-task"):
+    if system in ANY_ORDER:
         options.check_sampling(
             args.sampler, args.order, args.num_orders, args.block_length
         )
-    elif system in ("causal", "gssm", "memory"):
+    elif system in LEFT_TO_RIGHT:
         check_left_to_right(args.order)
         check_one_by_one(args.sampler, args.num_orders, args.block_length)
 

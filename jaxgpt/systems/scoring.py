@@ -34,7 +34,8 @@ def parse_lengths(text: str, block: int) -> list[int]:
     lengths = []
     for word in text.split(","):
         number = word.strip().removesuffix("x")
-        if not (number.isascii() and number.isdigit() and 1 <= int(number) < 1 << 20):
+        digits = number.isascii() and number.isdigit() and len(number) < 8
+        if not (digits and 1 <= int(number) < 1 << 20):
             raise UserError(
                 f"--eval_lengths are token counts or multiples of the block, like "
                 f"256,512 or 1x,2x: not '{text}'"

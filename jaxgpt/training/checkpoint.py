@@ -294,10 +294,11 @@ class Checkpoints:
             return _best(steps, self.val_loss)
         if wanted == "last":
             return steps[-1]
-        if wanted.isascii() and wanted.isdigit() and int(wanted) in steps:
+        digits = wanted.isascii() and wanted.isdigit() and len(wanted) < 20
+        if digits and int(wanted) in steps:
             return int(wanted)
         raise UserError(
-            f"no checkpoint '{wanted}': there are best, last, {self.listed()}"
+            f"no checkpoint '{wanted[:60]}': there are best, last, {self.listed()}"
         )
 
     def val_loss(self, step: int) -> float:

@@ -30,6 +30,7 @@ class MemoryOptions:
         )
         group.add_argument(
             "--document",
+            type=str,
             default="",
             help="name of this text in the memory; default text N",
         )
