@@ -22,6 +22,7 @@ from jaxgpt.model.config import ModelConfig
 from jaxgpt.model.transformer import LanguageModel
 from jaxgpt.parallel import sharding
 from jaxgpt.sampling.autoregressive import autoregress
+from jaxgpt.sampling.options import check_left_to_right, check_one_by_one
 from jaxgpt.sampling.state import (
     DEFAULT_PARAMS,
     NO_LIMIT,
@@ -33,7 +34,6 @@ from jaxgpt.sampling.state import (
     in_text_order,
     prefill,
 )
-from jaxgpt.systems.sample_options import check_left_to_right, check_one_by_one
 
 Batch = dict[str, jax.Array]
 

@@ -10,7 +10,7 @@ import argparse
 import pkgutil
 from typing import TYPE_CHECKING, Any, Protocol
 
-from jaxgpt.errors import UserError, require
+from jaxgpt.sampling.options import check_left_to_right, check_one_by_one
 from jaxgpt.systems.registry import ANY_ORDER, LEFT_TO_RIGHT
 from jaxgpt.systems.sigma import options
 
@@ -85,22 +85,6 @@ def check_sampling(system: str, args: argparse.Namespace) -> None:
     elif system in LEFT_TO_RIGHT:
         check_left_to_right(args.order)
         check_one_by_one(args.sampler, args.num_orders, args.block_length)
-
-
-def check_left_to_right(order: str) -> None:
-    """Raises UserError for another order; "" is the default."""
-    if order not in ("", "left-to-right"):
-        raise UserError(f"--order is one of left-to-right: not '{order}'")
-
-
-def check_one_by_one(
-    sampler: str, num_orders: int | None, block_length: int | None
-) -> None:
-    """Raises UserError for all but one token after the other; "" is the default."""
-    require(sampler in ("", "ar"), "--sampler", "ar for this model", sampler)
-    for name, value in (("num_orders", num_orders), ("block_length", block_length)):
-        if value:
-            raise UserError(f"--{name} is for σ-GPT: this model reads left to right")
 
 
 def sample_options() -> list[SampleOptions]:
