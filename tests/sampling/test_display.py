@@ -1,3 +1,4 @@
+import functools
 import io
 import os
 import pty
@@ -8,9 +9,11 @@ import time
 
 import numpy as np
 import pytest
+import sentencepiece
 from rich.console import Console
 
-from jaxgpt.data.tokenizers import CharTokenizer
+from jaxgpt.data.tokenizers import CharTokenizer, SentencePieceTokenizer
+from jaxgpt.sampling import output
 from jaxgpt.sampling.display import Screen
 from jaxgpt.sampling.state import SamplerOutput
 
@@ -26,6 +29,23 @@ def half_done():
         num_forward_passes_B=np.array([4, 4]),
         tokens_processed_B=np.array([9, 9]),
     )
+
+
+@functools.cache
+def spaced_model():
+    """A SentencePiece model that writes a space before every text, and bytes."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["ka b ka b"] * 9),
+        model_writer=model,
+        vocab_size=265,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return model.getvalue()
 
 
 def screen(height=24):
@@ -49,6 +69,31 @@ def test_the_picture_says_how_far_it_is_and_lights_what_is_new():
     assert lines[2] == lines[4] == "ab·d"
     assert all(len(line) <= 80 for line in lines)
     assert "\x1b[1;30;103mb\x1b[0m" in styled
+
+
+def test_pieces_keep_their_spaces_and_bytes_make_characters():
+    tokenizer = SentencePieceTokenizer(spaced_model())
+    ids = tokenizer.encode("ka é b\n")
+    row = lambda value: np.broadcast_to(value, (1, len(ids)))
+    filled = SamplerOutput(
+        tokens_BT=row(ids),
+        decoded_BT=row(True),
+        log_p_BT=row(0.0),
+        decode_step_BT=row(0),
+        num_forward_passes_B=np.array([4]),
+        tokens_processed_B=np.array([9]),
+    )
+    made = Screen(tokenizer, np.ones(len(ids), bool))
+    assert made.text(filled, 0).plain == "ka é b\n"
+
+
+def test_the_text_after_a_prompt_keeps_its_space():
+    tokenizer = SentencePieceTokenizer(spaced_model())
+    ids = tokenizer.encode("ka é b")
+    given = len(tokenizer.encode("ka"))
+    sample = {"tokens": ids.tolist()}
+    output.split_continuations([sample], given, tokenizer)
+    assert (sample["prompt"], sample["continuation"]) == ("ka", " é b")
 
 
 def test_texts_that_do_not_fit_the_screen_are_left_out():
