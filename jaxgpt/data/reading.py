@@ -126,17 +126,20 @@ def _without_copies(
         for file in same if len(same) > 1 else []:
             with open(file, "rb") as stream:
                 twins[hashlib.file_digest(stream, "sha256").digest()].append(file)
-    for same in twins.values():
-        copies = [file for file in same if _original(file) in same]
-        passed["copies"] += copies
-        kept = [file for file in same if file not in copies]
-        if len(kept) > 1:
-            same_names = _some(file.relative_to(folder) for file in kept)
-            log(f"note: read though their contents are the same: {same_names}")
-    if not passed["copies"]:
-        del passed["copies"]
-    dropped = set(passed.get("copies", []))
-    return [file for file in files if file not in dropped]
+    copies = [f for same in twins.values() for f in same if _original(f) in same]
+    if copies:
+        passed["copies"] = copies
+    again = [
+        file.relative_to(folder)
+        for same in twins.values()
+        for file in [file for file in same if file not in copies][1:]
+    ]
+    if again:
+        log(
+            f"note: '{folder}': {len(again)} read though others have the same content: "
+            + _some(again)
+        )
+    return [file for file in files if file not in {*copies}]
 
 
 def _original(file: pathlib.Path) -> pathlib.Path | None:

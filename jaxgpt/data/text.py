@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxgpt.data import cache, reading, tokenizers
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, log
 
 PICKLED = (
     "; meta.pkl is never read: if you trust it, make it meta.json there: "
@@ -234,16 +234,18 @@ def read_bins(
     return TextData(**splits, tokenizer=tokenizer, chunk=chunk)
 
 
-def _tokenizer_of_nanogpt(file: pathlib.Path) -> tokenizers.CharTokenizer:
-    """Returns the tokenizer that nanoGPT makes of a text."""
-    # It reads line ends of any kind as newlines, and a mark at the start as a letter.
-    characters = set(file.read_text(encoding="utf-8"))
-    return tokenizers.CharTokenizer("".join(sorted(characters)))
+def _read_as_nanogpt(file: pathlib.Path) -> str:
+    """Returns a text with line ends of any kind as newlines, and a mark as a letter."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"'{file}' cannot be read: {error}") from None
 
 
 def _open_bins(folder: pathlib.Path, config: ConfigDict) -> TextData:
     """Opens a nanoGPT data folder; its pickled vocabulary is never read."""
     tokenizer: tokenizers.Tokenizer
+    text = ""
     if (folder / "tokenizer.json").exists():
         tokenizer = tokenizers.load_tokenizer(folder / "tokenizer.json")
     elif config.data.tokenizer == "gpt2":
@@ -251,7 +253,8 @@ def _open_bins(folder: pathlib.Path, config: ConfigDict) -> TextData:
     elif (folder / "meta.json").exists():
         tokenizer = tokenizers.load_tokenizer(folder / "meta.json")
     elif (folder / "input.txt").exists():
-        tokenizer = _tokenizer_of_nanogpt(folder / "input.txt")
+        text = _read_as_nanogpt(folder / "input.txt")
+        tokenizer = tokenizers.CharTokenizer("".join(sorted(set(text))))
     else:
         pickled = (folder / "meta.pkl").exists()
         raise UserError(
@@ -269,4 +272,9 @@ def _open_bins(folder: pathlib.Path, config: ConfigDict) -> TextData:
                     f"'{folder / split}.bin' holds id {tokens[at]} at token {at}, but "
                     f"its vocabulary has {data.vocab_size}: is it another tokenizer's?"
                 )
+    if text and not text.startswith(tokenizer.decode(data.train[: len(text)][:1000])):
+        log(
+            f"note: '{folder}/train.bin' does not begin as input.txt does: is that the "
+            "text that it was made of? Otherwise its ids are read as other characters"
+        )
     return data

@@ -149,7 +149,7 @@ class CharTokenizer(Tokenizer):
 
     def decode(self, ids: np.ndarray) -> str:
         """Returns their characters."""
-        return "".join(self.characters[i] for i in ids)
+        return "".join(self.characters[i] for i in ids if i < self.vocab_size)
 
     def to_json(self) -> dict:
         """Holds the characters."""

@@ -281,6 +281,19 @@ def test_the_text_beside_bins_is_read_as_nanogpt_does(bins):
     assert open_text(folder).tokenizer.characters == "\nabc\ufeff"
 
 
+def test_a_text_beside_bins_that_they_were_not_made_of_is_said(bins, capsys):
+    folder = bins()
+    open_text(folder)
+    assert capsys.readouterr().err == ""
+    (folder / "input.txt").write_text("bcda")
+    open_text(folder)
+    assert f"note: '{folder}/train.bin' does not begin as input.txt does" in (
+        capsys.readouterr().err
+    )
+    (folder / "input.txt").write_bytes(b"\xff")
+    assert f"'{folder}/input.txt' cannot be read" in refusal(folder)
+
+
 def test_nanogpt_folder_with_a_tokenizer_file(bins):
     folder = bins(vocabulary="")
     tokenizers.save_tokenizer(

@@ -41,6 +41,10 @@ def test_char_round_trip(text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+def test_char_decodes_no_ids_of_a_padded_vocabulary():
+    assert tokenizers.CharTokenizer("ab").decode(np.array([1, 2, 99, 0])) == "ba"
+
+
 def test_char_of_nothing():
     tokenizer = tokenizers.CharTokenizer("ab")
     assert tokenizer.encode("").shape == (0,)

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxgpt.config import user_path
+from jaxgpt.data import reading
 from jaxgpt.errors import UserError
 from jaxgpt.systems.sigma.tasks.base import Task
 
@@ -41,8 +42,8 @@ class Lines(Task):
         """Returns the lines of a text; UserError where it cannot be read."""
         path = self.paths[split]
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = list(reading.iter_lines([path], normalize="newlines"))
+        except OSError as error:
             raise UserError(f"task.path: '{path}' cannot be read: {error}") from None
         if not any(lines):
             raise UserError(f"task.path: '{path}' has no lines")

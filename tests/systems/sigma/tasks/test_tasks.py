@@ -374,7 +374,7 @@ def test_digits_are_read_from_idx_files(tmp_path):
 
 
 def test_lines_of_two_texts(tmp_path):
-    (tmp_path / "a").write_text("ab\tc\nb\n")
+    (tmp_path / "a").write_bytes(b"\xef\xbb\xbfab\tc\r\nb\r\n")
     (tmp_path / "b").write_text("a\tbc\n")
     task = make("file", path=f"{tmp_path / 'a'},{tmp_path / 'b'}")
     tokens = task.read_split("train")
