@@ -20,7 +20,9 @@ def command(argv: list[str]) -> None:
     parser.add_argument(
         "--source_config", help="JSON with the original's configuration"
     )
-    parser.add_argument("--tokenizer", help="tokenizer.json to attach to the run")
+    parser.add_argument(
+        "--tokenizer", help="to attach to the run: tokenizer.json, or folder"
+    )
     parser.add_argument("--output", help="export to: a folder (gpt2), .pt or .npz")
     parser.add_argument("--step", default="best", help="checkpoint to export")
     parser.add_json()

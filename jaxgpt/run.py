@@ -243,7 +243,12 @@ def load_init_from(
         configs.load_frozen(folder)
     except UserError:
         original = formats.read_original("gpt2", config.init_from)
-        return original.config, original.params, tokenizers.GPT2Tokenizer()
+        form, size = formats.get_format("gpt2"), original.config.model.vocab_size
+        return (
+            original.config,
+            original.params,
+            form.tokenizer(original.folder, size)[0],
+        )
     run = open_run(config.init_from)
     return run.config, run.params, run.tokenizer
 

@@ -10,7 +10,7 @@ from jaxgpt.config import OptionGroup, option
 from jaxgpt.errors import UserError
 
 NORMALIZATIONS = ("", "newlines", "nfc")
-TOKENIZERS = ("char", "gpt2", "sentencepiece")
+TOKENIZERS = ("char", "gpt2", "sentencepiece", "huggingface")
 
 
 @dataclasses.dataclass(frozen=True)

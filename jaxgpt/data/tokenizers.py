@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import pathlib
+import pkgutil
 import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
@@ -31,7 +32,7 @@ GPT2_PATTERN = (
     r"|\s++$|\s+(?!\S)|\s"
 )
 
-END_OF_TEXT = 50256
+END_OF_TEXT, END_OF_TEXT_TOKEN = 50256, "<|endoftext|>"
 # SentencePiece sums scores in float32, in which the last words of a long text would be
 # rounded away: longer texts are encoded in parts.
 LONGEST_PART = 1 << 15
@@ -74,6 +75,7 @@ class Tokenizer(Protocol):
     """
 
     vocab_size: int
+    start: int | None = None  # The token that texts begin after, if there is one.
 
     def encode(self, text: str, special_tokens: bool = False) -> np.ndarray:
         """Returns token ids.
@@ -159,7 +161,7 @@ class CharTokenizer(Tokenizer):
 class GPT2Tokenizer(Tokenizer):
     """GPT-2's byte-pair encoding, from the merges in data/: no network is needed."""
 
-    vocab_size = 50257
+    vocab_size, start = 50257, END_OF_TEXT
 
     def __init__(self) -> None:
         self._encoding = _gpt2_encoding()
@@ -183,35 +185,46 @@ class GPT2Tokenizer(Tokenizer):
 
 @functools.cache
 def _gpt2_encoding():
-    try:
-        merges = MERGES.read_bytes()
-    except OSError:
-        raise UserError(
-            f"GPT-2's merges are missing: save its vocab.bpe as '{MERGES}'"
-        ) from None
-    if hashlib.sha256(merges).hexdigest() != MERGES_SHA256:
-        raise UserError(f"'{MERGES}' is not GPT-2's vocab.bpe: its sha256 differs")
+    vocabulary, _ = gpt2_vocabulary()
+    letters = byte_letters()
+    del vocabulary[END_OF_TEXT_TOKEN]
     return tiktoken.Encoding(
         "gpt2",
         pat_str=GPT2_PATTERN,
-        mergeable_ranks=_ranks(merges.decode()),
-        special_tokens={"<|endoftext|>": END_OF_TEXT},
+        mergeable_ranks={
+            bytes(letters[letter] for letter in token): i
+            for token, i in vocabulary.items()
+        },
+        special_tokens={END_OF_TEXT_TOKEN: END_OF_TEXT},
         explicit_n_vocab=GPT2Tokenizer.vocab_size,
     )
 
 
-def _ranks(merges: str) -> dict[bytes, int]:
-    """Returns {token bytes: id} of merges, which write bytes as printable letters."""
+def gpt2_vocabulary() -> tuple[dict[str, int], list[list[str]]]:
+    """Returns ({token: id}, merges) of GPT-2, which write bytes as printable letters.
+
+    Raises:
+      UserError: where the merges in data/ are missing, or others.
+    """
+    try:
+        content = MERGES.read_bytes()
+    except OSError:
+        raise UserError(
+            f"GPT-2's merges are missing: save its vocab.bpe as '{MERGES}'"
+        ) from None
+    if hashlib.sha256(content).hexdigest() != MERGES_SHA256:
+        raise UserError(f"'{MERGES}' is not GPT-2's vocab.bpe: its sha256 differs")
+    merges = [line.split(" ") for line in content.decode().splitlines()[1:] if line]
+    tokens = [*byte_letters(), *map("".join, merges), END_OF_TEXT_TOKEN]
+    return {token: i for i, token in enumerate(tokens)}, merges
+
+
+def byte_letters() -> dict[str, int]:
+    """Returns {printable letter: the byte it stands for}, in the order of ids."""
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     others = [b for b in range(256) if b not in printable]
     letters = {chr(b): b for b in printable}
-    letters |= {chr(256 + i): b for i, b in enumerate(others)}
-    ranks = {bytes([b]): i for i, b in enumerate(printable + others)}
-    for line in merges.splitlines()[1:]:
-        pair = line.replace(" ", "")
-        if pair:
-            ranks[bytes(letters[letter] for letter in pair)] = len(ranks)
-    return ranks
+    return letters | {chr(256 + i): b for i, b in enumerate(others)}
 
 
 def from_json(saved: Any) -> Tokenizer:
@@ -225,6 +238,10 @@ def from_json(saved: Any) -> Tokenizer:
             return CharTokenizer(characters)
         case {"kind": "gpt2"}:
             return GPT2Tokenizer()
+        case {"kind": "huggingface", "tokenizer": dict(file)}:
+            return _huggingface(file, saved.get("named", {}))
+        case {"model": dict()}:
+            return _huggingface(saved, {})
         case {"kind": "sentencepiece", "model": str(model)}:
             return _sentencepiece_from_json(model, saved)
         case list():
@@ -234,6 +251,12 @@ def from_json(saved: Any) -> Tokenizer:
         case dict() if saved and all(isinstance(i, int) for i in saved.values()):
             return CharTokenizer(_characters_of_meta({"stoi": saved}))
     raise UserError(f"it holds no tokenizer of kind {', '.join(TOKENIZERS)}")
+
+
+def _huggingface(file: dict[str, Any], named: dict[str, str]) -> Tokenizer:
+    # By its name, as that module imports this one.
+    kind = pkgutil.resolve_name("jaxgpt.data.huggingface:HuggingFaceTokenizer")
+    return kind(file, named)
 
 
 def _characters_of_meta(meta: dict[str, Any]) -> str:

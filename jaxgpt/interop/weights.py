@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_dtypes  # Its import also makes NumPy know bfloat16 by name.
@@ -25,7 +26,14 @@ from jaxgpt.interop.torch_file import (
     without_opaque,
 )
 
-HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+# Names without an owner, from before each had one.
+HUB_NAMES = {
+    **{f"gpt2{size}": "openai-community" for size in ("", "-medium", "-large", "-xl")},
+    "distilgpt2": "distilbert",
+}
+HUB_NAME = re.compile(r"([\w.-]+/)?([\w.-]+)(@[\w.-]+)?")
+HUB_FILES = ["*.json", "merges.txt", "*.safetensors"]
+SUFFIXES = (".pt", ".pth", ".bin", ".npz", ".safetensors")
 # Where a checkpoint keeps its state dict, and its configuration: nanoGPT's and
 # build-nanogpt's keys, teenyGPT's, and PyTorch Lightning's.
 STATES = ("model", "model_state_dict", "state_dict")
@@ -44,6 +52,7 @@ class Source:
       checkpoint: what a checkpoint holds besides, untrusted.
       held: the settings that are of the source, not of the user's file alone.
       notes: lines about what of it was not read, for the user.
+      folder: where it is.
     """
 
     path: str
@@ -52,13 +61,15 @@ class Source:
     checkpoint: dict[str, Any]
     held: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    folder: pathlib.Path = pathlib.Path()
 
 
 def read_source(name: str, settings_file: str | None) -> Source:
     """Reads .pt, .bin, .npz, .safetensors, or a Hugging Face folder.
 
     Args:
-      name: the path, or one of `HUB_NAMES`.
+      name: the path, or as the Hugging Face hub has it: OWNER/NAME, with @REVISION if
+        that is not the main one, or one of `HUB_NAMES`.
       settings_file: JSON with the original's configuration, where the file does not
         hold it.
 
@@ -66,7 +77,7 @@ def read_source(name: str, settings_file: str | None) -> Source:
       UserError: for a path that is none of these, damaged, or unsafe.
     """
     path = user_path(name)
-    if name in HUB_NAMES and not path.exists():
+    if not path.exists() and _is_hub_name(name):
         path = download_folder(name)
     if not path.exists():
         raise UserError(f"--source '{name}' does not exist")
@@ -97,7 +108,10 @@ def read_source(name: str, settings_file: str | None) -> Source:
     if not state:
         raise UserError(f"'{name}' holds no state dict: it is empty")
     settings = own | settings
-    return Source(name, dict(state), settings, checkpoint, frozenset(own), notes)
+    folder = path if path.is_dir() else path.parent
+    return Source(
+        name, dict(state), settings, checkpoint, frozenset(own), notes, folder
+    )
 
 
 def _read_besides(
@@ -115,27 +129,46 @@ def _read_besides(
     return plain, (line,) if passed_over else ()
 
 
+def _is_hub_name(name: str) -> bool:
+    """Returns whether a path that does not exist can be a name of the hub."""
+    found = HUB_NAME.fullmatch(name)
+    if not found or name.endswith(SUFFIXES):
+        return False
+    owner = found[1]
+    return not user_path(owner).exists() if owner else found[2] in HUB_NAMES
+
+
 def download_folder(name: str) -> pathlib.Path:
-    """Returns the folder of a GPT-2 by name: from the local cache, or downloaded."""
+    """Returns the folder of a model by name: from the local cache, or downloaded."""
     try:
         from huggingface_hub import snapshot_download  # Not a dependency.
     except ImportError:
         raise UserError(
-            f"'{name}' by name needs huggingface_hub (pip install huggingface_hub); "
-            "otherwise name a folder"
+            f"'{name}' is no file or folder, and by its name needs huggingface_hub "
+            "(pip install huggingface_hub)"
         ) from None
-    files = ["config.json", "model.safetensors"]
-    for local in (True, False):
+    plain, _, revision = name.partition("@")
+    full = plain if "/" in plain else f"{HUB_NAMES[plain]}/{plain}"
+    # Old caches have the names without an owner.
+    for repository, local in ((full, True), (plain, True), (full, False)):
         try:
-            folder = snapshot_download(
-                f"openai-community/{name}", allow_patterns=files, local_files_only=local
+            folder = pathlib.Path(
+                snapshot_download(
+                    repository,
+                    revision=revision or None,
+                    allow_patterns=HUB_FILES,
+                    local_files_only=local,
+                )
             )
-            return pathlib.Path(folder)
         except Exception:  # Offline, behind a proxy, unknown: each has its own kind.
             continue
+        weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+        if weights and (folder / "config.json").exists():
+            return folder
     raise UserError(
-        f"'{name}' is not in the local Hugging Face cache and cannot be downloaded: "
-        "download its folder on a machine with network access and name that"
+        f"'{name}' is no file or folder, is not in the local Hugging Face cache and "
+        "cannot be downloaded: download its folder on a machine with network access "
+        "and name that"
     )
 
 
@@ -214,8 +247,17 @@ def _read_npz(path: pathlib.Path) -> Arrays:
             raise ValueError(why_not_loaded(error)) from None
 
 
-def write_torch(path: pathlib.Path, value: Any) -> None:
-    """Writes arrays in plain containers as a .pt file, the arrays as tensors.
+def write_torch(
+    path: pathlib.Path,
+    state: Arrays,
+    contents: Callable[[dict[str, Any]], dict[str, Any]] = lambda tensors: tensors,
+) -> None:
+    """Writes a state dict as a .pt file.
+
+    Args:
+      path: of the file.
+      state: the arrays, written as PyTorch tensors.
+      contents: makes of the tensors what the file holds, of plain containers.
 
     Raises:
       UserError: where PyTorch is not installed.
@@ -227,19 +269,9 @@ def write_torch(path: pathlib.Path, value: Any) -> None:
             "writing .pt files needs PyTorch (pip install torch); otherwise name an "
             ".npz file"
         ) from None
-    made: dict[int, Any] = {}  # An array under two names is one tensor.
-
-    def tensors(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: tensors(item) for key, item in value.items()}
-        if not isinstance(value, np.ndarray):
-            return value
-        if id(value) not in made:
-            made[id(value)] = torch.tensor(value)
-        return made[id(value)]
-
+    value = contents({name: torch.tensor(array) for name, array in state.items()})
     with atomic_write(path, "wb") as stream:
-        torch.save(tensors(value), stream)
+        torch.save(value, stream)
 
 
 def write_npz(path: pathlib.Path, state: Arrays) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxgpt.data import tokenizers
 from jaxgpt.data.tokenizers import Tokenizer, UnknownCharacterError
 from jaxgpt.errors import UserError, require
 
@@ -149,11 +148,13 @@ def read_template(
 
 def start_token(tokenizer: Tokenizer | None) -> int:
     """Returns the token that texts of this vocabulary best begin after."""
-    if isinstance(tokenizer, tokenizers.GPT2Tokenizer):
-        return tokenizers.END_OF_TEXT
+    if tokenizer is None:
+        return 0
+    if tokenizer.start is not None:
+        return tokenizer.start
     try:
-        return int(tokenizer.encode_rest("\n")[0]) if tokenizer else 0
-    except UserError:  # It knows no newline.
+        return int(tokenizer.encode_rest("\n")[0])
+    except (UserError, IndexError):  # It knows no newline.
         return 0
 
 
