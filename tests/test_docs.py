@@ -1,0 +1,184 @@
+"""The commands of README.md and docs/: each is one that works, in the order given.
+
+Every page is followed in a folder of its own, by somebody who does what it says from
+its top to its end. What a command computes is replaced by the files that the next ones
+look for; options, configs and what a folder holds are checked by the commands' code.
+"""
+
+import importlib
+import json
+import os
+import pathlib
+import re
+import shlex
+import tomllib
+
+import pytest
+
+from jaxgpt import config as configs
+from jaxgpt.errors import UserError
+from jaxgpt.training.checkpoint import check_same_config
+from tests.conftest import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What stands for the reader's own: the run that the page trained last, and a step.
+STAND_INS = {"=(DIR|RUN)$": "={run}", "=STEP$": "=1"}
+# Runs whose making a page tells in words.
+TOLD = ("runs/any", "runs/diverged")
+SHRUNK = {
+    "model.n_layer": "1",
+    "model.n_embd": "32",
+    "model.n_head": "2",
+    "steps": "2",
+    "batch_size": "4",
+    "eval_sequences": "4",
+    "log_interval": "1",
+}
+
+
+def commands(page):
+    """The commands of a page, in its order: [(module or program, its options)]."""
+    found = []
+    text = page.read_text().replace("\\\n", " ")
+    code = r"^    (?:\$ )?((?:python|make|pip|source) .*)$"
+    inline = r"`(python -m jaxgpt\.\w+\s[^`]*--workdir=runs/[^`]*)`"
+    for match in re.finditer(f"{code}|{inline}", text, re.M):
+        for line in re.split(r" && ", match[1] or match[2]):
+            words = shlex.split(line, comments=True)
+            if words[:2] == ["python", "-m"]:
+                words = words[2:]
+            found.append((words[0], words[1:]))
+    return found
+
+
+class Reader:
+    """Somebody in a clone of the repository, whose commands compute nothing."""
+
+    def __init__(self, monkeypatch):
+        self.run = TOLD[0]
+        for run in TOLD:
+            pathlib.Path(run).mkdir(parents=True)
+            configs.save(configs.base(), pathlib.Path(run) / "config.json")
+        for name in ("configs", "data", "studies", "scripts"):
+            os.symlink(ROOT / name, name)
+        replaced = dict.fromkeys(("sample", "evaluate", "plan", "grid"), lambda *_: 0)
+        replaced |= {"train": self.trained, "convert": self.converted}
+        for name, execute in replaced.items():
+            monkeypatch.setattr(f"jaxgpt.commands.{name}.execute", execute)
+        monkeypatch.setattr("jaxgpt.commands.verify.damaged_arrays", lambda *_: {})
+
+    def follow(self, program, options):
+        """Does what a command does, or raises."""
+        for wanted, given in STAND_INS.items():
+            given = given.format(run=self.run)
+            options = [re.sub(wanted, given, option) for option in options]
+        if program.startswith("jaxgpt."):
+            command = importlib.import_module(program).command
+            if not program.startswith("jaxgpt.systems."):
+                assert not command(options)
+                self.look_at_runs(program, options)
+        elif program.startswith(("benchmarks.", "scripts.", "parity_tests.")):
+            source = (ROOT / f"{program.replace('.', '/')}.py").read_text()
+            for option in options:
+                assert f'"{option.partition("=")[0]}"' in source
+        elif program == "make":
+            makefile = (ROOT / "Makefile").read_text()
+            assert re.search(rf"^{options[0]}:", makefile, re.M)
+            if options == ["train"]:
+                line = next(x for x in makefile.splitlines() if "jaxgpt.train" in x)
+                self.follow("jaxgpt.train", line.split("jaxgpt.train ")[1].split())
+        elif program.endswith("pip"):
+            extras = re.findall(r"\[(.*)\]", options[-1])[0].split(",")
+            known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+            assert set(extras) <= set(known["optional-dependencies"])
+        elif program == "python":
+            assert (ROOT / options[0]).exists()
+        else:
+            known = {"source": ".venv/bin/activate", "venv": ".venv"}
+            assert options == [known[program]]
+
+    def look_at_runs(self, program, options):
+        """Raises where a command reads a folder that nothing has made."""
+        given = dict(o.removeprefix("--").split("=", 1) for o in options if "=" in o)
+        if program in ("jaxgpt.sample", "jaxgpt.evaluate", "jaxgpt.verify"):
+            configs.load_frozen(pathlib.Path(given["workdir"]))
+
+    def trained(self, args, config, workdir, allowed):
+        folder = pathlib.Path(workdir)
+        if (folder / "config.json").exists():
+            check_same_config(configs.load_frozen(folder), config, folder, allowed)
+        folder.mkdir(parents=True, exist_ok=True)
+        configs.save(config, folder / "config.json")
+        self.run = workdir
+        return 0
+
+    def converted(self, args):
+        folder = pathlib.Path(args.workdir)
+        if args.source:
+            assert not folder.exists(), f"{folder} holds a run: nothing is imported"
+            folder.mkdir(parents=True)
+            config = configs.override(configs.base(), {"system": "causal"})
+            configs.save(config, folder / "config.json")
+        else:
+            configs.load_frozen(folder)
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Reader(monkeypatch)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_a_page_work_in_its_order(page, reader, capsys):
+    for program, options in commands(page):
+        if any("..." in option for option in options):
+            continue  # An example of one option.
+        try:
+            reader.follow(program, options)
+        except (AssertionError, UserError) as error:
+            raise AssertionError(f"{program} {' '.join(options)}: {error}") from error
+
+
+def test_commands_are_found():
+    found = commands(ROOT / "README.md")
+    assert len(found) > 25
+    assert ("make", ["train"]) in found
+    assert ("jaxgpt.train", ["--workdir=runs/nano"]) in found
+    assert found.index(("source", [".venv/bin/activate"])) < 6
+
+
+def test_the_same_folder_for_another_config_is_noticed(reader):
+    laptop = "--config=configs/sigma_char.py:laptop"
+    reader.follow("jaxgpt.train", [laptop])
+    with pytest.raises(UserError, match="belongs to another config"):
+        reader.follow("jaxgpt.train", [laptop, "--config.sigma.order=curriculum"])
+    with pytest.raises(UserError, match="holds no run"):
+        reader.follow("jaxgpt.sample", ["--workdir=runs/other"])
+
+
+@pytest.mark.trains
+@pytest.mark.unoptimised
+def test_the_readme_from_make_train_to_verify(tmp_path, monkeypatch, capsys):
+    """What it does with the run of `make train`, in small."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("configs", "data"):
+        os.symlink(ROOT / name, name)
+    words = "the quick brown fox jumps over the lazy dog, my lord\n"
+    pathlib.Path("my_text.txt").write_text(words * 100)
+    shrunk = [f"--config.{key}={value}" for key, value in SHRUNK.items()]
+    laptop = "--config=configs/sigma_char.py:laptop"
+    done = []
+    found = [("jaxgpt.train", [laptop]), *commands(ROOT / "README.md")]
+    for program, options in found:
+        of_the_run = any("sigma_char-laptop" in o or o == laptop for o in options)
+        if not program.startswith("jaxgpt.") or not of_the_run:
+            continue
+        training = shrunk if program == "jaxgpt.train" else []
+        assert not importlib.import_module(program).command([*options, *training])
+        done.append(program)
+    assert done.count("jaxgpt.train") >= 3
+    assert done.count("jaxgpt.sample") >= 3
+    assert {"jaxgpt.evaluate", "jaxgpt.verify"} <= set(done)
+    frozen = json.loads(pathlib.Path("runs/mine/config.json").read_text())
+    assert frozen["data"]["path"].endswith("my_text.txt")
