@@ -60,6 +60,8 @@ def text_files(path: pathlib.Path) -> list[pathlib.Path]:
     Raises:
       UserError: where there are none.
     """
+    if path.name in ("train.bin", "val.bin", "test.bin"):
+        raise UserError(f"data.path '{path}' holds tokens: name the folder it is in")
     if not path.is_dir():
         return [path]
     found: list[pathlib.Path] = []

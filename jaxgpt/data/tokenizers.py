@@ -336,12 +336,6 @@ class SentencePieceTokenizer(Tokenizer):
         self._from_model = {ord(k): v for k, v in self.stand_ins.items()}
         # They would come back as others.
         self._reserved = ({*self.stand_ins} | {SPACE}) - {*self.stand_ins.values()}
-        # No token reaches over two characters that are neighbours in no piece.
-        self._neighbours = {
-            piece[i : i + 2].replace(SPACE, " ")
-            for piece in map(self._processor.id_to_piece, range(self.vocab_size))
-            for i in range(len(piece) - 1)
-        }
 
     @property
     def adds_a_space(self) -> bool:
@@ -373,6 +367,15 @@ class SentencePieceTokenizer(Tokenizer):
         if rest:
             yield self._encode_part(rest, at, begins and not at)
 
+    @functools.cached_property
+    def _neighbours(self) -> set[str]:
+        """Pairs of characters, as in pieces: no token reaches over any other pair."""
+        return {
+            piece[i : i + 2].replace(SPACE, " ")
+            for piece in map(self._processor.id_to_piece, range(self.vocab_size))
+            for i in range(len(piece) - 1)
+        }
+
     def _end_of_part(self, text: str) -> int:
         """Returns where a text that is too long is cut; 0 where it need not be yet."""
         # Where depends on the text before alone, not on how it was read.
@@ -391,9 +394,10 @@ class SentencePieceTokenizer(Tokenizer):
             known = processor.encode_as_pieces(read)[: ids.index(processor.unk_id())]
             wrong.append(len("".join(known)) - (begins and self.adds_a_space))
         if wrong:
+            first = min(*wrong, len(text) - 1)
             raise UnknownCharacterError(
-                text[min(wrong)],
-                at + min(wrong),
+                text[first],
+                at + first,
                 f"is not in the vocabulary of {self.vocab_size} SentencePiece tokens: "
                 "leave it out",
             )

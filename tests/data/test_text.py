@@ -448,6 +448,10 @@ def test_bin_ids_are_checked_to_the_end(bins, monkeypatch):
     assert "id 4 at token 20" in refusal(bins(val=[*(0, 1, 2, 3) * 5, 4]))
 
 
+def test_a_bin_itself_is_no_text(bins):
+    assert "name the folder it is in" in refusal(bins() / "train.bin")
+
+
 def test_bin_missing(bins):
     folder = bins()
     (folder / "val.bin").unlink()

@@ -152,6 +152,16 @@ def test_what_a_given_model_cannot_hold_is_named():
         lines.encode("ab cd" * 8000 + " 漢")
 
 
+@pytest.mark.parametrize("text", ["漢", "a漢", " 漢字", "ab 漢", "  x漢", "a b c\td"])
+def test_where_an_unknown_character_is(text):
+    known = tokenizers.SentencePieceTokenizer(given_model(**IDENTITY, vocab_size=200))
+    at = next(i for i, letter in enumerate(text) if letter in "漢\t")
+    for encode in (known.encode, known.encode_rest):
+        with pytest.raises(tokenizers.UnknownCharacterError) as caught:
+            encode(text)
+        assert (caught.value.at, caught.value.character) == (at, text[at])
+
+
 def test_a_run_of_before_says_that_its_spaces_were_doubled(capsys):
     llama = tokenizers.SentencePieceTokenizer(given_model(**GIVEN["llama"]))
     saved = llama.to_json()
