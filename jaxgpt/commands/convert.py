@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxgpt import backend, cli
@@ -14,12 +15,14 @@ from jaxgpt import config as configs
 from jaxgpt.data import huggingface, tokenizers
 from jaxgpt.errors import UserError, log
 from jaxgpt.interop import rules
-from jaxgpt.interop.base import Original
+from jaxgpt.interop.base import Export, Original
 from jaxgpt.interop.formats import get_format
 from jaxgpt.model.layers import count_parameters
 from jaxgpt.run import Run, open_run
 from jaxgpt.training import optimizers
 from jaxgpt.training.checkpoint import Checkpoints
+
+ADAM = "ScaleByAdamState"  # optax's name of it.
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -69,8 +72,12 @@ def import_run(
     tokenizer, notes = _read_tokenizer(name, tokenizer_file, original)
     opt_state = optimizers.make_optimizer(config).init(params)
     if original.moments:
-        count = jax.numpy.int32(original.count)
-        opt_state = optax.tree.set(opt_state, **original.moments, count=count)
+        # AdamW counts fewer steps than the rate where float16 gradients overflowed.
+        opt_state = optax.tree.set(opt_state, count=jnp.int32(original.step))
+        counted = lambda path, _: getattr(path[-1], "tuple_name", "") == ADAM
+        opt_state = optax.tree.set(
+            opt_state, counted, **original.moments, count=jnp.int32(original.count)
+        )
     configs.make_folder(workdir)
     configs.save(config, workdir / "config.json")
     if tokenizer:
@@ -130,10 +137,42 @@ def export_run(name: str, run: Run, output: pathlib.Path) -> None:
         raise UserError(f"--output '{output}' exists: name a new path")
     if form.suffixes:
         cli.output_path("output", str(output), form.suffixes)
-    state = rules.to_torch(run.params, form.rules(model))
+    table, c = form.rules(model), run.config
+    moments, count = _read_moments(run) if form.optimizer_key else (None, 0)
+    export = Export(
+        state=rules.to_torch(run.params, table),
+        config=c,
+        step=run.step,
+        rate=float(optimizers.learning_rate_schedule(c)(run.step)),
+        dataset=configs.user_path(c.data.path or str(run.workdir)).resolve().stem,
+        tokenizer=run.tokenizer,
+        tokenizer_file=run.workdir / "tokenizer.json",
+        val_loss=Checkpoints(run.workdir, read_only=True).val_loss(run.step),
+        moments=moments and {k: rules.to_torch(m, table) for k, m in moments.items()},
+        count=count,
+    )
     try:
-        form.write(output, state, model, run.step)
+        form.write(output, export)
     except OSError as error:
         raise UserError(
             f"--output '{output}' cannot be written: {error.strerror or error}"
         ) from None
+    if output.suffix not in ("", ".npz"):
+        for note in form.export_notes(export):
+            log(f"note: '{output}': {note}")
+
+
+def _read_moments(run: Run) -> tuple[dict[str, dict] | None, int]:
+    """Returns (AdamW's "mu" and "nu", its count); (None, 0) where a run has none.
+
+    The average of parameters, which is what `Run` has of a run that keeps one, is not
+    what AdamW's moments belong to.
+    """
+    c = run.config.optimizer
+    if c.name != "adamw" or c.ema_decay:
+        return None, 0
+    abstract = jax.eval_shape(optimizers.make_optimizer(run.config).init, run.params)
+    checkpoints = Checkpoints(run.workdir, read_only=True)
+    state = checkpoints.restore(run.step, {"opt_state": abstract})["opt_state"]
+    adam = optax.tree.get(state, ADAM)
+    return {"mu": adam.mu, "nu": adam.nu}, int(adam.count)

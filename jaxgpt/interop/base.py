@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxgpt import config as configs
 from jaxgpt.data.tokenizers import GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import UserError, require
-from jaxgpt.interop import rules, weights
-from jaxgpt.interop.rules import Rule, shown
+from jaxgpt.interop import adamw, rules, weights
+from jaxgpt.interop.rules import LARGEST_NUMBER, Rule, check_setting, shown
 from jaxgpt.interop.weights import Arrays, Source
 from jaxgpt.systems.registry import build_system, system_class
 
-LARGEST_NUMBER = 2**31 - 1
 # What torch.compile and DistributedDataParallel put before each name.
 WRAPPERS = re.compile(r"(_orig_mod\.|module\.)*")
 
@@ -40,26 +42,51 @@ class Original:
     kept: dict[str, Any] = dataclasses.field(default_factory=dict)  # For an export.
 
 
-def check_setting(
-    condition: bool, path: str, key: str, rule: str, value: object
-) -> None:
-    """Raises `require`'s UserError about a value that an untrusted file holds."""
-    if not condition:
-        got = f"'{shown(value)}'" if isinstance(value, str) else shown(value)
-        raise UserError(f"'{path}': {key} must be {rule}, got {got}")
-
-
 def read_numbers(
     settings: Mapping[str, Any], table: Mapping[str, tuple[str, float]], path: str
 ) -> dict[str, Any]:
     """Returns {our field: number} of {our field: (the original's key, its default)}."""
     fields = {}
     for field, (key, default) in table.items():
-        value = fields[field] = settings.get(key, default)
+        value = given = settings.get(key, default)
+        if isinstance(value, np.ndarray) and value.ndim == 0:
+            value = value.item()
+        if isinstance(value, str):  # YAML reads 6e-4 as text.
+            with contextlib.suppress(ValueError):
+                value = float(value)
         # Not isinstance: a bool is an int.
         valid = type(value) in (int, float) and abs(value) <= LARGEST_NUMBER
-        check_setting(valid, path, key, "a number", value)
+        check_setting(valid, path, key, "a number", given)
+        fields[field] = value
     return fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """A run by an original's names.
+
+    Attributes:
+      state: the parameters.
+      config: of the run.
+      step: how many updates it has had.
+      rate: the learning rate of the next one.
+      dataset: a name for what it was trained on.
+      tokenizer: of the run, if it has one.
+      tokenizer_file: where that is.
+      val_loss: infinity where it is not known.
+      moments, count: as in `Original`.
+    """
+
+    state: Arrays
+    config: ConfigDict
+    step: int
+    rate: float
+    dataset: str
+    tokenizer: Tokenizer | None = None
+    tokenizer_file: Path = Path()
+    val_loss: float = math.inf
+    moments: dict[str, Arrays] | None = None
+    count: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +112,8 @@ class Format:
     # Settings that are in none of the tables, because they change no logit or because
     # a subclass reads them. Any other that a source holds is refused.
     harmless: tuple[str, ...] = ()
+    # Where a checkpoint keeps the state of torch.optim.AdamW; "" where it keeps none.
+    optimizer_key: str = ""
     # How the names of buffers end, which old versions saved with the parameters.
     buffers: tuple[str, ...] = ()
     # Vocabulary sizes that are GPT-2's where no tokenizer is given.
@@ -239,9 +268,30 @@ class Format:
     def optimizer_state(
         self, source: Source, table: list[Rule]
     ) -> tuple[dict[str, Arrays], int, int] | None:
-        """Returns (AdamW's "mu" and "nu" by the original's names, its count, step)."""
-        del source, table
-        return None
+        """Returns (AdamW's "mu" and "nu" by the original's names, its count, step).
+
+        Raises:
+          UserError: for another optimizer's state.
+        """
+        optimizer = source.checkpoint.get(self.optimizer_key)
+        if not isinstance(optimizer, Mapping) or not optimizer.get("state"):
+            return None
+        names = self.optimized(optimizer, source.state, table)
+        if not names:
+            return None
+        moments, count = adamw.read_moments(optimizer, names, source.path)
+        step = source.checkpoint.get("iter_num", count)
+        return moments, count, adamw.read_count("iter_num", step, source.path)
+
+    def optimized(
+        self, optimizer: Mapping[str, Any], state: Arrays, table: list[Rule]
+    ) -> list[str]:
+        """Returns the parameters as an optimizer numbers them; [] if it is not known.
+
+        By default they are in one group, in the order of the table.
+        """
+        del optimizer, state
+        return [rule.name for rule in table]
 
     def plain_name(self, name: str) -> str:
         """Returns the name of a parameter as `rules` has it."""
@@ -311,15 +361,24 @@ class Format:
             value = config.model[field]
             require(value in values, f"model.{field}", rule, value)
 
-    def write(self, output: Path, state: Arrays, model: ConfigDict, step: int) -> None:
-        """Writes a state dict as the original's program reads it.
+    def write(self, output: Path, export: Export) -> None:
+        """Writes a run as the original's program reads it.
 
         Raises:
           OSError: where the disk is full or the folder cannot be written to.
           UserError: for a .pt file where PyTorch is not installed.
         """
-        del model, step
         if output.suffix == ".npz":
-            weights.write_npz(output, state)
+            weights.write_npz(output, export.state)
         else:
-            weights.write_torch(output, state)
+            weights.write_torch(output, self.checkpoint(export))
+
+    def checkpoint(self, export: Export) -> dict[str, Any]:
+        """Returns what a .pt file holds: arrays, in plain containers."""
+        return dict(export.state)
+
+    def export_notes(self, export: Export) -> tuple[str, ...]:
+        """Returns lines about what a .pt file holds or lacks, for the user."""
+        if self.optimizer_key and export.moments is None:
+            return ("it has no optimizer state: training there cannot go on from it",)
+        return ()

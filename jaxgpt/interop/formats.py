@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 # As text, so that a command's --help can list them without loading JAX.
 FORMATS = {
     "gpt2": "jaxgpt.interop.gpt2:GPT2",
-    "nanogpt": "jaxgpt.interop.gpt2:NANOGPT",
-    "sigma-gpt": "jaxgpt.interop.gpt2:SIGMA_GPT",
+    "nanogpt": "jaxgpt.interop.nanogpt:NANOGPT",
+    "sigma-gpt": "jaxgpt.interop.nanogpt:SIGMA_GPT",
     "teenygpt": "jaxgpt.interop.teenygpt:FORMAT",
     "nanollama": "jaxgpt.interop.nanollama:FORMAT",
 }

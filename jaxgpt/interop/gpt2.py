@@ -1,4 +1,4 @@
-"""GPT-2's family: OpenAI's as Hugging Face has it, nanoGPT, and σ-GPT."""
+"""GPT-2's family, and OpenAI's GPT-2 as Hugging Face has it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from safetensors.numpy import save_file
 from jaxgpt.data import huggingface
 from jaxgpt.data.tokenizers import GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import UserError
-from jaxgpt.interop import weights
-from jaxgpt.interop.base import (
+from jaxgpt.interop.base import Export, Format
+from jaxgpt.interop.rules import (
     LARGEST_NUMBER,
-    Format,
+    Rule,
     check_setting,
-    read_numbers,
+    layer_rules,
+    shown,
 )
-from jaxgpt.interop.rules import Rule, layer_rules, shown
 from jaxgpt.interop.weights import Arrays, Source
 
 TABLE, POSITIONS = "transformer.wte.weight", "transformer.wpe.weight"
@@ -82,22 +82,6 @@ BLOCK = {
     "ln_2": "norm_2",
     "mlp.c_fc": "mlp/up",
     "mlp.c_proj": "mlp/down",
-}
-# nanoGPT's train.py: our field, its key and its default.
-TRAINING = {
-    "batch_size": ("batch_size", 12),
-    "accumulation": ("gradient_accumulation_steps", 1),
-    "steps": ("max_iters", 600000),
-    "optimizer.learning_rate": ("learning_rate", 6e-4),
-    "optimizer.min_learning_rate": ("min_lr", 6e-5),
-    "optimizer.warmup_steps": ("warmup_iters", 2000),
-    "optimizer.decay_steps": ("lr_decay_iters", 600000),
-    "optimizer.beta1": ("beta1", 0.9),
-    "optimizer.beta2": ("beta2", 0.95),
-    "optimizer.weight_decay": ("weight_decay", 0.1),
-    "optimizer.grad_clip": ("grad_clip", 1.0),
-    "eval_interval": ("eval_interval", 2000),
-    "checkpoint_interval": ("eval_interval", 2000),
 }
 
 
@@ -242,8 +226,9 @@ class HuggingFaceGPT2(GPT2Family):
         held = {*source.held} & {*KEPT}
         return {key: source.settings[key] for key in sorted(held)}
 
-    def write(self, output: Path, state: Arrays, model: ConfigDict, step: int) -> None:
+    def write(self, output: Path, export: Export) -> None:
         """Writes a folder that transformers' GPT2LMHeadModel loads."""
+        model = export.config.model
         names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
         settings = {
             "architectures": ["GPT2LMHeadModel"],
@@ -258,7 +243,7 @@ class HuggingFaceGPT2(GPT2Family):
             "initializer_range": 0.02,
         }
         output.mkdir(parents=True, exist_ok=True)
-        save_file(state, output / "model.safetensors", metadata={"format": "pt"})
+        save_file(export.state, output / "model.safetensors", metadata={"format": "pt"})
         (output / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
@@ -271,98 +256,14 @@ def _dropouts(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: settings.get(key, 0.1) for key in DROPOUTS}
 
 
-class NanoGPT(GPT2Family):
-    """nanoGPT: state dicts, and the checkpoints of its train.py."""
-
-    def model_fields(self, source: Source) -> dict[str, Any]:
-        """Adds whether there are biases; by default the weights tell."""
-        bias = source.settings.get("bias", "transformer.ln_f.bias" in source.state)
-        valid = isinstance(bias, bool)
-        check_setting(valid, source.path, "bias", "true or false", bias)
-        return super().model_fields(source) | {"bias": bias}
-
-    def training_fields(self, source: Source) -> dict[str, Any]:
-        """Returns what train.py was called with."""
-        config = source.checkpoint.get("config")
-        if not isinstance(config, Mapping):
-            return {}
-        fields = read_numbers(config, TRAINING, source.path)
-        fields["batch_size"] *= fields["accumulation"]
-        if not config.get("decay_lr", True):
-            rate = fields["optimizer.learning_rate"]
-            fields |= {"optimizer.min_learning_rate": rate, "optimizer.warmup_steps": 0}
-        return fields
-
-    def optimizer_state(
-        self, source: Source, table: list[Rule]
-    ) -> tuple[dict[str, Arrays], int, int] | None:
-        """See `Format`; UserError for another optimizer's state."""
-        optimizer = source.checkpoint.get("optimizer")
-        if not isinstance(optimizer, Mapping) or not optimizer.get("state"):
-            return None
-        # PyTorch numbers parameters group by group: train.py's first has the matrices.
-        names = [rule.name for rule in table]
-        names.sort(key=lambda name: source.state[name].ndim < 2)
-        held = optimizer["state"]
-        another = f"'{source.path}' holds the state of another optimizer"
-        if not isinstance(held, Mapping) or set(held) != set(range(len(names))):
-            raise UserError(f"{another}: not one entry for each of {len(names)} arrays")
-        moments: dict[str, Arrays] = {"mu": {}, "nu": {}}
-        for i, name in enumerate(names):
-            entry = held[i] if isinstance(held[i], Mapping) else {}
-            for ours, key in (("mu", "exp_avg"), ("nu", "exp_avg_sq")):
-                if not weights.is_numbers(entry.get(key)):
-                    raise UserError(f"{another}: {name} has no {key}")
-                moments[ours][name] = entry[key]
-        count = _read_count("step", held[0].get("step"), source.path)
-        step = source.checkpoint.get("iter_num", count)
-        step = _read_count("iter_num", step, source.path)
-        return moments, count, step
-
-    def write(self, output: Path, state: Arrays, model: ConfigDict, step: int) -> None:
-        """Writes a .pt file as train.py does, for its sample.py to read."""
-        if output.suffix == ".npz":
-            return super().write(output, state, model, step)
-        checkpoint = lambda tensors: {
-            "model": tensors | {"lm_head.weight": tensors[TABLE]},
-            "model_args": {key: model[key] for key in (*self.sizes, "bias", "dropout")},
-            "iter_num": step,
-            "best_val_loss": float("inf"),
-            "config": {"dataset": "shakespeare_char"},
-        }
-        weights.write_torch(output, state, checkpoint)
-
-
-def _read_count(key: str, value: Any, path: str) -> int:
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value.item()  # PyTorch counts in a float32 tensor.
-    valid = type(value) in (int, float) and 0 <= value <= LARGEST_NUMBER
-    valid = valid and value == int(value)
-    check_setting(valid, path, key, "a number of steps", value)
-    return int(value)
-
-
-NANOGPT = NanoGPT(
-    sizes={name: name for name in SIZES},
+GPT2 = HuggingFaceGPT2(
+    sizes={**dict(zip(SIZES, SIZES, strict=True)), "block_size": "n_positions"},
     shapes={
         "vocab_size": (TABLE, 0),
         "n_embd": (TABLE, 1),
         "block_size": (POSITIONS, 0),
     },
     layer_prefix="transformer.h.",
-    numbers={"dropout": ("dropout", 0.0)},
-    open_fields=("bias",),
-    harmless=("bias",),
-    buffers=(".attn.bias", ".attn.masked_bias"),
-    # GPT-2's, and that padded to a multiple of 64.
-    gpt2_vocabularies=(50257, 50304),
-)
-# Its table of positions has a half for each of a token's two positions.
-SIGMA_GPT = dataclasses.replace(NANOGPT, system="sigma", gpt2_vocabularies=())
-GPT2 = HuggingFaceGPT2(
-    sizes={**NANOGPT.sizes, "block_size": "n_positions"},
-    shapes=NANOGPT.shapes,
-    layer_prefix=NANOGPT.layer_prefix,
     choices={"activation": ("activation_function", ACTIVATIONS, "gelu_new")},
     required={
         "model_type": "gpt2",
@@ -374,7 +275,7 @@ GPT2 = HuggingFaceGPT2(
     numbers={"norm_epsilon": ("layer_norm_epsilon", 1e-5)},
     open_fields=("tied_head", "feed_forward_width"),
     harmless=tuple(HARMLESS.split()),
-    buffers=NANOGPT.buffers,
+    buffers=(".attn.bias", ".attn.masked_bias"),
     # With a few added tokens, or padded to a multiple of 64.
     gpt2_vocabularies=tuple(range(50257, 50305)),
     conv1d=True,

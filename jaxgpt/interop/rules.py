@@ -54,6 +54,18 @@ def shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
+LARGEST_NUMBER = 2**31 - 1
+
+
+def check_setting(
+    condition: bool, path: str, key: str, rule: str, value: object
+) -> None:
+    """Raises `require`'s UserError about a value that an untrusted file holds."""
+    if not condition:
+        got = f"'{shown(value)}'" if isinstance(value, str) else shown(value)
+        raise UserError(f"'{path}': {key} must be {rule}, got {got}")
+
+
 def _listed(names: set[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(map(shown, sorted(names)[:3])) + more

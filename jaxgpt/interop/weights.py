@@ -7,7 +7,7 @@ import json
 import pathlib
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes  # Its import also makes NumPy know bfloat16 by name.
@@ -247,17 +247,8 @@ def _read_npz(path: pathlib.Path) -> Arrays:
             raise ValueError(why_not_loaded(error)) from None
 
 
-def write_torch(
-    path: pathlib.Path,
-    state: Arrays,
-    contents: Callable[[dict[str, Any]], dict[str, Any]] = lambda tensors: tensors,
-) -> None:
-    """Writes a state dict as a .pt file.
-
-    Args:
-      path: of the file.
-      state: the arrays, written as PyTorch tensors.
-      contents: makes of the tensors what the file holds, of plain containers.
+def write_torch(path: pathlib.Path, value: Any) -> None:
+    """Writes arrays in plain containers as a .pt file, the arrays as tensors.
 
     Raises:
       UserError: where PyTorch is not installed.
@@ -269,9 +260,19 @@ def write_torch(
             "writing .pt files needs PyTorch (pip install torch); otherwise name an "
             ".npz file"
         ) from None
-    value = contents({name: torch.tensor(array) for name, array in state.items()})
+    made: dict[int, Any] = {}  # An array under two names is one tensor.
+
+    def tensors(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: tensors(item) for key, item in value.items()}
+        if not isinstance(value, np.ndarray):
+            return value
+        if id(value) not in made:
+            made[id(value)] = torch.tensor(value)
+        return made[id(value)]
+
     with atomic_write(path, "wb") as stream:
-        torch.save(value, stream)
+        torch.save(tensors(value), stream)
 
 
 def write_npz(path: pathlib.Path, state: Arrays) -> None:

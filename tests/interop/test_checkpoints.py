@@ -76,10 +76,10 @@ def test_a_class_without_its_values_is_passed_over_and_named(nano, read):
 
 def test_numpy_numbers_and_a_namespace_are_read(nano, read):
     config = argparse.Namespace(**nano["config"])
-    config.out_dir, config.learning_rate = pathlib.PurePosixPath("out"), np.float64(0.5)
+    config.out_dir, config.min_lr = pathlib.PurePosixPath("out"), np.float64(1e-5)
     original = read(nano | {"config": config, "best_val_loss": np.float64(2.5)})
-    assert original.config.optimizer.learning_rate == 0.5
-    assert original.notes == ("passed over: config.out_dir (pathlib.PurePosixPath)",)
+    assert original.config.optimizer.min_learning_rate == 1e-5
+    assert original.notes[0] == "passed over: config.out_dir (pathlib.PurePosixPath)"
 
 
 @pytest.mark.parametrize("key", ["model_state_dict", "state_dict"])
@@ -103,3 +103,74 @@ def test_a_checkpoint_of_a_whole_module_is_refused(read):
         read(torch.nn.Linear(2, 2))
     with pytest.raises(UserError, match=r"model is not .* but of class torch\.nn"):
         read({"model": torch.nn.Linear(2, 2)})
+
+
+def test_numbers_as_text_or_of_another_type_are_read(nano, read):
+    changes = {"batch_size": 4.0, "gradient_accumulation_steps": "2"}
+    changes |= {"learning_rate": "6e-4", "min_lr": torch.tensor(1e-5)}
+    config = read(nano | {"config": nano["config"] | changes}).config
+    assert (config.batch_size, config.accumulation) == (8, 2)
+    assert config.optimizer.learning_rate == 6e-4
+    assert config.optimizer.min_learning_rate == pytest.approx(1e-5)
+
+
+# An optimizer's state.
+
+
+@pytest.mark.parametrize("optimizer", [None, {}, {"state": {}, "param_groups": []}])
+def test_weights_alone_where_there_is_no_optimizer_state(
+    nano, plain_params, read, optimizer
+):
+    original = read(nano | {"optimizer": optimizer})
+    assert_equal(original.params, plain_params)
+    assert original.moments is None
+    line = "it holds no optimizer state: its weights alone are imported"
+    assert original.notes == (line,)
+
+
+def test_groups_that_no_version_had_are_left_out(nano, plain_params, read):
+    names = [*range(28)]
+    groups = [{"params": names[:5]}, {"params": names[5:]}]
+    original = read(nano | {"optimizer": nano["optimizer"] | {"param_groups": groups}})
+    assert_equal(original.params, plain_params)
+    assert original.moments is None
+    assert "its groups of (5, 23) parameters are not nanoGPT's" in original.notes[0]
+
+
+def test_a_rate_that_no_version_had_in_its_warmup(nano, read):
+    config = nano["config"] | {"warmup_iters": 100, "learning_rate": 0.123}
+    original = read(nano | {"config": config})
+    assert "optimizer.warmup_from_zero is False" in original.notes[0]
+
+
+# Which GELU.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "expected"),
+    [
+        ({"bias": True}, None, "gelu"),
+        ({}, None, "gelu_tanh"),
+        ({}, {"activation_function": "gelu"}, "gelu"),
+        ({"bias": True}, {"activation_function": "gelu_new"}, "gelu_tanh"),
+    ],
+)
+def test_checkpoints_from_before_there_was_a_bias_have_the_old_gelu(
+    nano, read, arguments, settings, expected
+):
+    kept = {k: v for k, v in nano["model_args"].items() if k != "bias"}
+    original = read(nano | {"model_args": kept | arguments}, settings)
+    assert original.config.model.activation == expected
+    said = [note for note in original.notes if "GELU" in note]
+    assert len(said) == (expected == "gelu_tanh" and settings is None)
+
+
+@pytest.mark.parametrize(
+    "order", ["randcur", "randcur:x", "randcur:200", "random:5", 3]
+)
+def test_orders_that_no_sigma_gpt_knows(nano, read, order):
+    checkpoint = nano | {"config": nano["config"] | {"order_type": order}}
+    state = dict(nano["model"])
+    state["transformer.wpe.weight"] = state["transformer.wpe.weight"][:, :16]
+    with pytest.raises(UserError, match="order_type must be one of random"):
+        read(checkpoint | {"model": state}, name="sigma-gpt")

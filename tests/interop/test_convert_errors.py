@@ -482,7 +482,8 @@ def test_gpt2_settings_that_would_change_numbers(gpt2_refused, settings, expecte
 @pytest.mark.parametrize(
     "changes, expected",
     [
-        ({"batch_size": "12"}, "batch_size must be a number, got '12'"),
+        ({"batch_size": "many"}, "batch_size must be a number, got 'many'"),
+        ({"batch_size": "nan"}, "batch_size must be a number, got 'nan'"),
         ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
         ({"batch_size": 1.5}, "batch_size must be an integer, got 1.5"),
         ({"gradient_accumulation_steps": 0}, "batch_size must be >= 1, got 0"),
@@ -502,7 +503,7 @@ def test_gpt2_settings_that_would_change_numbers(gpt2_refused, settings, expecte
         ({"weight_decay": True}, "weight_decay must be a number, got True"),
         ({"eval_interval": {}}, "eval_interval must be a number, got {}"),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_training_settings_that_cannot_be(nano_refused, nano, changes, expected):
     assert expected in nano_refused(config=nano["config"] | changes)

@@ -1,0 +1,112 @@
+"""AdamW's moments in and out, as the state_dict of PyTorch's own has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxgpt.errors import UserError
+from jaxgpt.interop.rules import LARGEST_NUMBER, check_setting
+from jaxgpt.interop.weights import Arrays, is_numbers
+
+KEYS = {"mu": "exp_avg", "nu": "exp_avg_sq"}
+
+
+def group_sizes(optimizer: Any) -> tuple[int, ...]:
+    """Returns how many parameters each group has; () where that is not said.
+
+    Args:
+      optimizer: an untrusted state_dict, which numbers parameters group by group.
+    """
+    groups = optimizer.get("param_groups") if isinstance(optimizer, Mapping) else None
+    groups = groups if isinstance(groups, list) else []
+    lists = [g.get("params") if isinstance(g, Mapping) else None for g in groups]
+    known = [held for held in lists if isinstance(held, list)]
+    in_order = [*range(sum(map(len, known)))] == [i for held in known for i in held]
+    return tuple(len(held) for held in known) if in_order else ()
+
+
+def read_moments(
+    optimizer: Mapping[str, Any], names: Sequence[str], path: str
+) -> tuple[dict[str, Arrays], int]:
+    """Returns ({"mu" and "nu": arrays by name}, the number of updates).
+
+    Args:
+      optimizer: an untrusted state_dict.
+      names: of the parameters, as PyTorch numbers them.
+      path: named in errors.
+
+    Raises:
+      UserError: for another optimizer's state, or that of other parameters.
+    """
+    held = optimizer["state"]
+    another = f"'{path}' holds the state of another optimizer"
+    if not isinstance(held, Mapping) or set(held) != set(range(len(names))):
+        raise UserError(f"{another}: not one entry for each of {len(names)} arrays")
+    moments: dict[str, Arrays] = {"mu": {}, "nu": {}}
+    for i, name in enumerate(names):
+        entry = held[i] if isinstance(held[i], Mapping) else {}
+        for ours, key in KEYS.items():
+            if not is_numbers(entry.get(key)):
+                raise UserError(f"{another}: {name} has no {key}")
+            moments[ours][name] = entry[key]
+    return moments, read_count("step", held[0].get("step"), path)
+
+
+def read_count(key: str, value: Any, path: str) -> int:
+    """Returns a number of steps; UserError for anything else."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()  # PyTorch counts in a float32 tensor.
+    valid = type(value) in (int, float) and 0 <= value <= LARGEST_NUMBER
+    valid = valid and value == int(value)
+    check_setting(valid, path, key, "a number of steps", value)
+    return int(value)
+
+
+def state_dict(
+    moments: Mapping[str, Arrays],
+    count: int,
+    groups: Sequence[tuple[Sequence[str], float]],
+    rate: float,
+    config: ConfigDict,
+) -> dict[str, Any]:
+    """Returns what torch.optim.AdamW's load_state_dict reads.
+
+    Args:
+      moments, count: as `read_moments` returns them.
+      groups: (names in PyTorch's order, weight decay) of each group.
+      rate: the learning rate.
+      config: `config.optimizer`.
+    """
+    names = [name for group, _ in groups for name in group]
+    step = np.float32(count)
+    state = {
+        i: {
+            "step": np.asarray(step),
+            **{theirs: moments[ours][name] for ours, theirs in KEYS.items()},
+        }
+        for i, name in enumerate(names)
+    }
+    param_groups, first = [], 0
+    for group, decay in groups:
+        param_groups.append(
+            {
+                "lr": rate,
+                "betas": (config.beta1, config.beta2),
+                "eps": 1e-8,  # optax's and PyTorch's.
+                "weight_decay": decay,
+                "amsgrad": False,
+                "maximize": False,
+                "foreach": None,
+                "capturable": False,
+                "differentiable": False,
+                "fused": None,
+                "decoupled_weight_decay": True,
+                "params": [*range(first, first + len(group))],
+            }
+        )
+        first += len(group)
+    return {"state": state, "param_groups": param_groups}
