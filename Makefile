@@ -6,7 +6,7 @@ RUFF := $(VENV)/bin/ruff
 # Two workers: more gain nothing on two cores, and each takes up to 4 GB.
 PYTEST := $(RUN) -m pytest -n 2 --dist=loadgroup --no-loadscope-reorder
 
-.PHONY: train test quick costs parity certificate slow lint format bench clean
+.PHONY: train test quick costs parity certificate slow lint format bench figures clean
 
 train: $(VENV)/.base
 	$(RUN) -m jaxgpt.train --config=configs/sigma_char.py:laptop
@@ -49,6 +49,10 @@ bench: $(VENV)/.test
 	$(RUN) -m benchmarks.gssm_speed
 	$(RUN) -m benchmarks.gssm_learning
 	$(RUN) -m benchmarks.memory --step
+
+# The pictures of README and docs, those that take minutes; docs/figures.md has the rest.
+figures: $(VENV)/.base
+	$(RUN) -m scripts.figures
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,8 +1,13 @@
-"""Scripts that prepare data."""
+"""Scripts that prepare data and draw figures."""
 
+import datetime
+import re
 import sys
 
-from scripts import wikitext
+import pytest
+
+from scripts import figures, wikitext
+from tests.conftest import ROOT
 
 TEXT = """
  = One = 
@@ -30,3 +35,46 @@ def test_wikitext_is_split_into_articles(tmp_path, monkeypatch, capsys):
     first, second = sorted((out / "val").iterdir())
     assert first.read_text().startswith("= One = \n") and "Section" in first.read_text()
     assert second.read_text() == "= The = sign = \n\n Text .\n"
+
+
+def test_every_picture_of_the_pages_can_be_made_anew():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    shown = re.findall(r"!\[[^]]*\]\((?:docs/)?([^)]*)\)", "".join(map(read, pages)))
+    made = [name for figure in figures.FIGURES.values() for name in figure.pictures]
+    assert set(made) == set(shown)
+    for figure in figures.FIGURES.values():
+        for command in figure.commands:
+            module = command.split()[0].replace(".", "/")
+            assert (ROOT / f"{module}.py").exists()
+
+
+def read(page):
+    return page.read_text()
+
+
+@pytest.mark.process
+def test_a_figure_is_made_put_in_its_place_and_dated(tmp_path, monkeypatch, capsys):
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs/figures.md"
+    page.write_text(figures.PAGE + "| a.png | a | of old | 2026-01-01 | 9 |\n")
+    for name in ("scripts", "jaxgpt", "data"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    graph = figures.FIGURES["gssm"].commands[1].replace("/gssm/", "/")
+    one = figures.Figure((graph,), {"graph.png": "{runs}/graph.png"}, 1)
+    monkeypatch.setattr(figures, "FIGURES", {"graph": one})
+    monkeypatch.setattr(sys, "argv", ["figures", "graph"])
+    for _ in range(2):
+        figures.main()
+    assert (tmp_path / "docs/graph.png").read_bytes().startswith(b"\x89PNG")
+    first, second = page.read_text().removeprefix(figures.PAGE).splitlines()
+    assert first == "| a.png | a | of old | 2026-01-01 | 9 |"
+    assert second.startswith("| graph.png | graph | ")
+    assert f" | {datetime.date.today()} | " in second
+
+
+def test_an_unknown_figure_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["figures", "none"])
+    with pytest.raises(SystemExit):
+        figures.main()
+    assert "unknown 'none': there are sigma_char" in capsys.readouterr().err

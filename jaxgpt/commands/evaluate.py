@@ -17,6 +17,7 @@ from jaxgpt.run import Run, open_run
 from jaxgpt.systems import scoring
 from jaxgpt.systems.base import Evaluation
 from jaxgpt.systems.sigma import likelihood
+from jaxgpt.training.progress import status
 
 
 def execute(
@@ -30,15 +31,20 @@ def execute(
         lengths = scoring.parse_lengths(args.eval_lengths, config.model.block_size)
     run = open_run(args.workdir, args.step, overrides)
     if args.tokens:
-        figures = score_tokens(run, args.tokens, args.order, args.logits)
+        with status("scoring the tokens"):
+            figures = score_tokens(run, args.tokens, args.order, args.logits)
     else:
-        figures = evaluate_split(run, args.split)
+        with status(f"scoring the {args.split} split"):
+            figures = evaluate_split(run, args.split)
         if args.num_orders:
-            figures |= evaluate_orders(run, args.split, args.num_orders)
+            with status(f"scoring it in {args.num_orders} orders"):
+                figures |= evaluate_orders(run, args.split, args.num_orders)
         if ratios:
-            figures |= evaluate_infilling(run, args.split, ratios)
+            with status("filling spans"):
+                figures |= evaluate_infilling(run, args.split, ratios)
         if lengths:
-            figures |= evaluate_lengths(run, args.split, lengths)
+            with status("scoring longer texts"):
+                figures |= evaluate_lengths(run, args.split, lengths)
     if args.json:
         cli.print_json(figures)
     else:

@@ -23,6 +23,7 @@ from jaxgpt.parallel import hlo, sharding
 from jaxgpt.parallel.hardware import CHIPS, TOPOLOGIES, Chip
 from jaxgpt.systems.registry import build_system, system_class
 from jaxgpt.training import optimizers
+from jaxgpt.training.progress import status
 from jaxgpt.training.step import init_state, make_step
 
 RESERVED = 0.25 * 2**30  # bytes of each chip that the runtime keeps
@@ -38,7 +39,8 @@ def execute(args: argparse.Namespace, config: ConfigDict) -> int:
     backend.set_up_jax()
     # Programs for devices that are not there can be written to the cache, not read.
     jax.config.update("jax_enable_compilation_cache", False)
-    found = plan(config, args.topology)
+    with status(f"compiling the step for {args.topology}"):
+        found = plan(config, args.topology)
     if args.json:
         cli.print_json(found)
     else:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
 
 from jaxgpt.errors import log
@@ -92,3 +101,15 @@ class Progress:
 def format_duration(seconds: float) -> str:
     """Returns seconds as "1:02:00"."""
     return str(datetime.timedelta(seconds=round(seconds)))
+
+
+@contextlib.contextmanager
+def status(text: str) -> Iterator[None]:
+    """Shows what is being done, and for how long; on a terminal, while it lasts."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        bar.add_task(text, total=None)
+        yield
