@@ -1,10 +1,11 @@
-"""Checkpoints of nanoGPT's and σ-GPT's train.py: going on from theirs, and from ours.
+"""The originals' checkpoints: going on from theirs here, and from ours there.
 
 The programs themselves cannot be shipped. `Train` is what they do to a checkpoint: its
 keys, shapes and dtypes, a strict state dict, the optimizer's groups, and the schedule.
 """
 
 import itertools
+import json
 import math
 import pickle
 import shlex
@@ -18,10 +19,16 @@ import torch
 from jaxgpt import config as configs
 from jaxgpt import convert
 from jaxgpt.data import tokenizers
+from jaxgpt.errors import UserError
+from jaxgpt.interop import formats
 from jaxgpt.run import open_run
+from jaxgpt.systems.registry import build_system
 from jaxgpt.training import optimizers
 from jaxgpt.training.checkpoint import Checkpoints
+from parity_tests.conftest import GOLDEN, relative
 from parity_tests.torch_gpt import GPT, GPTConfig
+from parity_tests.torch_nanollama import NanoLlama
+from parity_tests.torch_teeny import Teeny
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, "vocab_size": 11}
 CONFIG = {
@@ -125,18 +132,19 @@ class Train:
         }
 
 
-def restored(workdir):
+def restored(workdir, changes=()):
     """A run, its optimizer, and the optimizer's state."""
     run = open_run(str(workdir))
+    configs.override(run.config, dict(changes))
     optimizer = optimizers.make_optimizer(run.config)
     abstract = {"opt_state": jax.eval_shape(optimizer.init, run.params)}
     checkpoints = Checkpoints(workdir, read_only=True)
     return run, optimizer, checkpoints.restore(run.step, abstract)["opt_state"]
 
 
-def go_on(workdir, data):
+def go_on(workdir, data, changes=()):
     """The losses of further steps of an imported run."""
-    run, optimizer, state = restored(workdir)
+    run, optimizer, state = restored(workdir, changes)
     params = run.params
     gradient = jax.jit(
         jax.value_and_grad(lambda params, batch: run.system.nll(params, batch).mean())
@@ -329,3 +337,178 @@ def test_a_run_without_a_tokenizer_says_that_its_vocabulary_is_needed(tmp_path, 
     name = held["config"]["dataset"]
     line = f"reads the vocabulary of its data from data/{name}/meta.pkl"
     assert line in capsys.readouterr().err
+
+
+# nanollama's Checkpointer, of both versions.
+
+LLAMA = {"nb_layers": 2, "nb_heads": 2, "emb_dim": 16, "ffn_dim": 24, "vocab_size": 11}
+LLAMA |= {"seq_len": 12, "rope_theta": 1e4}
+SCHEDULE = {
+    "steps": 20,
+    "optimizer.warmup_steps": 5,
+    "optimizer.min_learning_rate": 1e-3,
+}
+
+
+class LlamaTrain:
+    """Its model, one group of AdamW, LambdaLR, and what it loads from a checkpoint."""
+
+    def __init__(self, later, checkpoint=None):
+        torch.manual_seed(0)
+        self.model = NanoLlama(LLAMA, later)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1
+        )
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.factor)
+        if checkpoint:
+            self.model.load_state_dict(checkpoint["model"])
+            self.optimizer.load_state_dict(checkpoint["optim"])
+            self.scheduler.load_state_dict(checkpoint["scheduler"])
+
+    @staticmethod
+    def factor(step):
+        done = (step - 5) / 15
+        return step / 5 if step < 5 else 0.1 + 0.45 * (1 + math.cos(math.pi * done))
+
+    def steps(self, data):
+        losses = []
+        for tokens, _ in data:
+            loss = self.model.loss(torch.tensor(tokens).long())
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.scheduler.step()
+            losses.append(loss.item())
+        return losses
+
+    def checkpoint(self):
+        return {
+            "model": self.model.state_dict(),
+            "optim": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+
+@pytest.fixture
+def llama_settings(tmp_path):
+    """--source_config of the earlier version, and of the later."""
+    block = {"seq_len": 12, "nb_heads": 2, "hidden_dim": 24, "rope_theta": 1e4}
+    later = {k: LLAMA[k] for k in ("nb_layers", "emb_dim", "vocab_size")}
+    options = []
+    for name, settings in (("earlier", LLAMA), ("later", later | {"block": block})):
+        (tmp_path / name).write_text(json.dumps(settings))
+        options.append(f"--source_config={tmp_path / name}")
+    return options
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("before", [3, 6])
+def test_nanollama_goes_on_alike(tmp_path, llama_settings, later, before):
+    there = LlamaTrain(later)
+    there.steps(batches("nanogpt", before))
+    name = "nanollama-later" if later else "nanollama"
+    # Either version is read by either name.
+    workdir = import_checkpoint(
+        "nanollama", there.checkpoint(), tmp_path / "one", llama_settings[later]
+    )
+    run = open_run(str(workdir))
+    assert run.step == before
+    configs.save(configs.override(run.config, SCHEDULE), workdir / "config.json")
+    expected = there.steps(batches("nanogpt", 5, seed=1))
+    found = go_on(workdir, batches("nanogpt", 5, seed=1))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    back = LlamaTrain(later, export(name, workdir, tmp_path / "checkpoint.pth"))
+    again = back.steps(batches("nanogpt", 5, seed=1))
+    np.testing.assert_allclose(again, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [64, 512, 2048])
+def test_nanollama_far_positions_in_float64(tmp_path, length):
+    """Both sides have its angles, which are made in float32."""
+    settings = LLAMA | {"seq_len": length}
+    torch.manual_seed(0)
+    module = NanoLlama(settings)
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    option = f"--source_config={tmp_path / 'settings.json'}"
+    checkpoint = {"model": module.state_dict()}
+    workdir = import_checkpoint("nanollama", checkpoint, tmp_path / "one", option)
+    tokens = np.random.default_rng(0).integers(0, 11, (1, length))
+    run = open_run(str(workdir))
+    with jax.enable_x64(True):
+        config = configs.override(run.config, {"model.dtype": "float64"})
+        system = build_system(config)
+        params = jax.tree.map(lambda a: np.asarray(a, np.float64), run.params)
+        logits = system.model(params)(tokens)[0]
+    with torch.no_grad():
+        expected = module.double()(torch.tensor(tokens)).numpy()
+    assert logits.dtype == np.float64
+    assert relative(logits, expected) < 1e-6
+
+
+def test_nanollama_angles_of_another_theta_are_refused(tmp_path):
+    there = LlamaTrain(False)
+    (tmp_path / "settings.json").write_text(json.dumps(LLAMA | {"rope_theta": 500}))
+    option = f"--source_config={tmp_path / 'settings.json'}"
+    with pytest.raises(UserError, match="rope_modulator is not of rope_theta 500"):
+        import_checkpoint("nanollama", there.checkpoint(), tmp_path / "one", option)
+
+
+# teenyGPT's train.py and generate.py.
+
+TEENY = {"n_attn_layers": 2, "n_attn_heads": 2, "n_dim": 16, "n_context_max": 12}
+TEENY |= {"n_vocab": 11, "positional_encoding_type": "ALIBI"}
+TEENY |= {"ffn_type": "SWISH_GLU", "layer_norm_type": "CLASSIC"}
+
+
+def test_teenygpt_both_ways_with_its_key_and_an_optimizer(tmp_path):
+    (tmp_path / "settings.json").write_text(json.dumps(TEENY))
+    option = f"--source_config={tmp_path / 'settings.json'}"
+    torch.manual_seed(0)
+    module = Teeny(2, 2, 16, 12, 11)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2, betas=(0.9, 0.95))
+
+    def step(module, optimizer, tokens):
+        tokens = torch.tensor(tokens).long()
+        loss = module.loss(tokens[:, :-1], tokens[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    for tokens, _ in batches("nanogpt", 3):
+        step(module, optimizer, tokens)
+    # What its train.py writes.
+    plain = {"model_state_dict": module.state_dict()}
+    workdir = import_checkpoint("teenygpt", plain, tmp_path / "plain", option)
+    held = export("teenygpt", workdir, tmp_path / "plain.pt")
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(held["model_state_dict"][name], tensor)
+        assert held["model_state_dict"][name].dtype == tensor.dtype
+    # And with the key under which PyTorch's tutorials keep an optimizer.
+    full = plain | {"optimizer_state_dict": optimizer.state_dict()}
+    workdir = import_checkpoint("teenygpt", full, tmp_path / "full", option)
+    held = export("teenygpt", workdir, tmp_path / "full.pt")
+    expected = [step(module, optimizer, t) for t, _ in batches("nanogpt", 5, seed=1)]
+    rate = {"optimizer.warmup_steps": 0, "optimizer.min_learning_rate": 1e-2}
+    found = go_on(workdir, batches("nanogpt", 5, seed=1), rate)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert held["optimizer_state_dict"]["param_groups"][0]["weight_decay"] == 0.01
+
+
+@pytest.mark.parametrize("path", sorted((GOLDEN / "teenygpt").glob("[A-Z]*.npz")))
+def test_teenygpt_parameters_have_the_order_of_its_optimizer(path):
+    kinds = path.stem.split("-")
+    with np.load(path) as golden:
+        names = [n.removeprefix("param/") for n in golden.files if n[:6] == "param/"]
+    form = formats.get_format("teenygpt")
+    fields = {"n_layer": len({n.split(".")[1] for n in names if ".linear_q" in n})}
+    fields |= {
+        field: values[kind]
+        for (field, (_, values, _)), kind in zip(
+            form.choices.items(), kinds, strict=True
+        )
+    }
+    config = configs.override(
+        configs.base(), {f"model.{field}": value for field, value in fields.items()}
+    )
+    assert [rule.name for rule in form.rules(config.model)] == names

@@ -62,13 +62,12 @@ def test_logits_loss_and_gradients(golden, original):
     )
     assert relative(logits, golden["logits"]) < 2 * FLOAT32["logits"]
     assert float(nll) == pytest.approx(float(golden["loss"]), abs=FLOAT32["loss"])
-    # Its float32 table of angles strays by 2e-5; ours is made in float64.
     expected = tree_of(golden, "grad", original)
     assert worst(grads, expected) < FLOAT32["gradient"]
 
 
 def test_float64_against_its_float64(golden, settings):
-    """What is left is its float32 table of angles, which it also uses in float64."""
+    """Its float32 table of angles, which it also uses in float64, is ours to a bit."""
     with jax.enable_x64(True):
         config = formats.read_original("nanollama", str(SOURCE), settings).config
         configs.override(config, {"model.dtype": "float64"})
@@ -79,7 +78,8 @@ def test_float64_against_its_float64(golden, settings):
         params = rules.to_jax(names, table, abstract, "golden")
         logits = system.model(params)(golden["input"])[0]
     assert logits.dtype == np.float64
-    assert relative(logits, golden["logits_f64"]) < 1e-5
+    # What was recorded was rounded to float32.
+    assert relative(logits, golden["logits_f64"]) < 2e-7
 
 
 def test_ten_optimizer_steps(golden, original):

@@ -172,7 +172,9 @@ def test_commands_import_score_and_export(tmp_path, capsys, name):
         if suffix == "npz":
             held = {n.removeprefix("param/"): a for n, a in np.load(output).items()}
         else:
-            held = {n: t.numpy() for n, t in torch.load(output).items()}
+            held = {
+                n: t.numpy() for n, t in torch.load(output)["model_state_dict"].items()
+            }
         names = {n for n in golden if n.startswith("param/")}
         assert {f"param/{n}" for n in held} == names
         for key, array in held.items():

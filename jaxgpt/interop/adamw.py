@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxgpt.errors import UserError
-from jaxgpt.interop.rules import LARGEST_NUMBER, check_setting
+from jaxgpt.interop.rules import LARGEST_NUMBER, check_setting, read_numbers
 from jaxgpt.interop.weights import Arrays, is_numbers
 
 KEYS = {"mu": "exp_avg", "nu": "exp_avg_sq"}
@@ -54,6 +54,28 @@ def read_moments(
                 raise UserError(f"{another}: {name} has no {key}")
             moments[ours][name] = entry[key]
     return moments, read_count("step", held[0].get("step"), path)
+
+
+def read_settings(optimizer: Any, path: str) -> dict[str, Any]:
+    """Returns the fields that the one group of an optimizer shows, by dotted keys.
+
+    Of PyTorch's AdamW all parameters of a group decay. A group's rate is that of the
+    moment, unless a scheduler kept the first one.
+    """
+    if len(group_sizes(optimizer)) != 1:
+        return {}
+    group = optimizer["param_groups"][0]
+    betas = group.get("betas")
+    valid = isinstance(betas, tuple | list) and len(betas) == 2
+    check_setting(valid, path, "betas", "two numbers", betas)
+    held = dict(group) | {"beta1": betas[0], "beta2": betas[1]}
+    table = {
+        "optimizer.learning_rate": ("initial_lr", group.get("lr")),
+        "optimizer.beta1": ("beta1", None),
+        "optimizer.beta2": ("beta2", None),
+        "optimizer.weight_decay": ("weight_decay", None),
+    }
+    return read_numbers(held, table, path) | {"optimizer.decays": "all"}
 
 
 def read_count(key: str, value: Any, path: str) -> int:

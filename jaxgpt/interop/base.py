@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import re
@@ -11,14 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from jaxgpt import config as configs
 from jaxgpt.data.tokenizers import GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import UserError, require
 from jaxgpt.interop import adamw, rules, weights
-from jaxgpt.interop.rules import LARGEST_NUMBER, Rule, check_setting, shown
+from jaxgpt.interop.rules import (
+    LARGEST_NUMBER,
+    Rule,
+    check_setting,
+    read_numbers,
+    shown,
+)
 from jaxgpt.interop.weights import Arrays, Source
 from jaxgpt.systems.registry import build_system, system_class
 
@@ -40,25 +44,6 @@ class Original:
     notes: tuple[str, ...] = ()  # Lines for the user.
     folder: Path = Path()  # Where it is.
     kept: dict[str, Any] = dataclasses.field(default_factory=dict)  # For an export.
-
-
-def read_numbers(
-    settings: Mapping[str, Any], table: Mapping[str, tuple[str, float]], path: str
-) -> dict[str, Any]:
-    """Returns {our field: number} of {our field: (the original's key, its default)}."""
-    fields = {}
-    for field, (key, default) in table.items():
-        value = given = settings.get(key, default)
-        if isinstance(value, np.ndarray) and value.ndim == 0:
-            value = value.item()
-        if isinstance(value, str):  # YAML reads 6e-4 as text.
-            with contextlib.suppress(ValueError):
-                value = float(value)
-        # Not isinstance: a bool is an int.
-        valid = type(value) in (int, float) and abs(value) <= LARGEST_NUMBER
-        check_setting(valid, path, key, "a number", given)
-        fields[field] = value
-    return fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +141,7 @@ class Format:
         if positions != "sinusoidal":
             varying |= {"sinusoid_scale"}
         if positions != "rope":
-            varying |= {"rope_theta", "rope_frequency", "rope_pairs"}
+            varying |= {"rope_theta", "rope_frequency", "rope_angles", "rope_pairs"}
         return {name: v for name, v in fields.items() if name not in varying}
 
     def model_fields(self, source: Source) -> dict[str, Any]:
@@ -261,9 +246,14 @@ class Format:
         return {}
 
     def training_fields(self, source: Source) -> dict[str, Any]:
-        """Returns the fields of training that a checkpoint holds, by dotted keys."""
-        del source
-        return {}
+        """Returns the fields of training that a checkpoint holds, by dotted keys.
+
+        By default these are what its optimizer's one group has, and that it clips no
+        gradient, as the originals that have one group.
+        """
+        optimizer = source.checkpoint.get(self.optimizer_key)
+        fields = adamw.read_settings(optimizer, source.path)
+        return fields and fields | {"optimizer.grad_clip": 0.0}
 
     def optimizer_state(
         self, source: Source, table: list[Rule]
@@ -288,10 +278,11 @@ class Format:
     ) -> list[str]:
         """Returns the parameters as an optimizer numbers them; [] if it is not known.
 
-        By default they are in one group, in the order of the table.
+        By default they are in one group, in the order of the state dict, which
+        PyTorch's modules have too.
         """
-        del optimizer, state
-        return [rule.name for rule in table]
+        del optimizer, table
+        return [*state]
 
     def plain_name(self, name: str) -> str:
         """Returns the name of a parameter as `rules` has it."""
@@ -377,8 +368,27 @@ class Format:
         """Returns what a .pt file holds: arrays, in plain containers."""
         return dict(export.state)
 
+    def optimizer_entry(self, export: Export) -> dict[str, Any]:
+        """Returns what a checkpoint has under `optimizer_key`, if anything."""
+        c = export.config.optimizer
+        if not export.moments:
+            return {}
+        groups = self.groups(export)
+        count, rate = export.count, export.rate
+        entry = adamw.state_dict(export.moments, count, groups, rate, c)
+        return {self.optimizer_key: entry}
+
+    def groups(self, export: Export) -> list[tuple[list[str], float]]:
+        """Returns (names, weight decay) of the optimizer's groups: see `optimized`."""
+        return [([*export.state], export.config.optimizer.weight_decay)]
+
     def export_notes(self, export: Export) -> tuple[str, ...]:
         """Returns lines about what a .pt file holds or lacks, for the user."""
-        if self.optimizer_key and export.moments is None:
+        if not self.optimizer_key:
+            return ()
+        if export.moments is None:
             return ("it has no optimizer state: training there cannot go on from it",)
+        one_group = len(self.groups(export)) == 1 and export.count > 0
+        if one_group and export.config.optimizer.decays != "all":
+            return ("training there decays all parameters, this run only matrices",)
         return ()

@@ -18,6 +18,7 @@ FORMATS = {
     "sigma-gpt": "jaxgpt.interop.nanogpt:SIGMA_GPT",
     "teenygpt": "jaxgpt.interop.teenygpt:FORMAT",
     "nanollama": "jaxgpt.interop.nanollama:FORMAT",
+    "nanollama-later": "jaxgpt.interop.nanollama:LATER",
 }
 
 

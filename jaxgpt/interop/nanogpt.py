@@ -14,9 +14,9 @@ from typing import Any
 from jaxgpt import config as configs
 from jaxgpt.data.tokenizers import CharTokenizer, GPT2Tokenizer
 from jaxgpt.interop import adamw
-from jaxgpt.interop.base import Export, read_numbers
+from jaxgpt.interop.base import Export
 from jaxgpt.interop.gpt2 import ACTIVATIONS, GPT2, POSITIONS, SIZES, TABLE, GPT2Family
-from jaxgpt.interop.rules import Rule, check_setting
+from jaxgpt.interop.rules import Rule, check_setting, read_numbers
 from jaxgpt.interop.weights import Arrays, Source
 
 # nanoGPT's train.py: our field, its key and its default.
@@ -187,19 +187,15 @@ class NanoGPT(GPT2Family):
             "best_val_loss": export.val_loss,
             "config": self._config(export),
         }
-        if export.moments:
-            decay = c.optimizer.weight_decay
-            groups = [
-                ([name for name in state if state[name].ndim >= 2], decay),
-                (
-                    [name for name in state if state[name].ndim < 2],
-                    decay if c.optimizer.decays == "all" else 0.0,
-                ),
-            ]
-            held[self.optimizer_key] = adamw.state_dict(
-                export.moments, export.count, groups, export.rate, c.optimizer
-            )
-        return held
+        return held | self.optimizer_entry(export)
+
+    def groups(self, export: Export) -> list[tuple[list[str], float]]:
+        """Returns the matrices and the rest."""
+        c, state = export.config.optimizer, export.state
+        matrices = [name for name in state if state[name].ndim >= 2]
+        flat = [name for name in state if state[name].ndim < 2]
+        rest = c.weight_decay if c.decays == "all" else 0.0
+        return [(matrices, c.weight_decay), (flat, rest)]
 
     def _config(self, export: Export) -> dict[str, Any]:
         """Returns train.py's settings."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -64,6 +65,27 @@ def check_setting(
     if not condition:
         got = f"'{shown(value)}'" if isinstance(value, str) else shown(value)
         raise UserError(f"'{path}': {key} must be {rule}, got {got}")
+
+
+def read_numbers(
+    settings: Mapping[str, Any],
+    table: Mapping[str, tuple[str, float | None]],
+    path: str,
+) -> dict[str, Any]:
+    """Returns {our field: number} of {our field: (the original's key, its default)}."""
+    fields = {}
+    for field, (key, default) in table.items():
+        value = given = settings.get(key, default)
+        if isinstance(value, np.ndarray) and value.ndim == 0:
+            value = value.item()
+        if isinstance(value, str):  # YAML reads 6e-4 as text.
+            with contextlib.suppress(ValueError):
+                value = float(value)
+        # Not isinstance: a bool is an int.
+        valid = type(value) in (int, float) and abs(value) <= LARGEST_NUMBER
+        check_setting(valid, path, key, "a number", given)
+        fields[field] = value
+    return fields
 
 
 def _listed(names: set[str]) -> str:

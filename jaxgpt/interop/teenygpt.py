@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxgpt.interop.base import Format
+from jaxgpt.interop.base import Export, Format
 from jaxgpt.interop.rules import Rule, layer_rules
 
 POSITIONS = {
@@ -27,7 +27,7 @@ NORMS = {"CLASSIC": "layer", "RMS": "rms", "NONE": "none"}
 
 
 class TeenyGPT(Format):
-    """teenyGPT's state dicts."""
+    """teenyGPT's state dicts, and the checkpoints of its train.py."""
 
     def own_fields(self, model: Any) -> dict[str, Any]:
         """Depend on n_embd, n_head and norm."""
@@ -45,8 +45,12 @@ class TeenyGPT(Format):
         }
 
     def rules(self, model: ConfigDict) -> list[Rule]:
-        """Returns the table of names; projections side by side here are apart there."""
+        """Returns the table of names, in the order of the original's parameters.
+
+        Projections side by side here are apart there.
+        """
         table = [Rule("embedding.weight", "table")]
+        table += layer_rules("unembedding", "unembed", True)
         encoding = "positional_encoding"
         if model.positions == "learned":
             table.append(Rule(f"{encoding}.embedding.weight", "positions/table"))
@@ -55,20 +59,25 @@ class TeenyGPT(Format):
         # (its layer, ours, whether it has a bias)
         block = [(f"linear_{letter}", "attn/qkv", False) for letter in "qkv"]
         block.append(("linear_o", "attn/out", False))
-        if model.activation == "swiglu":
-            block += [("ffn.w1", "mlp/up", False), ("ffn.w3", "mlp/up", False)]
-            block.append(("ffn.w2", "mlp/down", False))
-        else:
-            block += [("ffn.layers.0", "mlp/up", True)]
-            block += [("ffn.layers.2", "mlp/down", True)]
         if model.norm != "none":
             bias = model.norm == "layer"
             block += [("norm_1", "norm_1", bias), ("norm_2", "norm_2", bias)]
+        if model.activation == "swiglu":
+            parts = (("w1", "up"), ("w2", "down"), ("w3", "up"))
+            block += [(f"ffn.{there}", f"mlp/{here}", False) for there, here in parts]
+        else:
+            block += [("ffn.layers.0", "mlp/up", True)]
+            block += [("ffn.layers.2", "mlp/down", True)]
         for i in range(model.n_layer):
             for there, here, bias in block:
                 name = f"attention_blocks.attention_{i}.{there}"
                 table += layer_rules(name, f"transformer/blocks/{i}/{here}", bias)
-        return table + layer_rules("unembedding", "unembed", True)
+        return table
+
+    def checkpoint(self, export: Export) -> dict[str, Any]:
+        """Returns what generate.py loads; moments, if any, where forks keep them."""
+        held = {"model_state_dict": export.state}
+        return held | (self.optimizer_entry(export) if export.count else {})
 
 
 FORMAT = TeenyGPT(
@@ -91,5 +100,6 @@ FORMAT = TeenyGPT(
         "norm": ("layer_norm_type", NORMS, None),
     },
     numbers={"dropout": ("p_dropout", 0.0)},
+    optimizer_key="optimizer_state_dict",
     buffers=("rope_modulator",),
 )

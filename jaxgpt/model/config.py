@@ -57,6 +57,11 @@ class ModelConfig(OptionGroup):
     sinusoid_scale: float = _option(0.03, "sinusoidal: amplitude")
     rope_theta: float = _option(1e4, "RoPE: highest over lowest frequency", min=1)
     rope_frequency: float = _option(1.0, "RoPE: highest frequency, radians per token")
+    rope_angles: str = _option(
+        "float64",
+        "RoPE: what angles are computed in; float32 is nanollama's",
+        choices=("float64", "float32"),
+    )
     rope_pairs: str = _option(
         "halves", "RoPE: k with k + half, or 2k with 2k + 1", choices=PAIRS
     )
