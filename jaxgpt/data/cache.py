@@ -97,9 +97,11 @@ def build(
         ) from None
     try:
         found = reading.scan(files, config.data.normalize)
-        for note in [*found.notes, *_end_marks(found.end_marks, config.data)]:
+        for note in found.notes:
             log(note)
         tokenizer = make_tokenizer(files, found.characters, config.data)
+        if found.end_marks:
+            _say_how_marks_are_read(found.end_marks, tokenizer, config.data)
         write(tokenizer, building)
         tokenizers.save_tokenizer(tokenizer, building / "tokenizer.json")
         try:
@@ -116,13 +118,19 @@ def build(
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _end_marks(count: int, data: ConfigDict) -> list[str]:
-    if not count or data.tokenizer in ("char", "sentencepiece"):
-        return []
-    marks = f"{count:,} {reading.END_MARK} written out are read as"
-    if data.special_tokens:
-        return [f"data.special_tokens: {marks} the token"]
-    return [f"note: {marks} plain text: data.special_tokens=true reads the token"]
+def _say_how_marks_are_read(
+    count: int, tokenizer: tokenizers.Tokenizer, data: ConfigDict
+) -> None:
+    mark = tokenizers.END_OF_TEXT_TOKEN
+    if data.tokenizer in ("char", "sentencepiece"):
+        return  # They have no such token.
+    if len(tokenizer.encode(mark, data.special_tokens)) == 1:
+        log(f"data.special_tokens: {count:,} {mark} written out are read as the token")
+    elif len(tokenizer.encode(mark, special_tokens=True)) == 1:
+        log(
+            f"note: {count:,} {mark} written out are read as plain text: "
+            "data.special_tokens=true reads the token"
+        )
 
 
 def make_tokenizer(

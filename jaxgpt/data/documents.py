@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxgpt.data import cache, reading, tokenizers
 from jaxgpt.data.text import SPLITS, open_text, read_bins, split_sizes
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, log
 
 # Of each document that evaluations during training read.
 EVAL_SEGMENTS = 64
@@ -192,6 +192,10 @@ def open_documents(config: ConfigDict, length: int) -> DocumentData:
 def _split_files(path: pathlib.Path, data: ConfigDict) -> dict[str, list[pathlib.Path]]:
     if (path / "train").is_dir():
         folders = {split: path / split for split in SPLITS}
+        beside = sorted(p.name for p in path.iterdir() if p.name not in SPLITS)
+        if beside:
+            names = reading.some(beside)
+            log(f"note: '{path}': passed over beside its splits: {names}")
         files = {
             s: reading.text_files(f) if f.is_dir() else [] for s, f in folders.items()
         }

@@ -12,11 +12,11 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from jaxgpt.data.tokenizers import END_OF_TEXT_TOKEN
 from jaxgpt.errors import UserError, log
 
 CHUNK = 1 << 22  # Bytes read at a time.
 LONGEST_WORD = 1 << 24
-END_MARK = "<|endoftext|>"
 LAST_WORD_END = re.compile(r".*\S(?=[ \n])", re.DOTALL)
 # How file managers and browsers name a copy: the name of the original is the group.
 COPY = re.compile(
@@ -72,7 +72,8 @@ def text_files(path: pathlib.Path) -> list[pathlib.Path]:
 
     for folder, below, names in os.walk(path, onerror=unreadable):
         here = pathlib.Path(folder)
-        for name in sorted(below):
+        below.sort()
+        for name in [*below]:
             why = "hidden" if _hidden(name) else "linked folder"
             if _hidden(name) or (here / name).is_symlink():
                 passed[why].append(here / name)
@@ -90,7 +91,7 @@ def text_files(path: pathlib.Path) -> list[pathlib.Path]:
                 found.append(file)
     found = _without_copies(path, sorted(found), passed) or passed.pop("empty", [])
     said = "; ".join(
-        f"{len(files)} {why} ({_some(file.relative_to(path) for file in files)})"
+        f"{len(files)} {why} ({some(file.relative_to(path) for file in files)})"
         for why, files in passed.items()
     )
     if not found:
@@ -107,8 +108,8 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _some(names: Iterable[object], shown: int = 3) -> str:
-    """Returns the first names, and how many there are beside them."""
+def some(names: Iterable[object], shown: int = 3) -> str:
+    """Returns the first names as text, and how many there are beside them."""
     quoted = [f"'{name}'" for name in names]
     rest = len(quoted) - shown
     return ", ".join(quoted[:shown]) + (f" and {rest} more" if rest > 0 else "")
@@ -139,7 +140,7 @@ def _without_copies(
     if again:
         log(
             f"note: '{folder}': {len(again)} read though others have the same content: "
-            + _some(again)
+            + some(again)
         )
     return [file for file in files if file not in {*copies}]
 
@@ -271,7 +272,7 @@ def scan(files: list[pathlib.Path], normalize: str = "") -> Contents:
     for raw in iter_chunks(files):
         windows += (pairs := raw.count("\r\n"))
         macs += raw.count("\r") - pairs
-        end_marks += raw.count(END_MARK)
+        end_marks += raw.count(END_OF_TEXT_TOKEN)
         text = normalized(raw, normalize)
         characters |= set(text)
         length += len(text)
@@ -298,7 +299,7 @@ def _notes_on_marks(files: list[pathlib.Path]) -> list[str]:
             marked[encoding].append(file.name)
     return [
         f"note: read as {encoding.upper()}, without the mark at the start: "
-        + _some(names)
+        + some(names)
         for encoding, names in marked.items()
     ]
 

@@ -226,6 +226,17 @@ def test_links_and_what_is_no_file(folder, capsys):
     assert "1 empty ('empty.txt')" in message
 
 
+def test_what_is_beside_the_splits_of_documents_is_said(folder, capsys):
+    path = folder(
+        **{f"{split}/a.txt": "the cat sat\n" * 9 for split in ("train", "val")},
+        **{"extra/b.txt": "b", "more.txt": "more"},
+    )
+    open_documents(settings_of(path), 8)
+    assert capsys.readouterr().err == (
+        f"note: '{path}': passed over beside its splits: 'extra', 'more.txt'\n"
+    )
+
+
 def test_a_folder_of_other_files_says_what_it_has(folder):
     path = folder(**{f"{i}.md": "text" for i in range(5)})
     with pytest.raises(UserError, match=r"it has 5 not .txt \('0.md', .* and 2 more\)"):

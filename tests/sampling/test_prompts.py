@@ -1,6 +1,10 @@
+import types
+
 import numpy as np
 import pytest
 
+from jaxgpt.commands import sample
+from jaxgpt.config import base, override
 from jaxgpt.data.tokenizers import END_OF_TEXT, CharTokenizer, GPT2Tokenizer
 from jaxgpt.data.tokenizers import SentencePieceTokenizer as SentencePiece
 from jaxgpt.errors import UserError
@@ -15,6 +19,17 @@ def test_special_tokens_are_text_unless_asked():
     tokens, known = prompts.read_template(f"{text}<missing:2>", tokenizer, 8, True)
     assert tokens.tolist() == [64, END_OF_TEXT, 65, 0, 0]
     assert known.tolist() == [True] * 3 + [False] * 2
+
+
+def test_a_prompt_is_changed_as_the_text_of_the_run_was(capsys):
+    run = lambda how: types.SimpleNamespace(
+        config=override(base(), {"data.normalize": how})
+    )
+    text = "e\u0301\r\n"
+    assert sample._normalized(text, run("")) == text
+    assert capsys.readouterr().err == ""
+    assert sample._normalized(text, run("nfc")) == "é\n"
+    assert "data.normalize=nfc" in capsys.readouterr().err
 
 
 def test_text_after_a_gap_gets_no_space_of_its_own():
