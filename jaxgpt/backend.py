@@ -17,10 +17,13 @@ from jaxgpt.model import cpu
 from jaxgpt.parallel import hardware
 
 
-def set_up_jax() -> None:
+def set_up_jax(computes: bool = True) -> None:
     """Quiets logs, enables the compilation cache and picks a backend.
 
     Must come before the first array.
+
+    Args:
+      computes: False for a program that only moves arrays, with little memory.
 
     Raises:
       UserError: if JAX finds no device it can use.
@@ -46,7 +49,9 @@ def set_up_jax() -> None:
             "JAX_PLATFORMS=cpu"
         ) from None
     hardware.check_backend(backend)
-    if backend == "cpu":
+    if not computes:
+        cpu.return_memory()
+    elif backend == "cpu":
         cpu.keep_heap()
 
 

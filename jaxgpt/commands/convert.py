@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 from typing import Any
 
@@ -27,7 +28,7 @@ ADAM = "ScaleByAdamState"  # optax's name of it.
 
 def execute(args: argparse.Namespace) -> None:
     """Imports or exports, and prints what."""
-    backend.set_up_jax()
+    backend.set_up_jax(computes=False)
     workdir = configs.user_path(args.workdir)
     if args.source is not None:
         done = import_run(
@@ -35,7 +36,8 @@ def execute(args: argparse.Namespace) -> None:
         )
     else:
         output = configs.user_path(args.output)
-        export_run(args.format, open_run(args.workdir, args.step), output)
+        run = open_run(args.workdir, args.step)
+        export_run(args.format, run, output, use_up=True)
         done = {"output": str(output)}
     if args.json:
         cli.print_json(done)
@@ -70,7 +72,10 @@ def import_run(
     original = get_format(name).read(source_path, settings_file)
     config, params = original.config, original.params
     tokenizer, notes = _read_tokenizer(name, tokenizer_file, original)
-    opt_state = optimizers.make_optimizer(config).init(params)
+    # AdamW begins with zeros; arrays of a shape share theirs.
+    abstract = jax.eval_shape(optimizers.make_optimizer(config).init, params)
+    zeros = functools.cache(jnp.zeros)
+    opt_state = jax.tree.map(lambda leaf: zeros(leaf.shape, leaf.dtype), abstract)
     if original.moments:
         # AdamW counts fewer steps than the rate where float16 gradients overflowed.
         opt_state = optax.tree.set(opt_state, count=jnp.int32(original.step))
@@ -82,8 +87,9 @@ def import_run(
     configs.save(config, workdir / "config.json")
     if tokenizer:
         tokenizers.save_tokenizer(tokenizer, workdir / "tokenizer.json")
-    checkpoints = Checkpoints(workdir)
-    state = jax.device_put({"params": params, "opt_state": opt_state})
+    state = {"params": params, "opt_state": opt_state}
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(state))
+    checkpoints = Checkpoints(workdir, memory=2 * largest)
     checkpoints.save(original.step, state, None)
     checkpoints.close()
     if original.step not in checkpoints.steps():
@@ -116,13 +122,14 @@ def _read_tokenizer(
     return tokenizer, notes
 
 
-def export_run(name: str, run: Run, output: pathlib.Path) -> None:
+def export_run(name: str, run: Run, output: pathlib.Path, use_up: bool = False) -> None:
     """Exports a run's parameters as the original's program reads them.
 
     Args:
       name: a key of `FORMATS`.
       run: the restored run.
       output: a folder for gpt2, else a .pt or .npz file; must not exist.
+      use_up: need less memory; the run's parameters cannot be used afterwards.
 
     Raises:
       UserError: for a run of another architecture, or where PyTorch is needed and
@@ -140,7 +147,7 @@ def export_run(name: str, run: Run, output: pathlib.Path) -> None:
     table, c = form.rules(model), run.config
     moments, count = _read_moments(run) if form.optimizer_key else (None, 0)
     export = Export(
-        state=rules.to_torch(run.params, table),
+        state=rules.to_torch(run.params, table, use_up),
         config=c,
         step=run.step,
         rate=float(optimizers.learning_rate_schedule(c)(run.step)),
@@ -148,7 +155,8 @@ def export_run(name: str, run: Run, output: pathlib.Path) -> None:
         tokenizer=run.tokenizer,
         tokenizer_file=run.workdir / "tokenizer.json",
         val_loss=Checkpoints(run.workdir, read_only=True).val_loss(run.step),
-        moments=moments and {k: rules.to_torch(m, table) for k, m in moments.items()},
+        moments=moments
+        and {k: rules.to_torch(m, table, use_up=True) for k, m in moments.items()},
         count=count,
     )
     try:

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 from ml_collections import ConfigDict
-from safetensors.numpy import save_file
 
 from jaxgpt.data import huggingface
 from jaxgpt.data.tokenizers import GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import UserError
+from jaxgpt.interop import weights
 from jaxgpt.interop.base import Export, Format
 from jaxgpt.interop.rules import (
     LARGEST_NUMBER,
@@ -243,7 +243,7 @@ class HuggingFaceGPT2(GPT2Family):
             "initializer_range": 0.02,
         }
         output.mkdir(parents=True, exist_ok=True)
-        save_file(export.state, output / "model.safetensors", metadata={"format": "pt"})
+        weights.write_safetensors(output / "model.safetensors", export.state)
         (output / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 

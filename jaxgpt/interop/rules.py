@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxgpt.errors import UserError
+from jaxgpt.interop import mapped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +122,11 @@ def to_jax(
         parts = by_path[path]
         shape = (*leaf.shape[:-1], leaf.shape[-1] // len(parts))
         arrays = [_to_ours(state, rule, shape, leaf.dtype, source) for rule in parts]
-        result.append(np.concatenate(arrays, -1) if arrays[1:] else arrays[0])
+        whole = np.concatenate(arrays, -1) if arrays[1:] else arrays[0]
+        result.append(jax.device_put(whole))
+        del arrays, whole
+        for rule in parts:
+            mapped.release(state[rule.name])
     return jax.tree.unflatten(tree, result)
 
 
@@ -145,14 +150,21 @@ def _to_ours(state, rule: Rule, shape, dtype, source: str) -> np.ndarray:
             + ("is --format right?" if other else "pass the right --source_config")
         )
     with np.errstate(over="ignore"):  # Overflow of float32 is reported below.
-        array = np.ascontiguousarray(array).astype(dtype)
+        array = array.astype(dtype, order="C")
     if not np.isfinite(array).all():
         raise UserError(f"'{source}': {rule.name} is not finite everywhere")
     return array
 
 
-def to_torch(params: dict, rules: Sequence[Rule]) -> dict[str, np.ndarray]:
+def to_torch(
+    params: dict, rules: Sequence[Rule], use_up: bool = False
+) -> dict[str, np.ndarray]:
     """Returns an original's state dict, in the order of the table.
+
+    Args:
+      params: JAX or NumPy arrays.
+      rules: the table.
+      use_up: delete each parameter, a JAX array, of which a copy had to be made.
 
     Raises:
       UserError: for a parameter that the original does not have.
@@ -163,7 +175,14 @@ def to_torch(params: dict, rules: Sequence[Rule]) -> dict[str, np.ndarray]:
         raise UserError(f"the original has no parameter {_listed(unknown)}")
     found = {}
     for path, parts in by_path.items():
-        split = np.split(np.asarray(arrays[path]), len(parts), -1)
+        whole = np.asarray(arrays[path])
+        split = np.split(whole, len(parts), -1)
         for rule, array in zip(parts, split, strict=True):
-            found[rule.name] = array.T if rule.transposed else array
-    return {rule.name: np.ascontiguousarray(found[rule.name]) for rule in rules}
+            array = array.T if rule.transposed else array
+            found[rule.name] = np.ascontiguousarray(array)
+        if use_up and not any(
+            np.shares_memory(found[rule.name], whole) for rule in parts
+        ):
+            del whole, split, array
+            arrays[path].delete()
+    return {rule.name: found[rule.name] for rule in rules}

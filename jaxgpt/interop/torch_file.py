@@ -11,6 +11,7 @@ from __future__ import annotations
 import _compat_pickle  # The names that pickle itself translates.
 import io
 import math
+import mmap
 import pathlib
 import pickle
 import pickletools
@@ -25,6 +26,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxgpt.errors import UserError
+from jaxgpt.interop import mapped
 from jaxgpt.interop.rules import shown
 
 DTYPES = {
@@ -279,7 +281,7 @@ ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
 class _Unpickler(pickle.Unpickler):
     """Finds `ADMITTED` and storages; other names are never looked up."""
 
-    def __init__(self, archive: zipfile.ZipFile, root: str):
+    def __init__(self, archive: zipfile.ZipFile, root: str, file: mmap.mmap):
         index = archive.read(f"{root}/data.pkl")
         for opcode, argument, _ in pickletools.genops(index):
             # The memo is allocated up to the largest index in it: 9 bytes could ask
@@ -287,7 +289,7 @@ class _Unpickler(pickle.Unpickler):
             if opcode.name in MEMO_OPCODES and int(argument or 0) > len(index):
                 raise pickle.UnpicklingError("its memo is implausibly large")
         super().__init__(io.BytesIO(index), encoding="utf-8")
-        self.archive, self.root = archive, root
+        self.archive, self.root, self.file = archive, root, file
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -309,7 +311,8 @@ class _Unpickler(pickle.Unpickler):
         if kind != "storage" or not isinstance(storage, _StorageKind):
             raise pickle.UnpicklingError("it refers to something other than a storage")
         if key not in self.storages:
-            raw = self.archive.read(f"{self.root}/data/{key}")
+            entry = self.archive.getinfo(f"{self.root}/data/{key}")
+            raw = mapped.member(self.archive, entry, self.file)
             self.storages[key] = _Storage(np.frombuffer(raw, storage.dtype, count))
         return self.storages[key]
 
@@ -330,7 +333,7 @@ def check_members(archive: zipfile.ZipFile, name: str) -> None:
 
 
 def read_torch_file(path: pathlib.Path) -> Any:
-    """Returns what a .pt file holds, its tensors as read-only numpy arrays.
+    """Returns what a .pt file holds, its tensors as read-only views of the file.
 
     Raises:
       UserError: for a file that is damaged, has PyTorch's old format, or asks for
@@ -381,7 +384,7 @@ def _read_archive(archive: zipfile.ZipFile, path: pathlib.Path) -> Any:
         raise UserError(
             f"'{path}' is big-endian: save it again on a little-endian machine"
         )
-    return _Unpickler(archive, root).load()
+    return _Unpickler(archive, root, mapped.map_file(path)).load()
 
 
 def one_line(error: Exception) -> str:

@@ -6,17 +6,19 @@ import dataclasses
 import json
 import pathlib
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes  # Its import also makes NumPy know bfloat16 by name.
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors import safe_open
 
 from jaxgpt.config import user_path
 from jaxgpt.data.arrays import why_not_loaded
 from jaxgpt.errors import UserError, atomic_write
+from jaxgpt.interop import mapped
 from jaxgpt.interop.rules import shown
 from jaxgpt.interop.torch_file import (
     check_members,
@@ -39,6 +41,12 @@ SUFFIXES = (".pt", ".pth", ".bin", ".npz", ".safetensors")
 STATES = ("model", "model_state_dict", "state_dict")
 CONFIGURATIONS = ("model_args", "config", "hyper_parameters")
 Arrays = dict[str, np.ndarray]
+SAFETENSORS_DTYPES = {
+    **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},
+    **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8"},
+    **{"U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8"},
+    "BOOL": "bool",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,11 +237,28 @@ def _read_file(path: pathlib.Path) -> dict[str, Any]:
             f"'{path}' is not a .pt, .bin, .safetensors or .npz file or a folder"
         )
     try:
-        return _read_npz(path) if path.suffix == ".npz" else load_file(path)
+        return _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
     except UserError:
         raise
     except Exception as error:  # A damaged file can fail in many ways.
         raise UserError(f"'{path}' is damaged: {one_line(error)}") from None
+
+
+def _read_safetensors(path: pathlib.Path) -> Arrays:
+    with safe_open(path, "np"):
+        pass  # Checks the header: its length, and that the arrays fill the file.
+    file = mapped.map_file(path)
+    begin = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:begin])
+    header.pop("__metadata__", None)
+    state = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in SAFETENSORS_DTYPES:
+            raise UserError(f"'{path}': {shown(name)} has dtype {entry['dtype']}")
+        dtype = np.dtype(SAFETENSORS_DTYPES[entry["dtype"]])
+        offset = begin + entry["data_offsets"][0]
+        state[name] = np.ndarray(entry["shape"], dtype, file, offset)
+    return state
 
 
 def _read_npz(path: pathlib.Path) -> Arrays:
@@ -245,6 +270,26 @@ def _read_npz(path: pathlib.Path) -> Arrays:
             return {name.removeprefix("param/"): file[name] for name in names}
         except ValueError as error:
             raise ValueError(why_not_loaded(error)) from None
+
+
+def write_safetensors(path: pathlib.Path, state: Arrays) -> None:
+    """Writes a state dict array by array; safetensors' own writer copies all of it."""
+    names = {np.dtype(ours): theirs for theirs, ours in SAFETENSORS_DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, array in state.items():
+        begin, end = end, end + array.nbytes
+        header[name] = {
+            "dtype": names[array.dtype],
+            "shape": array.shape,
+            "data_offsets": (begin, end),
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # The arrays are to begin at a multiple of 8.
+    with atomic_write(path, "wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for array in state.values():
+            stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def write_torch(path: pathlib.Path, value: Any) -> None:
@@ -268,11 +313,13 @@ def write_torch(path: pathlib.Path, value: Any) -> None:
         if not isinstance(value, np.ndarray):
             return value
         if id(value) not in made:
-            made[id(value)] = torch.tensor(value)
+            made[id(value)] = torch.from_numpy(value)
         return made[id(value)]
 
+    with warnings.catch_warnings(action="ignore"):  # Arrays that cannot be written to.
+        converted = tensors(value)
     with atomic_write(path, "wb") as stream:
-        torch.save(tensors(value), stream)
+        torch.save(converted, stream)
 
 
 def write_npz(path: pathlib.Path, state: Arrays) -> None:

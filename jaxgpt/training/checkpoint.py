@@ -98,7 +98,17 @@ def json_digest(value: Any) -> str:
 class Checkpoints:
     """The checkpoints of one run: items of a state, each a tree of arrays."""
 
-    def __init__(self, workdir: pathlib.Path, keep: int = 1, read_only: bool = False):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        keep: int = 1,
+        read_only: bool = False,
+        memory: int | None = None,
+    ):
+        """Opens them; with `memory`, saves hold about so many bytes of an item at once.
+
+        It must be more than the largest array has.
+        """
         self.folder = workdir.resolve() / "checkpoints"
         self.read_only = read_only
         self.saving: int | None = None  # The step of the save that is under way.
@@ -113,6 +123,7 @@ class Checkpoints:
                 async_options=ocp.AsyncOptions(timeout_secs=SAVE_TIMEOUT_S),
                 temporary_path_class=_WithManifest,
             ),
+            handler_registry=_handlers(memory) if memory else None,
         )
 
     def steps(self) -> list[int]:
@@ -327,6 +338,15 @@ def _unused(path: pathlib.Path) -> pathlib.Path:
     names = (f"{path.name}-{number}" for number in itertools.count(2))
     others = map(path.with_name, names)
     return next(p for p in itertools.chain([path], others) if not p.exists())
+
+
+def _handlers(memory: int) -> ocp.handlers.CheckpointHandlerRegistry:
+    """Returns Orbax's usual handlers, compressing fewer arrays at the same time."""
+    standard = ocp.StandardCheckpointHandler(save_concurrent_gb=memory / 1e9)
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    registry.add(None, ocp.args.StandardSave, standard)
+    registry.add(None, ocp.args.JsonSave, ocp.JsonCheckpointHandler())
+    return registry
 
 
 class _WithManifest(atomicity.AtomicRenameTemporaryPath):
