@@ -1,14 +1,23 @@
 """Folders of transformers' GPT-2 in the shapes that users have, in and out again."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2DoubleHeadsModel, GPT2LMHeadModel, GPT2Model
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2DoubleHeadsModel,
+    GPT2LMHeadModel,
+    GPT2Model,
+)
 
-from jaxgpt import convert
+from jaxgpt import convert, sample
+from jaxgpt.data import tokenizers
+from jaxgpt.errors import UserError
 from jaxgpt.interop import formats
 from jaxgpt.run import open_run
 from jaxgpt.systems.registry import build_system
@@ -44,6 +53,147 @@ def ours(config, params):
 def imported(folder):
     original = formats.read_original("gpt2", str(folder))
     return ours(original.config, original.params), original
+
+
+def tokenizer_of(size):
+    """Byte-level BPE in transformers' form, with an added and a padding token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    text = ["the cat sat on the mat, the hat and the bat"] * 3
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - 2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<s>"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(text, trainer)
+    found = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+    found.add_tokens(["<tool>"])
+    found.add_special_tokens({"pad_token": "<pad>"})
+    return found
+
+
+def test_a_folder_with_its_own_tokenizer_in_and_out(tmp_path, capsys):
+    folder, workdir, output = (tmp_path / part for part in ("there", "run", "back"))
+    rates = {"attn_pdrop": 0.0, "embd_pdrop": 0.1, "resid_pdrop": 0.2}
+    ids = {"bos_token_id": 0, "eos_token_id": None, "pad_token_id": 271}
+    make(vocab_size=280, **rates, **ids).save_pretrained(folder)
+    there = tokenizer_of(272)
+    there.save_pretrained(folder)
+    argv = ["--format=gpt2", f"--workdir={workdir}"]
+    convert.command([*argv, f"--source={folder}"])
+    run, text = open_run(str(workdir)), "the  cat<tool> sat É<pad>\n"
+    assert run.tokenizer.encode(text, True).tolist() == there.encode(text)
+    assert run.tokenizer.decode(run.tokenizer.encode(text)) == text
+    assert run.tokenizer.decode([279]) == ""
+    options = ["--temperature=0", "--max_new_tokens=3", "--json=-"]
+    sample.command([f"--workdir={workdir}", f"--prompt={text}", *options])
+    shutil.rmtree(folder)  # The run needs nothing but itself.
+    convert.command([*argv, f"--output={output}"])
+    back = AutoTokenizer.from_pretrained(output)
+    assert back.encode(text) == there.encode(text)
+    assert (back.bos_token, back.pad_token) == ("<s>", "<pad>")
+    settings = json.loads((output / "config.json").read_text())
+    assert (rates | ids).items() <= settings.items()
+
+
+@pytest.mark.parametrize(
+    "kind, bos",
+    [("gpt2", 50256), ("char", None), ("sentencepiece", None)],
+)
+def test_an_export_has_the_tokenizer_of_the_run(tmp_path, capsys, kind, bos):
+    folder, workdir, output = (tmp_path / part for part in ("there", "run", "back"))
+    make(vocab_size=50257 if kind == "gpt2" else 61).save_pretrained(folder)
+    settings = json.loads((folder / "config.json").read_text())
+    for key in ("bos_token_id", "eos_token_id"):
+        del settings[key]
+    (folder / "config.json").write_text(json.dumps(settings))
+    text = "the cat sat on the mat"
+    own = {
+        "gpt2": tokenizers.GPT2Tokenizer,
+        "char": lambda: tokenizers.CharTokenizer("".join(sorted({*text}))),
+        "sentencepiece": lambda: tokenizers.train_sentencepiece([text], {*text}, 13),
+    }[kind]()
+    tokenizers.save_tokenizer(own, tmp_path / "tokenizer.json")
+    argv = ["--format=gpt2", f"--workdir={workdir}"]
+    given = f"--tokenizer={tmp_path / 'tokenizer.json'}"
+    convert.command([*argv, f"--source={folder}", given])
+    convert.command([*argv, f"--output={output}"])
+    settings = json.loads((output / "config.json").read_text())
+    assert settings["bos_token_id"] == settings["eos_token_id"] == bos
+    said = "transformers has no form of a sentencepiece one"
+    assert (said in capsys.readouterr().err) == (kind == "sentencepiece")
+    if kind == "sentencepiece":
+        assert not (output / "tokenizer.json").exists()
+    else:
+        back = AutoTokenizer.from_pretrained(output)
+        assert back.encode(text) == own.encode(text).tolist()
+
+
+@pytest.mark.parametrize("size, more", [(50257, ""), (50259, ", and 2 that have no")])
+def test_gpt2_without_tokenizer_files_is_said_to_have_its_own(
+    tmp_path, capsys, size, more
+):
+    folder, workdir = tmp_path / "there", tmp_path / "run"
+    make(vocab_size=size, n_embd=2, n_layer=1).save_pretrained(folder)
+    options = [f"--source={folder}", f"--workdir={workdir}"]
+    convert.command(["--format=gpt2", *options])
+    err = capsys.readouterr().err
+    assert f"its {size:,} tokens are taken to be GPT-2's{more}" in err
+    run = open_run(str(workdir))
+    assert run.tokenizer.decode([464, 3797, 50258]) == "The cat"
+
+
+def test_another_tokenizer_may_be_named(tmp_path, capsys):
+    folder, own = tmp_path / "there", tmp_path / "own"
+    make(vocab_size=280).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{")
+    argv = ["--format=gpt2", f"--source={folder}"]
+    with pytest.raises(UserError, match=r"tokenizer.json' is not valid JSON"):
+        convert.command([*argv, f"--workdir={tmp_path / 'none'}"])
+    assert not (tmp_path / "none").exists()
+    there = tokenizer_of(272)
+    there.save_pretrained(own)
+    for i, path in enumerate((own, own / "tokenizer.json")):
+        workdir = tmp_path / f"run{i}"
+        convert.command([*argv, f"--workdir={workdir}", f"--tokenizer={path}"])
+        found = open_run(str(workdir)).tokenizer.encode("the cat").tolist()
+        assert found == there.encode("the cat")
+
+
+@pytest.mark.parametrize("name", ["someone/model", "someone/model@v1", "distilgpt2"])
+def test_names_of_the_hub_are_read_from_the_local_cache(tmp_path, monkeypatch, name):
+    hub = pytest.importorskip("huggingface_hub")
+    model = make()
+    model.save_pretrained(tmp_path / "there")
+    asked = []
+
+    def snapshot_download(repository, revision, allow_patterns, local_files_only):
+        asked.append((repository, revision, local_files_only))
+        return str(tmp_path / "there")
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    assert relative(imported(name)[0], theirs(model)) < FLOAT32["logits"]
+    plain, _, revision = name.partition("@")
+    full = plain if "/" in plain else f"distilbert/{plain}"
+    assert asked == [(full, revision or None, True)]
+
+
+def test_a_name_that_the_hub_lacks_is_one_line(monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+
+    def missing(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(hub, "snapshot_download", missing)
+    with pytest.raises(UserError, match="'a/b' is no file or folder, is not in the"):
+        imported("a/b")
+    with pytest.raises(UserError, match="'none' does not exist"):
+        imported("none")
 
 
 VARIANTS = {

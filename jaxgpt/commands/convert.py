@@ -15,7 +15,7 @@ from jaxgpt import backend, cli
 from jaxgpt import config as configs
 from jaxgpt.data import huggingface, tokenizers
 from jaxgpt.errors import UserError, log
-from jaxgpt.interop import rules
+from jaxgpt.interop import kept, rules
 from jaxgpt.interop.base import Export, Original
 from jaxgpt.interop.formats import get_format
 from jaxgpt.model.layers import count_parameters
@@ -85,6 +85,7 @@ def import_run(
         )
     configs.make_folder(workdir)
     configs.save(config, workdir / "config.json")
+    kept.write(workdir, original.kept)
     if tokenizer:
         tokenizers.save_tokenizer(tokenizer, workdir / "tokenizer.json")
     state = {"params": params, "opt_state": opt_state}
@@ -158,6 +159,7 @@ def export_run(name: str, run: Run, output: pathlib.Path, use_up: bool = False) 
         moments=moments
         and {k: rules.to_torch(m, table, use_up=True) for k, m in moments.items()},
         count=count,
+        kept=kept.read(run.workdir),
     )
     try:
         form.write(output, export)
@@ -165,7 +167,7 @@ def export_run(name: str, run: Run, output: pathlib.Path, use_up: bool = False) 
         raise UserError(
             f"--output '{output}' cannot be written: {error.strerror or error}"
         ) from None
-    if output.suffix not in ("", ".npz"):
+    if not form.suffixes or output.suffix != ".npz":
         for note in form.export_notes(export):
             log(f"note: '{output}': {note}")
 

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxgpt.config import user_path
-from jaxgpt.data import reading, tokenizers
+from jaxgpt.data import huggingface, reading, tokenizers
 from jaxgpt.errors import UserError, log
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -55,6 +55,8 @@ def cached_tokens(
     """
     settings = {k: v for k, v in config.data.items() if k != "path"}
     key = repr((3, [_fingerprint(file) for file in files], settings))
+    if config.data.tokenizer == "huggingface":
+        key += repr(_read_tokenizer(config.data).to_json())
     if config.data.sentencepiece_model:
         key += repr(_fingerprint(_model_file(config.data)))
     name = f"{files[0].stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
@@ -141,6 +143,8 @@ def make_tokenizer(
         return tokenizers.CharTokenizer("".join(sorted(characters)))
     if data.tokenizer == "gpt2":
         return tokenizers.GPT2Tokenizer()
+    if data.tokenizer == "huggingface":
+        return _read_tokenizer(data)
     if data.sentencepiece_model:
         return tokenizers.read_sentencepiece(_model_file(data), data.vocab_size)
     return tokenizers.train_sentencepiece(
@@ -149,6 +153,18 @@ def make_tokenizer(
         data.vocab_size,
         data.sentencepiece_type,
     )
+
+
+def _read_tokenizer(data: ConfigDict) -> tokenizers.Tokenizer:
+    if not data.tokenizer_file:
+        raise UserError(
+            "data.tokenizer=huggingface needs data.tokenizer_file=PATH: a "
+            "tokenizer.json, or a folder that holds one"
+        )
+    tokenizer, notes = huggingface.read(user_path(data.tokenizer_file))
+    for note in notes:
+        log(f"note: data.tokenizer_file '{data.tokenizer_file}': {note}")
+    return tokenizer
 
 
 def encode(

@@ -28,6 +28,9 @@ class DataConfig(OptionGroup):
     vocab_size: int = option(
         0, "sentencepiece: tokens to train for; 0 uses those of its model", min=0
     )
+    tokenizer_file: str = option(
+        "", "huggingface: a tokenizer.json of Hugging Face, or a folder that holds one"
+    )
     sentencepiece_model: str = option("", "a .model file; empty trains one")
     sentencepiece_type: str = option(
         "unigram", "sentencepiece: how one is trained", choices=("unigram", "bpe")
@@ -58,6 +61,11 @@ class DataConfig(OptionGroup):
     def validate(config: ConfigDict) -> None:
         """Checks that fields do not contradict each other."""
         c = config.data
+        if c.tokenizer_file and c.tokenizer != "huggingface":
+            raise UserError(
+                "data.tokenizer_file needs data.tokenizer=huggingface, got "
+                f"{c.tokenizer!r}"
+            )
         if c.special_tokens and c.tokenizer in ("char", "sentencepiece"):
             raise UserError(
                 f"data.special_tokens: data.tokenizer={c.tokenizer} has none that can "

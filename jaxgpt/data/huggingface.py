@@ -445,16 +445,26 @@ def read(path: pathlib.Path) -> tuple[Tokenizer, tuple[str, ...]]:
     return tokenizer, (loss,) if loss else ()
 
 
-def write_folder(tokenizer: Tokenizer, folder: pathlib.Path, length: int) -> bool:
+def has_form(tokenizer: Tokenizer | None) -> bool:
+    """Returns whether `write_folder` can write a tokenizer."""
+    return isinstance(tokenizer, (CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer))
+
+
+def named_ids(tokenizer: Tokenizer | None) -> dict[str, int]:
+    """Returns {"bos_token_id": ..., "eos_token_id": ...}, of those that there are."""
+    if isinstance(tokenizer, GPT2Tokenizer):
+        return {"bos_token_id": tokenizer.start, "eos_token_id": tokenizer.start}
+    ids = tokenizer.ids if isinstance(tokenizer, HuggingFaceTokenizer) else {}
+    return {f"{k}_id": ids[k] for k in ("bos_token", "eos_token") if k in ids}
+
+
+def write_folder(tokenizer: Tokenizer, folder: pathlib.Path, length: int) -> None:
     """Writes files with which AutoTokenizer gives the same ids.
 
     Args:
-      tokenizer: of the run.
+      tokenizer: one of which `has_form` is true.
       folder: of the model.
       length: the longest text that the model takes.
-
-    Returns:
-      Whether there is such a form of this tokenizer; nothing is written without.
     """
     settings: dict[str, Any] = {"model_max_length": length}
     files: dict[str, Any] = {}
@@ -477,9 +487,6 @@ def write_folder(tokenizer: Tokenizer, folder: pathlib.Path, length: int) -> boo
             "model": PLAIN_BPE | {"vocab": ids, "merges": []},
         }
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    else:
-        return False
     for name, value in (files | {"tokenizer_config.json": settings}).items():
         content = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
         (folder / name).write_text(content, encoding="utf-8")
-    return True

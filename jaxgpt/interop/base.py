@@ -43,7 +43,8 @@ class Original:
     step: int = 0
     notes: tuple[str, ...] = ()  # Lines for the user.
     folder: Path = Path()  # Where it is.
-    kept: dict[str, Any] = dataclasses.field(default_factory=dict)  # For an export.
+    # Settings that an export is to have again.
+    kept: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Export:
       tokenizer: of the run, if it has one.
       tokenizer_file: where that is.
       val_loss: infinity where it is not known.
-      moments, count: as in `Original`.
+      moments, count, kept: as in `Original`.
     """
 
     state: Arrays
@@ -72,6 +73,7 @@ class Export:
     val_loss: float = math.inf
     moments: dict[str, Arrays] | None = None
     count: int = 0
+    kept: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -189,7 +189,7 @@ class HuggingFaceGPT2(GPT2Family):
         fields |= {
             "tied_head": tied is not False,
             "feed_forward_width": 0 if width == default else width,
-            "dropout": rates[DROPOUTS[0]] if len({*rates.values()}) == 1 else 0.0,
+            "dropout": _one(rates),
         }
         return fields | self.fixed_fields(fields)
 
@@ -239,12 +239,28 @@ class HuggingFaceGPT2(GPT2Family):
             "n_inner": model.feed_forward_width or None,
             "layer_norm_epsilon": model.norm_epsilon,
             "tie_word_embeddings": model.tied_head,
-            **dict.fromkeys(DROPOUTS, model.dropout),
             "initializer_range": 0.02,
+            # Without these transformers takes GPT-2's.
+            **dict.fromkeys(("bos_token_id", "eos_token_id")),
+            **huggingface.named_ids(export.tokenizer),
+            **export.kept,
         }
+        rates = _dropouts(export.kept)
+        if _one(rates) != model.dropout:
+            rates = dict.fromkeys(DROPOUTS, model.dropout)
+        settings |= rates
         output.mkdir(parents=True, exist_ok=True)
         weights.write_safetensors(output / "model.safetensors", export.state)
         (output / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        if export.tokenizer and huggingface.has_form(export.tokenizer):
+            huggingface.write_folder(export.tokenizer, output, model.block_size)
+
+    def export_notes(self, export: Export) -> tuple[str, ...]:
+        """Says where the tokenizer stays behind."""
+        if export.tokenizer is None or huggingface.has_form(export.tokenizer):
+            return ()
+        kind = export.tokenizer.to_json()["kind"]
+        return (f"it has no tokenizer: transformers has no form of a {kind} one",)
 
 
 def _is_other_head(name: str) -> bool:
@@ -254,6 +270,11 @@ def _is_other_head(name: str) -> bool:
 def _dropouts(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the three probabilities; transformers' default is 0.1."""
     return {key: settings.get(key, 0.1) for key in DROPOUTS}
+
+
+def _one(rates: dict[str, Any]) -> float:
+    """Returns the probability of a model that has one for all; 0 for several."""
+    return rates[DROPOUTS[0]] if len({*rates.values()}) == 1 else 0.0
 
 
 GPT2 = HuggingFaceGPT2(

@@ -273,7 +273,7 @@ def test_what_is_written_has_the_same_ids_there(plain, tmp_path, kind):
         ),
     }[kind]
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    assert huggingface.write_folder(tokenizer, tmp_path, 64)
+    huggingface.write_folder(tokenizer, tmp_path, 64)
     from transformers import AutoTokenizer
 
     there = AutoTokenizer.from_pretrained(tmp_path)
@@ -374,3 +374,34 @@ def test_what_transformers_alone_reads_is_said(tmp_path, name):
     found, notes = huggingface.read_folder(tmp_path)
     assert found is None
     assert f"its tokenizer is not read: beside {name} there must be" in notes[0]
+
+
+def test_a_text_is_trained_on_with_a_tokenizer_file(plain, tmp_path, monkeypatch):
+    from jaxgpt import config as configs
+    from jaxgpt.data.text import open_text
+
+    monkeypatch.setenv("JAXGPT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.txt").write_text(TEXT[:5000])
+    file = tmp_path / "tokenizer.json"
+    plain.save(str(file))
+    fields = {"path": str(tmp_path / "a.txt"), "tokenizer": "huggingface"}
+    fields |= {"tokenizer_file": str(file)}
+    config = configs.override(
+        configs.base(), {f"data.{key}": value for key, value in fields.items()}
+    )
+    data = open_text(config, 16)
+    ids = np.concatenate([data.train, data.val])
+    assert data.tokenizer.decode(ids) == TEXT[:5000]
+    normalized(plain, normalizers.Lowercase()).save(str(file))
+    data = open_text(config, 16)
+    assert TEXT.lower().startswith(data.tokenizer.decode(data.train[:50]))
+    with pytest.raises(UserError, match=r"needs data.tokenizer_file=PATH"):
+        open_text(configs.override(config, {"data.tokenizer_file": ""}), 16)
+    with pytest.raises(
+        UserError, match=r"needs data.tokenizer=huggingface, got 'char'"
+    ):
+        configs.validate(
+            configs.override(
+                config, {"data.tokenizer": "char", "data.tokenizer_file": "x"}
+            )
+        )
