@@ -118,10 +118,11 @@ def quick_unless_marked(request, monkeypatch):
 
         return refused
 
-    if "process" not in marks:
-        monkeypatch.setattr(subprocess.Popen, "__init__", refuse("process"))
+    # First this: it imports matplotlib, which on a new machine asks for its fonts.
     if "trains" not in marks:
         monkeypatch.setattr("jaxgpt.training.loop.Trainer.__init__", refuse("trains"))
+    if "process" not in marks:
+        monkeypatch.setattr(subprocess.Popen, "__init__", refuse("process"))
 
 
 @pytest.fixture(autouse=True)
