@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +14,15 @@ from jaxgpt import config as configs
 from jaxgpt.interop import formats, rules
 from jaxgpt.systems.base import System
 from jaxgpt.systems.registry import build_system
+from parity_tests import GOLDEN
 from tests.suite import *  # noqa: F403 - hooks and fixtures
 
 try:
-    import torch  # noqa: F401
+    import torch
 except ImportError:
     pytest.exit("the parity suite needs PyTorch: pip install 'jaxgpt[test]'", 1)
+torch.set_num_threads(1)  # For models this small a second thread only costs time.
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
 ORIGINALS = {"nanogpt": "nanogpt", "sigma-gpt": "sigma", "gpt2": "gpt2"}
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from jaxgpt import config as configs
 from jaxgpt.commands import convert
@@ -18,7 +19,8 @@ from jaxgpt.systems.registry import build_system
 from jaxgpt.training import optimizers
 from jaxgpt.training.step import init_state, make_step
 from parity_tests.conftest import GOLDEN, relative, worst
-from parity_tests.tolerances import FLOAT32
+from parity_tests.tolerances import FLOAT32, FLOAT64
+from parity_tests.torch_nanollama import NanoLlama
 
 SOURCE = GOLDEN / "gssm" / "transformer.npz"
 ROOT = GOLDEN.parents[1]
@@ -64,6 +66,21 @@ def test_logits_loss_and_gradients(golden, original):
     assert float(nll) == pytest.approx(float(golden["loss"]), abs=FLOAT32["loss"])
     expected = tree_of(golden, "grad", original)
     assert worst(grads, expected) < FLOAT32["gradient"]
+
+
+def test_the_pytorch_twin_is_the_same_model(golden):
+    twin = NanoLlama(SETTINGS["model"])
+    names = {n.removeprefix("param/"): n for n in golden if n.startswith("param/")}
+    state = {n: torch.tensor(golden[key]) for n, key in names.items()}
+    table = twin.layers[0].attn.rope_modulator
+    assert torch.equal(table, torch.tensor(golden["buffer/rope_modulator"]))
+    twin.load_state_dict(state | dict(twin.named_buffers()))
+    tokens = torch.tensor(golden["input"]).long()
+    for dtype, name in ((torch.float32, "logits"), (torch.float64, "logits_f64")):
+        with torch.no_grad():
+            logits = twin.to(dtype)(tokens)
+        assert relative(logits, golden[name]) < FLOAT32["logits"]
+    assert relative(logits, golden["logits_f64"]) < FLOAT64["logits"]
 
 
 def test_float64_against_its_float64(golden, settings):

@@ -9,16 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from jaxgpt import config as configs
+from jaxgpt.interop import rules
 from jaxgpt.model import positions
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.sampling.state import ModelDecoder, SamplingParams, prefill
 from jaxgpt.systems.base import System
 from jaxgpt.systems.registry import build_system
 from jaxgpt.systems.sigma.samplers import window
+from parity_tests import pairs
 from parity_tests.conftest import GOLDEN, relative, worst
 from parity_tests.tolerances import FLOAT32
+from parity_tests.torch_tasks import TaskGPT
 
 FOLDER = GOLDEN / "sigma_tasks"
 V = 11
@@ -133,6 +137,17 @@ def test_logits_loss_and_gradients(golden, system, params, kind):
     expected["table"] = expected["table"][:V]
     found = grads | {"table": table[:V]}
     assert worst(found, expected) < FLOAT32["gradient"]
+
+
+def test_the_pytorch_twin_is_the_same_model(golden, system, params):
+    twin = TaskGPT(2, 2, 16, V, key_width=8, hidden=32)
+    table = pairs.TWINS["sigma-tasks"].table(system.config.model)
+    state = rules.to_torch(params, table)
+    twin.load_state_dict({name: torch.tensor(array) for name, array in state.items()})
+    pair = pairs.Pair("sigma-tasks", twin, system, table)
+    with torch.no_grad():
+        logits = pair.logits_there(golden["x"], golden["order"])
+    assert relative(logits, golden["logits"]) < FLOAT32["logits"]
 
 
 def test_greedy_generation_through_the_cache(golden, system, params):

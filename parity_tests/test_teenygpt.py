@@ -1,7 +1,6 @@
 """teenyGPT: every position encoding, feed-forward and norm against golden numbers."""
 
 import dataclasses
-import itertools
 import json
 
 import jax
@@ -16,79 +15,34 @@ from jaxgpt import config as configs
 from jaxgpt import convert, evaluate
 from jaxgpt.data import text as texts
 from jaxgpt.errors import UserError
-from jaxgpt.interop import formats, rules, teenygpt
+from jaxgpt.interop import formats, rules
 from jaxgpt.model.transformer import LanguageModel
 from jaxgpt.sampling.autoregressive import decode_sliding_window
 from jaxgpt.sampling.state import SamplingParams
-from jaxgpt.systems.registry import build_system
+from parity_tests import measures
 from parity_tests.conftest import GOLDEN, relative, worst
+from parity_tests.measures import TEENY as COMBINATIONS
+from parity_tests.measures import TEENY_SIZES as SIZES
+from parity_tests.measures import recorded_tree, teeny_settings
 from parity_tests.tolerances import FLOAT32
 from parity_tests.torch_teeny import Teeny
 
 FOLDER = GOLDEN / "teenygpt"
-COMBINATIONS = [
-    "-".join(kinds)
-    for kinds in itertools.product(
-        teenygpt.POSITIONS, teenygpt.ACTIVATIONS, teenygpt.NORMS
-    )
-]
-SIZES = {
-    "n_dim": 16,
-    "n_vocab": 23,
-    "n_attn_heads": 4,
-    "n_attn_layers": 2,
-    "n_context_max": 12,
-}
 TRAINED = SIZES | {"n_dim": 32, "n_vocab": 65, "n_context_max": 24}
-
-
-def settings_of(name: str, sizes=SIZES) -> dict:
-    """The original's own configuration of a golden file."""
-    values = name.removeprefix("train_").split("-")
-    keys = [key for key, *_ in teenygpt.FORMAT.choices.values()]
-    return sizes | dict(zip(keys, values, strict=True))
 
 
 @pytest.fixture
 def load(tmp_path):
-    """Reads a golden file: its arrays, our system and parameters, the table."""
-
-    def load(name, sizes=SIZES):
-        settings = tmp_path / "settings.json"
-        settings.write_text(json.dumps(settings_of(name, sizes)))
-        source = FOLDER / f"{name}.npz"
-        original = formats.read_original("teenygpt", str(source), str(settings))
-        system = build_system(original.config)
-        with np.load(source) as archive:
-            golden = dict(archive)
-        table = formats.get_format("teenygpt").rules(original.config.model)
-        return golden, system, original.params, table
-
-    return load
-
-
-def tree_of(golden, prefix, system, table):
-    """Golden arrays under a prefix, as our tree of parameters."""
-    abstract = jax.eval_shape(system.init, jax.random.key(0))
-    names = {rule.name: golden[f"{prefix}/{rule.name}"] for rule in table}
-    return rules.to_jax(names, table, abstract, prefix)
+    """See `measures.open_teeny`."""
+    return lambda name, sizes=SIZES: measures.open_teeny(name, tmp_path, sizes)
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_logits_loss_gradients_and_round_trip(load, name):
+def test_logits_loss_gradients_and_round_trip(load, tmp_path, name):
+    for quantity, found in measures.teeny(name, tmp_path).items():
+        tolerance = FLOAT32.get(f"{quantity} of teenyGPT", FLOAT32[quantity])
+        assert found.value <= tolerance, quantity
     golden, system, params, table = load(name)
-
-    def loss(params):
-        model = system.model(params)
-        logits_BTV, _ = model(golden["ids"])
-        nll = jnp.mean(model.nll(golden["ids"], golden["targets"]))
-        return nll, logits_BTV
-
-    (value, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    assert relative(logits, golden["logits"]) < FLOAT32["logits of teenyGPT"]
-    assert relative(value, golden["loss"]) < FLOAT32["loss"]
-    there = tree_of(golden, "grad__f64", system, table)
-    assert worst(grads, there) < FLOAT32["gradient of teenyGPT"]
     if "logits_short" in golden:
         short = system.model(params)(golden["ids_short"])[0]
         assert relative(short, golden["logits_short"]) < FLOAT32["logits of teenyGPT"]
@@ -119,7 +73,7 @@ def test_loss_and_parameters_of_60_training_steps(load, name):
         params, state, value = step(params, state, x, y, rate)
         there = golden["traj_loss__f64"][index]
         assert abs(float(value) - there) < FLOAT32["loss of a trajectory"]
-    there = tree_of(golden, "final__f64", system, table)
+    there = recorded_tree(golden, "final__f64", system, table)
     assert worst(params, there) < FLOAT32["parameters after 60 steps"]
 
 
@@ -151,7 +105,7 @@ def test_greedy_text_token_for_token(load, name):
 def test_commands_import_score_and_export(tmp_path, capsys, name):
     golden = dict(np.load(FOLDER / f"{name}.npz"))
     settings = tmp_path / "settings.json"
-    settings.write_text(json.dumps(settings_of(name)))
+    settings.write_text(json.dumps(teeny_settings(name)))
     workdir = f"--workdir={tmp_path / 'run'}"
     convert.command(
         [
@@ -213,7 +167,7 @@ def test_the_pytorch_twin_of_the_benchmarks_is_the_same_model(load):
 def test_configurations_that_are_not_the_weights(tmp_path, changes, expected):
     settings = tmp_path / "settings.json"
     name = "ALIBI-CLASSIC-RMS"
-    settings.write_text(json.dumps(settings_of(name) | changes))
+    settings.write_text(json.dumps(teeny_settings(name) | changes))
     with pytest.raises(UserError) as caught:
         formats.read_original("teenygpt", str(FOLDER / f"{name}.npz"), str(settings))
     assert expected in str(caught.value)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks.torch_sigma import Draws, SigmaTwin
-from parity_tests.conftest import GOLDEN
+from parity_tests import GOLDEN
 from parity_tests.torch_gpt import GPT, GPTConfig
 
 

@@ -108,13 +108,20 @@ class GPT(nn.Module):
         return t.wte(tokens) + torch.cat([t.wpe(index) for index in where], -1)
 
     def forward(self, tokens, where=None, pasts=None):
+        return self.lm_head(self.hidden(tokens, where, pasts))
+
+    def hidden(self, tokens, where=None, pasts=None):
+        """The last hidden states, which the head maps to logits."""
         if where is None:
             where = (torch.arange(tokens.shape[1]),)
-        x = self.embed(tokens, where)
+        return self.blocks(self.embed(tokens, where), pasts)
+
+    def blocks(self, x, pasts=None):
+        """Maps embeddings to the last hidden states."""
         x = F.dropout(x, self.c.dropout, self.training)
         for index, block in enumerate(self.transformer.h):
             x = block(x, None if pasts is None else pasts[index])
-        return self.lm_head(self.transformer.ln_f(x))
+        return self.transformer.ln_f(x)
 
     def loss(self, tokens, targets, where=None):
         logits = self(tokens, where)
