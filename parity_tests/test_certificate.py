@@ -1,9 +1,11 @@
 """Every row of docs/parity.md, held to its tolerance; `measures` says what each is."""
 
+import json
+
 import jax
 import pytest
 
-from parity_tests import measures, pairs
+from parity_tests import certificate, measures, pairs
 from parity_tests.files import HAVE_MOMENTS, LAYOUTS
 from parity_tests.tolerances import FLOAT32, FLOAT64
 
@@ -68,3 +70,14 @@ def test_training_goes_on_from_the_originals_checkpoint(name, tmp_path):
 @pytest.mark.parametrize("mode", pairs.MEMORIES)
 def test_memory_beside_a_dense_one(mode):
     hold(measures.memory(mode))
+
+
+def test_the_page_is_of_the_figures_beside_it_and_they_hold():
+    record = json.loads((certificate.DOCS / "parity.json").read_text())
+    figure = lambda fields: measures.Found(**fields)
+    tables = certificate.map_figures(figure, record["found"])
+    page = certificate.page(record["about"], tables)
+    assert page == (certificate.DOCS / "parity.md").read_text()
+    for name, table in tables.items():
+        for found in table.values():
+            hold(found, FLOAT64 if "float64" in name else FLOAT32)
