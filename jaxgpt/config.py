@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from jaxgpt.errors import UserError, atomic_write, require
 
 MAX_SEED = 2**32 - 1  # JAX's keys hold no more: larger seeds wrap around or overflow.
+MAX_INT = 2**31 - 1  # Of steps, positions and the like: int32 on devices.
 
 # {group of keys: its dataclass}, imported on first use: each is declared in the layer
 # that reads it, and all of those lie above this module. None may import JAX, so that
@@ -45,7 +46,7 @@ GROUPS = {
 
 
 def _to_int(value: Any) -> int:
-    number = float(value)  # Reads 1e3 and 7.0 too.
+    number = _to_float(value)  # Reads 1e3 and 7.0 too.
     if not number.is_integer():
         raise ValueError
     # Digits are read exactly: floats skip integers above 2^53.
@@ -53,7 +54,8 @@ def _to_int(value: Any) -> int:
 
 
 def _to_float(value: Any) -> float:
-    if not math.isfinite(number := float(value)):
+    # Python also reads the digits of other scripts.
+    if not (str(value).isascii() and math.isfinite(number := float(value))):
         raise ValueError
     return number
 
@@ -98,9 +100,12 @@ class Option:
         if self.choices:
             rule = f"one of {', '.join(self.choices)}"
             require(parsed in self.choices, key, rule, parsed)
+        largest = self.max
+        if isinstance(self.default, int) and not key.endswith("seed"):
+            largest = MAX_INT if largest is None else largest
         for holds, sign, limit in (
             (operator.ge, ">=", self.min),
-            (operator.le, "<=", self.max),
+            (operator.le, "<=", largest),
             (operator.gt, ">", self.above),
             (operator.lt, "<", self.below),
         ):

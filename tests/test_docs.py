@@ -144,7 +144,7 @@ def test_commands_are_found():
     found = commands(ROOT / "README.md")
     assert len(found) > 25
     assert ("make", ["train"]) in found
-    assert ("jaxgpt.train", ["--workdir=runs/nano"]) in found
+    assert ("jaxgpt.verify", ["--workdir=runs/sigma_char-laptop"]) in found
     assert found.index(("source", [".venv/bin/activate"])) < 6
 
 

@@ -65,7 +65,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_json()
     args = parser.parse_args(argv)
-    require(args.num_sequences >= 1, "--num_sequences", ">= 1", args.num_sequences)
+    count, most = args.num_sequences, 1 << 24
+    require(count >= 1, "--num_sequences", ">= 1", count)
+    require(count <= most, "--num_sequences", f"<= {most}", count)
     return args
 
 

@@ -37,6 +37,7 @@ def command(argv: list[str]) -> None:
     for name in ("num_sequences", "chunk_size"):
         value = getattr(args, name)
         require(value >= 1, f"--{name}", ">= 1", value)
+        require(value <= configs.MAX_INT, f"--{name}", f"<= {configs.MAX_INT}", value)
     output = cli.output_path("output", args.output)
     if output.exists():
         raise UserError(f"--output '{args.output}' exists: name a new file")
