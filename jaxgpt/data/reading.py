@@ -127,11 +127,10 @@ def _without_copies(
     twins = collections.defaultdict(list)
     for same in sizes.values():
         for file in same if len(same) > 1 else []:
-            with open(file, "rb") as stream:
-                twins[hashlib.file_digest(stream, "sha256").digest()].append(file)
-    copies = [f for same in twins.values() for f in same if _original(f) in same]
+            twins[_digest(file)].append(file)
+    copies = {f for same in twins.values() for f in same if _original(f) in same}
     if copies:
-        passed["copies"] = copies
+        passed["copies"] = sorted(copies)
     again = [
         file.relative_to(folder)
         for same in twins.values()
@@ -142,7 +141,15 @@ def _without_copies(
             f"note: '{folder}': {len(again)} read though others have the same content: "
             + some(again)
         )
-    return [file for file in files if file not in {*copies}]
+    return [file for file in files if file not in copies]
+
+
+def _digest(file: pathlib.Path) -> bytes:
+    try:
+        with open(file, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+    except OSError as error:
+        raise UserError(f"'{file}' cannot be read: {error.strerror}") from None
 
 
 def _original(file: pathlib.Path) -> pathlib.Path | None:

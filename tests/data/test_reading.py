@@ -1,6 +1,7 @@
 """Text as editors, systems and scrapers leave it, in files and folders."""
 
 import codecs
+import os
 import pathlib
 
 import numpy as np
@@ -235,6 +236,14 @@ def test_what_is_beside_the_splits_of_documents_is_said(folder, capsys):
     assert capsys.readouterr().err == (
         f"note: '{path}': passed over beside its splits: 'extra', 'more.txt'\n"
     )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads anything")
+def test_files_that_cannot_be_read(folder):
+    path = folder(**{"a.txt": "same", "b.txt": "size"})
+    (path / "b.txt").chmod(0)
+    with pytest.raises(UserError, match=r"b.txt' cannot be read: Permission denied"):
+        reading.text_files(path)
 
 
 def test_a_folder_of_other_files_says_what_it_has(folder):
