@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from jaxgpt.config import OptionGroup, option
 from jaxgpt.errors import UserError
 
-NORMALIZATIONS = ("", "newlines", "nfc")
+NORMALIZATIONS = ("none", "newlines", "nfc")
 TOKENIZERS = ("char", "gpt2", "sentencepiece", "huggingface")
 
 
@@ -36,10 +36,10 @@ class DataConfig(OptionGroup):
         "unigram", "sentencepiece: how one is trained", choices=("unigram", "bpe")
     )
     normalize: str = option(
-        "",
+        "none",
         "change text before it is tokenized, prompts too: newlines reads Windows and "
         "old Mac line ends as newlines; nfc does, and composes characters (Unicode's "
-        "NFC); empty changes nothing",
+        "NFC)",
         choices=NORMALIZATIONS,
     )
     special_tokens: bool = option(

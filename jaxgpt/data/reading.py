@@ -159,7 +159,7 @@ def _original(file: pathlib.Path) -> pathlib.Path | None:
     return file.with_stem(stem) if stem and stem != file.stem else None
 
 
-def iter_chunks(files: list[pathlib.Path], normalize: str = "") -> Iterator[str]:
+def iter_chunks(files: list[pathlib.Path], normalize: str = "none") -> Iterator[str]:
     """Yields the text in pieces that end with a word, before the space or newline.
 
     GPT-2's tokens do not span such a place and do not depend on what is beyond it (a
@@ -191,8 +191,8 @@ def iter_chunks(files: list[pathlib.Path], normalize: str = "") -> Iterator[str]
 
 
 def normalized(text: str, how: str) -> str:
-    """Returns a text as `data.normalize` says; "" leaves it as it is."""
-    if how:
+    """Returns a text as `data.normalize` says."""
+    if how != "none":
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     return unicodedata.normalize("NFC", text) if how == "nfc" else text
 
@@ -263,7 +263,7 @@ def _remedy(file: pathlib.Path, encoding: str) -> str:
     return "is it damaged?"
 
 
-def iter_lines(files: list[pathlib.Path], normalize: str = "") -> Iterator[str]:
+def iter_lines(files: list[pathlib.Path], normalize: str = "none") -> Iterator[str]:
     """Yields the lines of the text, wherever `iter_chunks` cuts it."""
     rest = ""
     for text in iter_chunks(files, normalize):
@@ -272,7 +272,7 @@ def iter_lines(files: list[pathlib.Path], normalize: str = "") -> Iterator[str]:
     yield rest
 
 
-def scan(files: list[pathlib.Path], normalize: str = "") -> Contents:
+def scan(files: list[pathlib.Path], normalize: str = "none") -> Contents:
     """Returns what a text consists of; UserError where it is empty."""
     characters: set[str] = set()
     length = windows = macs = end_marks = 0
@@ -290,7 +290,7 @@ def scan(files: list[pathlib.Path], normalize: str = "") -> Contents:
         ends = f"{windows:,} Windows (CR LF) and {macs:,} Mac (CR) line ends"
         notes.append(
             f"data.normalize={normalize}: {ends} are read as newlines"
-            if normalize
+            if normalize != "none"
             else f"note: {ends} are kept: data.normalize=newlines makes them newlines"
         )
     if normalize == "nfc":
@@ -311,7 +311,7 @@ def _notes_on_marks(files: list[pathlib.Path]) -> list[str]:
     ]
 
 
-def locate(files: list[pathlib.Path], at: int, normalize: str = "") -> str:
+def locate(files: list[pathlib.Path], at: int, normalize: str = "none") -> str:
     """Returns file, line and column of the character at this place of the text."""
     for file in files:
         newlines = returns = 0

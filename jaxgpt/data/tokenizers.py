@@ -273,7 +273,7 @@ def _characters_of_meta(meta: dict[str, Any]) -> str:
         elif name == "stoi":
             table = [(i, letter) for letter, i in table.items()]
         pairs = table.items() if isinstance(table, dict) else table
-        tables.append(sorted((int(i), letter) for i, letter in pairs))
+        tables.append(sorted((int(str(i)), letter) for i, letter in pairs))
     ids, letters = zip(*tables[0], strict=True) if tables[0] else ((), ())
     count = meta.get("vocab_size", len(ids))
     faults = {

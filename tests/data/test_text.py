@@ -264,6 +264,7 @@ def test_meta_as_json_is_a_vocabulary(bins, meta):
         ({"chars": "ab", "vocab_size": 3}, "its vocab_size 3 is not its 2"),
         ({"stoi": {}}, "it is empty"),
         ({"stoi": {"a": None}}, "cannot be used"),
+        ({"stoi": {"a": 0.5}}, "cannot be used"),
         ({"vocab_size": "many"}, "no tokenizer of kind"),
     ],
 )

@@ -26,7 +26,7 @@ def test_a_prompt_is_changed_as_the_text_of_the_run_was(capsys):
         config=override(base(), {"data.normalize": how})
     )
     text = "e\u0301\r\n"
-    assert sample._normalized(text, run("")) == text
+    assert sample._normalized(text, run("none")) == text
     assert capsys.readouterr().err == ""
     assert sample._normalized(text, run("nfc")) == "é\n"
     assert "data.normalize=nfc" in capsys.readouterr().err
