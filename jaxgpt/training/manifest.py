@@ -24,7 +24,7 @@ DIGESTS = pathlib.PurePath("digests", "metadata")
 def steps(folder: pathlib.Path) -> list[int]:
     """Returns the steps of the finished checkpoints in a folder, ascending."""
     names = [path.name for path in folder.glob("[0-9]*") if path.is_dir()]
-    return sorted(int(name) for name in names if name.isdecimal())
+    return sorted(int(n) for n in names if n.isdecimal() and str(int(n)) == n)
 
 
 def write(folder: pathlib.Path) -> None:

@@ -182,6 +182,14 @@ def test_extra_files_are_named_and_do_no_harm(run, newer, capsys):
     )
 
 
+def test_other_things_beside_the_checkpoints(run, capsys):
+    folder = run / "checkpoints"
+    (folder / "3").write_text("x")
+    for name in ("2.damaged", "2 (copy)", "007", "3.orbax-checkpoint-tmp"):
+        shutil.copytree(folder / "2", folder / name)
+    assert verified(run, capsys) == (0, {})
+
+
 def test_an_old_checkpoint_is_read_and_said_to_be_one(run, newer, capsys, monkeypatch):
     forget_manifest(newer)
     found = {}
