@@ -15,6 +15,17 @@ from jaxgpt.interop.weights import Arrays, is_numbers
 KEYS = {"mu": "exp_avg", "nu": "exp_avg_sq"}
 
 
+def held_by(checkpoint: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Returns an optimizer's untrusted state_dict; {} where there is no state in it."""
+    optimizer = checkpoint.get(key)
+    if not isinstance(optimizer, Mapping):
+        return {}
+    state = optimizer.get("state")
+    # An array has no truth value.
+    empty = state is None or (isinstance(state, Mapping | list | str) and not state)
+    return {} if empty else optimizer
+
+
 def group_sizes(optimizer: Any) -> tuple[int, ...]:
     """Returns how many parameters each group has; () where that is not said.
 

@@ -265,8 +265,8 @@ class Format:
         Raises:
           UserError: for another optimizer's state.
         """
-        optimizer = source.checkpoint.get(self.optimizer_key)
-        if not isinstance(optimizer, Mapping) or not optimizer.get("state"):
+        optimizer = adamw.held_by(source.checkpoint, self.optimizer_key)
+        if not optimizer:
             return None
         names = self.optimized(optimizer, source.state, table)
         if not names:

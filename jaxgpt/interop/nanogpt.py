@@ -84,10 +84,7 @@ class NanoGPT(GPT2Family):
 
     def _optimizer(self, source: Source) -> Mapping[str, Any]:
         """Returns the state_dict of the optimizer; {} where there is none."""
-        optimizer = source.checkpoint.get(self.optimizer_key)
-        if isinstance(optimizer, Mapping) and optimizer.get("state"):
-            return optimizer
-        return {}
+        return adamw.held_by(source.checkpoint, self.optimizer_key)
 
     def optimized(
         self, optimizer: Mapping[str, Any], state: Arrays, table: list[Rule]
@@ -112,7 +109,10 @@ class NanoGPT(GPT2Family):
             return {}
         fields = read_numbers(config, TRAINING, source.path)
         fields["batch_size"] *= fields["accumulation"]
-        if not config.get("decay_lr", True):
+        decays = config.get("decay_lr", True)
+        valid = isinstance(decays, bool | int)
+        check_setting(valid, source.path, "decay_lr", "true or false", decays)
+        if not decays:
             rate = fields["optimizer.learning_rate"]
             fields |= {"optimizer.min_learning_rate": rate, "optimizer.warmup_steps": 0}
         known = self._warmup_from_zero(source, fields)

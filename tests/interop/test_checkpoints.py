@@ -13,6 +13,7 @@ import torch
 from jaxgpt import convert
 from jaxgpt.errors import UserError
 from jaxgpt.interop import formats
+from jaxgpt.run import open_run
 from tests.conftest import ROOT
 
 NANO = ROOT / "parity_tests/golden/nanogpt/tiny_bias_perturbed_ckpt_step5.pt"
@@ -117,6 +118,14 @@ def test_numbers_as_text_or_of_another_type_are_read(nano, read):
 # An optimizer's state.
 
 
+def test_nothing_is_asked_whether_it_is_true_that_may_be_an_array(nano, read):
+    array = torch.zeros(3)
+    with pytest.raises(UserError, match="not one entry for each of 28 arrays"):
+        read(nano | {"optimizer": nano["optimizer"] | {"state": array}})
+    with pytest.raises(UserError, match="decay_lr must be true or false, got array"):
+        read(nano | {"config": nano["config"] | {"decay_lr": array}})
+
+
 @pytest.mark.parametrize("optimizer", [None, {}, {"state": {}, "param_groups": []}])
 def test_weights_alone_where_there_is_no_optimizer_state(
     nano, plain_params, read, optimizer
@@ -141,6 +150,21 @@ def test_a_rate_that_no_version_had_in_its_warmup(nano, read):
     config = nano["config"] | {"warmup_iters": 100, "learning_rate": 0.123}
     original = read(nano | {"config": config})
     assert "optimizer.warmup_from_zero is False" in original.notes[0]
+
+
+# The vocabulary of another person's text.
+
+
+def test_a_vocabulary_is_given_as_nanogpt_s_meta_in_json(nano, tmp_path):
+    path, meta, workdir = (tmp_path / n for n in ("ckpt.pt", "meta.json", "run"))
+    torch.save(nano, path)
+    letters = [chr(ord("0") + i) for i in range(65)]
+    itos = {str(i): letter for i, letter in enumerate(letters)}
+    stoi = {letter: i for i, letter in enumerate(letters)}
+    meta.write_text(json.dumps({"vocab_size": 65, "itos": itos, "stoi": stoi}))
+    argv = ["--format=nanogpt", f"--source={path}", f"--workdir={workdir}"]
+    convert.command([*argv, f"--tokenizer={meta}"])
+    assert open_run(str(workdir)).tokenizer.decode([3, 0, 1]) == "301"
 
 
 # Which GELU.
