@@ -6,6 +6,7 @@ Also those of build-nanogpt, which has no biases to leave out and another GELU.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import shlex
 from collections.abc import Mapping
@@ -225,11 +226,12 @@ class NanoGPT(GPT2Family):
             return notes
         line = f"its sample.py reads the vocabulary of its data from {file}"
         if isinstance(export.tokenizer, CharTokenizer):
+            given, made = json.dumps(str(export.tokenizer_file)), json.dumps(file)
             code = (
-                "import json, pickle; "
-                f"c = json.load(open({str(export.tokenizer_file)!r}))['characters']; "
-                "pickle.dump({'vocab_size': len(c), 'stoi': {x: i for i, x in "
-                f"enumerate(c)}}, 'itos': dict(enumerate(c))}}, open({file!r}, 'wb'))"
+                f'import json, pickle; c = json.load(open({given}, encoding="utf-8"))'
+                '["characters"]; pickle.dump({"vocab_size": len(c), "stoi": {x: i for '
+                'i, x in enumerate(c)}, "itos": dict(enumerate(c))}, '
+                f'open({made}, "wb"))'
             )
             line += f", which this makes: python -c {shlex.quote(code)}"
         elif export.tokenizer:
