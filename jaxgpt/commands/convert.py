@@ -21,7 +21,7 @@ from jaxgpt.interop.formats import get_format
 from jaxgpt.model.layers import count_parameters
 from jaxgpt.run import Run, open_run
 from jaxgpt.training import optimizers
-from jaxgpt.training.checkpoint import Checkpoints
+from jaxgpt.training.checkpoint import Checkpoints, DamagedError
 
 ADAM = "ScaleByAdamState"  # optax's name of it.
 
@@ -146,7 +146,8 @@ def export_run(name: str, run: Run, output: pathlib.Path, use_up: bool = False) 
     if form.suffixes:
         cli.output_path("output", str(output), form.suffixes)
     table, c = form.rules(model), run.config
-    moments, count = _read_moments(run) if form.optimizer_key else (None, 0)
+    wanted = form.optimizer_key and output.suffix != ".npz"
+    moments, count = _read_moments(run) if wanted else (None, 0)
     export = Export(
         state=rules.to_torch(run.params, table, use_up),
         config=c,
@@ -183,6 +184,12 @@ def _read_moments(run: Run) -> tuple[dict[str, dict] | None, int]:
         return None, 0
     abstract = jax.eval_shape(optimizers.make_optimizer(run.config).init, run.params)
     checkpoints = Checkpoints(run.workdir, read_only=True)
-    state = checkpoints.restore(run.step, {"opt_state": abstract})["opt_state"]
+    try:
+        state = checkpoints.restore(run.step, {"opt_state": abstract})["opt_state"]
+    except DamagedError as error:
+        raise UserError(
+            f"checkpoint {run.step} of '{run.workdir}' is damaged ({error}): take "
+            "another --step, or write an .npz file, which holds no moments"
+        ) from None
     adam = optax.tree.get(state, ADAM)
     return {"mu": adam.mu, "nu": adam.nu}, int(adam.count)

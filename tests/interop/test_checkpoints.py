@@ -14,6 +14,7 @@ from jaxgpt import convert
 from jaxgpt.errors import UserError
 from jaxgpt.interop import formats
 from jaxgpt.run import open_run
+from jaxgpt.training.checkpoint import Checkpoints, DamagedError
 from tests.conftest import ROOT
 
 NANO = ROOT / "parity_tests/golden/nanogpt/tiny_bias_perturbed_ckpt_step5.pt"
@@ -150,6 +151,26 @@ def test_a_rate_that_no_version_had_in_its_warmup(nano, read):
     config = nano["config"] | {"warmup_iters": 100, "learning_rate": 0.123}
     original = read(nano | {"config": config})
     assert "optimizer.warmup_from_zero is False" in original.notes[0]
+
+
+def test_damaged_moments_are_one_line_and_not_needed_for_an_npz(
+    nano, tmp_path, monkeypatch
+):
+    path, workdir = tmp_path / "ckpt.pt", tmp_path / "run"
+    torch.save(nano, path)
+    argv = ["--format=nanogpt", f"--workdir={workdir}"]
+    convert.command([*argv, f"--source={path}"])
+    restore = Checkpoints.restore
+
+    def damaged(self, step, abstract, with_host=False):
+        if "opt_state" in abstract:
+            raise DamagedError("array opt_state/1 differs from its digest")
+        return restore(self, step, abstract, with_host)
+
+    monkeypatch.setattr(Checkpoints, "restore", damaged)
+    with pytest.raises(UserError, match=r"checkpoint 5 .* is damaged .*opt_state/1"):
+        convert.command([*argv, f"--output={tmp_path / 'out.pt'}"])
+    convert.command([*argv, f"--output={tmp_path / 'out.npz'}"])
 
 
 # The vocabulary of another person's text.
