@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxgpt import backend
 from jaxgpt import config as configs
-from jaxgpt.data import tokenizers
+from jaxgpt.data import huggingface, tokenizers
 from jaxgpt.data.dataset import Dataset
 from jaxgpt.errors import UserError
 from jaxgpt.interop import formats
@@ -283,8 +283,12 @@ def adopt_init_from(config: ConfigDict, workdir: pathlib.Path) -> None:
         start = configs.load_frozen(workdir)
     else:
         start, _, tokenizer = load_init_from(config)
-        gpt2 = isinstance(tokenizer, tokenizers.GPT2Tokenizer)
-        if gpt2 != (config.data.tokenizer == "gpt2"):
+        c, kind = config.data, tokenizer and tokenizer.to_json()["kind"]
+        other = c.tokenizer != kind if kind else c.tokenizer == "gpt2"
+        if kind == c.tokenizer == "huggingface" and c.tokenizer_file:
+            named, _ = huggingface.read(configs.user_path(c.tokenizer_file))
+            other = _differs(named, tokenizer)
+        if other:
             raise UserError(
                 f"init_from '{config.init_from}' has another vocabulary than "
                 f"data.tokenizer={config.data.tokenizer}"

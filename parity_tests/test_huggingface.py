@@ -15,11 +15,12 @@ from transformers import (
     GPT2Model,
 )
 
+from jaxgpt import config as configs
 from jaxgpt import convert, sample
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.interop import formats
-from jaxgpt.run import open_run
+from jaxgpt.run import adopt_init_from, open_run
 from jaxgpt.systems.registry import build_system
 from parity_tests.conftest import relative
 from parity_tests.tolerances import FLOAT32
@@ -163,6 +164,23 @@ def test_another_tokenizer_may_be_named(tmp_path, capsys):
         convert.command([*argv, f"--workdir={workdir}", f"--tokenizer={path}"])
         found = open_run(str(workdir)).tokenizer.encode("the cat").tolist()
         assert found == there.encode("the cat")
+
+
+def test_a_folder_is_not_fine_tuned_with_another_tokenizer(tmp_path):
+    folder, workdir = tmp_path / "there", tmp_path / "run"
+    make(vocab_size=280).save_pretrained(folder)
+    tokenizer_of(272).save_pretrained(folder)
+    tokenizer_of(271).save_pretrained(tmp_path / "other")
+    fields = {"init_from": str(folder), "system": "causal"}
+    config = configs.override(configs.base(), fields)
+    for tokenizer, file in (("char", ""), ("gpt2", ""), ("huggingface", "other")):
+        config.data.tokenizer = tokenizer
+        config.data.tokenizer_file = file and str(tmp_path / file)
+        with pytest.raises(UserError, match=r"another vocabulary than data.tokenizer="):
+            adopt_init_from(config, workdir)
+    config.data.tokenizer_file = str(folder)
+    adopt_init_from(config, workdir)
+    assert config.model.vocab_size == 280
 
 
 @pytest.mark.parametrize("name", ["someone/model", "someone/model@v1", "distilgpt2"])
