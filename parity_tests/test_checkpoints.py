@@ -334,9 +334,16 @@ def test_a_run_without_a_tokenizer_says_that_its_vocabulary_is_needed(tmp_path, 
     workdir = import_checkpoint("nanogpt", there.checkpoint(), tmp_path / "one")
     capsys.readouterr()
     held = export("nanogpt", workdir, tmp_path / "ckpt.pt")
-    name = held["config"]["dataset"]
-    line = f"reads the vocabulary of its data from data/{name}/meta.pkl"
+    line = "reads the vocabulary of its data from data/run/meta.pkl"
     assert line in capsys.readouterr().err
+    assert held["config"]["dataset"] == "run"
+    # Where it was trained, by that it is named after its data.
+    (workdir / "metrics.jsonl").touch()
+    config = open_run(str(workdir)).config
+    configs.override(config, {"data.path": str(tmp_path / "letters.txt")})
+    configs.save(config, workdir / "config.json")
+    held = export("nanogpt", workdir, tmp_path / "again.pt")
+    assert held["config"]["dataset"] == "letters"
 
 
 # nanollama's Checkpointer, of both versions.

@@ -146,6 +146,9 @@ def export_run(name: str, run: Run, output: pathlib.Path, use_up: bool = False) 
     if form.suffixes:
         cli.output_path("output", str(output), form.suffixes)
     table, c = form.rules(model), run.config
+    # What an import was trained on is not known here: its data.path is but a default.
+    trained = (run.workdir / "metrics.jsonl").exists() and c.data.path
+    named_after = configs.user_path(c.data.path) if trained else run.workdir
     wanted = form.optimizer_key and output.suffix != ".npz"
     moments, count = _read_moments(run) if wanted else (None, 0)
     export = Export(
@@ -153,7 +156,7 @@ def export_run(name: str, run: Run, output: pathlib.Path, use_up: bool = False) 
         config=c,
         step=run.step,
         rate=float(optimizers.learning_rate_schedule(c)(run.step)),
-        dataset=configs.user_path(c.data.path or str(run.workdir)).resolve().stem,
+        dataset=named_after.resolve().stem,
         tokenizer=run.tokenizer,
         tokenizer_file=run.workdir / "tokenizer.json",
         val_loss=Checkpoints(run.workdir, read_only=True).val_loss(run.step),
