@@ -6,13 +6,14 @@ import inspect
 import logging
 import os
 import sys
+import tempfile
 from typing import Any
 
 import jax
 from absl import logging as absl_logging
 
 from jaxgpt.data.cache import cache_root
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, log
 from jaxgpt.model import cpu
 from jaxgpt.parallel import hardware
 
@@ -35,7 +36,7 @@ def set_up_jax(computes: bool = True) -> None:
     for name in ("asyncio", "concurrent.futures"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     sys.unraisablehook = _ignore_orbax_coroutines
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not _unwritable():
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if "JAX_PLATFORMS" not in os.environ and hardware.only_cpu():
@@ -53,6 +54,29 @@ def set_up_jax(computes: bool = True) -> None:
         cpu.return_memory()
     elif backend == "cpu":
         cpu.keep_heap()
+
+
+def _unwritable() -> str:
+    """Returns why compiled programs cannot be kept; "" where they can."""
+    try:
+        folder = cache_root() / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return f"the cache '{folder}' cannot be written ({error.strerror})"
+    except UserError as error:
+        return str(error)
+
+
+def say_where_programs_are_not_kept() -> None:
+    """Logs a line where every command must compile anew, and the remedy."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and (why := _unwritable()):
+        why = why.split(": set JAXGPT")[0]
+        log(
+            f"note: {why}: every command compiles anew; set JAXGPT_CACHE to a writable "
+            "folder"
+        )
 
 
 def _ignore_orbax_coroutines(unraisable: Any) -> None:

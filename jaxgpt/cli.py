@@ -19,6 +19,8 @@ from jaxgpt.config import user_path
 from jaxgpt.errors import CheckError, UserError, log
 from jaxgpt.parallel import hardware
 
+PATHS = {"workdir", "source", "source_config", "tokenizer", "output", "input", "memory"}
+
 
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, no abbreviated options, and two lengths of help.
@@ -83,6 +85,13 @@ class Parser(argparse.ArgumentParser):
                 more += f", and the options {group.title}"
             formatter.add_text(f"--helpfull lists {more}.")
         return formatter.format_help()
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+        """Reads a command line; UserError also for addresses where paths must be."""
+        found = super().parse_args(args, namespace)
+        for name in PATHS & vars(found).keys():
+            user_path(getattr(found, name) or "")
+        return found
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError instead of printing the usage."""

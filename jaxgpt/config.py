@@ -19,6 +19,7 @@ import operator
 import pathlib
 import pkgutil
 import re
+import urllib.parse
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ from ml_collections import ConfigDict
 
 from jaxgpt.errors import UserError, atomic_write, require
 
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)  # gs://bucket/run
 MAX_SEED = 2**32 - 1  # JAX's keys hold no more: larger seeds wrap around or overflow.
 MAX_INT = 2**31 - 1  # Of steps, positions and the like: int32 on devices.
 
@@ -152,6 +154,13 @@ def keys_that(attribute: str) -> list[str]:
 
 def user_path(name: str) -> pathlib.Path:
     """Returns the path a user named, "~" expanded; UserError where it cannot be one."""
+    if name.startswith("file:///"):
+        name = urllib.parse.unquote(name.removeprefix("file://"))
+    if ADDRESS.match(name):
+        raise UserError(
+            f"'{name}' is an address: name a file or folder of this machine (mount the "
+            "bucket, or copy what is in it)"
+        )
     try:
         path = pathlib.Path(name).expanduser()
         path.exists()
@@ -257,7 +266,13 @@ def after_training_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]
     for key in overrides:
         check_key(key)
         if key not in allowed:
-            shown = dict.fromkeys(re.sub(r"\..*", ".*", name) for name in allowed)
+            # A group with a star where all of its fields are allowed.
+            part = {key.split(".")[0] for key in {*options()} - {*allowed}}
+            stars = (re.sub(r"\..*", ".*", name) for name in allowed)
+            shown = {
+                name if name.split(".")[0] in part else star: None
+                for name, star in zip(allowed, stars, strict=True)
+            }
             raise UserError(
                 f"--config.{key} is for training: a finished run can only change "
                 + ", ".join(shown)
@@ -281,13 +296,20 @@ def describe_fields(keys: Collection[str] = ()) -> str:
     return "\n".join(lines)
 
 
+def split_spec(spec: str) -> tuple[str, str]:
+    """Returns the path and the variant of "path.py" or "path.py:variant"."""
+    # A path may have colons of its own: C:\configs\mine.py, runs/10:30/mine.py.
+    path, _, variant = spec.rpartition(":")
+    return (path, variant) if path.endswith(".py") else (spec, "")
+
+
 def load(spec: str, overrides: Mapping[str, str]) -> ConfigDict:
     """Executes a config file, "path.py" or "path.py:variant", and applies overrides.
 
     Raises:
       UserError: for a missing file, one without get_config, or a bad override.
     """
-    path, _, variant = spec.partition(":")
+    path, variant = split_spec(spec)
     file = user_path(path)
     if not file.is_file():
         known = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))

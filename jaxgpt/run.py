@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
-import fcntl
 import functools
 import os
 import pathlib
+import shlex
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+try:
+    import fcntl
+except ImportError:  # Windows.
+    fcntl = None  # type: ignore[assignment]
+
 from jaxgpt import backend
 from jaxgpt import config as configs
-from jaxgpt.data import huggingface, tokenizers
+from jaxgpt.data import tokenizers
+from jaxgpt.data.cache import OtherDataError, resolve_path
 from jaxgpt.data.dataset import Dataset
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, log, require
 from jaxgpt.interop import formats
 from jaxgpt.parallel import sharding
 from jaxgpt.systems.base import System
 from jaxgpt.systems.registry import build_system, system_class
 from jaxgpt.training import optimizers
-from jaxgpt.training.checkpoint import Checkpoints, DamagedError, check_same_config
+from jaxgpt.training.checkpoint import (
+    Checkpoints,
+    DamagedError,
+    MismatchError,
+    check_same_config,
+)
+from jaxgpt.training.step import fresh_state
 from jaxgpt.training.train_state import Setup
 
 
@@ -38,33 +52,120 @@ class Run:
     params: dict
     step: int
     tokenizer: tokenizers.Tokenizer | None
+    trained: ConfigDict  # What it was trained with, where `config` has overrides.
 
     def open_data(self) -> Dataset:
-        """Opens the data of `config.data`.
+        """Opens the data of `config.data`: that of the run, or another that was named.
 
         Raises:
-          UserError: if it is gone, or has another vocabulary than this run.
+          UserError: if it is gone, is another than the run's, or has text or tokens
+            that the run's vocabulary has not.
         """
-        data = self.system.open_data()
-        path, known = self.config.data.path, self.system.model_config.vocab_size
-        if self.tokenizer and _differs(data.tokenizer, self.tokenizer):
-            raise UserError(f"data.path '{path}' has another vocabulary than this run")
+        return self._data
+
+    @functools.cached_property
+    def _data(self) -> Dataset:
+        c, own = self.config.data, self.trained.data
+        _require_text(self.trained, c.path, self.workdir, self.tokenizer)
+        try:
+            data = self.system.open_data(self.tokenizer)
+        except OtherDataError as error:
+            raise UserError(
+                f"{error}: bring it back, or name what to read instead with "
+                f"--config.data.path={shlex.quote(c.path)}"
+            ) from None
+        known = self.system.model_config.vocab_size
+        if not self.tokenizer:
+            for note in _guess(str(self.workdir), data, c.path, known):
+                log(f"note: {note}")
         if data.vocab_size > known:
             raise UserError(
-                f"data.path '{path}' has {data.vocab_size} tokens, this model {known}: "
-                "it was trained on other data"
+                f"data.path '{c.path}' has {data.vocab_size} tokens, this model "
+                f"{known}: it was trained on other data"
             )
+        if own.path and not own.fingerprint and data.fingerprint:
+            log(
+                f"note: this run keeps no fingerprint of its data: '{c.path}' may "
+                "hold other data than it was trained on"
+            )
+        elif own.fingerprint not in ("", data.fingerprint):
+            log(f"note: '{c.path}' is not the data of this run, '{own.path}'")
         return data
+
+
+def _require_text(
+    config: ConfigDict,
+    path: str,
+    workdir: pathlib.Path | str,
+    tokenizer: tokenizers.Tokenizer | None,
+) -> None:
+    """Raises UserError where nobody says which text an imported model goes on with."""
+    if system_class(config.system).reads_text and not path:
+        text = "a text" if tokenizer else "the text it was trained on"
+        raise UserError(
+            f"'{workdir}' was imported and holds no text: name {text} with "
+            "--config.data.path=FILE"
+            + ("" if tokenizer else ", or import it with --tokenizer=FILE")
+        )
+
+
+def _guess(source: str, data: Dataset, path: str, vocab_size: int) -> list[str]:
+    """Takes the ids of a model without tokenizer for the tokens of a text.
+
+    Returns:
+      What to say about it.
+
+    Raises:
+      UserError: where the text has more or fewer tokens than the model.
+    """
+    if data.tokenizer is None:
+        return []
+    if data.vocab_size != vocab_size:
+        raise UserError(
+            f"'{source}' has no tokenizer, and data.path '{path}' has "
+            f"{data.vocab_size} tokens where its model has {vocab_size}: name the text "
+            "it was trained on, or import it with --tokenizer=FILE"
+        )
+    return [
+        f"'{source}' has no tokenizer: its {vocab_size} tokens are taken to be those "
+        f"of '{path}'"
+    ]
+
+
+def _read_run(
+    folder: pathlib.Path,
+) -> tuple[ConfigDict, tokenizers.Tokenizer | None]:
+    """Returns the config and the tokenizer of a run; UserError where there is none."""
+    config, file = configs.load_frozen(folder), folder / "tokenizer.json"
+    tokenizer = tokenizers.load_tokenizer(file) if file.exists() else None
+    if tokenizer:
+        _name_tokenizer(config, tokenizer)
+    # Imports of old versions say that they were trained on the default text.
+    trained = (folder / "metrics.jsonl").exists() or config.data.fingerprint
+    if not trained and config.data.path == configs.base().data.path:
+        config.data.path = ""
+    return config, tokenizer
+
+
+def _name_tokenizer(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> None:
+    """Sets `data.tokenizer` to the kind of this one."""
+    kind = tokenizer.to_json()["kind"]
+    if kind in configs.options()["data.tokenizer"].choices:
+        config.data.tokenizer = kind
 
 
 def _with_overrides(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
     trained = config.system
+    if "data.path" in overrides:
+        config.data.fingerprint = ""
     configs.validate(configs.override(config, overrides))
     # The system that the fields are of says which runs it can read with them.
-    groups = [key.partition(".")[0] for key in overrides if "." in key]
-    system_class(groups[0] if groups else config.system).check_overrides(
-        trained, config
-    )
+    keys = [key for key in overrides if not key.startswith("data.")]
+    groups = [key.partition(".")[0] for key in keys if "." in key]
+    if keys:
+        system_class(groups[0] if groups else config.system).check_overrides(
+            trained, config
+        )
     return config
 
 
@@ -82,7 +183,8 @@ def open_run(
       UserError: if there is no run, no such checkpoint, or it is damaged.
     """
     folder = configs.user_path(workdir)
-    config = configs.load_frozen(folder)
+    config, tokenizer = _read_run(folder)
+    trained = copy.deepcopy(config)
     if overrides:
         _with_overrides(config, overrides)
     backend.use_float64(config.model.dtype)
@@ -93,60 +195,194 @@ def open_run(
     abstract = {item: jax.eval_shape(system.init, jax.random.key(0))}
     try:
         params = checkpoints.restore(chosen, abstract)[item]
+    except MismatchError as error:
+        asked = f"--config.{'/'.join(overrides)}" if overrides else "its config.json"
+        raise UserError(f"'{workdir}' does not fit {asked}: {error}") from None
     except DamagedError as error:
-        if overrides:
-            raise UserError(
-                f"'{workdir}' does not fit --config.{'/'.join(overrides)}: {error}"
-            ) from None
         raise UserError(
             f"checkpoint {chosen} of '{workdir}' is damaged ({error}): take another "
             f"--step, there are {checkpoints.listed(without=chosen)}"
         ) from None
-    file = folder / "tokenizer.json"
-    tokenizer = tokenizers.load_tokenizer(file) if file.exists() else None
-    return Run(folder, config, system, params, chosen, tokenizer)
+    backend.say_where_programs_are_not_kept()
+    return Run(folder, config, system, params, chosen, tokenizer, trained)
+
+
+def prepare(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    allowed: Collection[str] = (),
+    given: Collection[str] = (),
+) -> Setup:
+    """Opens all that training needs; writes nothing.
+
+    Args:
+      config: validated; resolved in place.
+      workdir: of the run, which may have begun.
+      allowed: keys that may differ from the run's config, beside the resumable ones.
+      given: keys that were set on the command line, rather than in a file.
+
+    Raises:
+      UserError: if the folder cannot be used, or holds a run of another config or other
+        data, or `init_from` does not fit.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir '{workdir}' is a file: name a folder")
+    if (workdir / "config.json").exists():
+        return _prepare_to_resume(config, workdir, allowed, given)
+    tokenizer, named = None, {"data.path", "data.tokenizer"} & set(given)
+    if config.init_from:
+        start, _, tokenizer = load_init_from(config)
+        adopt_architecture(config, start, given)
+        if tokenizer:
+            tokenizer = _choose_tokenizer(config, tokenizer, given)
+        elif system_class(config.system).reads_text and not named:
+            _require_text(config, "", config.init_from, None)
+    setup = open_setup(config, workdir, tokenizer)
+    if config.init_from and not tokenizer and "data.tokenizer" not in given:
+        c, data = config, setup.data
+        for note in _guess(c.init_from, data, c.data.path, c.model.vocab_size):
+            log(f"note: {note}")
+    return setup
+
+
+def _prepare_to_resume(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    allowed: Collection[str],
+    given: Collection[str],
+) -> Setup:
+    old, tokenizer = _read_run(workdir)
+    if config.init_from:
+        # Once a run has begun its source is not needed: its own config has the shape.
+        adopted = [k for k in configs.keys_that("architecture") if k not in given]
+        adopted += [] if "data.tokenizer" in given else ["data.tokenizer"]
+        values = configs.flatten(old)
+        configs.override(config, {key: values[key] for key in adopted})
+    elif config.data.tokenizer == configs.load_frozen(workdir).data.tokenizer:
+        config.data.tokenizer = old.data.tokenizer
+    if not old.data.path and "data.path" not in given:
+        _require_text(old, "", workdir, tokenizer)
+    if tokenizer and not config.model.vocab_size:
+        config.model.vocab_size = old.model.vocab_size
+    notes = _keep_schedule(config, old, workdir)
+    asked, own = config.data.path, old.data
+    config.data.fingerprint = "" if "data.path" in allowed else own.fingerprint
+    reads_text = system_class(old.system).reads_text
+    try:
+        setup = open_setup(config, workdir, tokenizer)
+        found = setup.data.fingerprint
+        unknown = not own.fingerprint and (own.path or reads_text)
+        if not (found == own.fingerprint or unknown or "data.path" in allowed):
+            raise OtherDataError(f"data.path '{asked}' is other data than this run's")
+    except OtherDataError as error:
+        raise UserError(
+            f"{error}, from '{own.path}': take another --workdir, bring it back, or go "
+            "on with other data with --allow=data.path"
+        ) from None
+    if found != own.fingerprint and not unknown:
+        notes.append(
+            f"as allowed, '{workdir}' goes on with '{asked}', not '{own.path}'"
+        )
+    elif found != own.fingerprint and own.path:
+        notes.append(
+            f"'{workdir}' kept no fingerprint of its data: it goes on with "
+            f"'{config.data.path}' as it is now"
+        )
+    if reads_text and not tokenizer:
+        notes += _guess(
+            str(workdir), setup.data, config.data.path, old.model.vocab_size
+        )
+    _check_config(old, config, workdir, allowed)
+    for note in notes:
+        log(f"note: {note}")
+    return setup
+
+
+def _check_config(
+    old: ConfigDict, new: ConfigDict, workdir: pathlib.Path, allowed: Collection[str]
+) -> None:
+    """See `check_same_config`."""
+
+    def changes_arrays(key: str) -> bool:
+        if configs.options()[key].architecture:
+            return True
+        changed = copy.deepcopy(old)
+        try:
+            configs.override(changed, {key: configs.flatten(new)[key]})
+            return _state_shapes(changed) != _state_shapes(old)
+        except UserError:  # It does not go with the other fields.
+            return True
+
+    check_same_config(old, new, workdir, allowed, changes_arrays)
+
+
+def _state_shapes(config: ConfigDict) -> Any:
+    system, optimizer = build_system(config), optimizers.make_optimizer(config)
+    init = functools.partial(fresh_state, system, optimizer)
+    abstract = jax.eval_shape(init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: leaf.shape, abstract)
+
+
+def _keep_schedule(
+    config: ConfigDict, old: ConfigDict, workdir: pathlib.Path
+) -> list[str]:
+    """Lets the learning rate fall as it did, however many steps are asked for now.
+
+    Where the cosine ends follows from `steps` in a new run only: with another number
+    the rate would jump.
+
+    Returns:
+      What to say about it.
+    """
+    c, end = config.optimizer, optimizers.schedule_end(old)
+    begun = (workdir / "metrics.jsonl").exists()
+    if c.rates or c.decay_steps or not begun or end == config.steps:
+        return []
+    c.decay_steps = end
+    if config.steps == old.steps:
+        return []
+    curriculum = config.system == "sigma" and config.sigma.order == "curriculum"
+    return [
+        f"{config.steps} steps instead of {old.steps}: the learning rate keeps its "
+        f"schedule, which ends at step {end} with {c.min_learning_rate:g}; to stretch "
+        f"it: --config.optimizer.decay_steps={config.steps} "
+        "--allow=optimizer.decay_steps"
+        + ("; the curriculum is stretched" if curriculum else "")
+    ]
 
 
 @contextlib.contextmanager
-def prepare(
-    config: ConfigDict, workdir: pathlib.Path, allowed: Sequence[str] = ()
-) -> Iterator[Setup]:
-    """Opens all that training needs, and keeps other runs out of the folder meanwhile.
+def exclusive(setup: Setup, allowed: Collection[str] = ()) -> Iterator[None]:
+    """Makes the folder of a run, and keeps other runs out of it meanwhile.
 
     Args:
-      config: validated; resolved in place, and frozen in the folder.
-      workdir: made if it does not exist.
-      allowed: keys that may differ from the run's config, beside the resumable ones.
+      setup: from `prepare`.
+      allowed: as there.
 
     Raises:
-      UserError: if the folder cannot be used, is being trained in, or holds a run of
-        another config or vocabulary; nothing is left behind.
+      UserError: if the folder cannot be written, or is being trained in.
     """
-    if config.init_from:
-        adopt_init_from(config, workdir)
-    setup = open_setup(config, workdir)
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir '{workdir}' is a file: name a folder")
     # The first of several processes holds the lock for all.
     primary = jax.process_index() == 0
-    with _locked(workdir) if primary else contextlib.nullcontext():
-        if (workdir / "config.json").exists():
-            check_same_config(configs.load_frozen(workdir), config, workdir, allowed)
-        vocabulary = workdir / "tokenizer.json"
-        if vocabulary.exists() and _differs(
-            tokenizers.load_tokenizer(vocabulary), setup.data.tokenizer
-        ):
-            raise UserError(
-                f"'{workdir}' was trained with another vocabulary than that of "
-                f"'{config.data.path}': take another --workdir"
-            )
-        if primary:
-            setup.freeze()
-        yield setup
+    with _locked(setup.workdir) if primary else contextlib.nullcontext():
+        if (setup.workdir / "config.json").exists():
+            # Another process may have begun or gone on meanwhile.
+            old = _read_run(setup.workdir)[0]
+            _check_config(old, setup.config, setup.workdir, allowed)
+        yield
 
 
-def open_setup(config: ConfigDict, workdir: pathlib.Path) -> Setup:
+def open_setup(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    tokenizer: tokenizers.Tokenizer | None = None,
+) -> Setup:
     """Resolves the config in place and opens all that it names; writes nothing.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      tokenizer: to encode its text with; None makes that of `config.data`.
 
     Raises:
       UserError: if the data, the devices or the optimizer cannot be used.
@@ -157,14 +393,18 @@ def open_setup(config: ConfigDict, workdir: pathlib.Path) -> Setup:
     wanted = config.model.vocab_size
     config.model.vocab_size = wanted or 1
     system = build_system(config)
-    data = system.open_data()
+    data = system.open_data(tokenizer)
     if wanted and wanted < data.vocab_size:
         raise UserError(
             f"model.vocab_size {wanted} is less than the {data.vocab_size} of the data"
+            + (f": init_from '{config.init_from}' has it" if config.init_from else "")
         )
     if not wanted:
         config.model.vocab_size = data.vocab_size
         system = build_system(config)
+    if data.fingerprint:
+        config.data.path = str(resolve_path(config.data))
+    config.data.fingerprint = data.fingerprint
     initial_params = functools.partial(init_from_params, config)
     freeze = functools.partial(_freeze, config, data, workdir)
     return Setup(system, data, mesh, optimizer, workdir, initial_params, freeze)
@@ -196,6 +436,12 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
       UserError: naming the process that has it, or if the folder cannot be written.
     """
     path = workdir / "lock"
+    if fcntl is None:
+        with _writing(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+        log(f"note: nothing on this system keeps a second run out of '{workdir}'")
+        yield
+        return
     while True:
         with _writing(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
@@ -222,12 +468,6 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
-
-
-def _differs(
-    one: tokenizers.Tokenizer | None, other: tokenizers.Tokenizer | None
-) -> bool:
-    return (one and one.to_json()) != (other and other.to_json())
 
 
 def load_init_from(
@@ -271,33 +511,72 @@ def init_from_params(config: ConfigDict, fresh: dict) -> dict:
     return found
 
 
-def adopt_init_from(config: ConfigDict, workdir: pathlib.Path) -> None:
+def adopt_architecture(
+    config: ConfigDict, start: ConfigDict, given: Collection[str] = ()
+) -> None:
     """Sets the architecture to that of the model that `config.init_from` names.
 
-    Once a run has begun its source is not needed: its own config has the shape.
+    Args:
+      config: of the new run.
+      start: of that model.
+      given: keys that were set on the command line: used where the shapes of the
+        parameters do not depend on them.
 
     Raises:
-      UserError: if that model is of another system.
+      UserError: for one that cannot be used, or a model of another system.
     """
-    if (workdir / "config.json").exists():
-        start = configs.load_frozen(workdir)
-    else:
-        start, _, tokenizer = load_init_from(config)
-        c, kind = config.data, tokenizer and tokenizer.to_json()["kind"]
-        other = c.tokenizer != kind if kind else c.tokenizer == "gpt2"
-        if kind == c.tokenizer == "huggingface" and c.tokenizer_file:
-            named, _ = huggingface.read(configs.user_path(c.tokenizer_file))
-            other = _differs(named, tokenizer)
-        if other:
-            raise UserError(
-                f"init_from '{config.init_from}' has another vocabulary than "
-                f"data.tokenizer={config.data.tokenizer}"
-            )
+    source = f"init_from '{config.init_from}'"
     if not issubclass(system_class(config.system), system_class(start.system)):
         raise UserError(
-            f"init_from '{config.init_from}' is a {start.system} model, but this "
-            f"config trains {config.system}"
+            f"{source} is a {start.system} model, but this config trains "
+            f"{config.system}"
         )
-    for key, value in start.model.to_dict().items():
-        if configs.options()[f"model.{key}"].architecture:
-            config.model[key] = value
+    asked = {}
+    had = configs.flatten(start)
+    for key in configs.keys_that("architecture"):
+        value = configs.flatten(config)[key]
+        if key in given and value != had[key]:
+            asked[key] = value
+    configs.override(config, {k: had[k] for k in configs.keys_that("architecture")})
+    shapes = _parameter_shapes(config)
+    for key, value in asked.items():
+        changed = configs.override(copy.deepcopy(config), {key: value})
+        try:
+            fits = _parameter_shapes(changed) == shapes
+        except UserError:  # Fields that exclude each other.
+            fits = False
+        remedy = f"the parameters of {source} have that shape, leave it out"
+        require(fits, key, repr(had[key]), value, remedy)
+        log(f"note: {source} has {key}={had[key]}: {value} is used, as asked")
+    configs.override(config, asked)
+
+
+def _parameter_shapes(config: ConfigDict) -> Any:
+    abstract = jax.eval_shape(build_system(config).init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: leaf.shape, abstract)
+
+
+def _choose_tokenizer(
+    config: ConfigDict, own: tokenizers.Tokenizer, given: Collection[str]
+) -> tokenizers.Tokenizer | None:
+    """Returns the tokenizer of `init_from`; None where another was asked for by name.
+
+    Raises:
+      UserError: for a vocabulary size that contradicts it.
+    """
+    source, c = f"init_from '{config.init_from}'", config.data
+    kind = own.to_json()["kind"]
+    other = "data.tokenizer" in given and c.tokenizer != kind
+    if other or {"data.sentencepiece_model", "data.tokenizer_file"} & set(given):
+        log(
+            f"note: {source} was trained with another vocabulary ({kind}): "
+            f"data.tokenizer={c.tokenizer} is used, as asked, and ids change meaning"
+        )
+        return None
+    if "data.vocab_size" in given and kind == c.tokenizer:
+        remedy = "its tokenizer is used, leave it out"
+        fits = c.vocab_size in (0, own.vocab_size)
+        rule = f"{own.vocab_size} as {source} has it"
+        require(fits, "data.vocab_size", rule, c.vocab_size, remedy)
+    _name_tokenizer(config, own)
+    return own

@@ -7,6 +7,7 @@ python -m jaxgpt.train --config=configs/sigma_char.py:laptop \
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 
 from jaxgpt import cli
@@ -23,8 +24,20 @@ COMMON = (
 
 def default_workdir(spec: str) -> str:
     """Returns runs/NAME or runs/NAME-variant for configs/NAME.py[:variant]."""
-    path, _, variant = spec.partition(":")
+    path, variant = configs.split_spec(spec)
     return f"runs/{pathlib.Path(path).stem}" + (f"-{variant}" if variant else "")
+
+
+def smaller_variant(spec: str) -> str:
+    """Returns a config's :laptop variant; "" where it has none or this is as small."""
+    path, variant = configs.split_spec(spec)
+    if variant.endswith(("laptop", "tiny")):
+        return ""
+    for name in filter(None, (variant and f"{variant}-laptop", "laptop")):
+        with contextlib.suppress(UserError):
+            configs.load(f"{path}:{name}", {})
+            return f"{path}:{name}"
+    return ""
 
 
 def command(argv: list[str]) -> int:
@@ -51,8 +64,12 @@ def command(argv: list[str]) -> int:
     )
     parser.add_processes()
     args = parser.parse_args(options)
+    smaller = ""
     if args.config:
-        config = configs.load(args.config, overrides)
+        config, smaller = (
+            configs.load(args.config, overrides),
+            smaller_variant(args.config),
+        )
         workdir = args.workdir or default_workdir(args.config)
     elif args.workdir:
         workdir = args.workdir
@@ -65,10 +82,15 @@ def command(argv: list[str]) -> int:
     allowed = [key for key in args.allow.split(",") if key]
     for key in allowed:
         configs.check_key(key)
+        if configs.options()[key].architecture:
+            raise UserError(
+                f"--allow={key}: a run's parameters have the shape that its config "
+                "says: take another --workdir"
+            )
     # JAX, Flax and Orbax take seconds, which --help and wrong usage do not need.
     from jaxgpt.commands.train import execute
 
-    return execute(args, config, workdir, allowed)
+    return execute(args, config, workdir, allowed, overrides, smaller)
 
 
 if __name__ == "__main__":

@@ -381,7 +381,7 @@ def test_train_in_the_workdir_of_another_vocabulary(refused, run_copy, tmp_path)
     before = contents(run_copy)
     options = [f"--config={TINY}", f"--workdir={run_copy}"]
     message = refused(train.command, *options, f"--config.data.path={text}")
-    assert f"'{run_copy}' was trained with another vocabulary" in message
+    assert f"data.path '{text}' holds other data" in message
     assert contents(run_copy) == before
 
 
@@ -837,7 +837,7 @@ def test_evaluate_where_the_text_is_gone_or_another(refused, run_copy, tmp_path)
     assert f"data.path '{text}' does not exist" in message
     text.write_text("abcd" * 200)
     message = refused(evaluate.command, f"--workdir={run_copy}")
-    assert f"data.path '{text}' has another vocabulary" in message
+    assert f"data.path '{text}' holds other data" in message
 
 
 def test_evaluate_scores_tokens_in_any_order_and_dtype(trained, npy, tmp_path, capsys):

@@ -4,9 +4,10 @@ import json
 import pytest
 
 from jaxgpt import config as configs
+from jaxgpt import convert, evaluate, train
 from jaxgpt.config import base, override
 from jaxgpt.errors import UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY
 
 HEADER = "from jaxgpt.config import base, override, with_variant\n"
 
@@ -173,6 +174,48 @@ def test_load_applies_variant_then_overrides(config_file):
     message = refusal(configs.load, f"{path}:huge", {})
     assert path in message
     assert "unknown variant ':huge': this config has :big" in message
+
+
+@pytest.mark.parametrize(
+    "spec, expected",
+    [
+        ("configs/mine.py", ("configs/mine.py", "")),
+        ("configs/mine.py:tiny", ("configs/mine.py", "tiny")),
+        ("runs/10:30/mine.py", ("runs/10:30/mine.py", "")),
+        ("runs/10:30/mine.py:tiny", ("runs/10:30/mine.py", "tiny")),
+        (r"C:\configs\mine.py:tiny", (r"C:\configs\mine.py", "tiny")),
+        ("a.py:b.py:", ("a.py:b.py", "")),
+        ("configs/three:tiny", ("configs/three:tiny", "")),
+    ],
+)
+def test_path_and_variant(spec, expected):
+    assert configs.split_spec(spec) == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gs://bucket/run", "s3://b", "HTTPS://x.org/y", "hdfs://n/x"),
+        *("abfs://c@a/x", "file://host/x", "memory://x"),
+    ],
+)
+def test_an_address_is_no_path(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = refusal(configs.user_path, name)
+    assert f"'{name}' is an address: name a file or folder" in message
+    for command, options in (
+        (train.command, [f"--config={TINY}", f"--workdir={name}"]),
+        (train.command, [f"--config={TINY}", f"--config.data.path={name}"]),
+        (evaluate.command, [f"--workdir={name}"]),
+        (convert.command, ["--format=gpt2", f"--workdir={name}", "--source=gpt2"]),
+        (convert.command, ["--format=gpt2", "--workdir=w", f"--output={name}"]),
+    ):
+        assert refusal(command, options) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_address_is_a_path(tmp_path):
+    assert configs.user_path(f"file://{tmp_path}/a%20b") == tmp_path / "a b"
 
 
 def test_variant_of_a_config_without_any(config_file):
@@ -395,7 +438,7 @@ def test_what_may_change_when():
         *architecture,
     }
     later = set(configs.keys_that("after_training"))
-    assert later == {"system"} | {
+    assert later == {"system", "data.path"} | {
         key for key in configs.options() if key.startswith("memory.")
     }
 
@@ -408,7 +451,7 @@ def test_overrides_of_a_finished_run():
     )
     assert refusal(configs.after_training_overrides, ["--config.steps=3"]) == (
         "--config.steps is for training: a finished run can only change system, "
-        "memory.*"
+        "data.path, memory.*"
     )
     assert "did you mean 'memory.weight'" in refusal(
         configs.after_training_overrides, ["--config.memory.weigh=1"]

@@ -1,7 +1,10 @@
 import os
 import resource
+import runpy
 import signal
 import sys
+import time
+import types
 
 import jax
 import numpy as np
@@ -10,9 +13,11 @@ import pytest
 from jaxgpt import config as configs
 from jaxgpt.commands.train import train
 from jaxgpt.systems.registry import build_system
-from jaxgpt.training import metrics, optimizers
+from jaxgpt.train import smaller_variant
+from jaxgpt.training import metrics, optimizers, signals
 from jaxgpt.training.progress import Progress
 from jaxgpt.training.step import init_state, make_step
+from tests.conftest import ROOT
 from tests.faults import TINY, finish, saved_digests, start, wait_for_step
 
 
@@ -221,38 +226,81 @@ def test_a_missing_tracker_is_one_line(tmp_path, capsys, monkeypatch):
     assert "warning: wandb is off" in capsys.readouterr().err
 
 
-def test_a_long_run_on_a_cpu_is_pointed_to_the_laptop_size(capsys):
-    progress = Progress(0, 10_000_000)
-    progress.update(1, {"loss": 1.0, "tokens_per_second": 1.0})
-    progress.began -= 1
+def test_runs_in_folders_of_one_name_have_their_own_ids(tmp_path, monkeypatch):
+    begun = []
+    stand_in = types.SimpleNamespace(init=lambda **found: begun.append(found["id"]))
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    config = configs.override(configs.base(), {"wandb_project": "x"})
+    for name in ("a/run", "b/run", "a/run", "old/run"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        if name == "old/run":  # Begun when the id was the name.
+            (tmp_path / name / "wandb").mkdir()
+        assert len(metrics.open_trackers(config, tmp_path / name)) == 1
+    assert begun[0] == begun[2] != begun[1]
+    assert begun[3] == "run"
+
+
+def test_signals_that_a_system_has_not(monkeypatch):
+    monkeypatch.setattr(signal, "Signals", [signal.SIGINT, signal.SIGTERM])
+    found = runpy.run_path(signals.__file__)["SIGNALS"]
+    assert found == [signal.SIGINT, signal.SIGTERM]
+    assert signal.SIGUSR1 in signals.SIGNALS
+
+
+def shown(monkeypatch, *rows, smaller=""):
+    """A run of 10 million steps, after rows of (step, time)."""
+    progress = Progress(0, 10_000_000, smaller)
+    for step, now in rows:
+        monkeypatch.setattr(time, "monotonic", lambda now=now: now)
+        progress.update(step, {"loss": 1.0, "tokens_per_second": 1.0})
+    return progress
+
+
+def test_the_time_left_is_without_what_comes_before_the_first_row(monkeypatch, capsys):
+    assert shown(monkeypatch, (10, 500.0)).seconds_left() is None
+    assert "ETA" not in capsys.readouterr().err
+    progress = shown(monkeypatch, (10, 500.0), (20, 501.0), (30, 502.0))
+    assert progress.seconds_left() == pytest.approx((10_000_000 - 30) / 10)
+    assert "ETA 11 days, 13:46:37" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("smaller", ["configs/sigma_char.py:laptop", ""])
+def test_a_long_run_on_a_cpu_is_pointed_to_a_smaller_one(smaller, capsys, monkeypatch):
+    progress = shown(monkeypatch, (1, 100.0), (2, 101.0), smaller=smaller)
+    capsys.readouterr()
     progress.suggest_smaller()
-    assert ":laptop" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (f"--config={smaller} trains in minutes" in said) if smaller else not said
+
+
+@pytest.mark.parametrize(
+    "spec, smaller",
+    [
+        ("configs/sigma_char.py", "configs/sigma_char.py:laptop"),
+        ("configs/sigma_char.py:laptop", ""),
+        ("configs/sigma_char.py:tiny", ""),
+        ("configs/sigma_task.py:maze", "configs/sigma_task.py:maze-laptop"),
+        ("configs/sigma_task.py:maze-laptop", ""),
+    ],
+)
+def test_what_is_suggested_is_smaller(spec, smaller, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert smaller_variant(spec) == smaller
 
 
 @pytest.mark.trains
-def test_training_twice_does_nothing_the_second_time(uninterrupted, capsys):
-    before = saved_digests(uninterrupted, 40)
-    assert train(configs.load(TINY, {}), uninterrupted) == 0
-    assert saved_digests(uninterrupted, 40) == before
-
-
-@pytest.mark.trains
-def test_training_starts_from_another_run_with_its_shape(uninterrupted, tmp_path):
+def test_training_starts_from_another_run_with_its_shape(
+    uninterrupted, tmp_path, capsys
+):
     changes = {"init_from": str(uninterrupted), "steps": "1", "model.n_layer": "5"}
-    workdir = tmp_path / "run"
+    workdir = tmp_path / "my run"
     assert train(configs.load(TINY, changes), workdir) == 0
+    assert f"--workdir='{workdir}'" in capsys.readouterr().err
     start, then = metrics.read_rows(uninterrupted)[-1], metrics.read_rows(workdir)[0]
     assert then["val_loss"] == pytest.approx(start["val_loss"], rel=1e-6)
     assert configs.load_frozen(workdir).model.n_layer == 2
     with pytest.raises(configs.UserError, match="is a sigma model"):
         train(configs.load(TINY, changes | {"system": "causal"}), tmp_path / "other")
-
-
-def test_a_start_of_another_vocabulary_is_refused(uninterrupted, tmp_path):
-    changes = {"init_from": str(uninterrupted), "data.tokenizer": "gpt2"}
-    with pytest.raises(configs.UserError, match="another vocabulary"):
-        train(configs.load(TINY, changes), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.trains

@@ -83,6 +83,8 @@ def import_run(
         opt_state = optax.tree.set(
             opt_state, counted, **original.moments, count=jnp.int32(original.count)
         )
+    # What it was trained on is not known: whoever goes on with it must say.
+    config.data.path = ""
     configs.make_folder(workdir)
     configs.save(config, workdir / "config.json")
     kept.write(workdir, original.kept)

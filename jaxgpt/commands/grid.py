@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError, log, require
+from jaxgpt.training import signals
 from jaxgpt.training.metrics import out_of_patience, read_rows
 
 # All signals at which training saves a checkpoint and ends.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+SIGNALS = [*signals.SIGNALS, *(n for n in signal.Signals if n.name == "SIGHUP")]
 KEYS = {
     "config": str, "overrides": dict, "grid": dict, "x": str, "y": str, "lines": str,
     "title": object,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import pathlib
-from collections.abc import Sequence
+import shlex
+from collections.abc import Collection
 
 import jax
 from ml_collections import ConfigDict
@@ -14,16 +15,21 @@ from jaxgpt import backend
 from jaxgpt import config as configs
 from jaxgpt.errors import log, require
 from jaxgpt.parallel import distributed
-from jaxgpt.run import open_setup, prepare
+from jaxgpt.run import exclusive, prepare
 from jaxgpt.training.debug import replay_step
-from jaxgpt.training.loop import Trainer, loop
+from jaxgpt.training.loop import Trainer, finished, loop
 from jaxgpt.training.nonfinite import DivergedError
 from jaxgpt.training.progress import Progress
 from jaxgpt.training.signals import Interrupted, SignalHandler
 
 
 def execute(
-    args: argparse.Namespace, config: ConfigDict, workdir: str, allowed: Sequence[str]
+    args: argparse.Namespace,
+    config: ConfigDict,
+    workdir: str,
+    allowed: Collection[str],
+    given: Collection[str],
+    smaller: str,
 ) -> int:
     """Joins the other processes, if there are any, and trains or replays."""
     shared = distributed.start(args)
@@ -32,14 +38,18 @@ def execute(
         distributed.exit_when_one_is_lost()
     if args.replay is not None:
         return replay(config, configs.user_path(workdir), args.replay)
-    status = train(config, workdir, allowed)
+    status = train(config, workdir, allowed, given, smaller)
     if shared:
         distributed.shutdown(status)
     return status
 
 
 def train(
-    config: ConfigDict, workdir: str | pathlib.Path, allowed: Sequence[str] = ()
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    allowed: Collection[str] = (),
+    given: Collection[str] = (),
+    smaller: str = "",
 ) -> int:
     """Trains a run to its last step, from wherever it stands.
 
@@ -47,6 +57,8 @@ def train(
       config: validated (see config.load).
       workdir: folder of the run; made, or resumed from.
       allowed: keys in which config may differ from the run's.
+      given: keys that were set on the command line, rather than in a file.
+      smaller: the config file and variant to suggest where this one takes long.
 
     Returns:
       The exit code: 0, 1 if the loss diverged, 128 + the signal that ended it.
@@ -56,14 +68,24 @@ def train(
       CheckError: for an evaluation that cannot be right.
     """
     backend.use_float64(config.model.dtype)
-    with prepare(config, configs.user_path(str(workdir)), allowed) as setup:
-        return _train(Trainer(setup))
+    setup = prepare(config, configs.user_path(str(workdir)), allowed, given)
+    last = finished(setup)
+    if last is not None:
+        log(
+            f"'{setup.workdir}' is done: step {last} of {config.steps}; to go on: "
+            f"--config.steps={2 * last}"
+        )
+        return 0
+    backend.say_where_programs_are_not_kept()
+    with exclusive(setup, allowed):
+        return _train(Trainer(setup), smaller)
 
 
-def _train(trainer: Trainer) -> int:
+def _train(trainer: Trainer, smaller: str) -> int:
     workdir, checkpoints = trainer.workdir, trainer.checkpoints
+    quoted = shlex.quote(str(workdir))
     start, steps = trainer.step, trainer.config.steps
-    progress = Progress(start, steps)
+    progress = Progress(start, steps, smaller)
     progress.line(
         f"{workdir}: {trainer.parameters:,} parameters on {jax.device_count()} "
         f"{jax.devices()[0].device_kind}, "
@@ -101,7 +123,7 @@ def _train(trainer: Trainer) -> int:
         log(
             f"error: {error}; checkpoints kept: {checkpoints.listed()}. Lower "
             "optimizer.learning_rate or optimizer.grad_clip; to see where it began: "
-            f"python -m jaxgpt.train --workdir={workdir} --replay={error.step}"
+            f"python -m jaxgpt.train --workdir={quoted} --replay={error.step}"
         )
         return 1
     finally:
@@ -114,7 +136,7 @@ def _train(trainer: Trainer) -> int:
     if number:
         log(f"stopped after step {trainer.step}; the same command resumes")
         return 128 + number
-    log(f"done: python -m jaxgpt.sample --workdir={workdir}")
+    log(f"done: python -m jaxgpt.sample --workdir={quoted}")
     return 0
 
 
@@ -130,7 +152,7 @@ def replay(config: ConfigDict, workdir: pathlib.Path, step: int) -> int:
     frozen = configs.load_frozen(workdir)
     require(1 <= step <= config.steps, "--replay", f"in [1, {config.steps}]", step)
     backend.use_float64(frozen.model.dtype)
-    found = replay_step(open_setup(frozen, workdir), step)
+    found = replay_step(prepare(frozen, workdir), step)
     values = ", ".join(f"{k} {v:.9g}" for k, v in found.metrics.items())
     print(f"step {step}: {values}")
     if found.as_recorded is not None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
+import json
 import os
 import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -17,59 +21,180 @@ from jaxgpt.data import huggingface, reading, tokenizers
 from jaxgpt.errors import UserError, log
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
+# A change of what is written must change this too, or old tokens are read.
+VERSION = 4
+DIGESTS = "sha256.json"  # {file: SHA-256} of a folder of tokens.
+OF_TOKENIZER = ("tokenizer", "vocab_size", "sentencepiece_type")
+FILES = ("path", "fingerprint", "sentencepiece_model", "tokenizer_file")
+NOT_OF_TOKENS = (*FILES, *OF_TOKENIZER)
 
 
 def cache_root() -> pathlib.Path:
-    """Returns the folder of all that can be made again: $JAXGPT_CACHE."""
-    return user_path(os.environ.get("JAXGPT_CACHE", "~/.cache/jaxgpt"))
+    """Returns the folder of all that can be made again: $JAXGPT_CACHE.
+
+    Raises:
+      UserError: where nobody says where that is.
+    """
+    named = os.environ.get("JAXGPT_CACHE", "~/.cache/jaxgpt")
+    try:
+        return user_path(named)
+    except UserError as error:
+        raise UserError(f"{error}: set JAXGPT_CACHE to a writable folder") from None
 
 
-def resolve_path(name: str) -> pathlib.Path:
-    """Returns the path that data.path names, here or in the repository."""
-    path = user_path(name)
+class OtherDataError(UserError):
+    """`data.path` holds other data than the run was trained on."""
+
+
+def resolve_path(data: ConfigDict) -> pathlib.Path:
+    """Returns the absolute path that data.path names, here or in the repository.
+
+    Where a run's own text has gone with the repository, that is found there.
+    """
+    path = user_path(data.path)
     for candidate in (path, REPOSITORY / path):
-        if name and candidate.exists():
-            return candidate
-    raise UserError(f"data.path '{name}' does not exist: name a text file or folder")
+        if data.path and candidate.exists():
+            return pathlib.Path(os.path.abspath(candidate))
+    shipped = REPOSITORY / "data" / path.name
+    if shipped.is_file() and file_digest(shipped) == data.fingerprint:
+        return shipped
+    raise UserError(
+        f"data.path '{data.path}' does not exist: name a text file or folder"
+    )
+
+
+def file_digest(path: pathlib.Path) -> str:
+    """Returns the SHA-256 of a file; UserError where it cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror}") from None
+
+
+def fingerprint(
+    path: pathlib.Path, files: Iterable[pathlib.Path], data: ConfigDict
+) -> str:
+    """Returns the SHA-256 of a file, or of names and SHA-256s of those in a folder.
+
+    All of the content is read every time: sizes and times can be those of another.
+
+    Raises:
+      OtherDataError: where `data.fingerprint` is known, and another.
+    """
+    found = hashlib.sha256()
+    for file in sorted(files):
+        if file == path:
+            digest = file_digest(path)
+            break
+        name = file.relative_to(path).as_posix()
+        found.update(f"{file_digest(file)}  {name}\n".encode())
+    else:
+        digest = found.hexdigest()
+    if data.fingerprint not in ("", digest):
+        raise OtherDataError(
+            f"data.path '{data.path}' holds other data (SHA-256 {digest[:12]}) than "
+            f"this run was trained on ({data.fingerprint[:12]})"
+        )
+    return digest
 
 
 def cached_tokens(
     files: list[pathlib.Path],
+    digest: str,
     config: ConfigDict,
     write: Callable[[tokenizers.Tokenizer, pathlib.Path], None],
+    tokenizer: tokenizers.Tokenizer | None = None,
     prefix: str = "",
 ) -> tuple[pathlib.Path, tokenizers.Tokenizer]:
     """Tokenises files unless that was done before, with the same settings.
 
     Args:
-      files: which the tokenizer is made for.
+      files: of the text.
+      digest: their `fingerprint`.
       config: of the run.
       write: writes the tokens into a folder.
+      tokenizer: to encode with; None makes that of `config.data`.
       prefix: of the folder's name, for other contents.
 
     Returns:
       (folder with the tokens, tokenizer).
 
     Raises:
-      UserError: for text that cannot be read, or a cache that cannot be written.
+      UserError: for text that cannot be read or encoded, or a cache that cannot be
+        written.
     """
-    settings = {k: v for k, v in config.data.items() if k != "path"}
-    key = repr((3, [_fingerprint(file) for file in files], settings))
-    if config.data.tokenizer == "huggingface":
-        key += repr(_read_tokenizer(config.data).to_json())
-    if config.data.sentencepiece_model:
-        key += repr(_fingerprint(_model_file(config.data)))
-    name = f"{files[0].stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    folder = cache_root() / "text" / f"{prefix}{name}"
-    if not (folder / "tokenizer.json").exists():
-        build(files, config, folder, write)
-    return folder, tokenizers.load_tokenizer(folder / "tokenizer.json")
+    data = config.data
+    scan = functools.cache(lambda: reading.scan(files, data.normalize))
+    if tokenizer is None:
+        tokenizer = _cached_tokenizer(files, digest, data, scan)
+    settings = {k: v for k, v in data.items() if k not in NOT_OF_TOKENS}
+    vocabulary = json.dumps(tokenizer.to_json(), sort_keys=True)
+    key = _digest_of(digest, settings, vocabulary)
+    folder = cache_root() / "text" / f"{prefix}{files[0].stem}-{key}"
+
+    def fill(building: pathlib.Path) -> None:
+        for note in scan().notes:
+            log(note)
+        if scan().end_marks:
+            _say_how_marks_are_read(scan().end_marks, tokenizer, data)
+        write(tokenizer, building)
+        tokenizers.save_tokenizer(tokenizer, building / "tokenizer.json")
+
+    keep(folder, fill)
+    return folder, tokenizer
 
 
-def _fingerprint(file: pathlib.Path) -> tuple[str, int, int]:
-    """Returns what changes when a file does."""
-    stat = file.stat()
-    return str(file.resolve()), stat.st_size, stat.st_mtime_ns
+def _cached_tokenizer(
+    files: list[pathlib.Path],
+    digest: str,
+    data: ConfigDict,
+    scan: Callable[[], reading.Contents],
+) -> tokenizers.Tokenizer:
+    """Returns the tokenizer of `config.data`, made unless that was done before."""
+    if data.tokenizer == "huggingface":
+        return _read_tokenizer(data)
+    settings = {name: data[name] for name in ("normalize", *OF_TOKENIZER)}
+    if data.sentencepiece_model:
+        settings["sentencepiece_model"] = file_digest(_model_file(data))
+    folder = cache_root() / "tokenizers" / _digest_of(digest, settings)
+
+    def fill(building: pathlib.Path) -> None:
+        tokenizer = make_tokenizer(files, scan().characters, data)
+        tokenizers.save_tokenizer(tokenizer, building / "tokenizer.json")
+
+    keep(folder, fill)
+    return tokenizers.load_tokenizer(folder / "tokenizer.json")
+
+
+def _digest_of(*parts: Any) -> str:
+    return hashlib.sha256(repr((VERSION, *parts)).encode()).hexdigest()[:16]
+
+
+def keep(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
+    """Fills a folder of the cache, unless it holds what was written before."""
+    if folder.exists():
+        try:
+            digests = json.loads((folder / DIGESTS).read_text())
+            if all(file_digest(folder / name) == d for name, d in digests.items()):
+                return
+        except (OSError, ValueError, AttributeError, UserError):
+            pass
+        log(f"note: '{folder}' in the cache is damaged: making it again")
+        shutil.rmtree(folder, ignore_errors=True)
+    build(folder, fill)
+
+
+@contextlib.contextmanager
+def writing_cache(folder: pathlib.Path) -> Iterator[None]:
+    """Says in one line, with the remedy, that a folder of the cache is unwritable."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the cache '{folder}' cannot be written ({error.strerror}): set "
+            "JAXGPT_CACHE to a writable folder"
+        ) from None
 
 
 def _model_file(data: ConfigDict) -> pathlib.Path:
@@ -82,30 +207,15 @@ def _model_file(data: ConfigDict) -> pathlib.Path:
     return path
 
 
-def build(
-    files: list[pathlib.Path],
-    config: ConfigDict,
-    folder: pathlib.Path,
-    write: Callable[[tokenizers.Tokenizer, pathlib.Path], None],
-) -> None:
-    """Tokenises into a temporary folder, then renames it: it is complete or absent."""
-    try:
+def build(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
+    """Fills a temporary folder, then renames it: it is complete or absent."""
+    with writing_cache(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
         building = pathlib.Path(tempfile.mkdtemp(dir=folder.parent))
-    except OSError as error:
-        raise UserError(
-            f"the token cache '{folder.parent}' cannot be written ({error.strerror}): "
-            "set JAXGPT_CACHE to a writable folder"
-        ) from None
     try:
-        found = reading.scan(files, config.data.normalize)
-        for note in found.notes:
-            log(note)
-        tokenizer = make_tokenizer(files, found.characters, config.data)
-        if found.end_marks:
-            _say_how_marks_are_read(found.end_marks, tokenizer, config.data)
-        write(tokenizer, building)
-        tokenizers.save_tokenizer(tokenizer, building / "tokenizer.json")
+        fill(building)
+        digests = {file.name: file_digest(file) for file in building.iterdir()}
+        (building / DIGESTS).write_text(json.dumps(digests))
         try:
             building.replace(folder)
         except OSError:
@@ -114,7 +224,7 @@ def build(
                 raise
     except OSError as error:
         raise UserError(
-            f"cannot tokenise '{error.filename or folder}': {error.strerror}"
+            f"cannot make '{error.filename or folder}': {error.strerror}"
         ) from None
     finally:
         shutil.rmtree(building, ignore_errors=True)

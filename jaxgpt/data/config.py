@@ -17,12 +17,16 @@ TOKENIZERS = ("char", "gpt2", "sentencepiece", "huggingface")
 class DataConfig(OptionGroup):
     """Where training data comes from, how it is tokenized and split."""
 
-    # Resumable: data may move. The vocabulary of a run is compared on its own.
+    # Resumable: data may move. Its fingerprint is compared instead.
     path: str = option(
         "data/shakespeare.txt",
         "a text file, a folder of them, or of nanoGPT .bin files; gssm: an HDF5 file, "
         "or empty to draw sequences; memory: a folder of documents, or empty to recall",
         resumable=True,
+        after_training=True,
+    )
+    fingerprint: str = option(
+        "", "SHA-256 of what data.path holds, which a run keeps", resumable=True
     )
     tokenizer: str = option("char", "vocabulary of the text", choices=TOKENIZERS)
     vocab_size: int = option(

@@ -23,6 +23,10 @@ class Dataset(Protocol):
     def tokenizer(self) -> Tokenizer | None:
         """Of a text; None where tokens stand for nothing to read."""
 
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the files it is read from; "" where it is drawn."""
+
     def batch_at(self, seed: int, split: str, step: int, size: int, length: int) -> Any:
         """Returns the rows of a step: a pure function of all arguments.
 

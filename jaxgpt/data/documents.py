@@ -83,6 +83,7 @@ class DocumentData:
 
     splits: dict[str, DocumentSplit]
     tokenizer: tokenizers.Tokenizer
+    fingerprint: str = ""
 
     @property
     def vocab_size(self) -> int:
@@ -149,7 +150,9 @@ def _order(
     return order, np.cumsum(np.array(counts)[order])
 
 
-def open_documents(config: ConfigDict, length: int) -> DocumentData:
+def open_documents(
+    config: ConfigDict, length: int, tokenizer: tokenizers.Tokenizer | None = None
+) -> DocumentData:
     """Opens `config.data`: a folder in which each .txt file is a document.
 
     Its subfolders train, val and test are the splits, if it has any; otherwise
@@ -159,21 +162,26 @@ def open_documents(config: ConfigDict, length: int) -> DocumentData:
     Args:
       config: of the run.
       length: of a segment with its last target; each split must hold one.
+      tokenizer: as of `open_text`.
 
     Raises:
-      UserError: where there is no document, or a split is empty.
+      UserError: where there is no document, or a split is empty; see `open_text`.
     """
-    path = cache.resolve_path(config.data.path)
+    path = cache.resolve_path(config.data)
     ends: dict[str, list[int] | np.ndarray]
     if path.is_dir() and not (path / "train.bin").exists():
         files = _split_files(path, config.data)
         paths = [file for part in files.values() for file in part]
         write = functools.partial(_write_documents, files, config.data)
-        folder, tokenizer = cache.cached_tokens(paths, config, write, "documents-")
+        digest = cache.fingerprint(path, paths, config.data)
+        folder, tokenizer = cache.cached_tokens(
+            paths, digest, config, write, tokenizer, "documents-"
+        )
         text = read_bins(folder, tokenizer)
         ends = json.loads((folder / "ends.json").read_text())
     else:
-        text, ends = open_text(config, length), {}
+        text, ends = open_text(config, length, tokenizer), {}
+        digest = text.fingerprint
         for split in SPLITS:
             size = len(getattr(text, split))
             chunk = text.chunk or max(size, 1)
@@ -182,7 +190,7 @@ def open_documents(config: ConfigDict, length: int) -> DocumentData:
         split: DocumentSplit(getattr(text, split), np.array(ends[split], int))
         for split in SPLITS
     }
-    data = DocumentData(splits, text.tokenizer)
+    data = DocumentData(splits, text.tokenizer, digest)
     for split in SPLITS:
         if len(ends[split]):
             data.num_segments(split, length)

@@ -37,6 +37,7 @@ class TextData:
     test: np.ndarray
     tokenizer: tokenizers.Tokenizer
     chunk: int = 0
+    fingerprint: str = ""
 
     @property
     def vocab_size(self) -> int:
@@ -91,26 +92,34 @@ class TextData:
         return tokens[starts[:, None] + np.arange(length)].astype(np.int32)
 
 
-def open_text(config: ConfigDict, length: int) -> TextData:
+def open_text(
+    config: ConfigDict, length: int, tokenizer: tokenizers.Tokenizer | None = None
+) -> TextData:
     """Opens `config.data`, tokenising it once into the cache.
 
     Args:
       config: of the run.
       length: of the windows to come; every split must hold one.
+      tokenizer: to encode with; None makes that of `config.data`.
 
     Raises:
-      UserError: for a file that is missing, empty, too short, not UTF-8, or holds ids
-        outside the vocabulary; nothing half-written is left.
+      UserError: for a file that is missing, empty, too short, not UTF-8, or holds text
+        or ids outside the vocabulary; nothing half-written is left.
+      OtherDataError: see `cache.fingerprint`.
     """
-    path, c = cache.resolve_path(config.data.path), config.data
+    path, c = cache.resolve_path(config.data), config.data
     if path.is_dir() and (path / "train.bin").exists():
-        data = _open_bins(path, config)
+        found = [path / f"{split}.bin" for split in SPLITS]
+        digest = cache.fingerprint(path, [f for f in found if f.is_file()], c)
+        data = _open_bins(path, config, tokenizer)
     else:
         files = reading.text_files(path)
+        digest = cache.fingerprint(path, files, c)
         write = functools.partial(_write_splits, files, c)
-        folder, tokenizer = cache.cached_tokens(files, config, write)
+        folder, tokenizer = cache.cached_tokens(files, digest, config, write, tokenizer)
         chunk = c.chunk_tokens if c.split == "chunks" else 0
         data = read_bins(folder, tokenizer, chunk)
+    data = dataclasses.replace(data, fingerprint=digest)
     sizes = {split: len(getattr(data, split)) for split in SPLITS}
     unit, longer = (" per chunk", "larger chunks") if data.chunk else ("", "more text")
     for split, size in sizes.items():
@@ -231,7 +240,8 @@ def read_bins(
             )
         if size:  # An empty file cannot be mapped.
             splits[split] = np.memmap(file, dtype, "r")
-    return TextData(**splits, tokenizer=tokenizer, chunk=chunk)
+    train, val, test = splits.values()
+    return TextData(train, val, test, tokenizer, chunk)
 
 
 def _read_as_nanogpt(file: pathlib.Path) -> str:
@@ -242,24 +252,24 @@ def _read_as_nanogpt(file: pathlib.Path) -> str:
         raise UserError(f"'{file}' cannot be read: {error}") from None
 
 
-def _open_bins(folder: pathlib.Path, config: ConfigDict) -> TextData:
+def _open_bins(
+    folder: pathlib.Path, config: ConfigDict, given: tokenizers.Tokenizer | None
+) -> TextData:
     """Opens a nanoGPT data folder; its pickled vocabulary is never read."""
-    tokenizer: tokenizers.Tokenizer
-    text = ""
-    if (folder / "tokenizer.json").exists():
-        tokenizer = tokenizers.load_tokenizer(folder / "tokenizer.json")
-    elif config.data.tokenizer == "gpt2":
-        tokenizer = tokenizers.GPT2Tokenizer()
-    elif (folder / "meta.json").exists():
-        tokenizer = tokenizers.load_tokenizer(folder / "meta.json")
-    elif (folder / "input.txt").exists():
-        text = _read_as_nanogpt(folder / "input.txt")
-        tokenizer = tokenizers.CharTokenizer("".join(sorted(set(text))))
-    else:
+    tokenizer, text = _tokenizer_of_bins(folder, config.data)
+    # Once a run has its fingerprint, these are its own ids.
+    if tokenizer is None and config.data.fingerprint:
+        tokenizer = given
+    if tokenizer is None:
         pickled = (folder / "meta.pkl").exists()
         raise UserError(
             f"'{folder}' has no vocabulary: put tokenizer.json or input.txt into it, "
             "or set data.tokenizer=gpt2" + (PICKLED if pickled else "")
+        )
+    if given and given.to_json() != tokenizer.to_json():
+        raise UserError(
+            f"data.path '{folder}' has another vocabulary than this run, and its ids "
+            "mean other text: make it with the run's tokenizer.json, or name the text"
         )
     data = read_bins(folder, tokenizer)
     for split in SPLITS:
@@ -278,3 +288,19 @@ def _open_bins(folder: pathlib.Path, config: ConfigDict) -> TextData:
             "text that it was made of? Otherwise its ids are read as other characters"
         )
     return data
+
+
+def _tokenizer_of_bins(
+    folder: pathlib.Path, data: ConfigDict
+) -> tuple[tokenizers.Tokenizer | None, str]:
+    """Returns the vocabulary of a folder, and the text that it was found in."""
+    if (folder / "tokenizer.json").exists():
+        return tokenizers.load_tokenizer(folder / "tokenizer.json"), ""
+    if data.tokenizer == "gpt2":
+        return tokenizers.GPT2Tokenizer(), ""
+    if (folder / "meta.json").exists():
+        return tokenizers.load_tokenizer(folder / "meta.json"), ""
+    if (folder / "input.txt").exists():
+        text = _read_as_nanogpt(folder / "input.txt")
+        return tokenizers.CharTokenizer("".join(sorted(set(text)))), text
+    return None, ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,8 @@ def return_memory() -> None:
 
 
 def _set_malloc(options: dict[int, int]) -> None:
+    if sys.platform == "win32":  # It has no library of all that is loaded.
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         for option, value in options.items():

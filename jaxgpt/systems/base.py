@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxgpt.data.arrays import batched
 from jaxgpt.data.dataset import Dataset
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.model import gpu, rng
 from jaxgpt.model.config import ModelConfig
@@ -109,6 +110,8 @@ class System:
     extra_tokens = 0
     is_task = False
     goes_past_block = False
+    # Whether it learns a text, which `data.path` must name.
+    reads_text = False
     # Why jaxgpt.plan cannot compile this system's step, and what to plan instead.
     unplannable = ""
     host: HostState | None = None
@@ -170,8 +173,12 @@ class System:
         """Returns the module over these parameters."""
         return nnx.merge(self.graphdef, params)
 
-    def open_data(self) -> Dataset:
-        """Opens what this system trains and evaluates on."""
+    def open_data(self, tokenizer: Tokenizer | None = None) -> Dataset:
+        """Opens what this system trains and evaluates on.
+
+        Args:
+          tokenizer: to encode a text with; None makes that of `config.data`.
+        """
         raise NotImplementedError
 
     def train_batch(self, tokens_BT: jax.Array, key: jax.Array, step) -> Batch:

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxgpt.data.dataset import Dataset
 from jaxgpt.data.text import open_text
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.model import layers
 from jaxgpt.sampling.autoregressive import decode_sliding_window
@@ -27,10 +28,11 @@ class CausalLM(System):
 
     extra_tokens = 1
     goes_past_block = True
+    reads_text = True
 
-    def open_data(self) -> Dataset:
+    def open_data(self, tokenizer: Tokenizer | None = None) -> Dataset:
         """Opens the text of `config.data`."""
-        return open_text(self.config, self.window)
+        return open_text(self.config, self.window, tokenizer)
 
     def nll(
         self, params: dict, batch: Batch, dropout_key: jax.Array | None = None

@@ -21,7 +21,7 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,7 @@ from jaxgpt.errors import UserError, log
 from jaxgpt.parallel import distributed
 from jaxgpt.parallel.sharding import path_name
 from jaxgpt.training import manifest
+from jaxgpt.training.optimizers import schedule_end
 
 State = dict[str, Any]
 # A checkpoint's item of NumPy arrays that a system keeps on the host: any names and
@@ -49,19 +50,44 @@ class DamagedError(Exception):
     """A checkpoint that does not hold what was saved; the message says where."""
 
 
+class MismatchError(Exception):
+    """A checkpoint of other arrays than the config asks for; the message says where."""
+
+
 def check_same_config(
-    old: ConfigDict, new: ConfigDict, workdir: pathlib.Path, allowed: Sequence[str]
+    old: ConfigDict,
+    new: ConfigDict,
+    workdir: pathlib.Path,
+    allowed: Collection[str],
+    changes_arrays: Callable[[str], bool],
 ) -> None:
-    """Raises UserError with a table where a run belongs to another config."""
-    free = {*keys_that("resumable"), *allowed}
+    """Raises UserError with a table where a run belongs to another config.
+
+    Args:
+      old: of the run.
+      new: that was asked for.
+      workdir: of the run.
+      allowed: keys that may differ, beside the resumable ones.
+      changes_arrays: whether a key's new value makes arrays of other shapes; no such
+        key may differ.
+    """
+    free = set(keys_that("resumable"))
     changed = {k: v for k, v in differences(old, new).items() if k not in free}
+    if schedule_end(old) == schedule_end(new):
+        changed.pop("optimizer.decay_steps", None)
+    fixed = [key for key in changed if changes_arrays(key)]
+    changed = {k: v for k, v in changed.items() if k in fixed or k not in allowed}
     if changed:
+        remedy = f"undo, or let them change with --allow={','.join(changed)}"
+        if fixed:
+            remedy = f"or undo ({', '.join(fixed)}: arrays of its checkpoints depend on"
+            remedy += " it, and --allow does not change them)"
         rows = "\n".join(
             f"  {k}: {a!r} there, {b!r} now" for k, (a, b) in changed.items()
         )
         raise UserError(
-            f"'{workdir}' belongs to another config: take another --workdir, undo, or "
-            f"let them change with --allow={','.join(changed)}\n{rows}"
+            f"'{workdir}' belongs to another config: take another --workdir, {remedy}"
+            f"\n{rows}"
         )
 
 
@@ -198,6 +224,7 @@ class Checkpoints:
 
         Raises:
           DamagedError: naming the array or file that is not what was saved.
+          MismatchError: where arrays of other names, dtypes or shapes were saved.
         """
         self._check_files(self.folder / str(step))
         saved = self._summary(step)["arrays"]
@@ -212,9 +239,11 @@ class Checkpoints:
         for path, leaf in jax.tree.leaves_with_path(abstract):
             name, expected = path_name(path), [str(leaf.dtype), list(leaf.shape)]
             if name not in saved:
-                raise DamagedError(f"array {name} has no digest")
+                raise MismatchError(f"it has no array {name}")
             if saved[name][1:] != expected:
-                raise DamagedError(f"array {name} is {saved[name][1:]}, not {expected}")
+                raise MismatchError(
+                    f"array {name} is {saved[name][1:]}, not {expected}"
+                )
         items = {name: ocp.args.StandardRestore(a) for name, a in abstract.items()}
         try:
             restored = self.manager.restore(step, args=ocp.args.Composite(**items))
@@ -267,12 +296,18 @@ class Checkpoints:
           (step, state); None if there is no checkpoint at all.
 
         Raises:
-          UserError: if there are checkpoints and every one is damaged.
+          UserError: if there are checkpoints and every one is damaged, or one is of
+            another config.
         """
         damaged: dict[int, DamagedError] = {}
         for step in reversed([step for step in self.steps() if step < before]):
             try:
                 state = self.restore(step, abstract, with_host)
+            except MismatchError as error:
+                raise UserError(
+                    f"checkpoint {step} in '{self.folder}' does not fit this config "
+                    f"({error}): undo what changed, or take another --workdir"
+                ) from None
             except DamagedError as error:
                 damaged[step] = error
                 continue

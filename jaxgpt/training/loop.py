@@ -14,13 +14,13 @@ from jaxgpt.parallel.hardware import peak_flops
 from jaxgpt.systems.base import Evaluation
 from jaxgpt.systems.scoring import mean_losses
 from jaxgpt.training import metrics, optimizers
-from jaxgpt.training.checkpoint import Checkpoints
+from jaxgpt.training.checkpoint import Checkpoints, DamagedError, MismatchError
 from jaxgpt.training.nonfinite import NonFinitePolicy
 from jaxgpt.training.profiling import Profiler
 from jaxgpt.training.progress import Progress
 from jaxgpt.training.signals import SignalHandler
 from jaxgpt.training.step import eval_params
-from jaxgpt.training.train_state import Setup, TrainState
+from jaxgpt.training.train_state import Setup, TrainState, abstract_state
 
 SAVE_RETRY_WAIT_S = 1.0
 
@@ -35,6 +35,8 @@ class Trainer:
         is_primary = jax.process_index() == 0
         self.checkpoints = Checkpoints(self.workdir, c.keep)
         self.train_state = TrainState(setup, self.checkpoints)
+        if is_primary:  # Only now: a run that cannot go on stays as it is.
+            setup.freeze()
         self.learning_rate = optimizers.learning_rate_schedule(c)
         self.recorder = metrics.Recorder(
             self.workdir,
@@ -133,6 +135,32 @@ class Trainer:
         if self.mfu_per_token:
             row["mfu"] = self.mfu_per_token * row["tokens_per_second"]
         return row | values
+
+
+def finished(setup: Setup) -> int | None:
+    """Returns the step after which a run has ended; None where anything is left to do.
+
+    Writes nothing.
+    """
+    c, workdir = setup.config, setup.workdir
+    checkpoints = Checkpoints(workdir, read_only=True)
+    steps = checkpoints.steps()
+    rows = metrics.read_rows(workdir)
+    if not (steps and rows and rows[-1]["step"] == steps[-1]):
+        return None
+    last = steps[-1]
+    ended = last >= c.steps or metrics.out_of_patience(rows, c.patience)
+    due = last % c.eval_interval == 0 or last == c.steps
+    try:
+        table = (workdir / "metrics.csv").read_text().splitlines()
+        drawn = len(table) == len(rows) + 1 and (workdir / "loss.png").exists()
+        if not (ended and drawn and ("val_loss" in rows[-1] or not due)):
+            return None
+        # A damaged one is set aside, and its steps are done again.
+        checkpoints.restore(last, abstract_state(setup)[1], with_host=True)
+    except (OSError, DamagedError, MismatchError):
+        return None
+    return last
 
 
 def loop(trainer: Trainer, progress: Progress, signal_handler: SignalHandler) -> None:

@@ -7,6 +7,7 @@ import csv
 import json
 import pathlib
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -170,11 +171,17 @@ def _open_tensorboard(config: ConfigDict, workdir: pathlib.Path) -> Tracker:
 def _open_wandb(config: ConfigDict, workdir: pathlib.Path) -> Tracker:
     import wandb  # Optional: only where it is asked for.
 
+    file = workdir / "wandb_id"
+    if not file.exists():
+        # Folders have the same name in different places. Old versions used it.
+        began = (workdir / "wandb").exists()
+        with atomic_write(file) as stream:
+            stream.write(workdir.name if began else uuid.uuid4().hex)
     run = wandb.init(
         project=config.wandb_project,
         name=workdir.name,
         dir=str(workdir),
-        id=workdir.name,
+        id=file.read_text().strip(),
         resume="allow",
         config=config.to_dict(),
     )

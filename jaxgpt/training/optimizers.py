@@ -28,13 +28,18 @@ DECAYS = {
 }
 
 
+def schedule_end(config: ConfigDict) -> int:
+    """Returns the step at which the cosine of the learning rate ends."""
+    return config.optimizer.decay_steps or config.steps
+
+
 def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
     """Returns step -> learning rate: linear warmup, then a cosine to the minimum.
 
     With `optimizer.rates` the rate is piecewise constant instead of a cosine.
     """
     c = config.optimizer
-    end = c.decay_steps or config.steps
+    end = schedule_end(config)
     # As in nanoGPT the first step already learns, unless warmup is from zero; optax's
     # own warmup has no such offset.
     ahead = 0 if c.warmup_from_zero else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +17,6 @@ from rich.progress import (
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.progress import Progress as Bar
 
@@ -29,9 +29,12 @@ SLOW_RUN_S = 15 * 60
 class Progress:
     """Shows steps, rows of metrics and evaluations of a run."""
 
-    def __init__(self, start: int, steps: int):
-        self.start, self.steps, self.began = start, steps, time.monotonic()
+    def __init__(self, start: int, steps: int, smaller: str = ""):
+        """Is for the steps after `start`; `smaller` names a config to suggest."""
+        self.start, self.steps, self.smaller = start, steps, smaller
         self.last = start
+        # Step and time of the first row: until then programs were compiled.
+        self.measured_from: tuple[int, float] | None = None
         self.bar: Bar | None = None
         if sys.stderr.isatty():
             self.bar = Bar(
@@ -39,33 +42,38 @@ class Progress:
                 MofNCompleteColumn(),
                 BarColumn(bar_width=None),
                 TextColumn("{task.description}"),
-                TextColumn("ETA"),
-                TimeRemainingColumn(compact=True),
                 console=Console(stderr=True),
                 refresh_per_second=4,
             )
             self.bar.start()
             self.task = self.bar.add_task("", total=steps, completed=start)
 
-    def seconds_left(self) -> float:
-        """Returns the seconds left at the pace so far, evaluations included."""
-        pace = (time.monotonic() - self.began) / max(self.last - self.start, 1)
+    def seconds_left(self) -> float | None:
+        """Returns the seconds left at the pace since the first row; None in that."""
+        if self.measured_from is None or self.measured_from[0] == self.last:
+            return None
+        step, began = self.measured_from
+        pace = (time.monotonic() - began) / (self.last - step)
         return pace * (self.steps - self.last)
 
     def update(self, step: int, row: dict[str, Any]) -> None:
         """Shows a row of metrics."""
         self.last = step
+        if self.measured_from is None:
+            self.measured_from = step, time.monotonic()
         parts = [f"{row['tokens_per_second']:,.0f} tok/s"]
         if "loss" in row:  # Not if the step was skipped.
             parts.insert(0, f"loss {row['loss']:.4f}")
         if "mfu" in row:
             parts.append(f"MFU {row['mfu']:.1%}")
+        left = self.seconds_left()
+        if left is not None:
+            parts.append(f"ETA {format_duration(left)}")
         text = "  ".join(parts)
         if self.bar:
             self.bar.update(self.task, completed=step, description=text)
         else:
-            left = format_duration(self.seconds_left())
-            log(f"step {step}/{self.steps}  {text}  ETA {left}")
+            log(f"step {step}/{self.steps}  {text}")
 
     def evaluated(self, step: int, losses: dict[str, float]) -> None:
         """Shows an evaluation: the main training loss and all on held-out text."""
@@ -77,12 +85,12 @@ class Progress:
         self.line(f"step {step}: loss " + ", ".join(parts))
 
     def suggest_smaller(self) -> None:
-        """Points to the :laptop variant if training will take long."""
-        left = self.seconds_left()
-        if left > SLOW_RUN_S:
+        """Points to the smaller config, if there is one, where training takes long."""
+        left = self.seconds_left() or 0
+        if self.smaller and left > SLOW_RUN_S:
             self.line(
-                f"note: about {format_duration(left)} to go on this CPU; a config's "
-                ":laptop variant trains in minutes"
+                f"note: about {format_duration(left)} to go on this CPU; "
+                f"--config={shlex.quote(self.smaller)} trains in minutes"
             )
 
     def line(self, text: str) -> None:

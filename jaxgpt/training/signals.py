@@ -10,16 +10,16 @@ from typing import Any
 
 from jaxgpt.errors import log
 
+# SIGUSR1, Slurm's warning before the time limit, is not on every system.
+SIGNALS = [n for n in signal.Signals if n.name in ("SIGINT", "SIGTERM", "SIGUSR1")]
+
 
 class Interrupted(BaseException):
     """An evaluation was interrupted; BaseException, so that nothing swallows it."""
 
 
 class SignalHandler:
-    """Within it the first signal is kept as `signal`; a second SIGINT exits at once.
-
-    SIGUSR1 is Slurm's warning before the time limit.
-    """
+    """Within it the first signal is kept as `signal`; a second SIGINT exits at once."""
 
     def __init__(self, single_process: bool = True) -> None:
         """With several processes an evaluation is not interrupted: all must end it."""
@@ -29,7 +29,7 @@ class SignalHandler:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> SignalHandler:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
         return self
 

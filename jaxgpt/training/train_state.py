@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Callable
@@ -46,6 +47,14 @@ class Setup:
         return self.system.config
 
 
+def abstract_state(setup: Setup) -> tuple[sharding.Layout, dict[str, Any]]:
+    """Returns how the state of a run lies on the devices, and its shapes."""
+    init = functools.partial(fresh_state, setup.system, setup.optimizer)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    layout = sharding.layout(shapes, setup.mesh, setup.config.batch_size)
+    return layout, layout.abstract(shapes)
+
+
 class TrainState:
     """The arrays of a run after `step` steps, and how they come to the next."""
 
@@ -56,15 +65,9 @@ class TrainState:
         self.setup, self.system = setup, setup.system
         self.config = c = setup.config
         key = rng.stream(c.seed, "params")
-
-        def init(key):
-            return fresh_state(setup.system, setup.optimizer, key)
-
-        shapes = jax.eval_shape(init, key)
-        self.layout = sharding.layout(shapes, setup.mesh, c.batch_size)
-        restored = checkpoints.restore_newest(
-            self.layout.abstract(shapes), before, with_host=True
-        )
+        init = functools.partial(fresh_state, setup.system, setup.optimizer)
+        self.layout, abstract = abstract_state(setup)
+        restored = checkpoints.restore_newest(abstract, before, with_host=True)
         self.arrays: dict[str, Any]
         if restored:
             self.step, self.arrays = restored

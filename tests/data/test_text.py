@@ -320,6 +320,7 @@ def test_tokens_are_cached_once(text_file, own_cache, monkeypatch):
         "val.bin",
         "test.bin",
         "tokenizer.json",
+        "sha256.json",
     }
     with monkeypatch.context() as patch:
         patch.setattr(cache, "build", lambda *_: pytest.fail("tokenised twice"))
@@ -337,6 +338,52 @@ def test_a_changed_text_is_tokenised_again(text_file, own_cache):
     data = open_text(file)
     assert data.tokenizer.decode(data.train[:8]) == "hgfedcba"
     assert len(list(own_cache.iterdir())) == 2
+
+
+def test_a_text_of_the_same_size_and_time_is_tokenised_again(text_file, own_cache):
+    file = text_file("abcdefgh" * 30)
+    open_text(file)
+    stamp = file.stat()
+    text_file("ijklmnop" * 30)
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    data = open_text(file)
+    assert data.tokenizer.decode(data.train[:8]) == "ijklmnop"
+
+
+@pytest.mark.parametrize(
+    "kind, name",
+    [
+        ("text", "train.bin"),
+        ("text", "tokenizer.json"),
+        ("text", "sha256.json"),
+        ("tokenizers", "tokenizer.json"),
+        ("tokenizers", "sha256.json"),
+    ],
+)
+def test_a_damaged_cache_is_made_again(text_file, own_cache, capsys, kind, name):
+    file = text_file("abcdefgh" * 30)
+    first = open_text(file)
+    (folder,) = (own_cache.parent / kind).iterdir()
+    content = (folder / name).read_bytes()
+    for damaged in (content[:-1], content.replace(b"a", b"z"), b""):
+        if damaged == content:
+            continue
+        (folder / name).write_bytes(damaged)
+        again = open_text(file)
+        np.testing.assert_array_equal(again.train, first.train)
+        assert again.tokenizer.to_json() == first.tokenizer.to_json()
+        assert f"'{folder}' in the cache is damaged" in capsys.readouterr().err
+        assert (folder / name).read_bytes() == content
+
+
+def test_a_tokenizer_that_is_given_encodes(text_file, own_cache):
+    given = tokenizers.CharTokenizer("zyxabc")
+    data = texts.open_text(settings_of(text_file("abc" * 30)), 8, given)
+    assert data.train[:3].tolist() == [3, 4, 5]
+    file = text_file("abc\n" * 30 + "abd\n")
+    newline = tokenizers.CharTokenizer("\nabc")
+    with pytest.raises(UserError, match="line 31, column 3: character 'd'"):
+        texts.open_text(settings_of(file), 8, newline)
 
 
 def test_tokenizer_and_split_have_caches_of_their_own(text_file, own_cache):

@@ -19,6 +19,7 @@ import jaxgpt
 from jaxgpt import backend
 from jaxgpt.config import user_path
 from jaxgpt.data.arrays import epoch_rows
+from jaxgpt.data.cache import fingerprint, resolve_path
 from jaxgpt.errors import UserError, atomic_write, require
 from jaxgpt.systems.gssm.baselines import token_dtype
 from jaxgpt.systems.gssm.graph import load_graph
@@ -31,7 +32,7 @@ COMMAND = "python -m jaxgpt.systems.gssm.generate"
 class OnlineData:
     """Sequences sampled on the device: no sequence comes twice."""
 
-    tokenizer = None
+    tokenizer, fingerprint = None, ""
 
     def __init__(self, config: ConfigDict, process: GraphProcess):
         self.config, self.process = config, process
@@ -59,10 +60,14 @@ class FiniteData(OnlineData):
     """Trains on the rows of an array, each once an epoch; other splits are sampled."""
 
     def __init__(
-        self, config: ConfigDict, process: GraphProcess, tokens_NT: np.ndarray
+        self,
+        config: ConfigDict,
+        process: GraphProcess,
+        tokens_NT: np.ndarray,
+        fingerprint: str = "",
     ):
         super().__init__(config, process)
-        self.tokens_NT = tokens_NT
+        self.tokens_NT, self.fingerprint = tokens_NT, fingerprint
 
     def batch_at(
         self, seed: int, split: str, step: int, size: int, length: int
@@ -95,7 +100,9 @@ def open_data(config: ConfigDict, process: GraphProcess, length: int) -> OnlineD
     """
     name, count = config.data.path, config.gssm.sequences
     if name:
-        tokens_NT = open_tokens(name, process)
+        path = resolve_path(config.data)
+        digest = fingerprint(path, [path], config.data)
+        tokens_NT = open_tokens(str(path), process)
         N, T = tokens_NT.shape
         require(count <= N, "gssm.sequences", f"<= {N}, all that '{name}' has", count)
         if length > T:
@@ -103,7 +110,7 @@ def open_data(config: ConfigDict, process: GraphProcess, length: int) -> OnlineD
                 f"'{name}' has sequences of {T} tokens: model.block_size "
                 f"{config.model.block_size} needs {length}"
             )
-        return FiniteData(config, process, tokens_NT[: count or None])
+        return FiniteData(config, process, tokens_NT[: count or None], digest)
     if not count:
         return OnlineData(config, process)
     rows = config.batch_size

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import CheckError
 from jaxgpt.systems.base import Evaluation
 from jaxgpt.systems.causal import CausalLM
@@ -29,6 +30,7 @@ ROUNDING = 1e-5
 class GSSM(CausalLM):
     """A causal model of sequences that a graph generates."""
 
+    reads_text = False
     _references: tuple[np.ndarray, tuple[np.ndarray, dict[str, float]]] | None = None
 
     @classmethod
@@ -43,8 +45,9 @@ class GSSM(CausalLM):
         """What generates the sequences."""
         return make_process(self.config)
 
-    def open_data(self) -> dataset.OnlineData:
+    def open_data(self, tokenizer: Tokenizer | None = None) -> dataset.OnlineData:
         """Opens the sequences of `config.data.path`, or samples them."""
+        del tokenizer
         return dataset.open_data(self.config, self.process, self.window)
 
     def extra_metrics(self, params: dict, evaluation: Evaluation) -> dict[str, Any]:

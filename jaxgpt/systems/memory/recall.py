@@ -21,7 +21,7 @@ PARTS = 4
 class RecallData:
     """Documents drawn as they are needed; none is drawn twice."""
 
-    tokenizer = None
+    tokenizer, fingerprint = None, ""
     vocab_size = KEYS + VALUES
 
     def __init__(self, block_size: int):

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from jaxgpt.data.dataset import Dataset
 from jaxgpt.data.documents import open_documents
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.model import layers, rng
 from jaxgpt.parallel import sharding
@@ -43,6 +44,7 @@ class MemoryLM(CausalLM):
     """Predicts a token from those before it in its segment, and from the memory."""
 
     goes_past_block = True
+    reads_text = False  # Without a path it is the recall task.
     host: MemoryRuntime
     unplannable = (
         "searches on the host, which no compiler can plan: plan system=causal of the "
@@ -78,11 +80,11 @@ class MemoryLM(CausalLM):
     def _build(self, key: jax.Array) -> MemoryModel:
         return MemoryModel(self.model_config, self.memory, rngs=nnx.Rngs(params=key))
 
-    def open_data(self) -> Dataset:
+    def open_data(self, tokenizer: Tokenizer | None = None) -> Dataset:
         """Opens the documents of `config.data`; without a path, the recall task."""
         if not self.config.data.path:
             return recall.RecallData(self.model_config.block_size)
-        return open_documents(self.config, self.window)
+        return open_documents(self.config, self.window, tokenizer)
 
     def train_batch(self, tokens_BT: Any, key: jax.Array, step) -> Batch:
         """Adds the share of training done, a key to forget with, and two more.

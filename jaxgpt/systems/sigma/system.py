@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxgpt.data.dataset import Dataset
 from jaxgpt.data.text import open_text
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.model import layers
 from jaxgpt.model.positions import Positions
@@ -34,6 +35,8 @@ CPU_MAX_DRAFT_LENGTH = 8
 class SigmaGPT(System):
     """Predicts the token at position order[t + 1] from those at order[0 .. t]."""
 
+    reads_text = True
+
     def architecture(self) -> dict[str, Any]:
         """Two positions for each token; what `config.sigma` adds to the original."""
         c = self.config.sigma
@@ -43,9 +46,9 @@ class SigmaGPT(System):
             "adaptive_norm": c.adaptive_norm,
         }
 
-    def open_data(self) -> Dataset:
+    def open_data(self, tokenizer: Tokenizer | None = None) -> Dataset:
         """Opens the text of `config.data`."""
-        return open_text(self.config, self.window)
+        return open_text(self.config, self.window, tokenizer)
 
     def train_batch(self, tokens_BT: jax.Array, key: jax.Array, step) -> Batch:
         """Draws each row's order as `config.sigma.order` says."""

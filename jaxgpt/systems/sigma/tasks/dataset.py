@@ -6,6 +6,7 @@ as its complement, ~token, which is negative.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -13,14 +14,14 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxgpt.data import cache
 from jaxgpt.data.arrays import epoch_rows
-from jaxgpt.data.cache import cache_root
-from jaxgpt.errors import UserError, atomic_write, log, require
+from jaxgpt.errors import UserError, log, require
 from jaxgpt.systems.sigma.tasks.base import Task
 
 SPLITS = ("train", "val")
 # A change of what a task samples must change this too, or old sequences are read.
-VERSION = 3
+VERSION = 4
 CHUNK = 10000
 # After so many chunks in a row with hardly anything new, there is no more.
 PATIENCE = 10
@@ -41,7 +42,7 @@ def unmark(marked):
 class TaskData:
     """The splits of a task."""
 
-    tokenizer = None
+    tokenizer, fingerprint = None, ""
 
     def __init__(self, task: Task, splits: dict[str, np.ndarray]):
         self.splits, self.vocab_size = splits, task.vocab_size
@@ -73,10 +74,8 @@ def open_data(task: Task, config: ConfigDict) -> TaskData:
       UserError: where more are asked for than there are.
     """
     folder = _folder(task, config)
-    paths = {split: folder / f"{split}.npy" for split in SPLITS}
-    if not all(path.exists() for path in paths.values()):
-        _write(task, config, paths)
-    splits = {split: np.load(path, mmap_mode="r") for split, path in paths.items()}
+    cache.keep(folder, functools.partial(_write, task, config))
+    splits = {s: np.load(folder / f"{s}.npy", mmap_mode="r") for s in SPLITS}
     return TaskData(task, splits)
 
 
@@ -84,24 +83,18 @@ def _folder(task: Task, config: ConfigDict) -> pathlib.Path:
     """Returns where sequences are kept: a folder for everything they depend on."""
     about = {k: v for k, v in config.task.items() if k not in UNIMPORTANT}
     for path in task.files:
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise UserError(f"task.path: '{path}' cannot be read: {error}") from None
-        about[str(path.resolve())] = (stat.st_size, stat.st_mtime_ns)
+        about[str(path.resolve())] = cache.file_digest(path)
     text = json.dumps([VERSION, about], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return cache_root() / "tasks" / f"{config.task.name}-{digest}"
+    return cache.cache_root() / "tasks" / f"{config.task.name}-{digest}"
 
 
-def _write(task: Task, config: ConfigDict, paths: dict[str, pathlib.Path]) -> None:
+def _write(task: Task, config: ConfigDict, folder: pathlib.Path) -> None:
     c = config.task
-    folder, total = paths["train"].parent, c.train_sequences + c.val_sequences
+    total = c.train_sequences + c.val_sequences
     if total * task.length > LONG and not task.files:
-        log(
-            f"sampling {total:,} sequences of {c.name}, once: they are kept in {folder}"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
+        kept = _folder(task, config)
+        log(f"sampling {total:,} sequences of {c.name}, once: they are kept in {kept}")
     taken = np.zeros(0, np.uint64)
     # Validation first: training sequences are those that are not among it.
     for split, count in (("val", c.val_sequences), ("train", c.train_sequences)):
@@ -110,8 +103,7 @@ def _write(task: Task, config: ConfigDict, paths: dict[str, pathlib.Path]) -> No
             marked_NT = mark(tokens_NT, task.prompt_mask(tokens_NT))[:count]
         else:
             marked_NT, taken = sample_split(task, split, count, c.data_seed, taken)
-        with atomic_write(paths[split], "wb") as stream:
-            np.save(stream, marked_NT.astype(np.int16))
+        np.save(folder / f"{split}.npy", marked_NT.astype(np.int16))
 
 
 def sample_split(

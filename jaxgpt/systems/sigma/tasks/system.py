@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import require
 from jaxgpt.model import rng
 from jaxgpt.sampling.state import SamplingParams
@@ -54,6 +55,7 @@ class SigmaTask(SigmaGPT):
     """σ-GPT that learns a task."""
 
     is_task = True
+    reads_text = False
 
     @classmethod
     def resolve(cls, config: ConfigDict) -> None:
@@ -72,8 +74,9 @@ class SigmaTask(SigmaGPT):
         """All that is missing: for tasks the number of forward passes matters."""
         return self.window
 
-    def open_data(self) -> dataset.TaskData:
+    def open_data(self, tokenizer: Tokenizer | None = None) -> dataset.TaskData:
         """Opens the sequences, sampled before or now."""
+        del tokenizer
         return dataset.open_data(self.task, self.config)
 
     def train_batch(self, tokens_BT: jax.Array, key: jax.Array, step) -> Batch:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import struct
 
 import matplotlib.image
@@ -251,6 +252,32 @@ def test_splits_have_no_sequence_in_common_and_are_kept(tmp_path):
     times = [f.stat().st_mtime_ns for f in files]
     dataset.open_data(make_task(config), config)
     assert [f.stat().st_mtime_ns for f in files] == times
+
+
+def test_damaged_sequences_are_sampled_again(tmp_path, capsys):
+    config = configs.load(f"{CONFIG}:twotargets-tiny", {})
+    first = dataset.open_data(make_task(config), config).eval_windows("val", 15)
+    (file,) = (tmp_path / "cache" / "tasks").rglob("val.npy")
+    content = file.read_bytes()
+    for damaged in (content[:-8], content[:-1] + bytes([content[-1] ^ 1])):
+        file.write_bytes(damaged)
+        again = dataset.open_data(make_task(config), config).eval_windows("val", 15)
+        np.testing.assert_array_equal(again, first)
+        assert "is damaged: making it again" in capsys.readouterr().err
+
+
+def test_a_file_of_the_same_size_and_time_is_read_again(tmp_path):
+    files = [tmp_path / "train.txt", tmp_path / "val.txt"]
+    for file in files:
+        file.write_text("abc cba\n" * 9)
+    changes = {"task.path": ",".join(map(str, files)), "task.train_sequences": "9"}
+    config = configs.load(f"{CONFIG}:file-tiny", changes | {"task.val_sequences": "9"})
+    opened = lambda: dataset.open_data(make_task(config), config)
+    before = opened().eval_windows("train", 4)
+    stamp = files[0].stat()
+    files[0].write_text("cba abc\n" * 9)
+    os.utime(files[0], ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert (opened().eval_windows("train", 4) != before).any()
 
 
 def test_a_small_split_leaves_the_other_all_that_it_does_not_keep():
