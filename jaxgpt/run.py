@@ -70,9 +70,11 @@ class Run:
         try:
             data = self.system.open_data(self.tokenizer)
         except OtherDataError as error:
+            other = (
+                f", or name other data with --config.data.path={shlex.quote(c.path)}"
+            )
             raise UserError(
-                f"{error}: bring it back, or name what to read instead with "
-                f"--config.data.path={shlex.quote(c.path)}"
+                f"{error}: bring it back" + ("" if self.system.is_task else other)
             ) from None
         known = self.system.model_config.vocab_size
         if not self.tokenizer:
@@ -84,9 +86,10 @@ class Run:
                 f"{known}: it was trained on other data"
             )
         if own.path and not own.fingerprint and data.fingerprint:
+            path = self.config.task.path if self.system.is_task else c.path
             log(
-                f"note: this run keeps no fingerprint of its data: '{c.path}' may "
-                "hold other data than it was trained on"
+                f"note: this run keeps no fingerprint of its data: '{path}' may hold "
+                "other data than it was trained on"
             )
         elif own.fingerprint not in ("", data.fingerprint):
             log(f"note: '{c.path}' is not the data of this run, '{own.path}'")
@@ -139,7 +142,7 @@ def _read_run(
     config, file = configs.load_frozen(folder), folder / "tokenizer.json"
     tokenizer = tokenizers.load_tokenizer(file) if file.exists() else None
     if tokenizer:
-        _name_tokenizer(config, tokenizer)
+        name_tokenizer(config, tokenizer)
     # Imports of old versions say that they were trained on the default text.
     trained = (folder / "metrics.jsonl").exists() or config.data.fingerprint
     if not trained and config.data.path == configs.base().data.path:
@@ -147,7 +150,7 @@ def _read_run(
     return config, tokenizer
 
 
-def _name_tokenizer(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> None:
+def name_tokenizer(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> None:
     """Sets `data.tokenizer` to the kind of this one."""
     kind = tokenizer.to_json()["kind"]
     if kind in configs.options()["data.tokenizer"].choices:
@@ -265,28 +268,28 @@ def _prepare_to_resume(
     if tokenizer and not config.model.vocab_size:
         config.model.vocab_size = old.model.vocab_size
     notes = _keep_schedule(config, old, workdir)
-    asked, own = config.data.path, old.data
-    config.data.fingerprint = "" if "data.path" in allowed else own.fingerprint
+    key = "task.path" if system_class(old.system).is_task else "data.path"
+    own, asked, had = old.data, *(configs.flatten(c)[key] for c in (config, old))
+    config.data.fingerprint = "" if key in allowed else own.fingerprint
     reads_text = system_class(old.system).reads_text
     try:
         setup = open_setup(config, workdir, tokenizer)
         found = setup.data.fingerprint
-        unknown = not own.fingerprint and (own.path or reads_text)
-        if not (found == own.fingerprint or unknown or "data.path" in allowed):
-            raise OtherDataError(f"data.path '{asked}' is other data than this run's")
+        unknown = not own.fingerprint and (had or reads_text)
+        if not (found == own.fingerprint or unknown or key in allowed):
+            raise OtherDataError(f"{key} '{asked}' is other data than this run's")
     except OtherDataError as error:
         raise UserError(
-            f"{error}, from '{own.path}': take another --workdir, bring it back, or go "
-            "on with other data with --allow=data.path"
+            f"{error}, from '{had}': take another --workdir, bring it back, or go on "
+            f"with other data with --allow={key}"
         ) from None
     if found != own.fingerprint and not unknown:
+        notes.append(f"as allowed, '{workdir}' goes on with '{asked}', not '{had}'")
+    elif found != own.fingerprint and had:
+        now = asked if setup.system.is_task else config.data.path
         notes.append(
-            f"as allowed, '{workdir}' goes on with '{asked}', not '{own.path}'"
-        )
-    elif found != own.fingerprint and own.path:
-        notes.append(
-            f"'{workdir}' kept no fingerprint of its data: it goes on with "
-            f"'{config.data.path}' as it is now"
+            f"'{workdir}' kept no fingerprint of its data: it goes on with '{now}' as "
+            "it is now"
         )
     if reads_text and not tokenizer:
         notes += _guess(
@@ -402,7 +405,7 @@ def open_setup(
     if not wanted:
         config.model.vocab_size = data.vocab_size
         system = build_system(config)
-    if data.fingerprint:
+    if data.fingerprint and not system.is_task:
         config.data.path = str(resolve_path(config.data))
     config.data.fingerprint = data.fingerprint
     initial_params = functools.partial(init_from_params, config)
@@ -578,5 +581,5 @@ def _choose_tokenizer(
         fits = c.vocab_size in (0, own.vocab_size)
         rule = f"{own.vocab_size} as {source} has it"
         require(fits, "data.vocab_size", rule, c.vocab_size, remedy)
-    _name_tokenizer(config, own)
+    name_tokenizer(config, own)
     return own

@@ -300,6 +300,27 @@ def test_a_folder_of_ids_keeps_its_fingerprint_and_its_meaning(tmp_path, refused
     assert "holds other data" in refused(TINY, path, workdir)
 
 
+def test_the_files_of_a_task_keep_their_fingerprint(tmp_path, text, capsys):
+    files = [text("abc\\tcba\n" * 9, f"{split}.txt") for split in ("train", "val")]
+    changes = {"task.path": ",".join(files), "task.train_sequences": "9"}
+    changes |= {"task.val_sequences": "9"}
+    spec = f"{ROOT}/configs/sigma_task.py:file-tiny"
+    path = {k.replace(".", "__"): v for k, v in changes.items()}
+    workdir = begun(tmp_path / "run", spec, **path)
+    assert opened(spec, changes, workdir).config.data.fingerprint
+    text("xyz\\tzyx\n" * 9, "train.txt")
+    text("xyz\\tzyx\n" * 9, "val.txt")
+    with pytest.raises(
+        UserError, match=r"^task\.path .* other data.*--allow=task\.path"
+    ):
+        opened(spec, changes, workdir)
+    with pytest.raises(UserError, match=r"^task\.path .*: bring it back$"):
+        open_run(str(workdir)).open_data()
+    capsys.readouterr()
+    opened(spec, changes, workdir, allowed=["task.path"])
+    assert "as allowed, " in capsys.readouterr().err
+
+
 # An imported run.
 
 

@@ -19,7 +19,7 @@ from jaxgpt.interop import kept, rules
 from jaxgpt.interop.base import Export, Original
 from jaxgpt.interop.formats import get_format
 from jaxgpt.model.layers import count_parameters
-from jaxgpt.run import Run, open_run
+from jaxgpt.run import Run, name_tokenizer, open_run
 from jaxgpt.training import optimizers
 from jaxgpt.training.checkpoint import Checkpoints, DamagedError
 
@@ -85,6 +85,8 @@ def import_run(
         )
     # What it was trained on is not known: whoever goes on with it must say.
     config.data.path = ""
+    if tokenizer:
+        name_tokenizer(config, tokenizer)
     configs.make_folder(workdir)
     configs.save(config, workdir / "config.json")
     kept.write(workdir, original.kept)

@@ -91,12 +91,17 @@ def fingerprint(
         found.update(f"{file_digest(file)}  {name}\n".encode())
     else:
         digest = found.hexdigest()
+    check_fingerprint(f"data.path '{data.path}'", digest, data)
+    return digest
+
+
+def check_fingerprint(name: str, digest: str, data: ConfigDict) -> None:
+    """Raises OtherDataError where `data.fingerprint` is known, and another."""
     if data.fingerprint not in ("", digest):
         raise OtherDataError(
-            f"data.path '{data.path}' holds other data (SHA-256 {digest[:12]}) than "
-            f"this run was trained on ({data.fingerprint[:12]})"
+            f"{name} holds other data (SHA-256 {digest[:12]}) than this run was "
+            f"trained on ({data.fingerprint[:12]})"
         )
-    return digest
 
 
 def cached_tokens(

@@ -42,10 +42,13 @@ def unmark(marked):
 class TaskData:
     """The splits of a task."""
 
-    tokenizer, fingerprint = None, ""
+    tokenizer = None
 
-    def __init__(self, task: Task, splits: dict[str, np.ndarray]):
+    def __init__(
+        self, task: Task, splits: dict[str, np.ndarray], fingerprint: str = ""
+    ):
         self.splits, self.vocab_size = splits, task.vocab_size
+        self.fingerprint = fingerprint
 
     def batch_at(
         self, seed: int, split: str, step: int, size: int, length: int
@@ -71,12 +74,18 @@ def open_data(task: Task, config: ConfigDict) -> TaskData:
     """Opens the sequences of a task; samples them where there are none yet.
 
     Raises:
+      OtherDataError: where its files hold other data than the run was trained on.
       UserError: where more are asked for than there are.
     """
+    fingerprint = "".join(map(cache.file_digest, task.files))
+    if fingerprint:
+        fingerprint = hashlib.sha256(fingerprint.encode()).hexdigest()
+        name = f"task.path '{config.task.path}'"
+        cache.check_fingerprint(name, fingerprint, config.data)
     folder = _folder(task, config)
     cache.keep(folder, functools.partial(_write, task, config))
     splits = {s: np.load(folder / f"{s}.npy", mmap_mode="r") for s in SPLITS}
-    return TaskData(task, splits)
+    return TaskData(task, splits, fingerprint)
 
 
 def _folder(task: Task, config: ConfigDict) -> pathlib.Path:
