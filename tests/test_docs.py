@@ -103,10 +103,11 @@ class Reader:
         if program in ("jaxgpt.sample", "jaxgpt.evaluate", "jaxgpt.verify"):
             configs.load_frozen(pathlib.Path(given["workdir"]))
 
-    def trained(self, args, config, workdir, allowed):
+    def trained(self, args, config, workdir, allowed, given, smaller):
         folder = pathlib.Path(workdir)
         if (folder / "config.json").exists():
-            check_same_config(configs.load_frozen(folder), config, folder, allowed)
+            old = configs.load_frozen(folder)
+            check_same_config(old, config, folder, allowed, lambda key: False)
         folder.mkdir(parents=True, exist_ok=True)
         configs.save(config, folder / "config.json")
         self.run = workdir
