@@ -16,11 +16,11 @@ from transformers import (
 )
 
 from jaxgpt import config as configs
-from jaxgpt import convert, sample
+from jaxgpt import convert, run, sample
 from jaxgpt.data import tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.interop import formats
-from jaxgpt.run import adopt_init_from, open_run
+from jaxgpt.run import open_run
 from jaxgpt.systems.registry import build_system
 from parity_tests.conftest import relative
 from parity_tests.tolerances import FLOAT32
@@ -166,21 +166,21 @@ def test_another_tokenizer_may_be_named(tmp_path, capsys):
         assert found == there.encode("the cat")
 
 
-def test_a_folder_is_not_fine_tuned_with_another_tokenizer(tmp_path):
-    folder, workdir = tmp_path / "there", tmp_path / "run"
+def test_a_folder_is_fine_tuned_with_its_own_tokenizer(tmp_path, capsys):
+    folder = tmp_path / "there"
     make(vocab_size=280).save_pretrained(folder)
     tokenizer_of(272).save_pretrained(folder)
-    tokenizer_of(271).save_pretrained(tmp_path / "other")
     fields = {"init_from": str(folder), "system": "causal"}
     config = configs.override(configs.base(), fields)
-    for tokenizer, file in (("char", ""), ("gpt2", ""), ("huggingface", "other")):
-        config.data.tokenizer = tokenizer
-        config.data.tokenizer_file = file and str(tmp_path / file)
-        with pytest.raises(UserError, match=r"another vocabulary than data.tokenizer="):
-            adopt_init_from(config, workdir)
-    config.data.tokenizer_file = str(folder)
-    adopt_init_from(config, workdir)
+    start, _, own = run.load_init_from(config)
+    run.adopt_architecture(config, start)
     assert config.model.vocab_size == 280
+    assert run._choose_tokenizer(config, own, ()) is own
+    assert config.data.tokenizer == "huggingface"
+    for key, value in (("tokenizer", "char"), ("tokenizer_file", "other")):
+        config.data[key] = value
+        assert run._choose_tokenizer(config, own, {f"data.{key}"}) is None
+        assert "with another vocabulary (huggingface)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["someone/model", "someone/model@v1", "distilgpt2"])
