@@ -94,7 +94,7 @@ def import_run(
         tokenizers.save_tokenizer(tokenizer, workdir / "tokenizer.json")
     state = {"params": params, "opt_state": opt_state}
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(state))
-    checkpoints = Checkpoints(workdir, memory=2 * largest)
+    checkpoints = Checkpoints(workdir, memory=largest + largest // 4 + 1)
     checkpoints.save(original.step, state, None)
     checkpoints.close()
     if original.step not in checkpoints.steps():
