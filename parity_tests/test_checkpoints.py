@@ -337,7 +337,7 @@ def test_a_run_without_a_tokenizer_says_that_its_vocabulary_is_needed(tmp_path, 
     line = "reads the vocabulary of its data from data/run/meta.pkl"
     assert line in capsys.readouterr().err
     assert held["config"]["dataset"] == "run"
-    # Where it was trained, by that it is named after its data.
+    # Once it is trained here, it is named after its data.
     (workdir / "metrics.jsonl").touch()
     config = open_run(str(workdir)).config
     configs.override(config, {"data.path": str(tmp_path / "letters.txt")})
