@@ -181,12 +181,16 @@ def keep(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
     if folder.exists():
         try:
             digests = json.loads((folder / DIGESTS).read_text())
-            if all(file_digest(folder / name) == d for name, d in digests.items()):
+            same = (file_digest(folder / name) == d for name, d in digests.items())
+            if digests and all(same):
                 return
         except (OSError, ValueError, AttributeError, UserError):
             pass
         log(f"note: '{folder}' in the cache is damaged: making it again")
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            folder.unlink(missing_ok=True)
     build(folder, fill)
 
 

@@ -295,16 +295,21 @@ def read_folder(
         listed = ", ".join(repr(token["content"]) for token in past[:5])
         notes.append(f"the model has no {listed}, which its tokenizer has")
     saved = saved | {"added_tokens": added}
-    if _is_gpt2(saved):
-        return GPT2Tokenizer(), tuple(notes)
-    try:
-        tokenizer = HuggingFaceTokenizer(saved, named)
-    except UserError as error:
-        raise UserError(
-            f"the tokenizer of '{folder}' cannot be used: {error}"
-        ) from None
-    loss = tokenizer.loss()
-    return tokenizer, (*notes, *([loss] if loss else []))
+    tokenizer: GPT2Tokenizer | HuggingFaceTokenizer = GPT2Tokenizer()
+    if not _is_gpt2(saved):
+        try:
+            tokenizer = HuggingFaceTokenizer(saved, named)
+        except UserError as error:
+            raise UserError(
+                f"the tokenizer of '{folder}' cannot be used: {error}"
+            ) from None
+        notes += [loss] if (loss := tokenizer.loss()) else []
+    if vocab_size is not None and tokenizer.vocab_size > vocab_size:
+        return None, (
+            f"its tokenizer is not read: it has {tokenizer.vocab_size} tokens, the "
+            f"model {vocab_size}",
+        )
+    return tokenizer, tuple(notes)
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -263,6 +263,20 @@ def test_gpt2_s_own_with_added_tokens(tmp_path):
     assert notes == ("the model has no '<tool>', '[PAD]', which its tokenizer has",)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "huggingface"])
+def test_a_tokenizer_of_more_tokens_than_the_model_s_is_not_read(plain, tmp_path, kind):
+    if kind == "gpt2":
+        gpt2_s_own(tmp_path, "vocab.json")
+    else:
+        folder_of(plain, tmp_path)
+    size = huggingface.read_folder(tmp_path)[0].vocab_size
+    assert huggingface.read_folder(tmp_path, size)[0] is not None
+    found, notes = huggingface.read_folder(tmp_path, size - 100)
+    assert found is None
+    said = f"its tokenizer is not read: it has {size} tokens, the model {size - 100}"
+    assert notes == (said,)
+
+
 @pytest.mark.parametrize("kind", ["char", "gpt2", "huggingface"])
 def test_what_is_written_has_the_same_ids_there(plain, tmp_path, kind):
     tokenizer = {

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import tempfile
 
 import numpy as np
@@ -365,7 +366,7 @@ def test_a_damaged_cache_is_made_again(text_file, own_cache, capsys, kind, name)
     first = open_text(file)
     (folder,) = (own_cache.parent / kind).iterdir()
     content = (folder / name).read_bytes()
-    for damaged in (content[:-1], content.replace(b"a", b"z"), b""):
+    for damaged in (content[:-1], content.replace(b"a", b"z"), b"", b"{}"):
         if damaged == content:
             continue
         (folder / name).write_bytes(damaged)
@@ -374,6 +375,16 @@ def test_a_damaged_cache_is_made_again(text_file, own_cache, capsys, kind, name)
         assert again.tokenizer.to_json() == first.tokenizer.to_json()
         assert f"'{folder}' in the cache is damaged" in capsys.readouterr().err
         assert (folder / name).read_bytes() == content
+
+
+def test_a_file_in_the_cache_where_a_folder_should_be(text_file, own_cache, capsys):
+    file = text_file("abcdefgh" * 30)
+    first = open_text(file)
+    (folder,) = own_cache.iterdir()
+    shutil.rmtree(folder)
+    folder.touch()
+    np.testing.assert_array_equal(open_text(file).train, first.train)
+    assert f"'{folder}' in the cache is damaged" in capsys.readouterr().err
 
 
 def test_a_tokenizer_that_is_given_encodes(text_file, own_cache):
