@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import pathlib
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -164,8 +165,14 @@ class HuggingFaceTokenizer(Tokenizer):
             np.add.at(covered, starts, 1)
             np.add.at(covered, ends, -1)
         for at in np.flatnonzero(covered.cumsum()[:-1] <= 0):
-            if not text[at].isspace():
+            if not text[at].isspace() and not self._composed(text[at - 1 : at + 1]):
                 raise _unknown(text, int(at))
+
+    def _composed(self, pair: str) -> bool:
+        """Returns whether a letter and its accent are read as the one character."""
+        one = unicodedata.normalize("NFC", pair)
+        ids = lambda text: self._rest.encode(text, add_special_tokens=False).ids
+        return len(pair) == 2 and len(one) == 1 and ids(pair) == ids(one)
 
     def _decode(self, backend: Any, ids: Iterable[int]) -> str:
         known = [int(i) for i in ids if i < self.vocab_size]

@@ -277,6 +277,14 @@ def test_a_tokenizer_of_more_tokens_than_the_model_s_is_not_read(plain, tmp_path
     assert notes == (said,)
 
 
+def test_an_accent_apart_from_its_letter(plain, tmp_path):
+    folder_of(normalized(plain, normalizers.NFC()), tmp_path)
+    tokenizer, _ = huggingface.read_folder(tmp_path)
+    apart = "cafe\N{COMBINING ACUTE ACCENT} here"
+    assert_same(tokenizer, tmp_path, [apart], whole=False)
+    assert tokenizer.decode(tokenizer.encode(apart)) == "caf\xe9 here"
+
+
 @pytest.mark.parametrize("kind", ["char", "gpt2", "huggingface"])
 def test_what_is_written_has_the_same_ids_there(plain, tmp_path, kind):
     tokenizer = {
