@@ -13,6 +13,9 @@ from jaxgpt.interop.rules import LARGEST_NUMBER, check_setting, read_numbers
 from jaxgpt.interop.weights import Arrays, is_numbers
 
 KEYS = {"mu": "exp_avg", "nu": "exp_avg_sq"}
+EPSILON = 1e-8  # optax's and PyTorch's.
+OURS = {"amsgrad": False, "maximize": False, "eps": EPSILON}
+OURS |= {"decoupled_weight_decay": True}
 
 
 def held_by(checkpoint: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -65,6 +68,29 @@ def read_moments(
                 raise UserError(f"{another}: {name} has no {key}")
             moments[ours][name] = entry[key]
     return moments, read_count("step", held[0].get("step"), path)
+
+
+def differences(optimizer: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns lines about what training here does otherwise, for the user.
+
+    Args:
+      optimizer: a state_dict whose state `read_moments` has read.
+    """
+    groups = optimizer.get("param_groups")
+    groups = groups if isinstance(groups, list) else []
+    found = {}
+    for group in (g for g in groups if isinstance(g, Mapping)):
+        # Adam's decay is part of the gradient, and none where it is 0.
+        decayed = {} if group.get("weight_decay") else {"decoupled_weight_decay": True}
+        for key, ours in OURS.items():
+            value = ({**group} | decayed).get(key, ours)
+            if type(value) in (bool, int, float) and value != ours:
+                found[key] = f"its optimizer has {key} {value}, training here {ours}"
+    state = optimizer["state"]
+    if len({str(entry.get("step")) for entry in state.values()}) > 1:
+        first = int(state[0]["step"])
+        found["step"] = f"not all its arrays were updated {first} times, as is assumed"
+    return tuple(found.values())
 
 
 def read_settings(optimizer: Any, path: str) -> dict[str, Any]:
@@ -129,7 +155,7 @@ def state_dict(
             {
                 "lr": rate,
                 "betas": (config.beta1, config.beta2),
-                "eps": 1e-8,  # optax's and PyTorch's.
+                "eps": EPSILON,
                 "weight_decay": decay,
                 "amsgrad": False,
                 "maximize": False,

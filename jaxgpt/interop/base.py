@@ -336,6 +336,7 @@ class Format:
         if held is None:
             return Original(config, params, **more)
         moments, count, step = held
+        more["notes"] += adamw.differences(source.checkpoint[self.optimizer_key])
         both = {name: to_jax(arrays) for name, arrays in moments.items()}
         return Original(config, params, both, count, step, **more)
 

@@ -81,8 +81,8 @@ class OptimizerConfig(OptionGroup):
     rates: str = option(
         "", "constant rates from steps on, not the cosine: 2000:2e-5,6000:4e-6"
     )
-    beta1: float = option(0.9, "AdamW: decay of the first moment", min=0)
-    beta2: float = option(0.99, "AdamW: decay of the second moment", min=0)
+    beta1: float = option(0.9, "AdamW: decay of the first moment", min=0, below=1)
+    beta2: float = option(0.99, "AdamW: decay of the second moment", min=0, below=1)
     weight_decay: float = option(0.1, "AdamW: decay of parameters", min=0)
     decays: str = option("matrices", "AdamW: what decays", choices=("matrices", "all"))
     grad_clip: float = option(1.0, "maximum global gradient norm; 0 never clips", min=0)

@@ -147,6 +147,34 @@ def test_groups_that_no_version_had_are_left_out(nano, plain_params, read):
     assert "its groups of (5, 23) parameters are not nanoGPT's" in original.notes[0]
 
 
+@pytest.mark.parametrize(
+    "setting, said",
+    [
+        ({"amsgrad": True}, "its optimizer has amsgrad True, training here False"),
+        ({"maximize": True}, "its optimizer has maximize True, training here False"),
+        ({"eps": 1e-6}, "its optimizer has eps 1e-06, training here 1e-08"),
+        (
+            {"decoupled_weight_decay": False, "weight_decay": 0.1},
+            "its optimizer has decoupled_weight_decay False, training here True",
+        ),
+        ({"decoupled_weight_decay": False, "weight_decay": 0.0}, None),
+    ],
+)
+def test_an_optimizer_that_goes_on_otherwise_here(nano, read, setting, said):
+    groups = [group | setting for group in nano["optimizer"]["param_groups"]]
+    original = read(nano | {"optimizer": nano["optimizer"] | {"param_groups": groups}})
+    assert original.moments is not None
+    assert original.notes[1:] == ((said,) if said else ())  # The first: its warmup.
+
+
+def test_arrays_that_were_not_updated_as_often(nano, read):
+    state = nano["optimizer"]["state"]
+    state = state | {3: state[3] | {"step": torch.tensor(2.0)}}
+    original = read(nano | {"optimizer": nano["optimizer"] | {"state": state}})
+    line = "not all its arrays were updated 5 times, as is assumed"
+    assert original.notes[1:] == (line,)
+
+
 def test_a_rate_that_no_version_had_in_its_warmup(nano, read):
     config = nano["config"] | {"warmup_iters": 100, "learning_rate": 0.123}
     original = read(nano | {"config": config})

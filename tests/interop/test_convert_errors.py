@@ -500,10 +500,12 @@ def test_gpt2_settings_that_would_change_numbers(gpt2_refused, settings, expecte
         ({"max_iters": 10**5000}, "max_iters must be a number, got of type int"),
         ({"max_iters": [1]}, "max_iters must be a number, got [1]"),
         ({"beta2": "a\nb"}, r"beta2 must be a number, got ''a\nb''"),
+        ({"beta1": 1.5}, "optimizer.beta1 must be < 1, got 1.5"),
+        ({"beta2": 1.0}, "optimizer.beta2 must be < 1, got 1.0"),
         ({"weight_decay": True}, "weight_decay must be a number, got True"),
         ({"eval_interval": {}}, "eval_interval must be a number, got {}"),
     ],
-    ids=range(14),
+    ids=range(16),
 )
 def test_training_settings_that_cannot_be(nano_refused, nano, changes, expected):
     assert expected in nano_refused(config=nano["config"] | changes)
