@@ -485,7 +485,13 @@ def load_init_from(
     try:
         configs.load_frozen(folder)
     except UserError:
-        original = formats.read_original("gpt2", config.init_from)
+        try:
+            original = formats.read_original("gpt2", config.init_from)
+        except UserError as error:
+            raise UserError(
+                f"init_from '{config.init_from}' is neither a run nor GPT-2 weights "
+                f"that can be read: {error}"
+            ) from None
         form, size = formats.get_format("gpt2"), original.config.model.vocab_size
         return (
             original.config,

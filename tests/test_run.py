@@ -161,6 +161,16 @@ def test_a_vocabulary_size_that_a_start_has_not(sentencepiece, refused, tmp_path
     assert "data.vocab_size must be 100 as init_from" in message
 
 
+@pytest.mark.parametrize(
+    "inside, reason", [("none", "does not exist"), ("checkpoints", "cannot be read")]
+)
+def test_a_start_that_is_no_model_is_named(trained, refused, tmp_path, inside, reason):
+    start = trained / inside
+    message = refused(TINY, {"init_from": str(start)}, tmp_path / "new")
+    assert message.startswith(f"init_from '{start}' is neither a run nor GPT-2 weights")
+    assert reason in message
+
+
 def test_fields_of_the_model_are_used_where_they_fit_a_start(
     trained, refused, capsys, tmp_path
 ):

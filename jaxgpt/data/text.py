@@ -263,8 +263,8 @@ def _open_bins(
     if tokenizer is None:
         pickled = (folder / "meta.pkl").exists()
         raise UserError(
-            f"'{folder}' has no vocabulary: put tokenizer.json or input.txt into it, "
-            "or set data.tokenizer=gpt2" + (PICKLED if pickled else "")
+            f"'{folder}' has no vocabulary: put tokenizer.json, meta.json or input.txt "
+            "into it, or set data.tokenizer=gpt2" + (PICKLED if pickled else "")
         )
     if given and given.to_json() != tokenizer.to_json():
         raise UserError(

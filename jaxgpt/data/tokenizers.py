@@ -291,10 +291,16 @@ def _characters_of_meta(meta: dict[str, Any]) -> str:
 
 def load_tokenizer(path: pathlib.Path) -> Tokenizer:
     """Reads a tokenizer file; UserError where it is damaged."""
+    refused = f"tokenizer file '{path}' cannot be used"
     try:
-        return from_json(json.loads(path.read_text(encoding="utf-8-sig")))
+        text = path.read_text(encoding="utf-8-sig")
+        return from_json(json.loads(text))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{refused}: it is not JSON, as a tokenizer.json or meta.json is ({error})"
+        ) from None
     except (OSError, ValueError, TypeError, UserError) as error:
-        raise UserError(f"tokenizer file '{path}' cannot be used: {error}") from None
+        raise UserError(f"{refused}: {error}") from None
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: pathlib.Path) -> None:

@@ -88,7 +88,7 @@ def read_source(name: str, settings_file: str | None) -> Source:
     if not path.exists() and _is_hub_name(name):
         path = download_folder(name)
     if not path.exists():
-        raise UserError(f"--source '{name}' does not exist")
+        raise UserError(f"'{name}' does not exist")
     settings = _read_json(user_path(settings_file)) if settings_file else {}
     checkpoint: dict[str, Any] = {}
     own: dict[str, Any] = {}

@@ -216,7 +216,7 @@ def test_nanogpt_folder_is_read_and_its_pickle_is_not(bins, bomb):
 def test_nanogpt_folder_with_only_a_pickled_vocabulary(bins, bomb):
     folder = bins(vocabulary="")
     (folder / "meta.pkl").write_bytes(pickle.dumps(bomb))
-    assert "has no vocabulary: put tokenizer.json or input.txt" in refusal(folder)
+    assert "has no vocabulary: put tokenizer.json, meta.json" in refusal(folder)
 
 
 def test_a_pickled_vocabulary_can_be_made_json(bins):

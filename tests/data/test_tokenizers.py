@@ -133,6 +133,13 @@ def test_json_round_trip(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
 
 
+def test_a_tokenizer_file_that_is_not_json_is_said_to_be_none(tmp_path):
+    for content in (b"plain text", b"\n\x80\xb4"):
+        file = tmp_path / "tokenizer.model"
+        file.write_bytes(content)
+        assert "it is not JSON" in refusal(tokenizers.load_tokenizer, file)
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -130,7 +130,7 @@ def test_neither_or_both_of_source_and_output(refused, tmp_path):
 @pytest.mark.parametrize("name", ["none", "none.pt", "none.npz", "none.safetensors"])
 def test_a_source_that_is_missing(refused, tmp_path, name):
     message = refused("--format=nanogpt", f"--source={tmp_path / name}")
-    assert f"--source '{tmp_path / name}' does not exist" in message
+    assert f"'{tmp_path / name}' does not exist" in message
 
 
 def test_a_source_of_an_unknown_kind(refused, tmp_path):
