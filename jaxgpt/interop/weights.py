@@ -28,6 +28,7 @@ from jaxgpt.interop.torch_file import (
     without_opaque,
 )
 
+LFS = b"version https://git-lfs.github.com/spec/"
 # Names without an owner, from before each had one.
 HUB_NAMES = {
     **{f"gpt2{size}": "openai-community" for size in ("", "-medium", "-large", "-xl")},
@@ -223,6 +224,13 @@ def _read_folder(folder: pathlib.Path) -> dict[str, Any]:
 def _read_file(path: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"'{path}' does not exist")
+    try:
+        with open(path, "rb") as file:
+            pointer = file.read(len(LFS)) == LFS
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror}") from None
+    if pointer:
+        raise UserError(f"'{path}' is a pointer of Git LFS: fetch it with git lfs pull")
     if path.suffix in (".pt", ".pth", ".bin"):
         value = read_torch_file(path)
         if not isinstance(value, Mapping):

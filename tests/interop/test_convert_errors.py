@@ -550,6 +550,16 @@ def test_an_optimizer_state_that_does_not_fit(nano_refused, nano, change, expect
 # Damaged files.
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_file_that_git_lfs_has_not_fetched(refused, folder, name):
+    path = folder()
+    (path / "model.safetensors").unlink()
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+    (path / name).write_text(text)
+    message = refused("--format=gpt2", f"--source={path}")
+    assert f"'{path / name}' is a pointer of Git LFS: fetch it with" in message
+
+
 def test_a_safetensors_file_cut_anywhere(refused, folder):
     path = folder()
     file = path / "model.safetensors"
