@@ -138,10 +138,20 @@ def _guess(source: str, data: Dataset, path: str, vocab_size: int) -> list[str]:
 def _read_run(
     folder: pathlib.Path,
 ) -> tuple[ConfigDict, tokenizers.Tokenizer | None]:
-    """Returns the config and the tokenizer of a run; UserError where there is none."""
+    """Returns the config and the tokenizer of a run.
+
+    Raises:
+      UserError: where there is no run, or its tokenizer is of a larger model.
+    """
     config, file = configs.load_frozen(folder), folder / "tokenizer.json"
     tokenizer = tokenizers.load_tokenizer(file) if file.exists() else None
     if tokenizer:
+        if tokenizer.vocab_size > config.model.vocab_size:
+            raise UserError(
+                f"'{file}' has {tokenizer.vocab_size} tokens, its model "
+                f"{config.model.vocab_size}: bring back the run's own, or remove it "
+                "and use token ids"
+            )
         name_tokenizer(config, tokenizer)
     # Imports of old versions say that they were trained on the default text.
     trained = (folder / "metrics.jsonl").exists() or config.data.fingerprint

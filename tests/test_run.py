@@ -154,6 +154,16 @@ def test_another_tokenizer_is_taken_by_name_only(
     )
 
 
+def test_a_tokenizer_larger_than_the_model_is_not_used(text, tmp_path):
+    path = text(SENTENCE * 40)
+    workdir = begun(tmp_path / "run", CAUSAL, data__path=path, **ENDS)
+    file = workdir / "tokenizer.json"
+    more = "".join(map(chr, range(32, 500)))
+    tokenizers.save_tokenizer(tokenizers.CharTokenizer(more), file)
+    with pytest.raises(UserError, match=f"{file}' has 468 tokens, its model "):
+        open_run(str(workdir))
+
+
 def test_a_vocabulary_size_that_a_start_has_not(sentencepiece, refused, tmp_path):
     changes = {"init_from": str(sentencepiece), "data.vocab_size": "80"}
     changes |= {"data.tokenizer": "sentencepiece"}
