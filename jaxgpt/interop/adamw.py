@@ -44,19 +44,20 @@ def group_sizes(optimizer: Any) -> tuple[int, ...]:
 
 
 def read_moments(
-    optimizer: Mapping[str, Any], names: Sequence[str], path: str
+    optimizer: Mapping[str, Any], parameters: Arrays, path: str
 ) -> tuple[dict[str, Arrays], int]:
     """Returns ({"mu" and "nu": arrays by name}, the number of updates).
 
     Args:
       optimizer: an untrusted state_dict.
-      names: of the parameters, as PyTorch numbers them.
+      parameters: in the order in which PyTorch numbers them.
       path: named in errors.
 
     Raises:
-      UserError: for another optimizer's state, or that of other parameters.
+      UserError: for another optimizer's state, that of other parameters, or one that
+        AdamW cannot be in.
     """
-    held = optimizer["state"]
+    held, names = optimizer["state"], [*parameters]
     another = f"'{path}' holds the state of another optimizer"
     if not isinstance(held, Mapping) or set(held) != set(range(len(names))):
         raise UserError(f"{another}: not one entry for each of {len(names)} arrays")
@@ -66,7 +67,15 @@ def read_moments(
         for ours, key in KEYS.items():
             if not is_numbers(entry.get(key)):
                 raise UserError(f"{another}: {name} has no {key}")
+            found, wanted = list(entry[key].shape), list(parameters[name].shape)
+            if found != wanted:
+                raise UserError(f"{another}: {key} of {name} is {found}, not {wanted}")
             moments[ours][name] = entry[key]
+        if not moments["nu"][name].min() >= 0:  # Or it is not a number.
+            raise UserError(
+                f"'{path}': the optimizer's {KEYS['nu']} of {name} must be >= 0: leave "
+                "the optimizer out of the file to import the weights alone"
+            )
     return moments, read_count("step", held[0].get("step"), path)
 
 

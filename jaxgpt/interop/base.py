@@ -271,7 +271,9 @@ class Format:
         names = self.optimized(optimizer, source.state, table)
         if not names:
             return None
-        moments, count = adamw.read_moments(optimizer, names, source.path)
+        moments, count = adamw.read_moments(
+            optimizer, {name: source.state[name] for name in names}, source.path
+        )
         step = source.checkpoint.get("iter_num", count)
         return moments, count, adamw.read_count("iter_num", step, source.path)
 

@@ -522,7 +522,14 @@ def test_a_step_that_cannot_be(nano_refused, value):
         (lambda s: s | {0: {"momentum_buffer": torch.zeros(65, 32)}}, "no exp_avg"),
         (lambda s: s | {0: {"exp_avg": s[0]["exp_avg"]}}, "has no exp_avg_sq"),
         (lambda s: s | {0: None}, "another optimizer"),
-        (lambda s: s | {0: s[0] | {"exp_avg": torch.zeros(3)}}, "has shape [3], the"),
+        (
+            lambda s: s | {0: s[0] | {"exp_avg": torch.zeros(3)}},
+            "exp_avg of transformer.wte.weight is [3], not [65, 32]",
+        ),
+        (
+            lambda s: s | {0: s[0] | {"exp_avg_sq": -s[0]["exp_avg_sq"]}},
+            "exp_avg_sq of transformer.wte.weight must be >= 0",
+        ),
         (lambda s: s | {0: s[0] | {"exp_avg": s[0]["exp_avg"] / 0}}, "not finite"),
         (
             lambda s: s | {0: s[0] | {"step": torch.zeros(3)}},
@@ -540,7 +547,7 @@ def test_a_step_that_cannot_be(nano_refused, value):
         (lambda s: "state", "not one entry for each of 28 arrays"),
         (lambda s: 3, "not one entry for each of 28 arrays"),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_an_optimizer_state_that_does_not_fit(nano_refused, nano, change, expected):
     optimizer = nano["optimizer"] | {"state": change(nano["optimizer"]["state"])}
