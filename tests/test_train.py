@@ -219,8 +219,11 @@ def test_a_failing_tracker_never_stops_training(tmp_path, capsys):
     assert [row["step"] for row in metrics.read_rows(tmp_path)] == [1, 2]
 
 
-def test_a_missing_tracker_is_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
+@pytest.mark.parametrize(
+    "stand_in", [None, types.SimpleNamespace(init=lambda **_: sys.exit(3))]
+)
+def test_a_missing_tracker_is_one_line(stand_in, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
     config = configs.override(configs.base(), {"wandb_project": "x"})
     assert metrics.open_trackers(config, tmp_path) == []
     assert "warning: wandb is off" in capsys.readouterr().err

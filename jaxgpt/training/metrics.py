@@ -151,8 +151,8 @@ def open_trackers(config: ConfigDict, workdir: pathlib.Path) -> list[Tracker]:
         if enabled:
             try:
                 trackers.append(open_tracker(config, workdir))
-            except Exception as error:
-                log(f"warning: {name} is off: {error}")
+            except (Exception, SystemExit) as error:  # W&B may exit where it fails.
+                log(f"warning: {name} is off: {error or type(error).__name__}")
     return trackers
 
 
