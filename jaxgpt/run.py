@@ -212,9 +212,12 @@ def open_run(
         asked = f"--config.{'/'.join(overrides)}" if overrides else "its config.json"
         raise UserError(f"'{workdir}' does not fit {asked}: {error}") from None
     except DamagedError as error:
+        others = checkpoints.listed(without=chosen)
+        remedy = f"take another --step, there are {others}"
+        if others == "none":
+            remedy = "bring back a copy, it has no other"
         raise UserError(
-            f"checkpoint {chosen} of '{workdir}' is damaged ({error}): take another "
-            f"--step, there are {checkpoints.listed(without=chosen)}"
+            f"checkpoint {chosen} of '{workdir}' is damaged ({error}): {remedy}"
         ) from None
     backend.say_where_programs_are_not_kept()
     return Run(folder, config, system, params, chosen, tokenizer, trained)
