@@ -21,7 +21,7 @@ def command(argv: list[str]) -> None:
         "--source_config", help="JSON with the original's configuration"
     )
     parser.add_argument(
-        "--tokenizer", help="to attach to the run: tokenizer.json, or folder"
+        "--tokenizer", help="to attach: tokenizer.json, meta.json, .model, or a folder"
     )
     parser.add_argument("--output", help="export to: a folder (gpt2), .pt or .npz")
     parser.add_argument("--step", default="best", help="checkpoint to export")

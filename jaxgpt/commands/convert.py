@@ -124,6 +124,8 @@ def _read_tokenizer(
         raise UserError(
             f"--tokenizer '{file}' has {tokenizer.vocab_size} tokens, the model {size}"
         )
+    if rest := size - tokenizer.vocab_size:
+        notes += (f"{rest} of the model's {size} tokens have no text in '{file}'",)
     return tokenizer, notes
 
 

@@ -441,9 +441,13 @@ def _is_gpt2(saved: dict[str, Any]) -> bool:
 def read(path: pathlib.Path) -> tuple[Tokenizer, tuple[str, ...]]:
     """Reads a tokenizer of any kind from a file, or from a folder as `read_folder`.
 
+    A file is a tokenizer.json, a meta.json, or SentencePiece's .model.
+
     Raises:
       UserError: where there is none that can be used.
     """
+    if path.suffix == ".model":
+        return tokenizers.read_sentencepiece(path, 0), ()
     own = path / "tokenizer.json"
     if path.is_dir() and "kind" in _read_json(own):
         path = own

@@ -488,18 +488,18 @@ def read_sentencepiece(path: pathlib.Path, vocab_size: int) -> SentencePieceToke
         tokenizer = SentencePieceTokenizer(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"data.sentencepiece_model '{path}' cannot be used: {error}"
+            f"SentencePiece model '{path}' cannot be used: {error}"
         ) from None
     if reasons := _changes(tokenizer.model):
         raise UserError(
-            f"data.sentencepiece_model '{path}' would change the text: "
+            f"SentencePiece model '{path}' would change the text: "
             f"{', and '.join(reasons)}: train it with "
             "--normalization_rule_name=identity --remove_extra_whitespaces=false, or "
             "leave it out to train one here"
         )
     if vocab_size not in (0, tokenizer.vocab_size):
         raise UserError(
-            f"data.sentencepiece_model '{path}' has {tokenizer.vocab_size} tokens, not "
+            f"SentencePiece model '{path}' has {tokenizer.vocab_size} tokens, not "
             f"data.vocab_size={vocab_size}: set that to 0 to take the file's"
         )
     return tokenizer

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from jaxgpt.data import cache, reading, tokenizers
+from jaxgpt.data import cache, huggingface, reading, tokenizers
 from jaxgpt.errors import UserError
 from tests.data.test_text import open_text, refusal
 
@@ -53,6 +53,8 @@ def test_a_given_model_is_used(data, model_file, own_cache):
     options = {"tokenizer": "sentencepiece", "sentencepiece_model": str(model_file)}
     again = open_text(SHAKESPEARE, **options)
     np.testing.assert_array_equal(again.val, data.val)
+    found, notes = huggingface.read(model_file)  # As convert --tokenizer does.
+    assert found.to_json() == data.tokenizer.to_json() and not notes
 
 
 def given_model(**options):
