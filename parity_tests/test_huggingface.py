@@ -208,7 +208,7 @@ def test_a_name_that_the_hub_lacks_is_one_line(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(hub, "snapshot_download", missing)
-    with pytest.raises(UserError, match="'a/b' is no file or folder, is not in the"):
+    with pytest.raises(UserError, match="'a/b' is not a file or folder, not in the"):
         imported("a/b")
     with pytest.raises(UserError, match="'none' does not exist"):
         imported("none")

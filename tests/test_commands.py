@@ -456,15 +456,15 @@ def test_train_in_a_workdir_with_a_damaged_file(refused, run_copy, name):
         (["--prompt=ab", "--max_new_tokens=2", "--order=1,2"], ": 1 is not missing"),
         (["--prompt=ab", "--max_new_tokens=2", "--order=4,2"], "missing are 2-3"),
         (["--max_new_tokens=9", "--order=" + "9" * 9], "999999999 is not missing"),
-        (["--order=2,3,4,"], "--order='2,3,4,' has '', which is no position"),
-        (["--order=2,,3,4"], "--order='2,,3,4' has '', which is no position"),
-        (["--order=²,3"], "has '²', which is no position"),
-        (["--order=٣"], "has '٣', which is no position"),
-        (["--order=" + "9" * 20], "which is no position"),
-        (["--order=" + "9" * 5000], "9...', which is no position"),
-        (["--order=+3"], "has '+3', which is no position"),
-        (["--order=3.0"], "has '3.0', which is no position"),
-        (["--order=0x3"], "has '0x3', which is no position"),
+        (["--order=2,3,4,"], "--order='2,3,4,' has '', which is not a position"),
+        (["--order=2,,3,4"], "--order='2,,3,4' has '', which is not a position"),
+        (["--order=²,3"], "has '²', which is not a position"),
+        (["--order=٣"], "has '٣', which is not a position"),
+        (["--order=" + "9" * 20], "which is not a position"),
+        (["--order=" + "9" * 5000], "9...', which is not a position"),
+        (["--order=+3"], "has '+3', which is not a position"),
+        (["--order=3.0"], "has '3.0', which is not a position"),
+        (["--order=0x3"], "has '0x3', which is not a position"),
         (["--order="], "--order: must not be empty"),
         (["--order= "], "--order: must not be empty"),
         (["--sampler="], "--sampler: must not be empty"),
@@ -481,8 +481,8 @@ def test_train_in_a_workdir_with_a_damaged_file(refused, run_copy, name):
         (["--template=a<missing:3>", "--stop=b"], "--stop needs --prompt"),
         (["--seed=-1"], "--seed must be >= 0, got -1"),
         (["--seed=99999999999999999999"], "--seed must be <= 4294967295"),
-        (["--order=sideways"], "block, low-entropy-first: not 'sideways'"),
-        (["--prompt=a", "--order=curriculum"], "not 'curriculum'"),
+        (["--order=sideways"], "block, low-entropy-first, got 'sideways'"),
+        (["--prompt=a", "--order=curriculum"], "got 'curriculum'"),
         (["--prompt_ids=1,x"], "--prompt_ids must be like 3,1,4, got '1,x'"),
         (["--prompt_ids=1,2.5"], "--prompt_ids must be like 3,1,4"),
         (["--prompt_ids=1,2,"], "--prompt_ids must be like 3,1,4, got '1,2,'"),
@@ -593,9 +593,14 @@ def no_checkpoint(tmp_path):
         ("sample", "sigma", ["--sampler=burst", "--order=block"], "incompatible with"),
         ("sample", "sigma", ["--order=low-entropy-first"], "needs --sampler=ar"),
         ("sample", "sigma", ["--block_length=3"], "is for --order=block"),
-        ("sample", "sigma", ["--order=1,"], "no position"),
+        ("sample", "sigma", ["--order=1,"], "not a position"),
         ("sample", "causal", ["--sampler=burst"], "--sampler must be ar for this"),
-        ("sample", "causal", ["--order=random"], "left-to-right: not 'random'"),
+        (
+            "sample",
+            "causal",
+            ["--order=random"],
+            "left-to-right for this model, got 'random'",
+        ),
         ("sample", "gssm", ["--num_orders=3"], "--num_orders is for σ-GPT"),
         ("sample", "memory", ["--block_length=3"], "--block_length is for σ-GPT"),
         ("evaluate", "sigma", ["--eval_lengths"], "are for causal models"),
@@ -616,7 +621,7 @@ def test_what_a_system_has_not_is_refused_before_anything_is_loaded(
 def test_an_order_nobody_knows_is_refused_before_the_checkpoint(refused, no_checkpoint):
     workdir = f"--workdir={no_checkpoint('sigma')}"
     message = refused(sample.command, workdir, "--order=sideways")
-    assert "block, low-entropy-first: not 'sideways'" in message
+    assert "block, low-entropy-first, got 'sideways'" in message
 
 
 @pytest.mark.parametrize("order", ["left-to-right", "random"])

@@ -219,7 +219,7 @@ def _load(saved: dict) -> Any:
     try:
         return Backend.from_str(json.dumps(saved))
     except Exception as error:  # The package raises nothing more special.
-        raise UserError(f"it is no tokenizer of Hugging Face: {error}") from None
+        raise UserError(f"it is not a Hugging Face tokenizer: {error}") from None
 
 
 def _without_prefix(node: Any) -> Any:
@@ -320,7 +320,7 @@ def read_folder(
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Returns an object of JSON; an empty one where there is no file."""
+    """Returns a JSON object; {} where the file does not exist."""
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:

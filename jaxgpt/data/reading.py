@@ -167,8 +167,8 @@ def iter_chunks(files: list[pathlib.Path], normalize: str = "none") -> Iterator[
     change none. Memory stays bounded whatever the size of the text: only a word longer
     than `LONGEST_WORD` is cut.
 
-    A mark of UTF-8, UTF-16 or UTF-32 at the start of a file is no part of the text, and
-    decides how it is read; without one it is UTF-8.
+    A mark of UTF-8, UTF-16 or UTF-32 at the start of a file is not part of the text,
+    and decides how it is read; without one it is UTF-8.
 
     Args:
       files: one after another are the text.

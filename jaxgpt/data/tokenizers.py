@@ -285,7 +285,7 @@ def _characters_of_meta(meta: dict[str, Any]) -> str:
         "it is empty": not ids,
     }
     if found := next((fault for fault, holds in faults.items() if holds), ""):
-        raise UserError(f"it is no vocabulary of characters: {found}")
+        raise UserError(f"it is not a vocabulary of characters: {found}")
     return "".join(letters)
 
 

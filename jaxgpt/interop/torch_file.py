@@ -250,7 +250,7 @@ def _latin_bytes(text: str, encoding: str) -> bytes:
 def _reconstructor(kind: type, *_: Any) -> Opaque:
     """Replaces copyreg's and NumPy's functions that make an object of a class."""
     if not (isinstance(kind, type) and issubclass(kind, Opaque)):
-        raise ValueError("an object is made of what is no class")
+        raise ValueError("an object is built from something other than a class")
     return kind()
 
 

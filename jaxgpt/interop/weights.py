@@ -153,8 +153,8 @@ def download_folder(name: str) -> pathlib.Path:
         from huggingface_hub import snapshot_download  # Not a dependency.
     except ImportError:
         raise UserError(
-            f"'{name}' is no file or folder, and by its name needs huggingface_hub "
-            "(pip install huggingface_hub)"
+            f"'{name}' is not a file or folder, and loading it by name needs "
+            "huggingface_hub (pip install huggingface_hub)"
         ) from None
     plain, _, revision = name.partition("@")
     full = plain if "/" in plain else f"{HUB_NAMES[plain]}/{plain}"
@@ -175,7 +175,7 @@ def download_folder(name: str) -> pathlib.Path:
         if weights and (folder / "config.json").exists():
             return folder
     raise UserError(
-        f"'{name}' is no file or folder, is not in the local Hugging Face cache and "
+        f"'{name}' is not a file or folder, not in the local Hugging Face cache and "
         "cannot be downloaded: download its folder on a machine with network access "
         "and name that"
     )

@@ -7,8 +7,8 @@ from jaxgpt.errors import UserError, require
 
 def check_left_to_right(order: str) -> None:
     """Raises UserError for another order; "" is the default."""
-    if order not in ("", "left-to-right"):
-        raise UserError(f"--order is one of left-to-right: not '{order}'")
+    fits = order in ("", "left-to-right")
+    require(fits, "--order", "left-to-right for this model", order)
 
 
 def check_one_by_one(

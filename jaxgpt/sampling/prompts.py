@@ -51,7 +51,7 @@ def _check_unicode(text: str) -> None:
         raise UnknownCharacterError(
             text[error.start],
             error.start,
-            f"is no character but the byte 0x{byte:02x}: write the text in UTF-8",
+            f"is not a character but the byte 0x{byte:02x}: write the text in UTF-8",
         ) from None
 
 
@@ -121,7 +121,7 @@ def read_template(
     for nearly in NEARLY_GAP.finditer(template):
         if not GAP.fullmatch(nearly[0]):
             raise UserError(
-                f"'<' (at {nearly.start()}) begins {nearly[0]!r}, which is no gap: "
+                f"'<' (at {nearly.start()}) begins {nearly[0]!r}, which is not a gap: "
                 "write one of 12 tokens as <missing:12>"
             )
     tokens, prompt_mask, total = [np.zeros(0, np.int32)], [np.zeros(0, bool)], 0

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxgpt.data.arrays import batched
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, require
 
 if TYPE_CHECKING:
     from jaxgpt.systems.base import System
@@ -35,11 +35,9 @@ def parse_lengths(text: str, block: int) -> list[int]:
     for word in text.split(","):
         number = word.strip().removesuffix("x")
         digits = number.isascii() and number.isdigit() and len(number) < 8
-        if not (digits and 1 <= int(number) < 1 << 20):
-            raise UserError(
-                f"--eval_lengths are token counts or multiples of the block, like "
-                f"256,512 or 1x,2x: not '{text}'"
-            )
+        rule = "token counts or multiples of the block, like 256,512 or 1x,2x"
+        fits = digits and 1 <= int(number) < 1 << 20
+        require(fits, "--eval_lengths", rule, text)
         lengths.append(int(number) * (block if word.strip().endswith("x") else 1))
     return sorted(set(lengths))
 

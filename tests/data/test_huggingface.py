@@ -360,7 +360,7 @@ def test_limits_of_training_do_not_cut_a_text(plain):
         ({"tokenizer.json": "{"}, "is not valid JSON"),
         ({"tokenizer.json": "[]"}, "is not a JSON object"),
         ({"tokenizer.json": "{}"}, "holds no tokenizer of Hugging Face"),
-        ({"tokenizer.json": '{"model": {}}'}, "it is no tokenizer of Hugging Face"),
+        ({"tokenizer.json": '{"model": {}}'}, "it is not a Hugging Face tokenizer"),
         ({"vocab.json": '{"a": "b"}', "merges.txt": ""}, "cannot be used"),
         ({"vocab.json": '{"a": 0}', "merges.txt": "a c"}, "cannot be used"),
         (

@@ -49,7 +49,8 @@ def test_a_text_begins_after_a_newline():
 
 @pytest.mark.parametrize("tokenizer", [CharTokenizer("ab"), GPT2Tokenizer()])
 def test_a_prompt_that_is_not_utf8_is_refused(tokenizer):
-    with pytest.raises(UserError, match=r"\(at 1\) is no character but the byte 0xe9"):
+    expected = r"\(at 1\) is not a character but the byte 0xe9"
+    with pytest.raises(UserError, match=expected):
         prompts.encode("a\udce9", tokenizer)
 
 

@@ -100,7 +100,7 @@ def test_lengths_are_tokens_or_blocks(text, expected):
     "text", ["", "0", "-1", "x", "1.5x", "8;16", "9999999", "²", "9" * 5000]
 )
 def test_lengths_that_are_none(text):
-    with pytest.raises(UserError, match="--eval_lengths are token counts"):
+    with pytest.raises(UserError, match="--eval_lengths must be token counts"):
         scoring.parse_lengths(text, BLOCK)
 
 

@@ -122,7 +122,7 @@ def read_dataset(name: str) -> tuple[dict[str, Any], np.ndarray]:
     """Returns the attributes of a file, and its tokens [N, T] memory-mapped.
 
     Raises:
-      UserError: where it is no dataset, or truncated.
+      UserError: where it is not a dataset, or truncated.
     """
     path = user_path(name)
     if not path.is_file():
@@ -152,7 +152,7 @@ def check_dataset(name: str, config: ConfigDict) -> None:
     """Checks a dataset against the `gssm` fields by its header: no kernel is drawn.
 
     Raises:
-      UserError: where it is no dataset, truncated, or of other fields.
+      UserError: where it is not a dataset, truncated, or of other fields.
     """
     attributes, _ = read_dataset(name)
     for field in ("graph", "graph_seed", "clip", "first_token"):
@@ -164,7 +164,7 @@ def open_tokens(name: str, process: GraphProcess) -> np.ndarray:
     """Memory-maps the tokens [N, T] of a dataset.
 
     Raises:
-      UserError: where it is no dataset, truncated, or of another graph.
+      UserError: where it is not a dataset, truncated, or of another graph.
     """
     attributes, tokens_NT = read_dataset(name)
     if attributes.get("digest") != process.digest:

@@ -49,7 +49,7 @@ def read_positions(order: str) -> list[int] | None:
         if not re.fullmatch(r"\s*[0-9]{1,9}\s*", word):
             remedy = "write a name, or the missing positions, like 7,5,6"
             raise UserError(
-                f"--order={_short(order)!r} has {_short(word)!r}, which is no "
+                f"--order={_short(order)!r} has {_short(word)!r}, which is not a "
                 f"position: {remedy}"
             )
     return [int(word) for word in order.split(",")]

@@ -17,7 +17,7 @@ import numpy as np
 from jaxgpt.data.dataset import Dataset
 from jaxgpt.data.text import open_text
 from jaxgpt.data.tokenizers import Tokenizer
-from jaxgpt.errors import UserError
+from jaxgpt.errors import require
 from jaxgpt.model import layers
 from jaxgpt.model.positions import Positions
 from jaxgpt.sampling.state import DecodeState, SamplingParams
@@ -132,8 +132,8 @@ class SigmaGPT(System):
     def check_order(cls, order: str) -> None:
         """See `System.check_order`."""
         known = ("", *orders.GENERATION, LOW_ENTROPY_FIRST)
-        if options.read_positions(order) is None and order not in known:
-            raise UserError(f"--order is one of {', '.join(known[1:])}: not '{order}'")
+        fits = order in known or options.read_positions(order) is not None
+        require(fits, "--order", f"one of {', '.join(known[1:])}", order)
 
     def decode_order(
         self, prompt_mask_BT: np.ndarray, sampling: SamplingParams, key: jax.Array
