@@ -1,10 +1,13 @@
-"""Arrays that a user names as .npy files, and the rows of batches."""
+"""Arrays and objects that a user names as .npy or JSON files; the rows of batches."""
 
 from __future__ import annotations
 
 import functools
+import json
+import pathlib
 import zipfile
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +33,23 @@ def why_not_loaded(error: Exception) -> str:
     if "Object arrays" in reason:
         return "it holds Python objects, which are never loaded"
     return "it has another format" if "pickle" in reason else reason
+
+
+def read_json_object(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the JSON object that a file holds.
+
+    Raises:
+      UserError: where it cannot be read, or holds anything else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"'{path}' is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"'{path}' is not a JSON object")
+    return value
 
 
 def batched(

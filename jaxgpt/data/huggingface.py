@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.data import tokenizers
+from jaxgpt.data.arrays import read_json_object
 from jaxgpt.data.tokenizers import (
     END_OF_TEXT_TOKEN,
     CharTokenizer,
@@ -321,17 +322,7 @@ def read_folder(
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     """Returns a JSON object; {} where the file does not exist."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"'{path}' is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"'{path}' is not a JSON object")
-    return value
+    return read_json_object(path) if path.exists() else {}
 
 
 def _read_merges(folder: pathlib.Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import safe_open
 
 from jaxgpt.config import user_path
-from jaxgpt.data.arrays import why_not_loaded
+from jaxgpt.data.arrays import read_json_object, why_not_loaded
 from jaxgpt.errors import UserError, atomic_write
 from jaxgpt.interop import mapped
 from jaxgpt.interop.rules import shown
@@ -90,12 +90,12 @@ def read_source(name: str, settings_file: str | None) -> Source:
         path = download_folder(name)
     if not path.exists():
         raise UserError(f"'{name}' does not exist")
-    settings = _read_json(user_path(settings_file)) if settings_file else {}
+    settings = read_json_object(user_path(settings_file)) if settings_file else {}
     checkpoint: dict[str, Any] = {}
     own: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     if path.is_dir():
-        own = _read_json(path / "config.json")
+        own = read_json_object(path / "config.json")
     held = state = _read_folder(path) if path.is_dir() else _read_file(path)
     inside = [key for key in STATES if isinstance(held.get(key), Mapping)]
     if inside:
@@ -188,25 +188,13 @@ def is_numbers(value: Any) -> bool:
     )
 
 
-def _read_json(path: pathlib.Path) -> dict:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"'{path}' is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"'{path}' is not a JSON object")
-    return value
-
-
 def _read_folder(folder: pathlib.Path) -> dict[str, Any]:
     for single in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{single}.index.json"
         if (folder / single).exists():
             return _read_file(folder / single)
         if index.exists():
-            weight_map = _read_json(index).get("weight_map")
+            weight_map = read_json_object(index).get("weight_map")
             if not isinstance(weight_map, dict):
                 raise UserError(f"'{index}' has no weight_map: download it again")
             state: Arrays = {}
