@@ -6,20 +6,13 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import os
 import pathlib
 import shlex
-import socket
 from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-
-try:
-    import fcntl
-except ImportError:  # Windows.
-    fcntl = None  # type: ignore[assignment]
 
 from jaxgpt import backend
 from jaxgpt import config as configs
@@ -38,6 +31,7 @@ from jaxgpt.training.checkpoint import (
     MismatchError,
     check_same_config,
 )
+from jaxgpt.training.lock import locked, writing
 from jaxgpt.training.step import fresh_state
 from jaxgpt.training.train_state import Setup
 
@@ -380,7 +374,7 @@ def exclusive(setup: Setup, allowed: Collection[str] = ()) -> Iterator[None]:
     """
     # The first of several processes holds the lock for all.
     primary = jax.process_index() == 0
-    with _locked(setup.workdir) if primary else contextlib.nullcontext():
+    with locked(setup.workdir) if primary else contextlib.nullcontext():
         if (setup.workdir / "config.json").exists():
             # Another process may have begun or gone on meanwhile.
             old = _read_run(setup.workdir)[0]
@@ -428,62 +422,10 @@ def open_setup(
 
 def _freeze(config: ConfigDict, data: Dataset, workdir: pathlib.Path) -> None:
     """Writes config.json and tokenizer.json."""
-    with _writing(workdir):
+    with writing(workdir):
         configs.save(config, workdir / "config.json")
         if data.tokenizer:
             tokenizers.save_tokenizer(data.tokenizer, workdir / "tokenizer.json")
-
-
-@contextlib.contextmanager
-def _writing(workdir: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"--workdir '{workdir}' cannot be written: {error.strerror}"
-        ) from None
-
-
-@contextlib.contextmanager
-def _locked(workdir: pathlib.Path) -> Iterator[None]:
-    """Makes the folder, and holds a lock that the kernel frees when the process dies.
-
-    Raises:
-      UserError: naming the process that has it, or if the folder cannot be written.
-    """
-    path = workdir / "lock"
-    if fcntl is None:
-        with _writing(workdir):
-            workdir.mkdir(parents=True, exist_ok=True)
-        log(f"note: nothing on this system keeps a second run out of '{workdir}'")
-        yield
-        return
-    while True:
-        with _writing(workdir):
-            workdir.mkdir(parents=True, exist_ok=True)
-            stream = open(path, "a+")  # noqa: SIM115 - held as long as the run
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            owner = stream.read().strip() or "another process"
-            raise UserError(
-                f"'{workdir}' is being trained in by {owner}: wait for it or stop it, "
-                "or take another --workdir"
-            ) from None
-        # The previous owner may have removed the file between open and flock.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
-                break
-        stream.close()
-    with stream:
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-        stream.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def load_init_from(

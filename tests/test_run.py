@@ -497,7 +497,7 @@ def test_a_run_that_is_done_says_so_and_changes_nothing(run_copy, capsys):
 
 
 def test_a_system_without_file_locks(tmp_path, text, monkeypatch, capsys):
-    monkeypatch.setattr("jaxgpt.run.fcntl", None)
+    monkeypatch.setattr("jaxgpt.training.lock.fcntl", None)
     setup = opened(TINY, {"data.path": text(SENTENCE * 40)}, tmp_path / "run")
     with exclusive(setup):
         assert (tmp_path / "run").is_dir()
