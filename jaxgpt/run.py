@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 
 from jaxgpt import backend
 from jaxgpt import config as configs
-from jaxgpt.data import tokenizers
+from jaxgpt.data import tokenizer_files
 from jaxgpt.data.cache import OtherDataError, resolve_path
 from jaxgpt.data.dataset import Dataset
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError, log, require
 from jaxgpt.interop import formats
 from jaxgpt.parallel import sharding
@@ -45,7 +46,7 @@ class Run:
     system: System
     params: dict
     step: int
-    tokenizer: tokenizers.Tokenizer | None
+    tokenizer: Tokenizer | None
     trained: ConfigDict  # What it was trained with, where `config` has overrides.
 
     def open_data(self) -> Dataset:
@@ -94,7 +95,7 @@ def _require_text(
     config: ConfigDict,
     path: str,
     workdir: pathlib.Path | str,
-    tokenizer: tokenizers.Tokenizer | None,
+    tokenizer: Tokenizer | None,
 ) -> None:
     """Raises UserError where nobody says which text an imported model goes on with."""
     if system_class(config.system).reads_text and not path:
@@ -131,14 +132,14 @@ def _guess(source: str, data: Dataset, path: str, vocab_size: int) -> list[str]:
 
 def _read_run(
     folder: pathlib.Path,
-) -> tuple[ConfigDict, tokenizers.Tokenizer | None]:
+) -> tuple[ConfigDict, Tokenizer | None]:
     """Returns the config and the tokenizer of a run.
 
     Raises:
       UserError: where there is no run, or its tokenizer is of a larger model.
     """
     config, file = configs.load_frozen(folder), folder / "tokenizer.json"
-    tokenizer = tokenizers.load_tokenizer(file) if file.exists() else None
+    tokenizer = tokenizer_files.load(file) if file.exists() else None
     if tokenizer:
         if tokenizer.vocab_size > config.model.vocab_size:
             raise UserError(
@@ -154,7 +155,7 @@ def _read_run(
     return config, tokenizer
 
 
-def name_tokenizer(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> None:
+def name_tokenizer(config: ConfigDict, tokenizer: Tokenizer) -> None:
     """Sets `data.tokenizer` to the kind of this one."""
     kind = tokenizer.to_json()["kind"]
     if kind in configs.options()["data.tokenizer"].choices:
@@ -385,7 +386,7 @@ def exclusive(setup: Setup, allowed: Collection[str] = ()) -> Iterator[None]:
 def open_setup(
     config: ConfigDict,
     workdir: pathlib.Path,
-    tokenizer: tokenizers.Tokenizer | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Setup:
     """Resolves the config in place and opens all that it names; writes nothing.
 
@@ -425,12 +426,12 @@ def _freeze(config: ConfigDict, data: Dataset, workdir: pathlib.Path) -> None:
     with writing(workdir):
         configs.save(config, workdir / "config.json")
         if data.tokenizer:
-            tokenizers.save_tokenizer(data.tokenizer, workdir / "tokenizer.json")
+            tokenizer_files.save(data.tokenizer, workdir / "tokenizer.json")
 
 
 def load_init_from(
     config: ConfigDict,
-) -> tuple[ConfigDict, dict, tokenizers.Tokenizer | None]:
+) -> tuple[ConfigDict, dict, Tokenizer | None]:
     """Returns the config, parameters and tokenizer that `config.init_from` names.
 
     Raises:
@@ -521,8 +522,8 @@ def _parameter_shapes(config: ConfigDict) -> Any:
 
 
 def _choose_tokenizer(
-    config: ConfigDict, own: tokenizers.Tokenizer, given: Collection[str]
-) -> tokenizers.Tokenizer | None:
+    config: ConfigDict, own: Tokenizer, given: Collection[str]
+) -> Tokenizer | None:
     """Returns the tokenizer of `init_from`; None where another was asked for by name.
 
     Raises:

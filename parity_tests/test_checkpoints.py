@@ -18,7 +18,7 @@ import torch
 
 from jaxgpt import config as configs
 from jaxgpt import convert
-from jaxgpt.data import tokenizers
+from jaxgpt.data import tokenizer_files, tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.interop import formats
 from jaxgpt.run import open_run
@@ -296,7 +296,7 @@ def test_its_sample_decodes_with_a_vocabulary_made_by_the_printed_command(
     there = Train("nanogpt")
     there.steps(batches("nanogpt", 1))
     vocabulary = tokenizers.CharTokenizer("\n 'abcdeéσ𝔘")
-    tokenizers.save_tokenizer(vocabulary, tmp_path / "tokenizer.json")
+    tokenizer_files.save(vocabulary, tmp_path / "tokenizer.json")
     more = f"--tokenizer={tmp_path / 'tokenizer.json'}"
     workdir = import_checkpoint("nanogpt", there.checkpoint(), tmp_path / "one", more)
     capsys.readouterr()

@@ -17,7 +17,7 @@ from transformers import (
 
 from jaxgpt import config as configs
 from jaxgpt import convert, run, sample
-from jaxgpt.data import tokenizers
+from jaxgpt.data import sentencepiece, tokenizer_files, tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.interop import formats
 from jaxgpt.run import open_run
@@ -117,9 +117,9 @@ def test_an_export_has_the_tokenizer_of_the_run(tmp_path, capsys, kind, bos):
     own = {
         "gpt2": tokenizers.GPT2Tokenizer,
         "char": lambda: tokenizers.CharTokenizer("".join(sorted({*text}))),
-        "sentencepiece": lambda: tokenizers.train_sentencepiece([text], {*text}, 13),
+        "sentencepiece": lambda: sentencepiece.train([text], {*text}, 13),
     }[kind]()
-    tokenizers.save_tokenizer(own, tmp_path / "tokenizer.json")
+    tokenizer_files.save(own, tmp_path / "tokenizer.json")
     argv = ["--format=gpt2", f"--workdir={workdir}"]
     given = f"--tokenizer={tmp_path / 'tokenizer.json'}"
     convert.command([*argv, f"--source={folder}", given])

@@ -11,7 +11,7 @@ import pytest
 from jaxgpt import backend, evaluate, sample, train
 from jaxgpt import config as configs
 from jaxgpt.commands.train import train as train_run
-from jaxgpt.data import tokenizers
+from jaxgpt.data import tokenizer_files, tokenizers
 from jaxgpt.data.cache import cache_root
 from jaxgpt.errors import UserError
 from jaxgpt.run import exclusive, open_run, prepare
@@ -159,7 +159,7 @@ def test_a_tokenizer_larger_than_the_model_is_not_used(text, tmp_path):
     workdir = begun(tmp_path / "run", CAUSAL, data__path=path, **ENDS)
     file = workdir / "tokenizer.json"
     more = "".join(map(chr, range(32, 500)))
-    tokenizers.save_tokenizer(tokenizers.CharTokenizer(more), file)
+    tokenizer_files.save(tokenizers.CharTokenizer(more), file)
     with pytest.raises(UserError, match=f"{file}' has 468 tokens, its model "):
         open_run(str(workdir))
 
@@ -402,7 +402,7 @@ def test_an_old_import_of_gpt2_goes_on_with_its_tokenizer(imported, text):
     config["model"]["vocab_size"] = 50257
     (workdir / "config.json").write_text(json.dumps(config))
     gpt2 = tokenizers.GPT2Tokenizer()
-    tokenizers.save_tokenizer(gpt2, workdir / "tokenizer.json")
+    tokenizer_files.save(gpt2, workdir / "tokenizer.json")
     frozen = configs.load_frozen(workdir)
     assert frozen.data.tokenizer == "char"
     changes = {"data.path": text(SENTENCE * 400)}

@@ -13,7 +13,8 @@ import optax
 
 from jaxgpt import backend, cli
 from jaxgpt import config as configs
-from jaxgpt.data import huggingface, tokenizers
+from jaxgpt.data import tokenizer_files
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError, log
 from jaxgpt.interop import kept, rules
 from jaxgpt.interop.base import Export, Original
@@ -91,7 +92,7 @@ def import_run(
     configs.save(config, workdir / "config.json")
     kept.write(workdir, original.kept)
     if tokenizer:
-        tokenizers.save_tokenizer(tokenizer, workdir / "tokenizer.json")
+        tokenizer_files.save(tokenizer, workdir / "tokenizer.json")
     state = {"params": params, "opt_state": opt_state}
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(state))
     checkpoints = Checkpoints(workdir, memory=largest + largest // 4 + 1)
@@ -115,11 +116,11 @@ def import_run(
 
 def _read_tokenizer(
     name: str, file: str | None, original: Original
-) -> tuple[tokenizers.Tokenizer | None, tuple[str, ...]]:
+) -> tuple[Tokenizer | None, tuple[str, ...]]:
     size = original.config.model.vocab_size
     if file is None:
         return get_format(name).tokenizer(original.folder, size)
-    tokenizer, notes = huggingface.read(configs.user_path(file))
+    tokenizer, notes = tokenizer_files.read_any(configs.user_path(file))
     if tokenizer.vocab_size > size:
         raise UserError(
             f"--tokenizer '{file}' has {tokenizer.vocab_size} tokens, the model {size}"

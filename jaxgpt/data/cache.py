@@ -17,7 +17,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxgpt.config import user_path
-from jaxgpt.data import huggingface, reading, tokenizers
+from jaxgpt.data import reading, sentencepiece, tokenizer_files
+from jaxgpt.data.tokenizers import (
+    END_OF_TEXT_TOKEN,
+    CharTokenizer,
+    GPT2Tokenizer,
+    Tokenizer,
+    UnknownCharacterError,
+)
 from jaxgpt.errors import UserError, log
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -108,10 +115,10 @@ def cached_tokens(
     files: list[pathlib.Path],
     digest: str,
     config: ConfigDict,
-    write: Callable[[tokenizers.Tokenizer, pathlib.Path], None],
-    tokenizer: tokenizers.Tokenizer | None = None,
+    write: Callable[[Tokenizer, pathlib.Path], None],
+    tokenizer: Tokenizer | None = None,
     prefix: str = "",
-) -> tuple[pathlib.Path, tokenizers.Tokenizer]:
+) -> tuple[pathlib.Path, Tokenizer]:
     """Tokenises files unless that was done before, with the same settings.
 
     Args:
@@ -144,7 +151,7 @@ def cached_tokens(
         if scan().end_marks:
             _say_how_marks_are_read(scan().end_marks, tokenizer, data)
         write(tokenizer, building)
-        tokenizers.save_tokenizer(tokenizer, building / "tokenizer.json")
+        tokenizer_files.save(tokenizer, building / "tokenizer.json")
 
     keep(folder, fill)
     return folder, tokenizer
@@ -155,7 +162,7 @@ def _cached_tokenizer(
     digest: str,
     data: ConfigDict,
     scan: Callable[[], reading.Contents],
-) -> tokenizers.Tokenizer:
+) -> Tokenizer:
     """Returns the tokenizer of `config.data`, made unless that was done before."""
     if data.tokenizer == "huggingface":
         return _read_tokenizer(data)
@@ -166,10 +173,10 @@ def _cached_tokenizer(
 
     def fill(building: pathlib.Path) -> None:
         tokenizer = make_tokenizer(files, scan().characters, data)
-        tokenizers.save_tokenizer(tokenizer, building / "tokenizer.json")
+        tokenizer_files.save(tokenizer, building / "tokenizer.json")
 
     keep(folder, fill)
-    return tokenizers.load_tokenizer(folder / "tokenizer.json")
+    return tokenizer_files.load(folder / "tokenizer.json")
 
 
 def _digest_of(*parts: Any) -> str:
@@ -239,10 +246,8 @@ def build(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _say_how_marks_are_read(
-    count: int, tokenizer: tokenizers.Tokenizer, data: ConfigDict
-) -> None:
-    mark = tokenizers.END_OF_TEXT_TOKEN
+def _say_how_marks_are_read(count: int, tokenizer: Tokenizer, data: ConfigDict) -> None:
+    mark = END_OF_TEXT_TOKEN
     if data.tokenizer in ("char", "sentencepiece"):
         return  # They have no such token.
     if len(tokenizer.encode(mark, data.special_tokens)) == 1:
@@ -256,17 +261,17 @@ def _say_how_marks_are_read(
 
 def make_tokenizer(
     files: list[pathlib.Path], characters: set[str], data: ConfigDict
-) -> tokenizers.Tokenizer:
+) -> Tokenizer:
     """Returns the tokenizer of `config.data`, trained on these files if need be."""
     if data.tokenizer == "char":
-        return tokenizers.CharTokenizer("".join(sorted(characters)))
+        return CharTokenizer("".join(sorted(characters)))
     if data.tokenizer == "gpt2":
-        return tokenizers.GPT2Tokenizer()
+        return GPT2Tokenizer()
     if data.tokenizer == "huggingface":
         return _read_tokenizer(data)
     if data.sentencepiece_model:
-        return tokenizers.read_sentencepiece(_model_file(data), data.vocab_size)
-    return tokenizers.train_sentencepiece(
+        return sentencepiece.read(_model_file(data), data.vocab_size)
+    return sentencepiece.train(
         reading.iter_lines(files, data.normalize),
         characters,
         data.vocab_size,
@@ -274,13 +279,13 @@ def make_tokenizer(
     )
 
 
-def _read_tokenizer(data: ConfigDict) -> tokenizers.Tokenizer:
+def _read_tokenizer(data: ConfigDict) -> Tokenizer:
     if not data.tokenizer_file:
         raise UserError(
             "data.tokenizer=huggingface needs data.tokenizer_file=PATH: a "
             "tokenizer.json, or a folder that holds one"
         )
-    tokenizer, notes = huggingface.read(user_path(data.tokenizer_file))
+    tokenizer, notes = tokenizer_files.read_any(user_path(data.tokenizer_file))
     for note in notes:
         log(f"note: data.tokenizer_file '{data.tokenizer_file}': {note}")
     return tokenizer
@@ -288,7 +293,7 @@ def _read_tokenizer(data: ConfigDict) -> tokenizers.Tokenizer:
 
 def encode(
     pieces: Iterable[str],
-    tokenizer: tokenizers.Tokenizer,
+    tokenizer: Tokenizer,
     files: list[pathlib.Path],
     data: ConfigDict,
     at: int = 0,
@@ -300,7 +305,7 @@ def encode(
     """
     try:
         yield from tokenizer.encode_pieces(pieces, data.special_tokens)
-    except tokenizers.UnknownCharacterError as error:
+    except UnknownCharacterError as error:
         place = reading.locate(files, at + error.at, data.normalize)
         raise error.located(place) from None
 

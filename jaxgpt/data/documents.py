@@ -14,8 +14,9 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.data import cache, reading, tokenizers
+from jaxgpt.data import cache, reading
 from jaxgpt.data.text import SPLITS, open_text, read_bins, split_sizes
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError, log
 
 # Of each document that evaluations during training read.
@@ -82,7 +83,7 @@ class DocumentData:
     """The documents of a text and its tokenizer."""
 
     splits: dict[str, DocumentSplit]
-    tokenizer: tokenizers.Tokenizer
+    tokenizer: Tokenizer
     fingerprint: str = ""
 
     @property
@@ -151,7 +152,7 @@ def _order(
 
 
 def open_documents(
-    config: ConfigDict, length: int, tokenizer: tokenizers.Tokenizer | None = None
+    config: ConfigDict, length: int, tokenizer: Tokenizer | None = None
 ) -> DocumentData:
     """Opens `config.data`: a folder in which each .txt file is a document.
 
@@ -228,7 +229,7 @@ def _split_files(path: pathlib.Path, data: ConfigDict) -> dict[str, list[pathlib
 def _write_documents(
     files: dict[str, list[pathlib.Path]],
     data: ConfigDict,
-    tokenizer: tokenizers.Tokenizer,
+    tokenizer: Tokenizer,
     folder: pathlib.Path,
 ) -> None:
     """Writes the tokens of each split, and where its documents end."""

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.data import cache, reading, tokenizers
+from jaxgpt.data import cache, reading, tokenizer_files
+from jaxgpt.data.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import UserError, log
 
 PICKLED = (
@@ -35,7 +36,7 @@ class TextData:
     train: np.ndarray
     val: np.ndarray
     test: np.ndarray
-    tokenizer: tokenizers.Tokenizer
+    tokenizer: Tokenizer
     chunk: int = 0
     fingerprint: str = ""
 
@@ -93,7 +94,7 @@ class TextData:
 
 
 def open_text(
-    config: ConfigDict, length: int, tokenizer: tokenizers.Tokenizer | None = None
+    config: ConfigDict, length: int, tokenizer: Tokenizer | None = None
 ) -> TextData:
     """Opens `config.data`, tokenising it once into the cache.
 
@@ -154,7 +155,7 @@ def split_sizes(count: int, data: ConfigDict) -> tuple[int, int]:
 def _write_splits(
     files: list[pathlib.Path],
     data: ConfigDict,
-    tokenizer: tokenizers.Tokenizer,
+    tokenizer: Tokenizer,
     folder: pathlib.Path,
 ) -> None:
     total = reading.scan(files, data.normalize).length
@@ -169,7 +170,7 @@ def _write_splits(
 def _encode(
     files: list[pathlib.Path],
     data: ConfigDict,
-    tokenizer: tokenizers.Tokenizer,
+    tokenizer: Tokenizer,
     ends: list[int],
     folder: pathlib.Path,
 ) -> None:
@@ -200,7 +201,7 @@ def _cut(pieces: Iterable[str], ends: list[int]) -> Iterator[tuple[int, str]]:
 
 
 def _shuffle_chunks(
-    folder: pathlib.Path, tokenizer: tokenizers.Tokenizer, data: ConfigDict
+    folder: pathlib.Path, tokenizer: Tokenizer, data: ConfigDict
 ) -> None:
     """Deals the chunks of train.bin out to the splits; drops a short last one."""
     whole = (folder / "train.bin").replace(folder / "whole.bin")
@@ -220,9 +221,7 @@ def _shuffle_chunks(
     whole.unlink()
 
 
-def read_bins(
-    folder: pathlib.Path, tokenizer: tokenizers.Tokenizer, chunk: int = 0
-) -> TextData:
+def read_bins(folder: pathlib.Path, tokenizer: Tokenizer, chunk: int = 0) -> TextData:
     """Memory-maps train.bin, val.bin and test.bin, if any; UserError where damaged."""
     dtype = cache.token_dtype(tokenizer.vocab_size)
     splits: dict[str, np.ndarray] = dict.fromkeys(SPLITS, np.zeros(0, dtype))
@@ -253,7 +252,7 @@ def _read_as_nanogpt(file: pathlib.Path) -> str:
 
 
 def _open_bins(
-    folder: pathlib.Path, config: ConfigDict, given: tokenizers.Tokenizer | None
+    folder: pathlib.Path, config: ConfigDict, given: Tokenizer | None
 ) -> TextData:
     """Opens a nanoGPT data folder; its pickled vocabulary is never read."""
     tokenizer, text = _tokenizer_of_bins(folder, config.data)
@@ -292,15 +291,15 @@ def _open_bins(
 
 def _tokenizer_of_bins(
     folder: pathlib.Path, data: ConfigDict
-) -> tuple[tokenizers.Tokenizer | None, str]:
+) -> tuple[Tokenizer | None, str]:
     """Returns the vocabulary of a folder, and the text that it was found in."""
     if (folder / "tokenizer.json").exists():
-        return tokenizers.load_tokenizer(folder / "tokenizer.json"), ""
+        return tokenizer_files.load(folder / "tokenizer.json"), ""
     if data.tokenizer == "gpt2":
-        return tokenizers.GPT2Tokenizer(), ""
+        return GPT2Tokenizer(), ""
     if (folder / "meta.json").exists():
-        return tokenizers.load_tokenizer(folder / "meta.json"), ""
+        return tokenizer_files.load(folder / "meta.json"), ""
     if (folder / "input.txt").exists():
         text = _read_as_nanogpt(folder / "input.txt")
-        return tokenizers.CharTokenizer("".join(sorted(set(text)))), text
+        return CharTokenizer("".join(sorted(set(text)))), text
     return None, ""

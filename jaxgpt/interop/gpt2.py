@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.data import huggingface
+from jaxgpt.data import huggingface_folder
 from jaxgpt.data.tokenizers import GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.interop import weights
@@ -209,7 +209,7 @@ class HuggingFaceGPT2(GPT2Family):
         self, folder: Path, vocab_size: int
     ) -> tuple[Tokenizer | None, tuple[str, ...]]:
         """Reads the folder's own; without one it is GPT-2's if the size allows."""
-        found, notes = huggingface.read_folder(folder, vocab_size)
+        found, notes = huggingface_folder.read(folder, vocab_size)
         if found is not None or notes:
             return found, notes
         found, _ = super().tokenizer(folder, vocab_size)
@@ -242,7 +242,7 @@ class HuggingFaceGPT2(GPT2Family):
             "initializer_range": 0.02,
             # Without these transformers takes GPT-2's.
             **dict.fromkeys(("bos_token_id", "eos_token_id")),
-            **huggingface.named_ids(export.tokenizer),
+            **huggingface_folder.named_ids(export.tokenizer),
             **export.kept,
         }
         rates = _dropouts(export.kept)
@@ -252,12 +252,12 @@ class HuggingFaceGPT2(GPT2Family):
         output.mkdir(parents=True, exist_ok=True)
         weights.write_safetensors(output / "model.safetensors", export.state)
         (output / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-        if export.tokenizer and huggingface.has_form(export.tokenizer):
-            huggingface.write_folder(export.tokenizer, output, model.block_size)
+        if export.tokenizer and huggingface_folder.has_form(export.tokenizer):
+            huggingface_folder.write(export.tokenizer, output, model.block_size)
 
     def export_notes(self, export: Export) -> tuple[str, ...]:
         """Says where the tokenizer stays behind."""
-        if export.tokenizer is None or huggingface.has_form(export.tokenizer):
+        if export.tokenizer is None or huggingface_folder.has_form(export.tokenizer):
             return ()
         kind = export.tokenizer.to_json()["kind"]
         return (f"it has no tokenizer: transformers has no form of a {kind} one",)

@@ -18,7 +18,7 @@ from tokenizers import (
     trainers,
 )
 
-from jaxgpt.data import huggingface, tokenizers
+from jaxgpt.data import huggingface, huggingface_folder, tokenizer_files, tokenizers
 from jaxgpt.errors import UserError
 from tests.conftest import ROOT
 
@@ -139,7 +139,7 @@ def assert_same(tokenizer, folder, texts, whole=True):
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_are_autotokenizer_s_wherever_a_text_is_cut(plain, tmp_path, kind):
     folder_of(KINDS[kind](plain), tmp_path)
-    tokenizer, notes = huggingface.read_folder(tmp_path)
+    tokenizer, notes = huggingface_folder.read(tmp_path)
     assert_same(tokenizer, tmp_path, TEXTS, whole=not notes)
     text, choose = TEXT[:6000], random.Random(0)
     cuts = [m.start() for m in re.finditer(r"(?<=\S)[ \n]", text)]
@@ -148,7 +148,7 @@ def test_ids_are_autotokenizer_s_wherever_a_text_is_cut(plain, tmp_path, kind):
     found = list(tokenizer.encode_pieces(pieces))
     assert len(found) > 30
     np.testing.assert_array_equal(np.concatenate(found), tokenizer.encode(text))
-    again = tokenizers.from_json(json.loads(json.dumps(tokenizer.to_json())))
+    again = tokenizer_files.from_json(json.loads(json.dumps(tokenizer.to_json())))
     np.testing.assert_array_equal(again.encode(text), tokenizer.encode(text))
 
 
@@ -165,12 +165,12 @@ def test_ids_are_autotokenizer_s_wherever_a_text_is_cut(plain, tmp_path, kind):
 )
 def test_a_tokenizer_that_changes_text_is_said_to(plain, tmp_path, kind, said):
     folder_of(KINDS[kind](plain), tmp_path)
-    assert huggingface.read_folder(tmp_path)[1] == ((said,) if said else ())
+    assert huggingface_folder.read(tmp_path)[1] == ((said,) if said else ())
 
 
 def test_a_text_that_goes_on_begins_with_no_space_of_its_own(plain, tmp_path):
     folder_of(llama(plain), tmp_path)
-    tokenizer, _ = huggingface.read_folder(tmp_path)
+    tokenizer, _ = huggingface_folder.read(tmp_path)
     whole = tokenizer.encode("the king of men")
     parts = tokenizer.encode("the king"), tokenizer.encode_rest(" of men")
     np.testing.assert_array_equal(np.concatenate(parts), whole)
@@ -214,7 +214,7 @@ def test_a_vocabulary_and_merges(plain, tmp_path, kind, shuffled):
             shuffle |= {END: 0, next(t for t, i in shuffle.items() if i == 0): ids[0]}
             shuffle = vocabulary
         (tmp_path / "vocab.json").write_text(json.dumps(shuffle))
-    tokenizer, notes = huggingface.read_folder(tmp_path)
+    tokenizer, notes = huggingface_folder.read(tmp_path)
     assert_same(tokenizer, tmp_path, [*TEXTS, WRITTEN, "É日本😀\r\n"], whole=not notes)
     assert tokenizer.decode([tokenizer.vocab_size, 7000]) == ""
     assert END not in tokenizer.named or tokenizer.start == tokenizer.encode(END, True)
@@ -224,13 +224,13 @@ def test_gpt2_s_class_reads_a_tokenizer_json_its_own_way(plain, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     tokenizer = normalized(plain, normalizers.Lowercase())
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    found, notes = huggingface.read_folder(tmp_path)
+    found, notes = huggingface_folder.read(tmp_path)
     assert_same(found, tmp_path, TEXTS)
     assert "without a normalizer" in notes[0]
 
 
 def gpt2_s_own(folder, kind):
-    huggingface.write_folder(tokenizers.GPT2Tokenizer(), folder, 1024)
+    huggingface_folder.write(tokenizers.GPT2Tokenizer(), folder, 1024)
     (folder / "config.json").write_text('{"model_type": "gpt2"}')
     if kind == "tokenizer.json":
         from transformers import AutoTokenizer
@@ -246,7 +246,7 @@ def test_gpt2_s_own_files_need_no_package(tmp_path, kind, monkeypatch):
     assert (tmp_path / kind).exists()
     ids = theirs(tmp_path, split_special_tokens=True)(f"{TEXT[:2000]} É😀{END}")
     without_package(monkeypatch)
-    tokenizer, notes = huggingface.read_folder(tmp_path)
+    tokenizer, notes = huggingface_folder.read(tmp_path)
     assert isinstance(tokenizer, tokenizers.GPT2Tokenizer)
     assert notes == ()
     assert tokenizer.encode(f"{TEXT[:2000]} É😀{END}").tolist() == ids
@@ -255,10 +255,10 @@ def test_gpt2_s_own_files_need_no_package(tmp_path, kind, monkeypatch):
 def test_gpt2_s_own_with_added_tokens(tmp_path):
     gpt2_s_own(tmp_path, "vocab.json")
     (tmp_path / "added_tokens.json").write_text('{"<tool>": 50257, "[PAD]": 50258}')
-    tokenizer, _ = huggingface.read_folder(tmp_path)
+    tokenizer, _ = huggingface_folder.read(tmp_path)
     assert tokenizer.vocab_size == 50259
     assert_same(tokenizer, tmp_path, [*TEXTS, WRITTEN])
-    tokenizer, notes = huggingface.read_folder(tmp_path, 50257)
+    tokenizer, notes = huggingface_folder.read(tmp_path, 50257)
     assert isinstance(tokenizer, tokenizers.GPT2Tokenizer)
     assert notes == ("the model has no '<tool>', '[PAD]', which its tokenizer has",)
 
@@ -269,9 +269,9 @@ def test_a_tokenizer_of_more_tokens_than_the_model_s_is_not_read(plain, tmp_path
         gpt2_s_own(tmp_path, "vocab.json")
     else:
         folder_of(plain, tmp_path)
-    size = huggingface.read_folder(tmp_path)[0].vocab_size
-    assert huggingface.read_folder(tmp_path, size)[0] is not None
-    found, notes = huggingface.read_folder(tmp_path, size - 100)
+    size = huggingface_folder.read(tmp_path)[0].vocab_size
+    assert huggingface_folder.read(tmp_path, size)[0] is not None
+    found, notes = huggingface_folder.read(tmp_path, size - 100)
     assert found is None
     said = f"its tokenizer is not read: it has {size} tokens, the model {size - 100}"
     assert notes == (said,)
@@ -279,7 +279,7 @@ def test_a_tokenizer_of_more_tokens_than_the_model_s_is_not_read(plain, tmp_path
 
 def test_an_accent_apart_from_its_letter(plain, tmp_path):
     folder_of(normalized(plain, normalizers.NFC()), tmp_path)
-    tokenizer, _ = huggingface.read_folder(tmp_path)
+    tokenizer, _ = huggingface_folder.read(tmp_path)
     apart = "cafe\N{COMBINING ACUTE ACCENT} here"
     assert_same(tokenizer, tmp_path, [apart], whole=False)
     assert tokenizer.decode(tokenizer.encode(apart)) == "caf\xe9 here"
@@ -295,7 +295,7 @@ def test_what_is_written_has_the_same_ids_there(plain, tmp_path, kind):
         ),
     }[kind]
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    huggingface.write_folder(tokenizer, tmp_path, 64)
+    huggingface_folder.write(tokenizer, tmp_path, 64)
     from transformers import AutoTokenizer
 
     there = AutoTokenizer.from_pretrained(tmp_path)
@@ -305,7 +305,7 @@ def test_what_is_written_has_the_same_ids_there(plain, tmp_path, kind):
         assert there.decode(ids) == text
     assert there.bos_token == {"char": None, "gpt2": END, "huggingface": "<s>"}[kind]
     assert there.model_max_length == 64
-    back, notes = huggingface.read_folder(tmp_path)
+    back, notes = huggingface_folder.read(tmp_path)
     assert notes == ()
     assert back.encode(TEXT[:3000]).tolist() == tokenizer.encode(TEXT[:3000]).tolist()
 
@@ -329,12 +329,12 @@ def test_a_missing_package_is_named(plain, tmp_path, monkeypatch):
     gpt2_folder(plain, tmp_path)
     without_package(monkeypatch)
     with pytest.raises(UserError, match="pip install tokenizers"):
-        huggingface.read_folder(tmp_path)
+        huggingface_folder.read(tmp_path)
 
 
 def test_text_without_tokens_is_named(plain, tmp_path):
     folder_of(metaspace(plain), tmp_path)
-    tokenizer, _ = huggingface.read_folder(tmp_path)
+    tokenizer, _ = huggingface_folder.read(tmp_path)
     with pytest.raises(tokenizers.UnknownCharacterError, match=r"'日' .at 8. begins"):
         list(tokenizer.encode_pieces(["The king", "日"]))
     without_unknown = trained(Tokenizer(models.BPE()))
@@ -386,14 +386,14 @@ def test_what_is_damaged_is_said(tmp_path, files, expected):
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=re.escape(expected)) as caught:
-        huggingface.read_folder(tmp_path)
+        huggingface_folder.read(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["spiece.model", "vocab.txt", "vocab.json"])
 def test_what_transformers_alone_reads_is_said(tmp_path, name):
     (tmp_path / name).write_text("")
-    found, notes = huggingface.read_folder(tmp_path)
+    found, notes = huggingface_folder.read(tmp_path)
     assert found is None
     assert f"its tokenizer is not read: beside {name} there must be" in notes[0]
 

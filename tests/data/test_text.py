@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgpt.config import base, override
-from jaxgpt.data import cache, reading, tokenizers
+from jaxgpt.data import cache, reading, tokenizer_files, tokenizers
 from jaxgpt.data import text as texts
 from jaxgpt.errors import UserError
 
@@ -298,9 +298,7 @@ def test_a_text_beside_bins_that_they_were_not_made_of_is_said(bins, capsys):
 
 def test_nanogpt_folder_with_a_tokenizer_file(bins):
     folder = bins(vocabulary="")
-    tokenizers.save_tokenizer(
-        tokenizers.CharTokenizer("wxyz"), folder / "tokenizer.json"
-    )
+    tokenizer_files.save(tokenizers.CharTokenizer("wxyz"), folder / "tokenizer.json")
     data = open_text(folder)
     assert data.tokenizer.decode(data.train[:4]) == "wxyz"
 

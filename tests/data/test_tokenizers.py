@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgpt.data import tokenizers
+from jaxgpt.data import tokenizer_files, tokenizers
 from jaxgpt.errors import UserError
 
 
@@ -126,8 +126,8 @@ def test_json_round_trip(tmp_path):
         tokenizers.CharTokenizer('\n"\\aéσ😀'),
         tokenizers.GPT2Tokenizer(),
     ):
-        tokenizers.save_tokenizer(tokenizer, file)
-        loaded = tokenizers.load_tokenizer(file)
+        tokenizer_files.save(tokenizer, file)
+        loaded = tokenizer_files.load(file)
         assert type(loaded) is type(tokenizer)
         assert loaded.to_json() == tokenizer.to_json()
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
@@ -137,7 +137,7 @@ def test_a_tokenizer_file_that_is_not_json_is_said_to_be_none(tmp_path):
     for content in (b"plain text", b"\n\x80\xb4"):
         file = tmp_path / "tokenizer.model"
         file.write_bytes(content)
-        assert "it is not JSON" in refusal(tokenizers.load_tokenizer, file)
+        assert "it is not JSON" in refusal(tokenizer_files.load, file)
 
 
 @pytest.mark.parametrize(
@@ -158,11 +158,11 @@ def test_damaged_tokenizer_file_is_named(tmp_path, content):
     file = tmp_path / "tokenizer.json"
     file.write_bytes(content)
     assert f"tokenizer file '{file}' cannot be used" in refusal(
-        tokenizers.load_tokenizer, file
+        tokenizer_files.load, file
     )
 
 
 def test_missing_tokenizer_file_is_named(tmp_path):
     assert str(tmp_path / "none.json") in refusal(
-        tokenizers.load_tokenizer, tmp_path / "none.json"
+        tokenizer_files.load, tmp_path / "none.json"
     )

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from jaxgpt.data import cache, huggingface, reading, tokenizers
+from jaxgpt.data import cache, reading, tokenizer_files, tokenizers
+from jaxgpt.data.sentencepiece import SentencePieceTokenizer, read, train
 from jaxgpt.errors import UserError
 from tests.data.test_text import open_text, refusal
 
@@ -39,7 +40,7 @@ def test_the_text_comes_back_unchanged(data):
 
 def test_the_same_text_makes_the_same_model(data):
     lines = TEXT.split("\n")
-    again = tokenizers.train_sentencepiece(lines, set(TEXT), 200)
+    again = train(lines, set(TEXT), 200)
     assert again.to_json() == data.tokenizer.to_json()
 
 
@@ -53,7 +54,7 @@ def test_a_given_model_is_used(data, model_file, own_cache):
     options = {"tokenizer": "sentencepiece", "sentencepiece_model": str(model_file)}
     again = open_text(SHAKESPEARE, **options)
     np.testing.assert_array_equal(again.val, data.val)
-    found, notes = huggingface.read(model_file)  # As convert --tokenizer does.
+    found, notes = tokenizer_files.read_any(model_file)  # As convert --tokenizer does.
     assert found.to_json() == data.tokenizer.to_json() and not notes
 
 
@@ -84,7 +85,7 @@ SPOKEN = "ka batu  <sep>, 12 menu\n\n \n  <s> </s> <unk> <0x0A>\r\n\té漢😀\0
 
 @pytest.fixture(scope="module", params=GIVEN)
 def given(request):
-    return tokenizers.SentencePieceTokenizer(given_model(**GIVEN[request.param]))
+    return SentencePieceTokenizer(given_model(**GIVEN[request.param]))
 
 
 @pytest.mark.parametrize("text", [SPOKEN, f" {SPOKEN}", "", " ", "\n", "x", "  x"])
@@ -102,7 +103,7 @@ def test_ids_are_those_of_sentencepiece_and_the_text_comes_back(given, text):
 
 def test_long_texts_are_cut_where_no_token_is(given, monkeypatch):
     own = sentencepiece.SentencePieceProcessor(model_proto=given.model)
-    monkeypatch.setattr(tokenizers, "LONGEST_PART", 100)
+    monkeypatch.setattr("jaxgpt.data.sentencepiece.LONGEST_PART", 100)
     text = TEXT[:20_000]
     assert given.encode(text).tolist() == own.encode(text)
     pieces = [text[i : i + 61] for i in range(0, len(text), 61)]
@@ -119,7 +120,7 @@ def test_a_given_model_is_used_on_a_whole_text(tmp_path, own_cache, monkeypatch)
     own = sentencepiece.SentencePieceProcessor(model_file=str(model))
     assert made.train.tolist() == own.encode(TEXT[:2700])
     assert made.val.tolist() == own.encode(TEXT[2700:3000])
-    saved = tokenizers.from_json(made.tokenizer.to_json())
+    saved = tokenizer_files.from_json(made.tokenizer.to_json())
     assert saved.encode("a b").tolist() == own.encode("a b")
 
 
@@ -136,7 +137,7 @@ def test_a_model_that_would_change_texts_is_refused(tmp_path, options, reason):
     file = tmp_path / "lossy.model"
     file.write_bytes(given_model(**BYTES | options if options else {}))
     with pytest.raises(UserError) as caught:
-        tokenizers.read_sentencepiece(file, 0)
+        read(file, 0)
     message = str(caught.value)
     assert f"'{file}' would change the text: " in message
     assert reason in message
@@ -144,10 +145,10 @@ def test_a_model_that_would_change_texts_is_refused(tmp_path, options, reason):
 
 
 def test_what_a_given_model_cannot_hold_is_named():
-    llama = tokenizers.SentencePieceTokenizer(given_model(**GIVEN["llama"]))
+    llama = SentencePieceTokenizer(given_model(**GIVEN["llama"]))
     with pytest.raises(UserError, match=r"character '▁' \(at 3\) is not in the"):
         llama.encode("a b▁c")
-    lines = tokenizers.SentencePieceTokenizer(given_model(**IDENTITY, vocab_size=200))
+    lines = SentencePieceTokenizer(given_model(**IDENTITY, vocab_size=200))
     with pytest.raises(UserError, match=r"U\+000A '\\n' \(at 3\) is not in the"):
         lines.encode("a b\nc")
     with pytest.raises(UserError, match=r"'漢' \(at 40001\) is not in the"):
@@ -156,7 +157,7 @@ def test_what_a_given_model_cannot_hold_is_named():
 
 @pytest.mark.parametrize("text", ["漢", "a漢", " 漢字", "ab 漢", "  x漢", "a b c\td"])
 def test_where_an_unknown_character_is(text):
-    known = tokenizers.SentencePieceTokenizer(given_model(**IDENTITY, vocab_size=200))
+    known = SentencePieceTokenizer(given_model(**IDENTITY, vocab_size=200))
     at = next(i for i, letter in enumerate(text) if letter in "漢\t")
     for encode in (known.encode, known.encode_rest):
         with pytest.raises(tokenizers.UnknownCharacterError) as caught:
@@ -165,12 +166,12 @@ def test_where_an_unknown_character_is(text):
 
 
 def test_a_run_of_before_says_that_its_spaces_were_doubled(capsys):
-    llama = tokenizers.SentencePieceTokenizer(given_model(**GIVEN["llama"]))
+    llama = SentencePieceTokenizer(given_model(**GIVEN["llama"]))
     saved = llama.to_json()
-    tokenizers.from_json(saved)
+    tokenizer_files.from_json(saved)
     assert capsys.readouterr().err == ""
     del saved["adds_a_space"]
-    assert tokenizers.from_json(saved).encode("a b").tolist() == (
+    assert tokenizer_files.from_json(saved).encode("a b").tolist() == (
         llama.encode("a b").tolist()
     )
     assert "a space too many before every word" in capsys.readouterr().err
@@ -178,9 +179,9 @@ def test_a_run_of_before_says_that_its_spaces_were_doubled(capsys):
 
 def test_stand_ins_are_not_in_the_vocabulary(tmp_path):
     lines = ["k\0a ▁ba▅\r", "<unk> in line", "ka ba in a line"] * 9
-    made = tokenizers.train_sentencepiece(lines, {*"\n".join(lines)}, 30, "bpe")
+    made = train(lines, {*"\n".join(lines)}, 30, "bpe")
     text = "\n".join(lines)
-    again = tokenizers.from_json(json.loads(json.dumps(made.to_json())))
+    again = tokenizer_files.from_json(json.loads(json.dumps(made.to_json())))
     assert again.decode(again.encode(text)) == text
     assert not {*made.stand_ins} & {*text}
     with pytest.raises(UserError, match=r"U\+F0000 '\\U000f0000' \(at 1\) is not in"):
@@ -188,8 +189,8 @@ def test_stand_ins_are_not_in_the_vocabulary(tmp_path):
 
 
 def test_saved_with_the_run(data, tmp_path):
-    tokenizers.save_tokenizer(data.tokenizer, tmp_path / "tokenizer.json")
-    loaded = tokenizers.load_tokenizer(tmp_path / "tokenizer.json")
+    tokenizer_files.save(data.tokenizer, tmp_path / "tokenizer.json")
+    loaded = tokenizer_files.load(tmp_path / "tokenizer.json")
     assert loaded.to_json() == data.tokenizer.to_json()
     assert loaded.decode(loaded.encode("to be")) == "to be"
 
@@ -223,4 +224,4 @@ def test_models_that_cannot_be(model_file, own_cache):
 @pytest.mark.parametrize("model", ["", "%", base64.b64encode(b"x" * 99).decode()])
 def test_a_damaged_model_in_a_tokenizer_file(model):
     with pytest.raises(UserError, match="its SentencePiece model is damaged"):
-        tokenizers.from_json({"kind": "sentencepiece", "model": model})
+        tokenizer_files.from_json({"kind": "sentencepiece", "model": model})

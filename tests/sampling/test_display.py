@@ -12,7 +12,8 @@ import pytest
 import sentencepiece
 from rich.console import Console
 
-from jaxgpt.data.tokenizers import CharTokenizer, SentencePieceTokenizer
+from jaxgpt.data.sentencepiece import SentencePieceTokenizer
+from jaxgpt.data.tokenizers import CharTokenizer
 from jaxgpt.sampling import output
 from jaxgpt.sampling.display import Screen
 from jaxgpt.sampling.state import SamplerOutput

@@ -5,8 +5,8 @@ import pytest
 
 from jaxgpt.commands import sample
 from jaxgpt.config import base, override
+from jaxgpt.data.sentencepiece import SentencePieceTokenizer as SentencePiece
 from jaxgpt.data.tokenizers import END_OF_TEXT, CharTokenizer, GPT2Tokenizer
-from jaxgpt.data.tokenizers import SentencePieceTokenizer as SentencePiece
 from jaxgpt.errors import UserError
 from jaxgpt.sampling import prompts
 from tests.sampling.test_display import spaced_model
