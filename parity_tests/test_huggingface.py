@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from jaxgpt import config as configs
-from jaxgpt import convert, run, sample
+from jaxgpt import convert, sample
+from jaxgpt.commands import init_from
 from jaxgpt.data import sentencepiece, tokenizer_files, tokenizers
 from jaxgpt.errors import UserError
 from jaxgpt.interop import formats
@@ -172,14 +173,14 @@ def test_a_folder_is_fine_tuned_with_its_own_tokenizer(tmp_path, capsys):
     tokenizer_of(272).save_pretrained(folder)
     fields = {"init_from": str(folder), "system": "causal"}
     config = configs.override(configs.base(), fields)
-    start, _, own = run.load_init_from(config)
-    run.adopt_architecture(config, start)
+    start, _, own = init_from.load(config)
+    init_from.adopt_architecture(config, start)
     assert config.model.vocab_size == 280
-    assert run._choose_tokenizer(config, own, ()) is own
+    assert init_from.choose_tokenizer(config, own, ()) is own
     assert config.data.tokenizer == "huggingface"
     for key, value in (("tokenizer", "char"), ("tokenizer_file", "other")):
         config.data[key] = value
-        assert run._choose_tokenizer(config, own, {f"data.{key}"}) is None
+        assert init_from.choose_tokenizer(config, own, {f"data.{key}"}) is None
         assert "with another vocabulary (huggingface)" in capsys.readouterr().err
 
 

@@ -10,11 +10,12 @@ import pytest
 
 from jaxgpt import backend, evaluate, sample, train
 from jaxgpt import config as configs
+from jaxgpt.commands.setup import exclusive, prepare
 from jaxgpt.commands.train import train as train_run
 from jaxgpt.data import tokenizer_files, tokenizers
 from jaxgpt.data.cache import cache_root
 from jaxgpt.errors import UserError
-from jaxgpt.run import exclusive, open_run, prepare
+from jaxgpt.run import open_run
 from jaxgpt.training import optimizers
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.loop import finished

@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 
 from jaxgpt import backend
 from jaxgpt import config as configs
+from jaxgpt.commands.setup import exclusive, prepare
 from jaxgpt.errors import log, require
 from jaxgpt.parallel import distributed
-from jaxgpt.run import exclusive, prepare
 from jaxgpt.training.debug import replay_step
 from jaxgpt.training.loop import Trainer, finished, loop
 from jaxgpt.training.nonfinite import DivergedError

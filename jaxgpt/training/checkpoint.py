@@ -21,22 +21,19 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 from orbax.checkpoint.path import atomicity
 
-from jaxgpt.config import differences, keys_that
 from jaxgpt.errors import UserError, log
 from jaxgpt.parallel import distributed
 from jaxgpt.parallel.sharding import path_name
 from jaxgpt.training import manifest
-from jaxgpt.training.optimizers import schedule_end
 
 State = dict[str, Any]
 # A checkpoint's item of NumPy arrays that a system keeps on the host: any names and
@@ -52,43 +49,6 @@ class DamagedError(Exception):
 
 class MismatchError(Exception):
     """A checkpoint of other arrays than the config asks for; the message says where."""
-
-
-def check_same_config(
-    old: ConfigDict,
-    new: ConfigDict,
-    workdir: pathlib.Path,
-    allowed: Collection[str],
-    changes_arrays: Callable[[str], bool],
-) -> None:
-    """Raises UserError with a table where a run belongs to another config.
-
-    Args:
-      old: of the run.
-      new: that was asked for.
-      workdir: of the run.
-      allowed: keys that may differ, beside the resumable ones.
-      changes_arrays: whether a key's new value makes arrays of other shapes; no such
-        key may differ.
-    """
-    free = set(keys_that("resumable"))
-    changed = {k: v for k, v in differences(old, new).items() if k not in free}
-    if schedule_end(old) == schedule_end(new):
-        changed.pop("optimizer.decay_steps", None)
-    fixed = [key for key in changed if changes_arrays(key)]
-    changed = {k: v for k, v in changed.items() if k in fixed or k not in allowed}
-    if changed:
-        remedy = f"undo, or let them change with --allow={','.join(changed)}"
-        if fixed:
-            remedy = f"or undo ({', '.join(fixed)}: arrays of its checkpoints depend on"
-            remedy += " it, and --allow does not change them)"
-        rows = "\n".join(
-            f"  {k}: {a!r} there, {b!r} now" for k, (a, b) in changed.items()
-        )
-        raise UserError(
-            f"'{workdir}' belongs to another config: take another --workdir, {remedy}"
-            f"\n{rows}"
-        )
 
 
 def digests(state: State) -> dict[str, list]:

@@ -25,7 +25,7 @@ from jaxgpt.training.step import fresh_state, make_step
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """Everything that a resolved config names, made once (by `run.prepare`).
+    """Everything that a resolved config names, made once (by `commands.setup`).
 
     Attributes:
       workdir: folder of the run.

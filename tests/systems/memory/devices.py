@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxgpt import backend
 from jaxgpt import config as configs
-from jaxgpt.run import open_setup
+from jaxgpt.commands.setup import open_setup
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.train_state import TrainState
 

@@ -12,9 +12,10 @@ import pytest
 
 from jaxgpt import config as configs
 from jaxgpt import evaluate, sample
+from jaxgpt.commands.setup import open_setup
 from jaxgpt.commands.train import train
 from jaxgpt.errors import UserError
-from jaxgpt.run import open_run, open_setup
+from jaxgpt.run import open_run
 from jaxgpt.sampling.state import SamplingParams
 from jaxgpt.systems.memory.session import Memory
 from jaxgpt.training.checkpoint import Checkpoints

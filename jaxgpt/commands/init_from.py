@@ -1,0 +1,131 @@
+"""A new run that starts from the weights of another model (`init_from`)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxgpt import config as configs
+from jaxgpt.data.tokenizers import Tokenizer
+from jaxgpt.errors import UserError, log, require
+from jaxgpt.interop import formats
+from jaxgpt.run import name_tokenizer, open_run
+from jaxgpt.systems.registry import build_system, system_class
+
+
+def load(
+    config: ConfigDict,
+) -> tuple[ConfigDict, dict, Tokenizer | None]:
+    """Returns the config, parameters and tokenizer that `config.init_from` names.
+
+    Raises:
+      UserError: if it is neither a run nor GPT-2 weights.
+    """
+    folder = configs.user_path(config.init_from)
+    try:
+        configs.load_frozen(folder)
+    except UserError:
+        try:
+            original = formats.read_original("gpt2", config.init_from)
+        except UserError as error:
+            raise UserError(
+                f"init_from '{config.init_from}' is neither a run nor GPT-2 weights "
+                f"that can be read: {error}"
+            ) from None
+        read, size = (
+            formats.get_format("gpt2").tokenizer,
+            original.config.model.vocab_size,
+        )
+        return original.config, original.params, read(original.folder, size)[0]
+    run = open_run(config.init_from)
+    return run.config, run.params, run.tokenizer
+
+
+def initial_params(config: ConfigDict, fresh: dict) -> dict:
+    """Returns the parameters of `config.init_from`; fresh ones where it has none.
+
+    Raises:
+      UserError: if one has another shape.
+    """
+    if not config.init_from:
+        return fresh
+    found = {**fresh, **load(config)[1]}
+    shapes = lambda tree: jax.tree.map(lambda a: a.shape, tree)
+    if shapes(found) != shapes(fresh):
+        raise UserError(
+            f"init_from '{config.init_from}' has parameters of other shapes than this "
+            "config: use the same model.* settings"
+        )
+    return found
+
+
+def adopt_architecture(
+    config: ConfigDict, start: ConfigDict, given: Collection[str] = ()
+) -> None:
+    """Sets the architecture to that of the model that `config.init_from` names.
+
+    Args:
+      config: of the new run.
+      start: of that model.
+      given: keys that were set on the command line: used where the shapes of the
+        parameters do not depend on them.
+
+    Raises:
+      UserError: for one that cannot be used, or a model of another system.
+    """
+    source = f"init_from '{config.init_from}'"
+    if not issubclass(system_class(config.system), system_class(start.system)):
+        raise UserError(
+            f"{source} is a {start.system} model, but this config trains "
+            f"{config.system}"
+        )
+    keys = configs.keys_that("architecture")
+    had, now = configs.flatten(start), configs.flatten(config)
+    asked = {k: now[k] for k in keys if k in given and now[k] != had[k]}
+    configs.override(config, {key: had[key] for key in keys})
+    shapes = _parameter_shapes(config)
+    for key, value in asked.items():
+        changed = configs.override(copy.deepcopy(config), {key: value})
+        try:
+            fits = _parameter_shapes(changed) == shapes
+        except UserError:  # Fields that exclude each other.
+            fits = False
+        remedy = f"the parameters of {source} have that shape, leave it out"
+        require(fits, key, repr(had[key]), value, remedy)
+        log(f"note: {source} has {key}={had[key]}: {value} is used, as asked")
+    configs.override(config, asked)
+
+
+def _parameter_shapes(config: ConfigDict) -> Any:
+    abstract = jax.eval_shape(build_system(config).init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: leaf.shape, abstract)
+
+
+def choose_tokenizer(
+    config: ConfigDict, own: Tokenizer, given: Collection[str]
+) -> Tokenizer | None:
+    """Returns the tokenizer of `init_from`; None where another was asked for by name.
+
+    Raises:
+      UserError: for a vocabulary size that contradicts it.
+    """
+    source, c = f"init_from '{config.init_from}'", config.data
+    kind = own.to_json()["kind"]
+    other = "data.tokenizer" in given and c.tokenizer != kind
+    if other or {"data.sentencepiece_model", "data.tokenizer_file"} & set(given):
+        log(
+            f"note: {source} was trained with another vocabulary ({kind}): "
+            f"data.tokenizer={c.tokenizer} is used, as asked, and ids change meaning"
+        )
+        return None
+    if "data.vocab_size" in given and kind == c.tokenizer:
+        remedy = "its tokenizer is used, leave it out"
+        fits = c.vocab_size in (0, own.vocab_size)
+        rule = f"{own.vocab_size} as {source} has it"
+        require(fits, "data.vocab_size", rule, c.vocab_size, remedy)
+    name_tokenizer(config, own)
+    return own
