@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxgpt import config as configs
 from jaxgpt.model import rng
-from jaxgpt.parallel import sharding
+from jaxgpt.parallel import hlo, sharding
 from jaxgpt.systems.registry import build_system
 from jaxgpt.training import optimizers
 from jaxgpt.training.step import init_state, make_step
@@ -34,6 +34,7 @@ SYSTEMS = {
     "gssm": ("gssm_easy.py", {"model.vocab_size": 64}),
 }
 ONE = (1, 1, 1)
+MESHES_OF_MUON = ((8, 1, 1), (1, 8, 1), (1, 4, 2))
 # Numbers of devices for deterministic runs. The two causal systems share all code.
 COUNTS = {"sigma": (1, 2, 4, 8), "teeny": (1, 8), "gssm": (1, 2, 8)}
 
@@ -77,6 +78,29 @@ def losses(file, changes, mesh=None, steps=3):
     }
 
 
+def update_traffic(mesh):
+    """Bytes that each kind of collective sends in Muon's update on a mesh."""
+    axes = zip(("data", "fsdp", "tensor"), mesh, strict=True)
+    changes = {f"mesh.{axis}": size for axis, size in axes}
+    changes |= {"optimizer.name": "muon", "model.vocab_size": 64}
+    config = configs.override(configs.load(str(CONFIGS / "sigma_char.py"), {}), SIZE)
+    configs.override(config, changes)
+    system, optimizer = build_system(config), optimizers.make_optimizer(config)
+    shapes = jax.eval_shape(
+        lambda key: init_state(system.init(key), optimizer, ema=False),
+        jax.random.key(0),
+    )
+    layout = sharding.layout(shapes, sharding.make_mesh(config), config.batch_size)
+    state = layout.abstract(shapes)
+    update = jax.jit(
+        sharding.under(layout.mesh, optimizer.update),
+        out_shardings=(layout.state["params"], layout.state["opt_state"]),
+    )
+    lowered = update.lower(state["params"], state["opt_state"], state["params"])
+    found = hlo.collectives(lowered.compile().as_text())
+    return {kind: traffic.bytes for kind, traffic in found.items()}
+
+
 def cases():
     for name, (file, changes) in SYSTEMS.items():
         for count in COUNTS[name]:
@@ -99,4 +123,6 @@ def cases():
 
 
 if __name__ == "__main__":
-    print(json.dumps({case: losses(*arguments) for case, arguments in cases()}))
+    traffic = {"x".join(map(str, m)): update_traffic(m) for m in MESHES_OF_MUON}
+    found = {case: losses(*arguments) for case, arguments in cases()}
+    print(json.dumps(found | {"traffic": traffic}))

@@ -193,7 +193,7 @@ def refusal(key, value):
 
 
 def test_what_the_page_shows_is_what_is_tested():
-    tested = [__file__, ROOT / "tests/test_config.py", ROOT / "tests/training/muon.py"]
+    tested = [__file__, ROOT / "tests/test_config.py", ROOT / "tests/training/lion.py"]
     source = "\n".join(pathlib.Path(path).read_text() for path in tested)
     page = (ROOT / "docs/extending.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)

@@ -66,13 +66,24 @@ def test_roofline_of_gpt2():
     config = configs.load("configs/sigma_text.py", {})
     chip = plan.CHIPS["v5e"]
     parameters = 123_587_328 + 1025 * 384
-    found = plan.roofline(config, chip, 16, parameters, 1e9)
+    held = {"parameters": 4 * parameters, "optimizer": 8 * parameters}
+    compiled = {
+        "parameters": parameters,
+        "memory_per_chip": held,
+        "optimizer_flops_per_chip": 0,
+    }
+    found = plan.roofline(config, chip, 16, compiled, 1e9)
     per_token = 6 * 123_587_328 + 12 * 12 * 768 * 1025
     assert found["flops_per_token"] == per_token
     assert found["tokens_per_step"] == 512 * 1024
     compute = per_token * 512 * 1024 / 16 / 197e12
     assert found["compute_seconds"] == pytest.approx(compute)
     assert found["links_seconds"] == pytest.approx(1e9 / 200e9)
+    # Muon's products take time, but are not counted as useful.
+    with_muon = compiled | {"optimizer_flops_per_chip": per_token * 512 * 1024 / 16}
+    slower = plan.roofline(config, chip, 16, with_muon, 1e9)
+    assert slower["compute_seconds"] == pytest.approx(2 * compute)
+    assert slower["mfu"] == pytest.approx(found["mfu"] / 2)
 
 
 def test_advice_names_the_setting_that_helps():

@@ -137,6 +137,9 @@ def compile_step(config: ConfigDict, devices: list[Any]) -> dict[str, Any]:
     traffic = hlo.collectives(text) if text else {}
     return {
         "parameters": count_parameters(shapes["params"]),
+        "optimizer_flops_per_chip": optimizers.flops_per_device(
+            config, shapes["params"]
+        ),
         "refused": not text,
         "memory_per_chip": memory,
         "collectives": {kind: dataclasses.asdict(t) for kind, t in traffic.items()},
@@ -156,7 +159,7 @@ def _bytes_refused(error: Exception) -> float:
 
 
 def roofline(
-    config: ConfigDict, chip: Chip, chips: int, parameters: int, sent: float
+    config: ConfigDict, chip: Chip, chips: int, found: dict[str, Any], sent: float
 ) -> dict[str, float]:
     """Returns the minimum seconds of a step by resource, and rates that follow.
 
@@ -164,21 +167,22 @@ def roofline(
       config: of the run.
       chip: its data sheet.
       chips: number of chips.
-      parameters: of the model.
+      found: as of `compile_step`.
       sent: bytes each chip sends in a step.
     """
     c, m = config, config.model
     system = build_system(config, "tpu")
     tokens = c.batch_size * system.num_predicted
+    parameters, held = found["parameters"], found["memory_per_chip"]
     per_token = flops_per_token(system.model_config, parameters)
     flops = per_token * tokens / chips
-    # Two moments, the parameter and the gradient, read and written: float32 each.
-    own = parameters / (c.mesh.fsdp * c.mesh.tensor)
+    # Parameters, gradients and the optimizer's state, read and written.
+    own = 2 * (2 * held["parameters"] + held["optimizer"])
     weights = 2 * 2 * parameters / c.mesh.tensor * c.accumulation
     kept = ACTIVATION_BYTES * m.n_layer * m.n_embd + 3 * 4 * m.vocab_size
-    moved = 32 * own + weights + 2 * kept * tokens / chips
+    moved = own + weights + 2 * kept * tokens / chips
     times = {
-        "compute": flops / chip.flops,
+        "compute": (flops + found["optimizer_flops_per_chip"]) / chip.flops,
         "memory": moved / chip.bandwidth,
         "links": sent / chip.links,
     }
@@ -190,8 +194,8 @@ def roofline(
         "tokens_per_step": tokens,
         "tokens_per_second": tokens / best,
         "tokens_per_second_without_overlap": tokens / worst,
-        "mfu": times["compute"] / best,
-        "mfu_without_overlap": times["compute"] / worst,
+        "mfu": flops / chip.flops / best,
+        "mfu_without_overlap": flops / chip.flops / worst,
     }
 
 
@@ -235,7 +239,7 @@ def plan(config: ConfigDict, topology: str) -> dict[str, Any]:
         "memory_limit": limit,
         "advice": advice(config, chips, memory),
         **found,
-        **roofline(config, chip, chips, found["parameters"], sent),
+        **roofline(config, chip, chips, found, sent),
     }
 
 
@@ -269,7 +273,7 @@ tokens/s, at most
   {f["tokens_per_second_without_overlap"]:,.0f} ({f["mfu_without_overlap"]:.0%}) if not
 Assumed: the vendor's peak bfloat16 rate, bandwidth and links; rings over all links;
 {ACTIVATION_BYTES} bytes of activations per token, layer and unit of width, written and
-read once; AdamW in float32."""
+read once; parameters, gradients and moments in float32."""
 
 
 def _table(rows: dict[str, float], unit: float) -> str:

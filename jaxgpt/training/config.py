@@ -68,9 +68,11 @@ class RunConfig(OptionGroup):
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(OptionGroup):
-    """AdamW and its learning rate."""
+    """AdamW or Muon, and the learning rate."""
 
-    name: str = option("adamw", "a key of OPTIMIZERS in training/optimizers.py")
+    name: str = option(
+        "adamw", "adamw; muon (AdamW outside the matrices of blocks); or your own"
+    )
     learning_rate: float = option(1e-3, "peak learning rate", min=0)
     min_learning_rate: float = option(1e-4, "where the cosine ends", min=0)
     warmup_steps: int = option(100, "steps of linear warmup", min=0)
@@ -83,7 +85,8 @@ class OptimizerConfig(OptionGroup):
     )
     beta1: float = option(0.9, "AdamW: decay of the first moment", min=0, below=1)
     beta2: float = option(0.99, "AdamW: decay of the second moment", min=0, below=1)
-    weight_decay: float = option(0.1, "AdamW: decay of parameters", min=0)
+    momentum: float = option(0.95, "Muon: decay of the momentum", min=0, below=1)
+    weight_decay: float = option(0.1, "decay of parameters, times the rate", min=0)
     decays: str = option("matrices", "AdamW: what decays", choices=("matrices", "all"))
     grad_clip: float = option(1.0, "maximum global gradient norm; 0 never clips", min=0)
     # Evaluation and sampling then use the average.

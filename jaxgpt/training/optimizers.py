@@ -6,6 +6,7 @@ in `OPTIMIZERS`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import jax
@@ -14,7 +15,10 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxgpt.errors import require
+from jaxgpt.parallel.sharding import path_name
 from jaxgpt.training.config import rate_steps
+from jaxgpt.training.muon import flops_per_device as muon_flops
+from jaxgpt.training.muon import scale_by_muon
 
 # By the last name of a parameter's path. A name that is missing here is a KeyError, so
 # that no new kind of parameter decays (or not) by accident.
@@ -94,9 +98,42 @@ def adamw(
     )
 
 
+def muon(
+    config: ConfigDict, learning_rate: optax.Schedule
+) -> optax.GradientTransformation:
+    """Muon for the matrices of the blocks; AdamW, at the same rate, for all else."""
+    c = config.optimizer
+    hidden = optax.chain(
+        scale_by_muon(c.momentum, config.model.dtype),
+        optax.add_decayed_weights(c.weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+    kinds = {"muon": hidden, "adamw": adamw(config, learning_rate)}
+    return optax.partition(
+        kinds, lambda tree: jax.tree.map_with_path(lambda p, _: kind_of(p), tree)
+    )
+
+
+def kind_of(path: tuple) -> str:
+    """Returns which part of `muon` a parameter belongs to."""
+    name = path_name(path)
+    hidden = name.endswith("kernel") and re.search(r"blocks/\d+/(attn|mlp)/", name)
+    return "muon" if hidden else "adamw"
+
+
+def flops_per_device(config: ConfigDict, params: dict) -> float:
+    """Returns the FLOPs of matrix products in an update, on the busiest device."""
+    c = config.mesh
+    leaves = jax.tree.leaves_with_path(params)
+    used = config.optimizer.name == "muon"
+    kinds = [(kind_of(path), leaf.shape) for path, leaf in leaves]
+    shapes = [shape for kind, shape in kinds if used and kind == "muon"]
+    return muon_flops(shapes, c.fsdp * c.tensor, config.model.dtype)
+
+
 OPTIMIZERS: dict[
     str, Callable[[ConfigDict, optax.Schedule], optax.GradientTransformation]
-] = {"adamw": adamw}
+] = {"adamw": adamw, "muon": muon}
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:

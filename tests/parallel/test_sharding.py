@@ -72,6 +72,14 @@ def test_parameters_and_moments_are_split(device_losses):
     assert whole <= set(device_losses["teeny on 8"]["places"])
 
 
+def test_muon_gathers_no_matrix(device_losses):
+    """Each is sent to the device that orthogonalises it, and back."""
+    found = device_losses["traffic"]
+    assert not found["8x1x1"]
+    for mesh in ("1x8x1", "1x4x2"):
+        assert "all-to-all" in found[mesh] and "all-gather" not in found[mesh]
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_parameter_of_every_config_has_a_rule(name):
     config = configs.load(str(ROOT / "configs" / name), {"model.bias": "true"})
