@@ -17,9 +17,7 @@ from jaxgpt.run import name_tokenizer, open_run
 from jaxgpt.systems.registry import build_system, system_class
 
 
-def load(
-    config: ConfigDict,
-) -> tuple[ConfigDict, dict, Tokenizer | None]:
+def load(config: ConfigDict) -> tuple[ConfigDict, dict, Tokenizer | None]:
     """Returns the config, parameters and tokenizer that `config.init_from` names.
 
     Raises:
@@ -36,11 +34,9 @@ def load(
                 f"init_from '{config.init_from}' is neither a run nor GPT-2 weights "
                 f"that can be read: {error}"
             ) from None
-        read, size = (
-            formats.get_format("gpt2").tokenizer,
-            original.config.model.vocab_size,
-        )
-        return original.config, original.params, read(original.folder, size)[0]
+        found, form = original.config, formats.get_format("gpt2")
+        tokenizer, _ = form.tokenizer(original.folder, found.model.vocab_size)
+        return found, original.params, tokenizer
     run = open_run(config.init_from)
     return run.config, run.params, run.tokenizer
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from jaxgpt.config import user_path
 from jaxgpt.data import reading, sentencepiece, tokenizer_files
+from jaxgpt.data.reading import file_digest
 from jaxgpt.data.tokenizers import (
     END_OF_TEXT_TOKEN,
     CharTokenizer,
@@ -68,15 +69,6 @@ def resolve_path(data: ConfigDict) -> pathlib.Path:
     raise UserError(
         f"data.path '{data.path}' does not exist: name a text file or folder"
     )
-
-
-def file_digest(path: pathlib.Path) -> str:
-    """Returns the SHA-256 of a file; UserError where it cannot be read."""
-    try:
-        with open(path, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be read: {error.strerror}") from None
 
 
 def fingerprint(

@@ -127,7 +127,7 @@ def _without_copies(
     twins = collections.defaultdict(list)
     for same in sizes.values():
         for file in same if len(same) > 1 else []:
-            twins[_digest(file)].append(file)
+            twins[file_digest(file)].append(file)
     copies = {f for same in twins.values() for f in same if _original(f) in same}
     if copies:
         passed["copies"] = sorted(copies)
@@ -144,12 +144,13 @@ def _without_copies(
     return [file for file in files if file not in copies]
 
 
-def _digest(file: pathlib.Path) -> bytes:
+def file_digest(path: pathlib.Path) -> str:
+    """Returns the SHA-256 of a file; UserError where it cannot be read."""
     try:
-        with open(file, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").digest()
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"'{file}' cannot be read: {error.strerror}") from None
+        raise UserError(f"'{path}' cannot be read: {error.strerror}") from None
 
 
 def _original(file: pathlib.Path) -> pathlib.Path | None:
