@@ -16,6 +16,16 @@ from jaxgpt.errors import UserError, require
 from jaxgpt.systems.sample_options import check_sampling, sample_options
 from jaxgpt.systems.sigma.config import SAMPLERS
 
+RANGES = {
+    "max_new_tokens": (0, math.inf),  # The text's length is checked.
+    "num_samples": (1, 1 << 20),
+    "temperature": (0, math.inf),
+    "top_k": (1, configs.MAX_INT),
+    "num_orders": (1, 1 << 16),
+    "block_length": (1, configs.MAX_INT),
+    "seed": (0, configs.MAX_SEED),
+}
+
 
 def command(argv: list[str]) -> None:
     """Parses arguments and prints the samples."""
@@ -30,8 +40,26 @@ def command(argv: list[str]) -> None:
 
 
 def _parse(argv: list[str], system: str) -> argparse.Namespace:
+    """Reads a command line; --help is that for runs of this system."""
     parser = cli.Parser("jaxgpt.sample", __doc__, *configs.read_fields(system))
     parser.add_run()
+    _add_start(parser)
+    _add_sampling(parser)
+    for options in sample_options():
+        group = parser.add_argument_group(options.title)
+        options.add_to(group)
+        if system != options.system:
+            parser.rare.append(group)
+    args = parser.parse_args(argv)
+    for options in sample_options():
+        options.check(args)
+    args.sampler, args.order = args.sampler or "", args.order or ""
+    _check(args)
+    return args
+
+
+def _add_start(parser: cli.Parser) -> None:
+    """Adds what the texts begin with, and how long they are."""
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--prompt", type=str, help="text to continue")
     start.add_argument("--prompt_ids", help="token ids to continue, like 3,1,4")
@@ -51,6 +79,10 @@ def _parse(argv: list[str], system: str) -> argparse.Namespace:
     )
     parser.add_argument("--image", help="of a task: draw the samples into this PNG")
     parser.add_argument("--max_new_tokens", type=int, help="default: fill the block")
+
+
+def _add_sampling(parser: cli.Parser) -> None:
+    """Adds how the tokens are drawn, and where a text ends."""
     parser.add_argument(
         "--sampler",
         # No choices: a system may have samplers of its own, and refuses all others.
@@ -79,15 +111,10 @@ def _parse(argv: list[str], system: str) -> argparse.Namespace:
     parser.add_argument(
         "--live", action="store_true", help="watch the text fill, on a terminal"
     )
-    for options in sample_options():
-        group = parser.add_argument_group(options.title)
-        options.add_to(group)
-        if system != options.system:
-            parser.rare.append(group)
-    args = parser.parse_args(argv)
-    for options in sample_options():
-        options.check(args)
-    args.sampler, args.order = args.sampler or "", args.order or ""
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises UserError for options that contradict each other or are out of range."""
     if args.special_tokens and args.prompt is None and args.template is None:
         raise UserError("--special_tokens needs --prompt or --template")
     if args.template is not None and args.max_new_tokens is not None:
@@ -98,15 +125,7 @@ def _parse(argv: list[str], system: str) -> argparse.Namespace:
         raise UserError(
             "--stop needs --prompt: templates and splits have fixed lengths"
         )
-    for name, least, most in (
-        ("max_new_tokens", 0, math.inf),  # The text's length is checked.
-        ("num_samples", 1, 1 << 20),
-        ("temperature", 0, math.inf),
-        ("top_k", 1, 2**31 - 1),
-        ("num_orders", 1, 1 << 16),
-        ("block_length", 1, 2**31 - 1),
-        ("seed", 0, configs.MAX_SEED),
-    ):
+    for name, (least, most) in RANGES.items():
         value = getattr(args, name)
         if value is not None:
             require(value >= least, f"--{name}", f">= {least}", value)
@@ -114,7 +133,6 @@ def _parse(argv: list[str], system: str) -> argparse.Namespace:
     require(0 < args.top_p <= 1, "--top_p", "in (0, 1]", args.top_p)
     finite = args.temperature <= 1e38  # float32 ends at 3e38.
     require(finite, "--temperature", "finite, and at most 1e38", args.temperature)
-    return args
 
 
 if __name__ == "__main__":
