@@ -18,6 +18,7 @@ import torch
 from ml_collections import ConfigDict
 from torch.nn import functional as F
 
+from configs.sigma_task import ORIGINAL
 from jaxgpt import config as configs
 from jaxgpt.interop import formats, nanollama, rules
 from jaxgpt.interop.rules import Rule, layer_rules
@@ -112,6 +113,12 @@ def _take_angles(module: torch.nn.Module) -> None:
         layer.attn.rope_modulator = torch.tensor(table).double()
 
 
+# The transformer of σ-GPT's tasks, but for its sizes.
+TASK_MODEL = {"system": "sigma", "sigma.begin_token": True} | {
+    key: value
+    for key, value in ORIGINAL.items()
+    if key.startswith("model.") and key != "model.dropout"
+}
 GELU = {"model.bias": True, "model.activation": "gelu"}
 TWINS = {
     "nanogpt": Twin(_gpt(double=False), GELU, has_dropout=True),
@@ -146,17 +153,9 @@ TWINS = {
             hidden=50,
         ),
         {
-            "system": "sigma",
-            "sigma.begin_token": True,
+            **TASK_MODEL,
             "model.key_width": 10,
             "model.feed_forward_width": 50,
-            "model.positions": "sinusoidal",
-            "model.sinusoid_scale": 1.0,
-            "model.activation": "relu",
-            "model.bias": True,
-            "model.attention_bias": False,
-            "model.final_norm": False,
-            "model.tied_head": False,
         },
         n_head=2,
         n_embd=44,

@@ -26,9 +26,7 @@ from parity_tests.torch_tasks import TaskGPT
 
 FOLDER = GOLDEN / "sigma_tasks"
 V = 11
-FIELDS = {
-    "system": "sigma",
-    "sigma.begin_token": True,
+FIELDS = pairs.TASK_MODEL | {
     "model.n_layer": 2,
     "model.n_head": 2,
     "model.n_embd": 16,
@@ -36,13 +34,6 @@ FIELDS = {
     "model.feed_forward_width": 32,
     "model.block_size": 14,
     "model.vocab_size": V,
-    "model.positions": "sinusoidal",
-    "model.sinusoid_scale": 1.0,
-    "model.activation": "relu",
-    "model.bias": True,
-    "model.attention_bias": False,
-    "model.final_norm": False,
-    "model.tied_head": False,
 }
 
 
