@@ -12,12 +12,9 @@ from jaxgpt import convert, evaluate, sample
 from jaxgpt.run import open_run
 from parity_tests.conftest import GOLDEN, relative
 from parity_tests.tolerances import FLOAT32
+from tests.conftest import last_json
 
 pytestmark = pytest.mark.unoptimised
-
-
-def last_json(capsys) -> dict:
-    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
 @pytest.fixture

@@ -1,13 +1,38 @@
+import json
 import os
 import pathlib
 import shutil
 
 import pytest
 
+from jaxgpt.errors import UserError
 from tests.suite import *  # noqa: F403 - hooks and fixtures
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = f"{ROOT}/configs/sigma_char.py:tiny"
+
+
+def refusal(function, *arguments, **options):
+    """The one line of the UserError that a call must raise."""
+    with pytest.raises(UserError) as caught:
+        function(*arguments, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def last_json(capsys):
+    """The JSON object that a command has printed as its last line."""
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def edit_config(workdir, **groups):
+    """Changes fields in the config.json of a run, by their group."""
+    file = workdir / "config.json"
+    config = json.loads(file.read_text())
+    for group, fields in groups.items():
+        config[group] |= fields
+    file.write_text(json.dumps(config))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,8 +13,7 @@ import pytest
 import jaxgpt.__main__
 from jaxgpt import config as configs
 from jaxgpt import evaluate, sample, train, verify
-from jaxgpt.errors import UserError
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, edit_config, refusal
 
 COMMANDS = {"train": train, "evaluate": evaluate, "sample": sample, "verify": verify}
 OPTIONS = {
@@ -72,10 +71,7 @@ def refused(capfd):
 
     def refused(command, *options):
         capfd.readouterr()
-        with pytest.raises(UserError) as caught:
-            command([str(option) for option in options])
-        message = str(caught.value)
-        assert "\n" not in message
+        message = refusal(command, [str(option) for option in options])
         printed = capfd.readouterr()
         assert (printed.out, printed.err) == ("", "")
         return message
@@ -835,9 +831,7 @@ def test_evaluate_a_split_that_the_data_has_not(read_refused):
 
 def test_evaluate_where_the_text_is_gone_or_another(refused, run_copy, tmp_path):
     text = tmp_path / "text.txt"
-    config = json.loads((run_copy / "config.json").read_text())
-    config["data"]["path"] = str(text)
-    (run_copy / "config.json").write_text(json.dumps(config))
+    edit_config(run_copy, data={"path": str(text)})
     message = refused(evaluate.command, f"--workdir={run_copy}")
     assert f"data.path '{text}' does not exist" in message
     text.write_text("abcd" * 200)

@@ -7,18 +7,9 @@ from jaxgpt import config as configs
 from jaxgpt import convert, evaluate, train
 from jaxgpt.config import base, override
 from jaxgpt.errors import UserError
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, refusal
 
 HEADER = "from jaxgpt.config import base, override, with_variant\n"
-
-
-def refusal(function, *arguments):
-    """The one line that a UserError says."""
-    with pytest.raises(UserError) as caught:
-        function(*arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ docs/extending.md shows what is defined here.
 """
 
 import dataclasses
-import json
 import pathlib
 import re
 
@@ -28,6 +27,7 @@ from jaxgpt.systems.registry import SYSTEMS, build_system
 from jaxgpt.systems.sigma import orders
 from jaxgpt.systems.sigma.config import SAMPLERS
 from jaxgpt.training import metrics
+from tests.conftest import last_json, refusal
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEENY = f"{ROOT}/configs/teeny_char.py:tiny"
@@ -86,7 +86,7 @@ def sampled(capsys, workdir, *options):
     arguments = ["--num_samples=2", "--max_new_tokens=12", "--json=-", *options]
     capsys.readouterr()
     sample.command([f"--workdir={workdir}", "--prompt=ROMEO:", *arguments])
-    return json.loads(capsys.readouterr().out.splitlines()[-1])["samples"]
+    return last_json(capsys)["samples"]
 
 
 @pytest.mark.trains
@@ -154,7 +154,9 @@ def test_a_position_encoding(monkeypatch, tmp_path, capsys):
         for cached in (True, False)
     ]
     np.testing.assert_array_equal(*found)
-    assert "alibi, rope, none, clipped" in refusal("model.positions", "absolute")
+    assert "alibi, rope, none, clipped" in refusal(
+        configs.override, configs.base(), {"model.positions": "absolute"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -184,12 +186,6 @@ def test_a_system_without_samplers_refuses_their_names():
     config.model.vocab_size = 65
     with pytest.raises(UserError, match="--sampler must be ar for this model, got"):
         build_system(config).sampler(SamplingParams(sampler="exact-burst"))
-
-
-def refusal(key, value):
-    with pytest.raises(UserError) as error:
-        configs.override(configs.base(), {key: value})
-    return str(error.value)
 
 
 def test_what_the_page_shows_is_what_is_tested():

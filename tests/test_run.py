@@ -20,7 +20,7 @@ from jaxgpt.training import optimizers
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.loop import finished
 from jaxgpt.training.train_state import abstract_state
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, edit_config, refusal
 
 CAUSAL = f"{ROOT}/configs/teeny_char.py:tiny"
 PLAYS = f"{ROOT}/configs/memory_gpt2.py:tiny"
@@ -234,15 +234,12 @@ def test_a_relative_path_is_the_same_text_from_any_folder(text, tmp_path, monkey
 
 
 def test_the_shipped_text_is_found_where_the_repository_has_gone(run_copy):
-    config = json.loads((run_copy / "config.json").read_text())
-    config["data"]["path"] = "/gone/jaxgpt/data/shakespeare.txt"
-    (run_copy / "config.json").write_text(json.dumps(config))
+    edit_config(run_copy, data={"path": "/gone/jaxgpt/data/shakespeare.txt"})
     run = open_run(str(run_copy))
     assert len(run.open_data().train) == 1_003_854
     setup = prepare(configs.load_frozen(run_copy), run_copy)
     assert setup.config.data.path == str(ROOT / "data" / "shakespeare.txt")
-    config["data"]["fingerprint"] = ""
-    (run_copy / "config.json").write_text(json.dumps(config))
+    edit_config(run_copy, data={"fingerprint": ""})
     with pytest.raises(UserError, match=r"'/gone/.*' does not exist"):
         open_run(str(run_copy)).open_data()
 
@@ -285,10 +282,9 @@ def test_a_changed_text_is_not_measured_unless_named(moved, text, command, capsy
     workdir, path = moved
     text(SENTENCE * 39)
     options = [f"--workdir={workdir}", "--split=val"]
-    with pytest.raises(UserError) as caught:
-        command(options)
-    assert f"data.path '{path}' holds other data" in str(caught.value)
-    assert f"--config.data.path={path}" in str(caught.value)
+    message = refusal(command, options)
+    assert f"data.path '{path}' holds other data" in message
+    assert f"--config.data.path={path}" in message
     command([*options, f"--config.data.path={path}"])
     assert f"note: '{path}' is not the data of this run" in capsys.readouterr().err
 
@@ -349,9 +345,7 @@ def test_the_files_of_a_task_keep_their_fingerprint(tmp_path, text, capsys):
 def imported(moved):
     """A run as jaxgpt.convert leaves it: nothing says what it was trained on."""
     workdir, path = moved
-    config = json.loads((workdir / "config.json").read_text())
-    config["data"] |= {"path": "", "fingerprint": ""}
-    (workdir / "config.json").write_text(json.dumps(config))
+    edit_config(workdir, data={"path": "", "fingerprint": ""})
     (workdir / "metrics.jsonl").unlink()
     return workdir, path
 
@@ -359,9 +353,7 @@ def imported(moved):
 @pytest.mark.parametrize("path", ["", "data/shakespeare.txt"])
 def test_an_imported_run_asks_for_its_text(imported, refused, path, tmp_path):
     workdir, text = imported
-    config = json.loads((workdir / "config.json").read_text())
-    config["data"]["path"] = path  # Old versions said the default.
-    (workdir / "config.json").write_text(json.dumps(config))
+    edit_config(workdir, data={"path": path})  # Old versions said the default.
     frozen = configs.load_frozen(workdir)
     with pytest.raises(UserError, match="was imported and holds no text: name a text"):
         prepare(frozen, workdir)
@@ -398,10 +390,8 @@ def test_a_text_can_be_the_vocabulary_if_its_size_is_right(
 
 def test_an_old_import_of_gpt2_goes_on_with_its_tokenizer(imported, text):
     workdir, _ = imported
-    config = json.loads((workdir / "config.json").read_text())
-    config["data"]["path"] = "data/shakespeare.txt"
-    config["model"]["vocab_size"] = 50257
-    (workdir / "config.json").write_text(json.dumps(config))
+    data, model = {"path": "data/shakespeare.txt"}, {"vocab_size": 50257}
+    edit_config(workdir, data=data, model=model)
     gpt2 = tokenizers.GPT2Tokenizer()
     tokenizer_files.save(gpt2, workdir / "tokenizer.json")
     frozen = configs.load_frozen(workdir)
@@ -461,9 +451,7 @@ def test_allowing_another_shape_is_refused_at_once(run_copy):
 
 
 def test_a_config_of_another_shape_is_not_called_damage(run_copy):
-    config = json.loads((run_copy / "config.json").read_text())
-    config["model"]["n_layer"] = 3
-    (run_copy / "config.json").write_text(json.dumps(config))
+    edit_config(run_copy, model={"n_layer": 3})
     with pytest.raises(
         UserError, match=r"does not fit its config\.json: it has no arr"
     ):

@@ -11,6 +11,7 @@ from jaxgpt.config import base, override, validate
 from jaxgpt.data import reading
 from jaxgpt.data.documents import open_documents
 from jaxgpt.errors import UserError
+from tests import conftest
 from tests.data import test_text
 from tests.data.test_text import open_text, refusal, settings_of, text_file  # noqa: F401
 
@@ -274,9 +275,7 @@ def test_a_character_without_a_token_is_named_with_its_place(
         reading, "scan", lambda *_: reading.Contents(set("the casti\n"), 7200, 0, [])
     )
     pathlib.Path(path / "19.txt").write_text("the cat\nsat \u200b\n" * 30)
-    with pytest.raises(UserError) as caught:
-        opened(settings_of(path, val_fraction=0.2), 8)
-    assert str(caught.value) == (
+    assert conftest.refusal(opened, settings_of(path, val_fraction=0.2), 8) == (
         f"'{path}/19.txt', line 2, column 5: character U+200B ZERO WIDTH SPACE is not "
         "in the vocabulary of 9 characters: leave it out"
     )

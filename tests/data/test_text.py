@@ -16,6 +16,7 @@ from jaxgpt.config import base, override
 from jaxgpt.data import cache, reading, tokenizer_files, tokenizers
 from jaxgpt.data import text as texts
 from jaxgpt.errors import UserError
+from tests import conftest
 
 SHAKESPEARE = cache.REPOSITORY / "data" / "shakespeare.txt"
 # sha256 of train.bin and val.bin of nanoGPT's data/shakespeare_char/prepare.py.
@@ -73,10 +74,7 @@ def bins(tmp_path, own_cache):
 
 def refusal(path, own_cache=None, **options):
     """The one line that opening says; it leaves nothing half-written."""
-    with pytest.raises(UserError) as caught:
-        open_text(path, **options)
-    message = str(caught.value)
-    assert "\n" not in message
+    message = conftest.refusal(open_text, path, **options)
     if own_cache:
         assert not own_cache.exists() or not list(own_cache.iterdir())
     return message

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxgpt.data import tokenizer_files, tokenizers
-from jaxgpt.errors import UserError
+from tests.conftest import refusal
 
 
 @pytest.fixture
@@ -15,14 +15,6 @@ def no_encoding_yet():
     tokenizers._gpt2_encoding.cache_clear()
     yield
     tokenizers._gpt2_encoding.cache_clear()
-
-
-def refusal(function, *arguments):
-    with pytest.raises(UserError) as caught:
-        function(*arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def test_char_ids_follow_code_points():

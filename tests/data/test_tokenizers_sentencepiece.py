@@ -10,6 +10,7 @@ import sentencepiece
 from jaxgpt.data import cache, reading, tokenizer_files, tokenizers
 from jaxgpt.data.sentencepiece import SentencePieceTokenizer, read, train
 from jaxgpt.errors import UserError
+from tests import conftest
 from tests.data.test_text import open_text, refusal
 
 SHAKESPEARE = cache.REPOSITORY / "data" / "shakespeare.txt"
@@ -136,9 +137,7 @@ def test_a_given_model_is_used_on_a_whole_text(tmp_path, own_cache, monkeypatch)
 def test_a_model_that_would_change_texts_is_refused(tmp_path, options, reason):
     file = tmp_path / "lossy.model"
     file.write_bytes(given_model(**BYTES | options if options else {}))
-    with pytest.raises(UserError) as caught:
-        read(file, 0)
-    message = str(caught.value)
+    message = conftest.refusal(read, file)
     assert f"'{file}' would change the text: " in message
     assert reason in message
     assert "--normalization_rule_name=identity" in message

@@ -1,7 +1,5 @@
 """The causal system beyond its block, and on texts of a split."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from jaxgpt.model.config import POSITIONS
 from jaxgpt.sampling.state import SamplingParams
 from jaxgpt.systems import scoring
 from jaxgpt.systems.registry import build_system
-from tests.conftest import ROOT
+from tests.conftest import ROOT, last_json
 
 pytestmark = pytest.mark.unoptimised
 
@@ -130,10 +128,6 @@ def teeny(tmp_path_factory):
     config = configs.load(f"{ROOT}/configs/teeny_char.py:tiny", {"steps": "3"})
     assert train(config, workdir) == 0
     return f"--workdir={workdir}"
-
-
-def last_json(capsys):
-    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
 def test_evaluate_at_lengths_and_on_the_test_split(teeny, capsys):

@@ -20,14 +20,10 @@ from jaxgpt.sampling.state import SamplingParams
 from jaxgpt.systems.memory.session import Memory
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.loop import Trainer
-from tests.conftest import ROOT
+from tests.conftest import ROOT, last_json
 from tests.systems.memory.conftest import PLAYS, RECALL
 
 pytestmark = pytest.mark.unoptimised
-
-
-def last_json(capsys):
-    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
 def digests_of(workdir, step):

@@ -1,7 +1,6 @@
 """Every task: what it draws, what its judge says, what it shows and refuses."""
 
 import gzip
-import json
 import os
 import struct
 
@@ -17,7 +16,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.systems.sigma.tasks import dataset, maze, programs
 from jaxgpt.systems.sigma.tasks.system import TASKS, SigmaTask, make_task
 from jaxgpt.training import metrics
-from tests.conftest import ROOT
+from tests.conftest import ROOT, last_json
 from tests.systems.sigma import tables
 from tests.systems.sigma.test_samplers import draw_texts, exact_burst
 
@@ -429,13 +428,13 @@ def test_training_judges_draws_and_can_be_looked_at(tmp_path, capsys):
     assert last["val_calls_exact_burst"] < 63 == last["val_calls_left_to_right"]
     capsys.readouterr()
     evaluate.command([f"--workdir={workdir}", "--json=-"])
-    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    figures = last_json(capsys)
     assert {"loss", "accuracy_exact_burst", "optimal_left_to_right"} <= figures.keys()
     image = tmp_path / "out.png"
     sample.command(
         [f"--workdir={workdir}", f"--image={image}", "--num_samples=3", "--json=-"]
     )
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])["samples"]
+    found = last_json(capsys)["samples"]
     assert len(found) == 3 and image.exists()
     assert {"text", "tokens", "model_calls", "accuracy", "optimal"} <= found[0].keys()
     for options, expected in (
