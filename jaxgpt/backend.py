@@ -57,7 +57,7 @@ def set_up_jax(computes: bool = True) -> None:
 
 
 def _unwritable() -> str:
-    """Returns why compiled programs cannot be kept; "" where they can."""
+    """Returns why compiled programs cannot be cached; "" if they can."""
     try:
         folder = cache_root() / "xla"
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,12 +70,12 @@ def _unwritable() -> str:
 
 
 def say_where_programs_are_not_kept() -> None:
-    """Logs a line where every command must compile anew, and the remedy."""
+    """Logs, with the remedy, that every command must compile from scratch."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and (why := _unwritable()):
         why = why.split(": set JAXGPT")[0]
         log(
-            f"note: {why}: every command compiles anew; set JAXGPT_CACHE to a writable "
-            "folder"
+            f"note: {why}: every command compiles from scratch; set JAXGPT_CACHE to a "
+            "writable folder"
         )
 
 

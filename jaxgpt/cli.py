@@ -1,4 +1,4 @@
-"""What all commands share: options, one-line errors and JSON; nothing of JAX."""
+"""What all commands share: options, one-line errors and JSON, without JAX."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Shows the value of an option as N or X where it is a number."""
+    """Shows the value of an option as N or X if it is a number."""
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         known: dict[Any, str] = {int: "N", float: "X"}
@@ -160,7 +160,7 @@ def number(text: str) -> float:
 
 
 def _not_empty(text: str) -> str:
-    # A shell's variable that is not set would otherwise be an option that is not given.
+    # An unset shell variable would otherwise look like an option that was not given.
     if not text.strip():
         raise argparse.ArgumentTypeError("must not be empty")
     return text
@@ -176,7 +176,7 @@ def _ascii(text: str) -> str:
 def system_of_run(argv: list[str], overrides: Mapping[str, str]) -> str:
     """Returns the system of the run in --workdir, as overridden; "" if there is none.
 
-    Of a command line that is not parsed yet: its --help depends on it.
+    The command line is not parsed yet, because --help depends on the system.
     """
     workdir = ""
     for word, following in itertools.pairwise([*argv, ""]):
@@ -222,7 +222,7 @@ def main(command: Callable[[list[str]], int | None]) -> NoReturn:
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output: one line where it cannot be written, escapes as needed."""
+    """Standard output: one line if it cannot be written, escapes as needed."""
 
     def write(self, text: str) -> int:
         with _named("standard output"):
@@ -247,7 +247,7 @@ def _open_streams() -> None:
     """Opens what the caller closed; escapes what an encoding does not have."""
     for name, flags in (
         ("stdin", os.O_RDONLY),
-        # What is printed would be lost: writing fails, as to a closed file.
+        # For reading: printing fails, as to a closed file, rather than losing output.
         ("stdout", os.O_RDONLY),
         ("stderr", os.O_WRONLY),
     ):
@@ -287,7 +287,7 @@ def output_path(
     """Returns the path of a file to write that an option names.
 
     Raises:
-      UserError: where it is a folder, its folder is missing, or it ends in another way.
+      UserError: if it is a folder, its folder is missing, or its suffix is another.
     """
     path = user_path(name)
     if path.is_dir():

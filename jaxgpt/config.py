@@ -1,6 +1,6 @@
 """Configs: fields declared, read, overridden, validated and frozen.
 
-A field is declared once, with `option`, in a frozen dataclass beside the code that
+A field is declared once, with `option`, in a frozen dataclass next to the code that
 reads it; `GROUPS` lists those dataclasses. A config file in configs/ holds one
 experiment: a function `get_config(variant)` that returns `base()` with its changes. A
 run freezes the resolved config as `config.json`; everything after training reads that
@@ -127,7 +127,7 @@ class OptionGroup:
 
     @staticmethod
     def validate(config: ConfigDict) -> None:
-        """Raises UserError where the group's fields contradict each other or others."""
+        """Raises UserError if the group's fields contradict each other or others."""
 
 
 @functools.cache
@@ -153,7 +153,7 @@ def keys_that(attribute: str) -> list[str]:
 
 
 def user_path(name: str) -> pathlib.Path:
-    """Returns the path a user named, "~" expanded; UserError where it cannot be one."""
+    """Returns the path a user named, "~" expanded; UserError if it cannot be one."""
     if name.startswith("file:///"):
         name = urllib.parse.unquote(name.removeprefix("file://"))
     if ADDRESS.match(name):
@@ -343,7 +343,7 @@ def _one_line(error: Exception) -> str:
 
 
 def validate(config: ConfigDict) -> ConfigDict:
-    """Checks every value, and what each group says about its own; returns the config.
+    """Checks every value, then each group's own rules; returns the config.
 
     Raises:
       UserError: naming the first field that is wrong.
@@ -355,7 +355,7 @@ def validate(config: ConfigDict) -> ConfigDict:
 
 
 def make_folder(workdir: pathlib.Path) -> None:
-    """Makes the folder of a run; UserError where it cannot be made."""
+    """Makes the folder of a run; UserError if it cannot be made."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -371,7 +371,7 @@ def save(config: ConfigDict, path: pathlib.Path) -> None:
 
 
 def load_frozen(workdir: pathlib.Path) -> ConfigDict:
-    """Reads the config.json of a run; UserError where it is missing or damaged."""
+    """Reads the config.json of a run; UserError if it is missing or damaged."""
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"'{workdir}' holds no run: there is no config.json in it")

@@ -41,7 +41,7 @@ def silence_non_primary() -> None:
 
 def log(message: str) -> None:
     """Prints a line for the person watching: on stderr, so that stdout stays data."""
-    # A run goes on where nobody reads its lines any more.
+    # A run goes on even if nobody reads its output any more.
     with contextlib.suppress(OSError):
         if not _silent or message.startswith("error"):
             print(message, file=sys.stderr, flush=True)

@@ -28,12 +28,14 @@ def _ratios(text: str) -> list[float]:
 
 
 def _check_system(system: str, args: argparse.Namespace) -> None:
-    """Refuses what a run of this system does not have, before it is loaded.
+    """Refuses options that this system does not have, before the run is loaded.
 
-    A system that is not ours does it once it is loaded.
+    A system from outside the package refuses them once it is loaded.
     """
     if args.eval_lengths is not None and system in ANY_ORDER:
-        raise UserError("--eval_lengths are for causal models, which read on and on")
+        raise UserError(
+            "--eval_lengths is for causal models, which read past their block"
+        )
     for name in ("num_orders", "order"):
         if getattr(args, name) is not None and system in LEFT_TO_RIGHT:
             raise UserError(f"--{name} is for σ-GPT: this model reads left to right")

@@ -1,4 +1,4 @@
-"""A run on disk, as the commands that read one find it."""
+"""A run on disk, restored for the commands that read one."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Run:
     params: dict
     step: int
     tokenizer: Tokenizer | None
-    trained: ConfigDict  # What it was trained with, where `config` has overrides.
+    trained: ConfigDict  # Without the overrides in `config`.
 
     def open_data(self) -> Dataset:
         """Opens the data of `config.data`: that of the run, or another that was named.
 
         Raises:
-          UserError: if it is gone, is another than the run's, or has text or tokens
-            that the run's vocabulary has not.
+          UserError: if it is gone, differs from the run's, or has text or tokens
+            outside the run's vocabulary.
         """
         return self._data
 
@@ -155,7 +155,7 @@ def _with_overrides(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict
     if "data.path" in overrides:
         config.data.fingerprint = ""
     configs.validate(configs.override(config, overrides))
-    # The system that the fields are of says which runs it can read with them.
+    # The system that the fields belong to says which runs it can read with them.
     keys = [key for key in overrides if not key.startswith("data.")]
     groups = [key.partition(".")[0] for key in keys if "." in key]
     if keys:

@@ -24,11 +24,11 @@ from jaxgpt.run import Run, name_tokenizer, open_run
 from jaxgpt.training import optimizers
 from jaxgpt.training.checkpoint import Checkpoints, DamagedError
 
-ADAM = "ScaleByAdamState"  # optax's name of it.
+ADAM = "ScaleByAdamState"  # optax's name for it.
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Imports or exports, and prints what."""
+    """Imports or exports, and prints a summary."""
     backend.set_up_jax(computes=False)
     workdir = configs.user_path(args.workdir)
     if args.source is not None:
@@ -84,7 +84,7 @@ def import_run(
         opt_state = optax.tree.set(
             opt_state, counted, **original.moments, count=jnp.int32(original.count)
         )
-    # What it was trained on is not known: whoever goes on with it must say.
+    # What it was trained on is unknown: whoever trains it further must say.
     config.data.path = ""
     if tokenizer:
         name_tokenizer(config, tokenizer)
@@ -153,7 +153,7 @@ def export_run(name: str, run: Run, output: pathlib.Path, use_up: bool = False) 
     if form.suffixes:
         cli.output_path("output", str(output), form.suffixes)
     table, c = form.rules(model), run.config
-    # What an import was trained on is not known here: its data.path is but a default.
+    # What an import was trained on is unknown: its data.path is only a default.
     trained = (run.workdir / "metrics.jsonl").exists() and c.data.path
     named_after = configs.user_path(c.data.path) if trained else run.workdir
     wanted = form.optimizer_key and output.suffix != ".npz"
@@ -186,8 +186,8 @@ def export_run(name: str, run: Run, output: pathlib.Path, use_up: bool = False) 
 def _read_moments(run: Run) -> tuple[dict[str, dict] | None, int]:
     """Returns (AdamW's "mu" and "nu", its count); (None, 0) where a run has none.
 
-    The average of parameters, which is what `Run` has of a run that keeps one, is not
-    what AdamW's moments belong to.
+    AdamW's moments belong to the parameters themselves, not to their average, which
+    is what `Run` has of a run that keeps one.
     """
     c = run.config.optimizer
     if c.name != "adamw" or c.ema_decay:

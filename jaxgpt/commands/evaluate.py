@@ -86,7 +86,7 @@ def evaluate_orders(run: Run, split: str, num_orders: int) -> dict[str, float]:
     """Returns the likelihood over many orders of the fixed windows of a split.
 
     Raises:
-      UserError: where the model reads in one order only.
+      UserError: if the model reads in one order only.
     """
     if not run.system.model_config.any_order:
         raise UserError("--num_orders is for σ-GPT: this model reads left to right")

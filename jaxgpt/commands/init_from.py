@@ -104,7 +104,7 @@ def _parameter_shapes(config: ConfigDict) -> Any:
 def choose_tokenizer(
     config: ConfigDict, own: Tokenizer, given: Collection[str]
 ) -> Tokenizer | None:
-    """Returns the tokenizer of `init_from`; None where another was asked for by name.
+    """Returns the tokenizer of `init_from`; None if another was asked for by name.
 
     Raises:
       UserError: for a vocabulary size that contradicts it.

@@ -133,7 +133,7 @@ def _given(run: Run, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, 
 
 
 def _normalized(text: str, run: Run) -> str:
-    """Returns a prompt changed as the text was that the run was trained on."""
+    """Returns a prompt normalized like the text that the run was trained on."""
     how = run.config.data.normalize
     changed = reading.normalized(text, how)
     if changed != text:

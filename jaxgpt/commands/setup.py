@@ -101,7 +101,7 @@ def _open_run_data(
     allowed: Collection[str],
     notes: list[str],
 ) -> Setup:
-    """As `open_setup`, with the data of a run unless other data is allowed."""
+    """Opens a setup with the data of a run, unless other data is allowed."""
     system = system_class(old.system)
     key = "task.path" if system.is_task else "data.path"
     own = old.data.fingerprint
@@ -134,11 +134,11 @@ def _open_run_data(
 
 @contextlib.contextmanager
 def exclusive(setup: Setup, allowed: Collection[str] = ()) -> Iterator[None]:
-    """Makes the folder of a run, and keeps other runs out of it meanwhile.
+    """Makes the folder of a run, and keeps other runs out of it.
 
     Args:
       setup: from `prepare`.
-      allowed: as there.
+      allowed: as in `prepare`.
 
     Raises:
       UserError: if the folder cannot be written, or is being trained in.
@@ -147,7 +147,7 @@ def exclusive(setup: Setup, allowed: Collection[str] = ()) -> Iterator[None]:
     primary = jax.process_index() == 0
     with locked(setup.workdir) if primary else contextlib.nullcontext():
         if (setup.workdir / "config.json").exists():
-            # Another process may have begun or gone on meanwhile.
+            # Another process may have begun or resumed the run in the meantime.
             old = read_run(setup.workdir)[0]
             check_same_config(old, setup.config, setup.workdir, allowed)
         yield

@@ -1,4 +1,4 @@
-"""Trains a run, or does a step of one again."""
+"""Trains a run, or replays one of its steps."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _train(trainer: Trainer, smaller: str) -> int:
             if trainer.config.profile:
                 progress.line(trainer.train_state.clock.report())
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        # A collective with a lost process raises either, by where it is noticed.
+        # A collective with a lost process raises one or the other.
         if single_process:
             raise
         distributed.exit_after_loss(error)
@@ -141,7 +141,7 @@ def _train(trainer: Trainer, smaller: str) -> int:
 
 
 def replay(config: ConfigDict, workdir: pathlib.Path, step: int) -> int:
-    """Does a step of a run again and prints where it is not finite; changes nothing.
+    """Replays a step of a run and prints where it is not finite; changes nothing.
 
     Returns:
       The exit code: 0 if all of the step is finite, else 1.

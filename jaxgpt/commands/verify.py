@@ -18,7 +18,7 @@ from jaxgpt.training.step import fresh_state
 def damaged_arrays(
     config: ConfigDict, workdir: pathlib.Path, steps: Sequence[int]
 ) -> dict[str, str]:
-    """Returns {step: what is damaged} of those of the steps that are damaged.
+    """Returns {step: what is damaged} for the steps that are damaged.
 
     Raises:
       UserError: for a run without checkpoints.

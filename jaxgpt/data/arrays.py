@@ -28,7 +28,7 @@ def read_integers(name: str) -> np.ndarray:
 
 
 def why_not_loaded(error: Exception) -> str:
-    """Returns the reason that numpy gives, but for its advice to load a pickle."""
+    """Returns numpy's reason, without its advice to load a pickle."""
     reason = str(error).partition("\n")[0]
     if "Object arrays" in reason:
         return "it holds Python objects, which are never loaded"
@@ -39,7 +39,7 @@ def read_json_object(path: pathlib.Path) -> dict[str, Any]:
     """Returns the JSON object that a file holds.
 
     Raises:
-      UserError: where it cannot be read, or holds anything else.
+      UserError: if it cannot be read, or holds anything else.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -63,8 +63,8 @@ def batched(
     """
     N = len(next(iter(arrays.values())))
     for start in range(0, N, rows):
-        # The last batch is filled up with the first rows: another shape would be
-        # compiled for anew.
+        # The last batch is filled up with the first rows: another shape would have to
+        # be compiled.
         index = np.arange(start, start + rows) % N
         batch = {name: array[index] for name, array in arrays.items()}
         yield batch, min(rows, N - start)

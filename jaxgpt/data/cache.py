@@ -29,7 +29,7 @@ from jaxgpt.data.tokenizers import (
 from jaxgpt.errors import UserError, log
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
-# A change of what is written must change this too, or old tokens are read.
+# Must change whenever what is written changes, or stale tokens are read.
 VERSION = 4
 DIGESTS = "sha256.json"  # {file: SHA-256} of a folder of tokens.
 OF_TOKENIZER = ("tokenizer", "vocab_size", "sentencepiece_type")
@@ -38,10 +38,10 @@ NOT_OF_TOKENS = (*FILES, *OF_TOKENIZER)
 
 
 def cache_root() -> pathlib.Path:
-    """Returns the folder of all that can be made again: $JAXGPT_CACHE.
+    """Returns the folder of everything that can be made again: $JAXGPT_CACHE.
 
     Raises:
-      UserError: where nobody says where that is.
+      UserError: if it is not set and there is no home folder.
     """
     named = os.environ.get("JAXGPT_CACHE", "~/.cache/jaxgpt")
     try:
@@ -57,7 +57,7 @@ class OtherDataError(UserError):
 def resolve_path(data: ConfigDict) -> pathlib.Path:
     """Returns the absolute path that data.path names, here or in the repository.
 
-    Where a run's own text has gone with the repository, that is found there.
+    A run's own text that has moved with the repository is found there.
     """
     path = user_path(data.path)
     for candidate in (path, REPOSITORY / path):
@@ -76,10 +76,10 @@ def fingerprint(
 ) -> str:
     """Returns the SHA-256 of a file, or of names and SHA-256s of those in a folder.
 
-    All of the content is read every time: sizes and times can be those of another.
+    The whole content is read every time: size and time do not identify a file.
 
     Raises:
-      OtherDataError: where `data.fingerprint` is known, and another.
+      OtherDataError: if `data.fingerprint` is set and differs.
     """
     found = hashlib.sha256()
     for file in sorted(files):
@@ -95,7 +95,7 @@ def fingerprint(
 
 
 def check_fingerprint(name: str, digest: str, data: ConfigDict) -> None:
-    """Raises OtherDataError where `data.fingerprint` is known, and another."""
+    """Raises OtherDataError if `data.fingerprint` is set and differs."""
     if data.fingerprint not in ("", digest):
         raise OtherDataError(
             f"{name} holds other data (SHA-256 {digest[:12]}) than this run was "
@@ -111,7 +111,7 @@ def cached_tokens(
     tokenizer: Tokenizer | None = None,
     prefix: str = "",
 ) -> tuple[pathlib.Path, Tokenizer]:
-    """Tokenises files unless that was done before, with the same settings.
+    """Tokenises files, unless the cache has their tokens with the same settings.
 
     Args:
       files: of the text.
@@ -155,7 +155,7 @@ def _cached_tokenizer(
     data: ConfigDict,
     scan: Callable[[], reading.Contents],
 ) -> Tokenizer:
-    """Returns the tokenizer of `config.data`, made unless that was done before."""
+    """Returns the tokenizer of `config.data`, from the cache if it was made before."""
     if data.tokenizer == "huggingface":
         return _read_tokenizer(data)
     settings = {name: data[name] for name in ("normalize", *OF_TOKENIZER)}
@@ -176,7 +176,7 @@ def _digest_of(*parts: Any) -> str:
 
 
 def keep(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
-    """Fills a folder of the cache, unless it holds what was written before."""
+    """Fills a folder of the cache, unless it is there and intact."""
     if folder.exists():
         try:
             digests = json.loads((folder / DIGESTS).read_text())
@@ -195,7 +195,7 @@ def keep(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
 
 @contextlib.contextmanager
 def writing_cache(folder: pathlib.Path) -> Iterator[None]:
-    """Says in one line, with the remedy, that a folder of the cache is unwritable."""
+    """Turns an OSError into one line that names the folder and the remedy."""
     try:
         yield
     except OSError as error:
@@ -227,7 +227,7 @@ def build(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
         try:
             building.replace(folder)
         except OSError:
-            # Another process may have built the same meanwhile.
+            # Another process may have built the same in the meantime.
             if not folder.exists():
                 raise
     except OSError as error:
@@ -290,7 +290,7 @@ def encode(
     data: ConfigDict,
     at: int = 0,
 ) -> Iterator[np.ndarray]:
-    """Yields the ids of a text, which files hold from this place on.
+    """Yields the ids of a text that starts at character `at` of these files.
 
     Raises:
       UserError: naming file, line and column of a character that has no token.

@@ -21,25 +21,25 @@ class Dataset(Protocol):
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """Of a text; None where tokens stand for nothing to read."""
+        """Of a text; None if the tokens are no text."""
 
     @property
     def fingerprint(self) -> str:
-        """The SHA-256 of the files it is read from; "" where it is drawn."""
+        """The SHA-256 of the files it is read from; "" if it is generated."""
 
     def batch_at(self, seed: int, split: str, step: int, size: int, length: int) -> Any:
         """Returns the rows of a step: a pure function of all arguments.
 
-        So that a resumed run, or one on other devices, reads what it would have read.
+        A resumed run, or one on other devices, reads the same batches.
         There are `size` rows of `length` tokens, targets included.
 
         Raises:
-          UserError: where the split does not exist or is too short.
+          UserError: if the split does not exist or is too short.
         """
 
     def eval_windows(self, split: str, length: int, count: int | None = None) -> Any:
         """Returns the same rows every time: about count, or all that a split holds.
 
         Raises:
-          UserError: where the split does not exist or is too short.
+          UserError: if the split does not exist or is too short.
         """

@@ -19,7 +19,7 @@ from jaxgpt.data.text import SPLITS, open_text, read_bins, split_sizes
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError, log
 
-# Of each document that evaluations during training read.
+# Segments of each document that evaluations during training read.
 EVAL_SEGMENTS = 64
 
 Segment = dict[str, np.ndarray]
@@ -163,10 +163,10 @@ def open_documents(
     Args:
       config: of the run.
       length: of a segment with its last target; each split must hold one.
-      tokenizer: as of `open_text`.
+      tokenizer: as in `open_text`.
 
     Raises:
-      UserError: where there is no document, or a split is empty; see `open_text`.
+      UserError: if there is no document, or a split is empty; see `open_text`.
     """
     path = cache.resolve_path(config.data)
     ends: dict[str, list[int] | np.ndarray]
@@ -204,7 +204,7 @@ def _split_files(path: pathlib.Path, data: ConfigDict) -> dict[str, list[pathlib
         beside = sorted(p.name for p in path.iterdir() if p.name not in SPLITS)
         if beside:
             names = reading.some(beside)
-            log(f"note: '{path}': passed over beside its splits: {names}")
+            log(f"note: '{path}': passed over next to its splits: {names}")
         files = {
             s: reading.text_files(f) if f.is_dir() else [] for s, f in folders.items()
         }

@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face, which a run keeps whole: as AutoTokenizer reads them."""
+"""Hugging Face's tokenizers, read as by AutoTokenizer; a run keeps the whole file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxgpt.errors import UserError
 PROBES = ["Fox fox", "a  b", "a\nb\n\n", " a", "a ", "\na", "it 's a .", "a\tb", "É"]
 PROBES += ["e\N{COMBINING ACUTE ACCENT}", "\N{LATIN SMALL LIGATURE FI}"]
 WINDOW = 256  # Characters on either side of a cut that are encoded to test it.
-MOST_CUTS = 256  # To try in one piece.
+MOST_CUTS = 256  # Cuts to try in one piece.
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -31,7 +31,7 @@ class HuggingFaceTokenizer(Tokenizer):
           named: which token is the "bos_token", "eos_token", ...; only for export.
 
         Raises:
-          UserError: where it is damaged, or the package is missing.
+          UserError: if it is damaged, or the package is missing.
         """
         self._saved, self.named = saved, named or {}
         # Settings of training, and limits that would cut text off.
@@ -58,7 +58,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._encode(self._first, text, special_tokens)
 
     def encode_rest(self, text: str, special_tokens: bool = False) -> np.ndarray:
-        """Returns the ids of text that goes on from other tokens."""
+        """Returns the ids of text that continues other tokens."""
         return self._encode(self._rest, text, special_tokens)
 
     def decode(self, ids: np.ndarray) -> str:
@@ -66,13 +66,13 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._decode(self._first, ids)
 
     def decode_rest(self, ids: np.ndarray) -> str:
-        """Returns the text of ids that go on from other tokens."""
+        """Returns the text of ids that continue other tokens."""
         return self._decode(self._rest, ids)
 
     def encode_pieces(
         self, pieces: Iterable[str], special_tokens: bool = False
     ) -> Iterator[np.ndarray]:
-        """Yields the ids of a text: those of the whole, wherever it was cut."""
+        """Yields the ids of a text, the same wherever it was cut."""
         return super().encode_pieces(self._parts(pieces), special_tokens)
 
     def _parts(self, pieces: Iterable[str]) -> Iterator[str]:
@@ -195,7 +195,7 @@ def _load(saved: dict) -> Any:
 
 
 def _without_prefix(node: Any) -> Any:
-    """Returns a tokenizer.json of text that goes on: with nothing put before it."""
+    """Returns a tokenizer.json for text that continues: nothing is put before it."""
     if isinstance(node, list):
         return [_without_prefix(item) for item in node if not _is_prefix(item)]
     if not isinstance(node, dict):

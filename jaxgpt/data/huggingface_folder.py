@@ -48,7 +48,7 @@ def read(
         added tokens: those past it are left out.
 
     Returns:
-      (the tokenizer, None where there is none that can be read; lines for the user).
+      (the tokenizer, None if none can be read; notes for the user).
 
     Raises:
       UserError: for one that is damaged, or where the package is missing.
@@ -59,8 +59,8 @@ def read(
         if not other:
             return None, ()
         return None, (
-            f"its tokenizer is not read: beside {other[0]} there must be a "
-            "tokenizer.json, which AutoTokenizer's save_pretrained writes",
+            f"its tokenizer is not read: {other[0]} needs a tokenizer.json next to it, "
+            "which AutoTokenizer's save_pretrained writes",
         )
     settings = _read_json(folder / "tokenizer_config.json")
     config = _read_json(folder / "config.json")
@@ -109,7 +109,7 @@ def read(
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Returns a JSON object; {} where the file does not exist."""
+    """Returns a JSON object; {} if the file does not exist."""
     return read_json_object(path) if path.exists() else {}
 
 

@@ -1,4 +1,4 @@
-"""The files of a text: found in a folder, and read as text whatever wrote them."""
+"""The files of a text: found in a folder, and decoded whatever wrote them."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd", b"
 
 
 class Contents(NamedTuple):
-    """What a text consists of, and what is worth saying about it."""
+    """What a text consists of, and notes for the user."""
 
     characters: set[str]
     length: int
-    end_marks: int  # Of <|endoftext|>, written out.
+    end_marks: int  # How often <|endoftext|> is written out.
     notes: list[str]
 
 
@@ -58,7 +58,7 @@ def text_files(path: pathlib.Path) -> list[pathlib.Path]:
     others, linked folders.
 
     Raises:
-      UserError: where there are none.
+      UserError: if there are none.
     """
     if path.name in ("train.bin", "val.bin", "test.bin"):
         raise UserError(f"data.path '{path}' holds tokens: name the folder it is in")
@@ -109,7 +109,7 @@ def _hidden(name: str) -> bool:
 
 
 def some(names: Iterable[object], shown: int = 3) -> str:
-    """Returns the first names as text, and how many there are beside them."""
+    """Returns the first names as text, and how many more there are."""
     quoted = [f"'{name}'" for name in names]
     rest = len(quoted) - shown
     return ", ".join(quoted[:shown]) + (f" and {rest} more" if rest > 0 else "")
@@ -120,7 +120,7 @@ def _without_copies(
     files: list[pathlib.Path],
     passed: dict[str, list[pathlib.Path]],
 ) -> list[pathlib.Path]:
-    """Returns the files but those that are named as a copy of another and are one."""
+    """Returns the files without those that are copies by name and content."""
     sizes = collections.defaultdict(list)
     for file in files:
         sizes[file.stat().st_size].append(file)
@@ -145,7 +145,7 @@ def _without_copies(
 
 
 def file_digest(path: pathlib.Path) -> str:
-    """Returns the SHA-256 of a file; UserError where it cannot be read."""
+    """Returns the SHA-256 of a file; UserError if it cannot be read."""
     try:
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -274,7 +274,7 @@ def iter_lines(files: list[pathlib.Path], normalize: str = "none") -> Iterator[s
 
 
 def scan(files: list[pathlib.Path], normalize: str = "none") -> Contents:
-    """Returns what a text consists of; UserError where it is empty."""
+    """Returns what a text consists of; UserError if it is empty."""
     characters: set[str] = set()
     length = windows = macs = end_marks = 0
     for raw in iter_chunks(files):

@@ -26,7 +26,7 @@ from jaxgpt.errors import UserError, log, require
 LONGEST_PART = 1 << 15
 LONGEST_LINE = 1 << 22  # Characters; SentencePiece leaves out lines of 16 MiB.
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # How SentencePiece writes one.
-# What SentencePiece keeps for itself, or drops at the end of a line: learned as others.
+# What SentencePiece reserves, or drops at the end of a line: learned as stand-ins.
 UNLEARNABLE = f"\0\r\x1f{SPACE}\N{LOWER FIVE EIGHTHS BLOCK}"
 PRIVATE_USE = range(0xF0000, 0xFFFFE)
 
@@ -43,7 +43,7 @@ class SentencePieceTokenizer(Tokenizer):
       stand_ins: {letter of the model: the character that it stands for}.
 
     Raises:
-      ValueError: where these bytes are not a model.
+      ValueError: if these bytes are not a model.
     """
 
     def __init__(self, model: bytes, stand_ins: dict[str, str] | None = None):
@@ -52,7 +52,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.model, self.stand_ins = model, stand_ins or {}
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-            # Of text that goes on: a message that follows overrides fields of the
+            # For text that continues: an appended message overrides fields of the
             # first, here normalizer_spec.add_dummy_prefix.
             self._rest = sentencepiece.SentencePieceProcessor(
                 model_proto=model + b"\x1a\x02\x18\x00"
@@ -62,7 +62,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = self._processor.get_piece_size()
         self._to_model = {ord(v): k for k, v in self.stand_ins.items()}
         self._from_model = {ord(k): v for k, v in self.stand_ins.items()}
-        # They would come back as others.
+        # These would be decoded as other characters.
         self._reserved = ({*self.stand_ins} | {SPACE}) - {*self.stand_ins.values()}
 
     @property
@@ -105,8 +105,8 @@ class SentencePieceTokenizer(Tokenizer):
         }
 
     def _end_of_part(self, text: str) -> int:
-        """Returns where a text that is too long is cut; 0 where it need not be yet."""
-        # Where depends on the text before alone, not on how it was read.
+        """Returns where to cut a text that is too long; 0 if it is not."""
+        # The place depends only on the text before it, not on how it was read.
         for cut in range(LONGEST_PART, len(text)):
             if text[cut - 1 : cut + 1] not in self._neighbours:
                 return cut
@@ -152,7 +152,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def from_json(saved: dict[str, Any]) -> SentencePieceTokenizer:
-    """Returns the tokenizer of `to_json`'s value; UserError where it is damaged."""
+    """Returns the tokenizer of `to_json`'s value; UserError if it is damaged."""
     try:
         model = base64.b64decode(saved["model"], validate=True)
         tokenizer = SentencePieceTokenizer(model, saved.get("stand_ins"))
@@ -160,8 +160,8 @@ def from_json(saved: dict[str, Any]) -> SentencePieceTokenizer:
         raise UserError(f"its SentencePiece model is damaged: {error}") from None
     if tokenizer.adds_a_space and "adds_a_space" not in saved:
         log(
-            "note: this run was trained with a space too many before every word, as "
-            "its SentencePiece model was then read: train it anew"
+            "note: this run was trained with an extra space before every word, as its "
+            "SentencePiece model was read then: train it again"
         )
     return tokenizer
 
@@ -200,7 +200,7 @@ def read(path: pathlib.Path, vocab_size: int = 0) -> SentencePieceTokenizer:
     """Reads a .model file.
 
     Raises:
-      UserError: where it is not one, would change texts, or is not of vocab_size
+      UserError: if it is not one, would change texts, or is not of vocab_size
         tokens (0 takes any number).
     """
     try:
@@ -283,9 +283,9 @@ def train(
 
 
 def _sentences(lines: Iterable[str], to_model: dict[int, str]) -> Iterator[str]:
-    """Yields lines as SentencePiece leaves none of them out."""
+    """Yields lines in such parts that SentencePiece skips none."""
     for line in lines:
-        # It leaves out lines with the name of its unknown token.
+        # It skips lines that contain the name of its unknown token.
         for part in line.translate(to_model).replace("<unk>", "<un\nk>").split("\n"):
             for start in range(0, len(part), LONGEST_LINE):
                 yield part[start : start + LONGEST_LINE]

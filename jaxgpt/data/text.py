@@ -29,8 +29,8 @@ SPLITS = ("train", "val", "test")
 class TextData:
     """The splits of a text and its tokenizer; the test split may be empty.
 
-    With `chunk`, each split consists of chunks of so many tokens from different places
-    of the text, and no window crosses from one into the next.
+    With `chunk`, each split consists of chunks of that many tokens, from different
+    places of the text, and no window crosses from one into the next.
     """
 
     train: np.ndarray
@@ -222,7 +222,7 @@ def _shuffle_chunks(
 
 
 def read_bins(folder: pathlib.Path, tokenizer: Tokenizer, chunk: int = 0) -> TextData:
-    """Memory-maps train.bin, val.bin and test.bin, if any; UserError where damaged."""
+    """Memory-maps train.bin, val.bin and test.bin, if any; UserError if damaged."""
     dtype = cache.token_dtype(tokenizer.vocab_size)
     splits: dict[str, np.ndarray] = dict.fromkeys(SPLITS, np.zeros(0, dtype))
     for split in SPLITS:
@@ -244,7 +244,7 @@ def read_bins(folder: pathlib.Path, tokenizer: Tokenizer, chunk: int = 0) -> Tex
 
 
 def _read_as_nanogpt(file: pathlib.Path) -> str:
-    """Returns a text with line ends of any kind as newlines, and a mark as a letter."""
+    """Returns a text with all line ends as newlines; a byte-order mark is kept."""
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

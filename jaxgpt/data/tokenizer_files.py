@@ -1,4 +1,4 @@
-"""Tokenizer files: those of runs and of other programs read, those of runs written."""
+"""Tokenizer files: runs' own, read and written, and other programs', read."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _characters_of_meta(meta: dict[str, Any]) -> str:
 
 
 def load(path: pathlib.Path) -> Tokenizer:
-    """Reads a tokenizer.json or meta.json; UserError where it is damaged."""
+    """Reads a tokenizer.json or meta.json; UserError if it is damaged."""
     refused = f"tokenizer file '{path}' cannot be used"
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -99,10 +99,10 @@ def read_any(path: pathlib.Path) -> tuple[Tokenizer, tuple[str, ...]]:
     run's, or one that `huggingface_folder.read` reads.
 
     Returns:
-      (tokenizer, lines for the user).
+      (tokenizer, notes for the user).
 
     Raises:
-      UserError: where there is none that can be used.
+      UserError: if there is none that can be used.
     """
     if path.suffix == ".model":
         return sentencepiece.read(path), ()

@@ -35,11 +35,11 @@ class UnknownCharacterError(UserError):
         self.character, self.at, self.reason = character, at, reason
 
     def moved(self, by: int) -> UnknownCharacterError:
-        """Returns the error for a text with so many more characters before it."""
+        """Returns the error for a text with `by` more characters before it."""
         return UnknownCharacterError(self.character, self.at + by, self.reason)
 
     def located(self, place: str) -> UserError:
-        """Returns the error for a text whose places have names."""
+        """Returns the error with the name of the place."""
         return UserError(f"{place}: character {shown(self.character)} {self.reason}")
 
 
@@ -54,8 +54,8 @@ def shown(character: str) -> str:
 class Tokenizer(Protocol):
     """Text to int32 ids [T] and back.
 
-    Some tokenizers put a space before a text and take it away again when they decode:
-    text that goes on from tokens before it has methods of its own.
+    Some tokenizers put a space before a text and remove it when they decode, so text
+    that continues earlier tokens has methods of its own.
     """
 
     vocab_size: int
@@ -66,8 +66,7 @@ class Tokenizer(Protocol):
 
         Args:
           text: from its beginning.
-          special_tokens: whether those that are written out are read as such, or as
-            plain text.
+          special_tokens: whether special tokens that are written out are read as such.
 
         Raises:
           UnknownCharacterError: for text outside the vocabulary.
@@ -81,11 +80,11 @@ class Tokenizer(Protocol):
         """Returns what `tokenizer_files.from_json` reads."""
 
     def encode_rest(self, text: str, special_tokens: bool = False) -> np.ndarray:
-        """Returns the ids of text that goes on from other tokens."""
+        """Returns the ids of text that continues other tokens."""
         return self.encode(text, special_tokens)
 
     def decode_rest(self, ids: np.ndarray) -> str:
-        """Returns the text of ids that go on from other tokens."""
+        """Returns the text of ids that continue other tokens."""
         return self.decode(ids)
 
     def encode_pieces(
@@ -102,7 +101,7 @@ class Tokenizer(Protocol):
 
 
 def refuse_special_tokens(asked: bool, vocabulary: str) -> None:
-    """Raises UserError where special tokens are asked of a vocabulary without them."""
+    """Raises UserError if special tokens are asked for but there are none."""
     if asked:
         raise UserError(
             f"{vocabulary} have no special tokens: leave special_tokens out"
@@ -185,7 +184,7 @@ def gpt2_vocabulary() -> tuple[dict[str, int], list[list[str]]]:
     """Returns ({token: id}, merges) of GPT-2, which write bytes as printable letters.
 
     Raises:
-      UserError: where the merges in data/ are missing, or others.
+      UserError: if the merges in data/ are missing or differ.
     """
     try:
         content = MERGES.read_bytes()

@@ -19,7 +19,7 @@ OURS |= {"decoupled_weight_decay": True}
 
 
 def held_by(checkpoint: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Returns an optimizer's untrusted state_dict; {} where there is no state in it."""
+    """Returns an optimizer's untrusted state_dict; {} if there is no state in it."""
     optimizer = checkpoint.get(key)
     if not isinstance(optimizer, Mapping):
         return {}
@@ -30,7 +30,7 @@ def held_by(checkpoint: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def group_sizes(optimizer: Any) -> tuple[int, ...]:
-    """Returns how many parameters each group has; () where that is not said.
+    """Returns how many parameters each group has; () if it does not say.
 
     Args:
       optimizer: an untrusted state_dict, which numbers parameters group by group.
@@ -54,8 +54,8 @@ def read_moments(
       path: named in errors.
 
     Raises:
-      UserError: for another optimizer's state, that of other parameters, or one that
-        AdamW cannot be in.
+      UserError: for the state of another optimizer or of other parameters, or one
+        that AdamW cannot be in.
     """
     held, names = optimizer["state"], [*parameters]
     another = f"'{path}' holds the state of another optimizer"
@@ -80,7 +80,7 @@ def read_moments(
 
 
 def differences(optimizer: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns lines about what training here does otherwise, for the user.
+    """Returns notes for the user on what training here does differently.
 
     Args:
       optimizer: a state_dict whose state `read_moments` has read.
@@ -105,8 +105,8 @@ def differences(optimizer: Mapping[str, Any]) -> tuple[str, ...]:
 def read_settings(optimizer: Any, path: str) -> dict[str, Any]:
     """Returns the fields that the one group of an optimizer shows, by dotted keys.
 
-    Of PyTorch's AdamW all parameters of a group decay. A group's rate is that of the
-    moment, unless a scheduler kept the first one.
+    PyTorch's AdamW decays all parameters of a group. A group's rate is the current
+    one, unless a scheduler kept the initial one.
     """
     if len(group_sizes(optimizer)) != 1:
         return {}

@@ -41,9 +41,9 @@ class Original:
     moments: dict[str, dict] | None = None  # AdamW's "mu" and "nu".
     count: int = 0  # AdamW's.
     step: int = 0
-    notes: tuple[str, ...] = ()  # Lines for the user.
+    notes: tuple[str, ...] = ()  # For the user.
     folder: Path = Path()  # Where it is.
-    # Settings that an export is to have again.
+    # Settings that an export writes back.
     kept: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -59,7 +59,7 @@ class Export:
       dataset: a name for what it was trained on.
       tokenizer: of the run, if it has one.
       tokenizer_file: where that is.
-      val_loss: infinity where it is not known.
+      val_loss: infinity if it is unknown.
       moments, count, kept: as in `Original`.
     """
 
@@ -88,7 +88,7 @@ class Format:
     # Where the weights show a size, (name of a matrix, axis); what precedes a layer.
     shapes: Mapping[str, tuple[str, int]]
     layer_prefix: str
-    # (key, {its value: ours}, default; None where there must be one).
+    # (key, {its value: ours}, default; None if there must be one).
     choices: Mapping[str, Choice] = dataclasses.field(default_factory=dict)
     # (key, the original's default).
     numbers: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
@@ -99,13 +99,13 @@ class Format:
     # Settings that are in none of the tables, because they change no logit or because
     # a subclass reads them. Any other that a source holds is refused.
     harmless: tuple[str, ...] = ()
-    # Where a checkpoint keeps the state of torch.optim.AdamW; "" where it keeps none.
+    # Where a checkpoint keeps the state of torch.optim.AdamW; "" if it keeps none.
     optimizer_key: str = ""
     # How the names of buffers end, which old versions saved with the parameters.
     buffers: tuple[str, ...] = ()
     # Vocabulary sizes that are GPT-2's where no tokenizer is given.
     gpt2_vocabularies: tuple[int, ...] = ()
-    # How the names of files to write end; () where it writes folders.
+    # How the names of files to write end; () if it writes folders.
     suffixes: tuple[str, ...] = (".pt", ".npz")
     system: str = "causal"
 
@@ -222,14 +222,14 @@ class Format:
         return sizes
 
     def notes(self, source: Source) -> tuple[str, ...]:
-        """Returns lines about what is not as in the source, for the user."""
+        """Returns notes for the user on what differs from the source."""
         del source
         return ()
 
     def tokenizer(
         self, folder: Path, vocab_size: int
     ) -> tuple[Tokenizer | None, tuple[str, ...]]:
-        """Returns the tokenizer of a source, and lines about it for the user.
+        """Returns the tokenizer of a source, and notes on it for the user.
 
         Args:
           folder: where the source is.
@@ -243,7 +243,7 @@ class Format:
         return (GPT2Tokenizer() if gpt2 else None), ()
 
     def kept(self, source: Source) -> dict[str, Any]:
-        """Returns the settings that an export is to have again."""
+        """Returns the settings that an export writes back."""
         del source
         return {}
 
@@ -361,7 +361,7 @@ class Format:
         """Writes a run as the original's program reads it.
 
         Raises:
-          OSError: where the disk is full or the folder cannot be written to.
+          OSError: if the disk is full or the folder cannot be written to.
           UserError: for a .pt file where PyTorch is not installed.
         """
         if output.suffix == ".npz":
@@ -388,7 +388,7 @@ class Format:
         return [([*export.state], export.config.optimizer.weight_decay)]
 
     def export_notes(self, export: Export) -> tuple[str, ...]:
-        """Returns lines about what a .pt file holds or lacks, for the user."""
+        """Returns notes for the user on what a .pt file holds or lacks."""
         if not self.optimizer_key:
             return ()
         if export.moments is None:

@@ -30,7 +30,7 @@ TABLE, POSITIONS = "transformer.wte.weight", "transformer.wpe.weight"
 HEAD, UP = "lm_head.weight", "transformer.h.0.mlp.c_fc.weight"
 # Heads of other tasks than a language model's.
 OTHER_HEADS = ("classifier", "multiple_choice_head", "qa_outputs", "score", "v_head")
-# What modules of their own, as PyTorch Lightning's, put before each name.
+# What wrapping modules, such as PyTorch Lightning's, put before each name.
 OUTER = re.compile(
     r"(\w+\.)*?(?=((transformer\.)?(wte|wpe|h|ln_f)|lm_head|"
     + "|".join(OTHER_HEADS)
@@ -49,7 +49,7 @@ ACTIVATIONS = {
     "relu": "relu",
 }
 DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
-# What of config.json an export has again, as nothing in our configuration says it.
+# What an export writes back to config.json: our configuration has no field for it.
 KEPT = (
     *DROPOUTS,
     *("bos_token_id", "eos_token_id", "pad_token_id"),
@@ -121,7 +121,7 @@ class GPT2Family(Format):
         return f"transformer.{name}" if bare else name
 
     def parameters(self, source: Source) -> Arrays:
-        """Leaves out a tied head; UserError where it is not the token table."""
+        """Leaves out a tied head; UserError if it is not the token table."""
         found = super().parameters(source)
         if source.settings.get("tie_word_embeddings") is False or HEAD not in found:
             return found
@@ -145,7 +145,7 @@ class HuggingFaceGPT2(GPT2Family):
     )
 
     def rules(self, model: ConfigDict) -> list[Rule]:
-        """Adds a head of its own."""
+        """Adds an untied head."""
         head = Rule(HEAD, "unembed/kernel", transposed=True)
         return super().rules(model) + ([] if model.tied_head else [head])
 

@@ -1,4 +1,4 @@
-"""What of an original's settings a run keeps, for its export to have again."""
+"""The original's settings that a run keeps, so that its export has them again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def write(workdir: pathlib.Path, settings: dict[str, Any]) -> None:
 
 
 def read(workdir: pathlib.Path) -> dict[str, Any]:
-    """Returns what `write` wrote; UserError where that is damaged."""
+    """Returns what `write` wrote; UserError if that is damaged."""
     path = workdir / FILE
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))

@@ -84,7 +84,7 @@ class NanoGPT(GPT2Family):
         return no_bias or sizes == _early_groups(source.state)[0]
 
     def _optimizer(self, source: Source) -> Mapping[str, Any]:
-        """Returns the state_dict of the optimizer; {} where there is none."""
+        """Returns the state_dict of the optimizer; {} if there is none."""
         return adamw.held_by(source.checkpoint, self.optimizer_key)
 
     def optimized(
@@ -96,7 +96,7 @@ class NanoGPT(GPT2Family):
         flat = [name for name in state if state[name].ndim < 2]
         sizes, names = _early_groups(state)
         orders = {
-            (): matrices + flat,  # Not said.
+            (): matrices + flat,  # It does not say.
             (len(matrices), len(flat)): matrices + flat,
             (len(state),): [*state],
             sizes: names,
@@ -123,7 +123,7 @@ class NanoGPT(GPT2Family):
     def _warmup_from_zero(
         self, source: Source, fields: Mapping[str, Any]
     ) -> bool | None:
-        """Returns how the warmup began; None where the rate in it does not show it.
+        """Returns how the warmup began; None if the rate in it does not show it.
 
         A checkpoint holds the rate of its next update. Where nothing is left of the
         warmup, or no update was made, how it began is how the format's begins.
@@ -144,7 +144,7 @@ class NanoGPT(GPT2Family):
         return None
 
     def notes(self, source: Source) -> tuple[str, ...]:
-        """Says what the checkpoint does not, and what it is taken for."""
+        """Notes what the checkpoint does not say, and what is assumed."""
         source = dataclasses.replace(source, state=self.parameters(source))
         lines = [*super().notes(source)]
         if "activation_function" not in source.settings and self._is_early(source):

@@ -86,7 +86,7 @@ class NanoLlama(Format):
         return super().parameters(source)
 
     def model_fields(self, source: Source) -> dict[str, Any]:
-        """Takes angles in float32, as there."""
+        """Computes angles in float32, as the original does."""
         source = dataclasses.replace(source, settings=_flat(source.settings))
         return super().model_fields(source) | {"rope_angles": "float32"}
 

@@ -2,8 +2,8 @@
 
 A .pt file is a ZIP archive: a pickle, and the raw storages that it refers to. The
 pickle can make nothing but tensors, numbers and plain containers. No other name that it
-asks for is ever looked up: where it can be that of an object beside the weights, a
-configuration or an enum say, it becomes an `Opaque`, else the file is refused.
+asks for is ever looked up: if it may name an object stored with the weights, such as
+a configuration or an enum, it becomes an `Opaque`, else the file is refused.
 """
 
 from __future__ import annotations
@@ -87,11 +87,11 @@ class _OrderedDict(dict):
 
 
 class Opaque:
-    """Stands for an object, or a class, of which nothing is made but this.
+    """Stands for an object, or a class, that is never made.
 
     Attributes:
       name: of the class, as the pickle has it.
-      state: what the object's attributes were set from; None where nothing was set.
+      state: what the object's attributes were set from; None if nothing was set.
     """
 
     __slots__ = ("state",)
@@ -113,12 +113,12 @@ class Opaque:
         self.state = state
 
     def extend(self, items: Any) -> None:
-        """Drops the items of a list of a class of its own."""
+        """Drops the items of a list subclass."""
 
     append = add = extend
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """Drops an item of a dict of a class of its own."""
+        """Drops an item of a dict subclass."""
 
 
 def opaque_name(value: Any) -> str | None:
@@ -132,7 +132,7 @@ def _opaque_kind(module: str, name: str) -> type[Opaque]:
 
 
 def _is_open(module: str, name: str) -> bool:
-    """Returns whether a name may stand for an object beside the weights."""
+    """Returns whether a name may stand for an object stored with the weights."""
     words = f"{module}.{name}".split(".")
     if len(module) + len(name) > LONGEST_NAME or not all(map(str.isidentifier, words)):
         return False
@@ -155,7 +155,7 @@ def _attributes(state: Any) -> Mapping[Any, Any]:
 def without_opaque(value: Any, path: str, passed_over: list[str]) -> Any:
     """Returns a value with plain containers only, and None for what is opaque.
 
-    Objects whose attributes are all they have, as those of a dataclass or a Namespace,
+    Objects that are nothing but their attributes, such as dataclasses and Namespaces,
     become dicts of these.
 
     Args:

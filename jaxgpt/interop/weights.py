@@ -126,7 +126,7 @@ def read_source(name: str, settings_file: str | None) -> Source:
 def _read_besides(
     held: Mapping[str, Any], state_key: str, name: str
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Returns what a checkpoint holds beside its state dict, and notes about it."""
+    """Returns what a checkpoint holds besides its state dict, and notes on it."""
     passed_over: list[str] = []
     besides = {key: value for key, value in held.items() if key != state_key}
     try:
@@ -292,7 +292,7 @@ def write_torch(path: pathlib.Path, value: Any) -> None:
     """Writes arrays in plain containers as a .pt file, the arrays as tensors.
 
     Raises:
-      UserError: where PyTorch is not installed.
+      UserError: if PyTorch is not installed.
     """
     try:
         import torch  # Not a dependency.

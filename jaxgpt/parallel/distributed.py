@@ -166,8 +166,8 @@ def max_over_processes(value: int) -> int:
 class PipelinedMax:
     """The maximum over processes, one call late.
 
-    Asked every step whether to stop, an answer of the same step would make the host
-    wait for the devices; the answer of the step before is there already.
+    Asking at every step whether to stop, the host would wait for the devices if it
+    needed that step's answer; the answer of the step before is there already.
     """
 
     def __init__(self, mesh: jax.sharding.Mesh):

@@ -57,7 +57,7 @@ def set_environment() -> None:
         r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")
     )
     if devices and int(devices[1]) > 1:
-        # XLA's pool needs a thread for a callback of every virtual device beside its
+        # XLA's pool needs a thread for a callback of every virtual device besides its
         # work: with fewer, an all-reduce waits for a device whose callback waits for a
         # thread, until XLA aborts the process.
         os.environ.setdefault("NPROC", str(2 * int(devices[1]) + 4))

@@ -70,7 +70,7 @@ class HostState(Protocol):
         """
 
     def merge_groups(self, carried: dict) -> dict:
-        """Returns as one what the groups of `split_groups` carry."""
+        """Joins what the groups of `split_groups` carry."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ class System:
     """One way to train, score and generate with the core transformer.
 
     A system is made from a resolved config alone, so that a finished run can be
-    sampled where its training data no longer is.
+    sampled without its training data.
     """
 
     extra_tokens = 0
@@ -117,7 +117,7 @@ class System:
     host: HostState | None = None
 
     def __init__(self, config: ConfigDict, platform: str = ""):
-        """Is for the platform given, or for the one that JAX finds."""
+        """Builds for a platform; None takes the one that JAX finds."""
         platform = platform or jax.default_backend()
         platform = "gpu" if platform == "cuda" else platform
         kernels = platform if platform in ("cpu", "tpu", "gpu") else "xla"
@@ -141,7 +141,7 @@ class System:
 
     @classmethod
     def check_overrides(cls, trained: str, config: ConfigDict) -> None:
-        """Raises UserError where a finished run cannot be read with other settings.
+        """Raises UserError if a finished run cannot be read with other settings.
 
         Args:
           trained: the system it was trained as.
@@ -250,10 +250,10 @@ class System:
         raise NotImplementedError
 
     def extra_metrics(self, params: dict, evaluation: Evaluation) -> dict[str, Any]:
-        """Returns {name: what an evaluation says beyond its losses}.
+        """Returns {name: figure} that an evaluation reports besides its losses.
 
         Raises:
-          CheckError: where the losses cannot be right.
+          CheckError: if the losses cannot be right.
         """
         del params, evaluation
         return {}
@@ -272,7 +272,7 @@ class System:
         """Returns the order [B, T] in which positions are read: the given ones first.
 
         Raises:
-          UserError: where this system cannot generate in the order asked for.
+          UserError: if this system cannot generate in the order asked for.
         """
         raise NotImplementedError
 
@@ -280,7 +280,7 @@ class System:
         """Returns advance(decoder, params, state, decode_params, limit).
 
         Raises:
-          UserError: where this system has no such sampler, or options contradict.
+          UserError: if this system has no such sampler, or options clash.
         """
         check_one_by_one(sampling.sampler, sampling.num_orders, sampling.block_length)
         return functools.partial(autoregress, cached=sampling.cached)

@@ -37,7 +37,7 @@ class SampleSession(Protocol):
         prompt_length: int,
         tokenizer: Tokenizer | None,
     ) -> None:
-        """Adds what there is to say about each sample to its JSON object."""
+        """Adds its figures to the JSON object of each sample."""
 
     def show(self, sample: dict[str, Any]) -> list[str]:
         """Returns the lines to print below a sample's text."""
@@ -58,13 +58,13 @@ class SampleOptions(Protocol):
         """Adds them to a group of a parser."""
 
     def check(self, args: argparse.Namespace) -> None:
-        """Raises UserError where they are incompatible with each other or others."""
+        """Raises UserError if they are incompatible with each other or others."""
 
     def open(self, system: Any, args: argparse.Namespace) -> SampleSession | None:
-        """Returns a session for a run's system; None where no option is set.
+        """Returns a session for a run's system; None if no option is set.
 
         Raises:
-          UserError: where they are not for this system, or cannot be carried out.
+          UserError: if they are not for this system, or cannot be carried out.
         """
 
 
@@ -76,7 +76,7 @@ def check_sampling(system: str, args: argparse.Namespace) -> None:
       args: of jaxgpt.sample.
 
     Raises:
-      UserError: where the system would refuse them.
+      UserError: if the system would refuse them.
     """
     if system in ANY_ORDER:
         options.check_sampling(

@@ -49,7 +49,7 @@ def losses_by_length(
 
     A split is cut into windows of the longest length, and those into pieces of each:
     the shorter a piece, the less its tokens have before them, and nothing else differs
-    (but for the end of a window, where a length does not divide the longest).
+    (except for the end of a window, if a length does not divide the longest).
 
     Args:
       system: a causal one.
@@ -59,7 +59,7 @@ def losses_by_length(
       lengths: in tokens.
 
     Raises:
-      UserError: where the model cannot read so far, or the split is shorter.
+      UserError: if the model cannot read so far, or the split is shorter.
     """
     if system.extra_tokens != 1:
         raise UserError("--eval_lengths are for causal models, which read on and on")

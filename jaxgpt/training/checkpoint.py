@@ -3,7 +3,7 @@
 Every array has a digest, and every file has one in a manifest (manifest.py).
 
 Resume, in this order:
-  1. the config of the run must equal the one asked for, but for resumable fields
+  1. the config of the run must equal the one asked for, except for resumable fields
      and what the command allows;
   2. the newest checkpoint whose files and arrays all have the digest, dtype and shape
      they were saved with is restored; damaged ones are named, set aside as
@@ -37,9 +37,9 @@ from jaxgpt.training import manifest
 
 State = dict[str, Any]
 # A checkpoint's item of NumPy arrays that a system keeps on the host: any names and
-# shapes, and absent where there are none.
+# shapes; absent if there are none.
 HOST = "host"
-# Orbax limits a save by wall-clock time, which may be set forward meanwhile.
+# Orbax limits a save by wall-clock time, which may be set forward during one.
 SAVE_TIMEOUT_S = 7 * 24 * 3600
 
 
@@ -91,7 +91,7 @@ class Checkpoints:
         read_only: bool = False,
         memory: int | None = None,
     ):
-        """Opens them; with `memory`, saves hold about so many bytes of an item at once.
+        """Opens them; with `memory`, saves hold about that many bytes of an item.
 
         It must be more than the largest array has.
         """
@@ -184,7 +184,7 @@ class Checkpoints:
 
         Raises:
           DamagedError: naming the array or file that is not what was saved.
-          MismatchError: where arrays of other names, dtypes or shapes were saved.
+          MismatchError: if arrays of other names, dtypes or shapes were saved.
         """
         self._check_files(self.folder / str(step))
         saved = self._summary(step)["arrays"]
@@ -229,10 +229,10 @@ class Checkpoints:
             )
 
     def _summary(self, step: int) -> dict[str, Any]:
-        """Returns what was saved beside the arrays: their digests, and the loss.
+        """Returns what was saved with the arrays: their digests, and the loss.
 
         Raises:
-          DamagedError: where that is not what was saved.
+          DamagedError: if that is not what was saved.
         """
         item = ocp.args.Composite(digests=ocp.args.JsonRestore())
         try:
@@ -356,7 +356,7 @@ class _WithManifest(atomicity.AtomicRenameTemporaryPath):
             return await super().finalize()  # An item's folder within a step's.
         written = self.get()
         complete = written.with_name(f"{written.name}-complete")
-        complete.rmtree(missing_ok=True)  # Of a save that failed here.
+        complete.rmtree(missing_ok=True)  # Left by a save that failed here.
         await atomicity.AtomicRenameTemporaryPath(
             written,
             complete,

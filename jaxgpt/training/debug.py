@@ -1,4 +1,4 @@
-"""A step of a run done again, operation by operation, to see where it went wrong.
+"""A step of a run replayed, operation by operation, to see where it went wrong.
 
 `jax.debug_nans` and `checkify` name a primitive and a line, but stop at the first NaN
 (or at none, if the loss is infinite), even one that a mask discards later, and know
@@ -23,7 +23,7 @@ from jaxgpt.training.train_state import Setup, TrainState
 
 
 class Replay(NamedTuple):
-    """The result of a step done again."""
+    """The result of a replayed step."""
 
     metrics: dict[str, float]  # Compiled as in training.
     origin: str | None  # Of the first tensor that is not finite, if there is one.
@@ -32,7 +32,7 @@ class Replay(NamedTuple):
 
 
 def replay_step(setup: Setup, step: int) -> Replay:
-    """Does a step of a run again, from the checkpoint before it; writes nothing."""
+    """Replays a step of a run from the checkpoint before it; writes nothing."""
     checkpoints = Checkpoints(setup.workdir, read_only=True)
     train_state = TrainState(setup, checkpoints, before=step)
     log(f"replaying step {step} from step {train_state.step}")
@@ -91,7 +91,7 @@ def _traced(array: Any, what: str, where: str = "", inputs: Any = ()) -> _Traced
         return _Traced(array)
     wrong = [value for value in inputs if value.origin]
     if wrong:
-        # Rather follow a NaN than the infinity of a mask.
+        # A NaN tells more than the infinity of a mask.
         nans = [value for value in wrong if jnp.isnan(value.array).any()]
         return _Traced(array, (nans or wrong)[0].origin)
     return _Traced(

@@ -1,4 +1,4 @@
-"""The folder of a run, kept for one process."""
+"""A lock that keeps the folder of a run to one process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxgpt.errors import UserError, log
 
 @contextlib.contextmanager
 def writing(workdir: pathlib.Path) -> Iterator[None]:
-    """Says in one line that the folder cannot be written, where that is so."""
+    """Turns an OSError into one line: the folder cannot be written."""
     try:
         yield
     except OSError as error:

@@ -107,7 +107,7 @@ class Trainer:
     def save(self, evaluation: dict[str, float] | None) -> None:
         """Starts saving a checkpoint; an evaluation of this step ranks it.
 
-        If the folder was moved or removed meanwhile, all of it is written again.
+        If the folder has been moved or removed, all of it is written again.
         """
         if not (self.workdir / "config.json").exists():
             log(f"warning: '{self.workdir}' is gone: writing it again")
@@ -138,7 +138,7 @@ class Trainer:
 
 
 def finished(setup: Setup) -> int | None:
-    """Returns the step after which a run has ended; None where anything is left to do.
+    """Returns the step after which a run has ended; None if something is left to do.
 
     Writes nothing.
     """

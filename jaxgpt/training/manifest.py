@@ -1,7 +1,7 @@
 """A manifest: the size and SHA-256 of every file of a checkpoint.
 
 It is written before the checkpoint counts as one, and read without JAX or NumPy, as
-fast as the disk is.
+fast as the disk allows.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def differences(folder: pathlib.Path, extra: bool = True) -> list[str]:
     try:
         text = (folder / NAME).read_bytes()
         files = json.loads(text)["files"]
-        # Written anew, it shows any other byte too, a blank or a repeated key.
+        # Rewritten, it shows any other byte too: a blank, or a repeated key.
         if _text(files).encode() != text:
             raise ValueError
     except FileNotFoundError:

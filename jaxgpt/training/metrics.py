@@ -54,7 +54,7 @@ class Recorder:
     def write(self, row: Row) -> None:
         """Appends a row, or adds it to that of the same step.
 
-        A tracker that fails is dropped, with a line.
+        A tracker that fails is dropped, with a warning.
         """
         again = self.rows and self.rows[-1]["step"] == row["step"]
         self.rows.append(self.rows.pop() | row if again else row)

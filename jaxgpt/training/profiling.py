@@ -27,7 +27,7 @@ class Clock:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Counts the time within it as that part's."""
+        """Counts the time spent within it as that part's."""
         began = time.perf_counter()
         try:
             yield

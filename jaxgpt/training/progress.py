@@ -49,7 +49,7 @@ class Progress:
             self.task = self.bar.add_task("", total=steps, completed=start)
 
     def seconds_left(self) -> float | None:
-        """Returns the seconds left at the pace since the first row; None in that."""
+        """Returns the seconds left at the pace since the first row; None until then."""
         if self.measured_from is None or self.measured_from[0] == self.last:
             return None
         step, began = self.measured_from

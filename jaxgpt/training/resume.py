@@ -1,4 +1,4 @@
-"""What a run keeps when it is resumed: its config, and the schedule of its rate."""
+"""What a resumed run keeps: its config, and the schedule of its learning rate."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Setup:
     Attributes:
       workdir: folder of the run.
       initial_params: maps fresh parameters to those that a new run begins with.
-      freeze: writes what the folder holds beside checkpoints and metrics.
+      freeze: writes what the folder holds besides checkpoints and metrics.
     """
 
     system: System
@@ -56,7 +56,7 @@ def abstract_state(setup: Setup) -> tuple[sharding.Layout, dict[str, Any]]:
 
 
 class TrainState:
-    """The arrays of a run after `step` steps, and how they come to the next."""
+    """The arrays of a run after `step` steps, and how they advance."""
 
     def __init__(
         self, setup: Setup, checkpoints: Checkpoints, before: float = math.inf
@@ -93,11 +93,11 @@ class TrainState:
         )
 
     def batch(self, index: int) -> Any:
-        """Returns it on the devices."""
+        """Returns `host_batch` on the devices."""
         return jax.tree.map(self.layout.put_rows, self.host_batch(index))
 
     def named_batch(self, index: int) -> dict[str, np.ndarray]:
-        """Returns it as NumPy arrays by name."""
+        """Returns `host_batch` as NumPy arrays by name."""
         batch = self.host_batch(index)
         named = batch if isinstance(batch, dict) else {"tokens": batch}
         return {name: np.asarray(array) for name, array in named.items()}

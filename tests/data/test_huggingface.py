@@ -395,7 +395,7 @@ def test_what_transformers_alone_reads_is_said(tmp_path, name):
     (tmp_path / name).write_text("")
     found, notes = huggingface_folder.read(tmp_path)
     assert found is None
-    assert f"its tokenizer is not read: beside {name} there must be" in notes[0]
+    assert f"its tokenizer is not read: {name} needs a tokenizer.json" in notes[0]
 
 
 def test_a_text_is_trained_on_with_a_tokenizer_file(plain, tmp_path, monkeypatch):

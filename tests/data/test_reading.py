@@ -235,7 +235,7 @@ def test_what_is_beside_the_splits_of_documents_is_said(folder, capsys):
     )
     open_documents(settings_of(path), 8)
     assert capsys.readouterr().err == (
-        f"note: '{path}': passed over beside its splits: 'extra', 'more.txt'\n"
+        f"note: '{path}': passed over next to its splits: 'extra', 'more.txt'\n"
     )
 
 

@@ -173,7 +173,7 @@ def test_a_run_of_before_says_that_its_spaces_were_doubled(capsys):
     assert tokenizer_files.from_json(saved).encode("a b").tolist() == (
         llama.encode("a b").tolist()
     )
-    assert "a space too many before every word" in capsys.readouterr().err
+    assert "an extra space before every word" in capsys.readouterr().err
 
 
 def test_stand_ins_are_not_in_the_vocabulary(tmp_path):

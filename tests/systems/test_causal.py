@@ -186,5 +186,5 @@ def test_a_learned_table_is_refused_beyond_its_end(tmp_path, capsys):
 
 
 def test_sigma_is_not_evaluated_at_lengths(trained):
-    with pytest.raises(UserError, match="--eval_lengths are for causal models"):
+    with pytest.raises(UserError, match="--eval_lengths is for causal models"):
         evaluate.command([f"--workdir={trained}", "--eval_lengths"])

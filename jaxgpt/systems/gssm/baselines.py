@@ -21,7 +21,7 @@ from jaxgpt.systems.gssm.process import GraphProcess, make_process
 
 # Added to every count: the half of Krichevsky and Trofimov.
 PRIOR = 0.5
-# Tokens that unigram and bigram are fitted to, at least.
+# Minimum number of tokens that unigram and bigram are fitted to.
 FIT_TOKENS = 1 << 18
 
 
@@ -127,7 +127,7 @@ def summary(
 def measure(
     args: argparse.Namespace, config: ConfigDict, output: pathlib.Path | None
 ) -> dict[str, Any]:
-    """Does what the entropy command was asked for.
+    """Carries out the entropy command.
 
     Args:
       args: its options.
@@ -135,7 +135,7 @@ def measure(
       output: where the score of each token goes, if anywhere.
 
     Raises:
-      UserError: where a file cannot be used or written.
+      UserError: if a file cannot be used or written.
     """
     graph = load_graph(config.gssm.graph)
     tables = read_tables(graph, args.kernels) if args.kernels else None

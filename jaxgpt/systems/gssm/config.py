@@ -13,7 +13,7 @@ class GSSMConfig(OptionGroup):
 
     # A run keeps the JSON, so that it does not need the file any more.
     graph: str = option("data/graphs/easy.yaml", "a JSON or YAML file, or the JSON")
-    sequences: int = option(0, "train on the first so many; 0 on all", min=0)
+    sequences: int = option(0, "train on the first N only; 0 on all", min=0)
     graph_seed: int = option(0, "seed of the kernels", min=0, max=MAX_SEED)
     clip: float = option(
         1e-10, "minimum probability in a kernel; 0 leaves zeros", min=0, below=1

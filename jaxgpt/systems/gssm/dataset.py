@@ -95,7 +95,7 @@ def open_data(config: ConfigDict, process: GraphProcess, length: int) -> OnlineD
     `gssm.sequences` limits either to its first sequences.
 
     Raises:
-      UserError: where the file is of another graph or truncated, or its sequences too
+      UserError: if the file is of another graph or truncated, or its sequences too
         short or too few.
     """
     name, count = config.data.path, config.gssm.sequences
@@ -122,7 +122,7 @@ def read_dataset(name: str) -> tuple[dict[str, Any], np.ndarray]:
     """Returns the attributes of a file, and its tokens [N, T] memory-mapped.
 
     Raises:
-      UserError: where it is not a dataset, or truncated.
+      UserError: if it is not a dataset, or truncated.
     """
     path = user_path(name)
     if not path.is_file():
@@ -152,7 +152,7 @@ def check_dataset(name: str, config: ConfigDict) -> None:
     """Checks a dataset against the `gssm` fields by its header: no kernel is drawn.
 
     Raises:
-      UserError: where it is not a dataset, truncated, or of other fields.
+      UserError: if it is not a dataset, truncated, or of other fields.
     """
     attributes, _ = read_dataset(name)
     for field in ("graph", "graph_seed", "clip", "first_token"):
@@ -164,7 +164,7 @@ def open_tokens(name: str, process: GraphProcess) -> np.ndarray:
     """Memory-maps the tokens [N, T] of a dataset.
 
     Raises:
-      UserError: where it is not a dataset, truncated, or of another graph.
+      UserError: if it is not a dataset, truncated, or of another graph.
     """
     attributes, tokens_NT = read_dataset(name)
     if attributes.get("digest") != process.digest:
@@ -189,7 +189,7 @@ def generate(
 
     Raises:
       OSError: see `write_dataset`.
-      UserError: where the graph cannot be used.
+      UserError: if the graph cannot be used.
     """
     load_graph(config.gssm.graph)  # Its errors come before JAX starts.
     backend.set_up_jax()
@@ -222,7 +222,7 @@ def write_dataset(
         file does not depend on it.
 
     Raises:
-      OSError: where the disk is full or the folder not writable.
+      OSError: if the disk is full or the folder not writable.
     """
     rows, (N, T) = config.batch_size, shape
     attributes = {

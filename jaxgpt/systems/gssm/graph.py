@@ -28,7 +28,7 @@ MODES = ("default", "slow", "dead", "context")
 KERNELS = ("fullrank", "product")
 REPOSITORY = pathlib.Path(__file__).parents[3]
 LARGEST_INDEX = 2**31 - 1
-# Of a float64 table, held at once while it is drawn: 7.4 were measured.
+# Copies of a float64 table held at once while it is drawn: 7.4 were measured.
 COPIES = 8
 # Beyond these, 1 / alpha or alpha itself overflows float32, which context kernels use.
 LEAST_ALPHA, LARGEST_ALPHA = 1e-30, 1e30
@@ -44,7 +44,7 @@ class Node:
       alpha: of the symmetric Dirichlet distribution that kernel rows are drawn from.
       parents: names of the nodes it reads.
       mode: in "slow" the likeliest new state is the old one, in "dead" it is 0;
-        "context" draws the kernel anew for every batch.
+        "context" draws a new kernel for every batch.
       kernel_type: "fullrank" draws a row for every combination of inputs; "product"
         multiplies one factor for each input.
       observed: whether its states are the tokens.
@@ -97,7 +97,7 @@ class LatentGraph:
 
     @property
     def has_context(self) -> bool:
-        """Whether some kernel is drawn anew for every batch."""
+        """Whether some kernel is redrawn for every batch."""
         return any(node.mode == "context" for node in self.order)
 
     def inputs(self, node: Node) -> tuple[str, ...]:

@@ -127,7 +127,7 @@ def read_tables(graph: LatentGraph, file: str) -> Tables:
     """Reads the arrays table/NAME of an .npz file.
 
     Raises:
-      UserError: where one is missing, of another shape, or no table of probabilities.
+      UserError: if one is missing, of another shape, or no table of probabilities.
     """
     tables = {}
     try:

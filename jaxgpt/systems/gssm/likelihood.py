@@ -57,7 +57,7 @@ def score(
       dtype: computed in; float64 needs JAX's x64 mode.
 
     Raises:
-      UserError: where a token is not a state of the observed node, or the joint state
+      UserError: if a token is not a state of the observed node, or the joint state
         of the latents is too large.
     """
     _check_tokens(graph, tokens_BT, first_token)

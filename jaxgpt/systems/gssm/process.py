@@ -24,7 +24,7 @@ SPLITS = ("train", "val", "fit", "test")
 class GraphProcess:
     """Samples and scores sequences; batch `step` of a split is a pure function.
 
-    The kernels of context nodes are drawn anew for every batch, shared by its rows.
+    The kernels of context nodes are redrawn for every batch, shared by its rows.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ def _key(place: tuple[Any, ...]) -> jax.Array:
 
 
 def make_process(config: ConfigDict) -> GraphProcess:
-    """Returns the process of `config.gssm`; UserError where its graph is unusable."""
+    """Returns the process of `config.gssm`; UserError if its graph is unusable."""
     c = config.gssm
     graph = load_graph(c.graph)
     tables = kernels.draw_tables(graph, c.graph_seed, c.clip)

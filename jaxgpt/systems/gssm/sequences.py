@@ -26,7 +26,7 @@ def cumulative(table: jax.Array | np.ndarray, dtype: jax.typing.DTypeLike) -> ja
     """
     xp = np if isinstance(table, np.ndarray) else jnp
     states = table.shape[-1]
-    # Without the last sum, which is 1 but for rounding: the last state takes the rest.
+    # Without the last sum, which is 1 up to rounding: the last state takes the rest.
     sums = xp.cumsum(table, -1).reshape(-1, states)[:, :-1]
     width = 1 << (states - 1).bit_length()
     # No uniform number reaches the padding of 2.

@@ -51,7 +51,7 @@ def read_documents(
     parts: list[Any] = [None] * len(segments)
     for first in range(0, len(streams), rows):
         real = streams[first : first + rows]
-        # The last batch is filled up: another shape would be compiled for anew.
+        # The last batch is filled up: another shape would have to be compiled.
         group = (real + streams * rows)[:rows]
         store, state = runtime.open(rows)
         for nth in range(len(real[0])):

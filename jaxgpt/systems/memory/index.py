@@ -18,7 +18,7 @@ from jaxgpt.systems.memory.config import IndexConfig
 VECTORS_PER_CLUSTER = 39
 # FAISS wants 39 for each of a codebook's 256 words too, but this many already do.
 CODEBOOK_VECTORS = 2048
-# Share of a graph's nodes that may be deleted before it is built anew.
+# Share of a graph's nodes that may be deleted before it is rebuilt.
 DELETED_SHARE = 0.5
 # One call at a time: FAISS's threads and XLA's share the same cores.
 LOCK = threading.RLock()
@@ -29,7 +29,7 @@ def make_index(slots: int, width: int, config: IndexConfig) -> FlatIndex:
     """Returns an empty index of vectors of this width.
 
     Raises:
-      UserError: where FAISS is missing, or the config does not suit the width.
+      UserError: if FAISS is missing, or the config does not suit the width.
     """
     return INDEX_TYPES[config.index_type](slots, width, config)
 
@@ -70,7 +70,7 @@ class FlatIndex:
                 self._delete(slots)
 
     def search(self, queries: np.ndarray, k: int) -> np.ndarray:
-        """Returns the slots [n, k], int32, nearest first; -1 where there are fewer.
+        """Returns the slots [n, k], int32, nearest first; -1 if there are fewer.
 
         A query that is not finite finds nothing.
         """
@@ -119,7 +119,7 @@ class FlatIndex:
         return np.where(found < 0, -1, slots[found])
 
     def _deserialize(self, data: np.ndarray) -> Any:
-        """Returns a FAISS index; UserError where it is damaged or of another width."""
+        """Returns a FAISS index; UserError if it is damaged or of another width."""
         try:
             index = self.faiss.deserialize_index(np.array(data, np.uint8))
         except RuntimeError:
@@ -134,7 +134,7 @@ class FlatIndex:
 class IVFIndex(FlatIndex):
     """Searches the nearest clusters, once there are enough vectors to learn them from.
 
-    The clusters are learned anew after as many writes as there are slots.
+    The clusters are learned again after as many writes as there are slots.
     """
 
     def __init__(self, slots: int, width: int, config: IndexConfig):

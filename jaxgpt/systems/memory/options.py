@@ -42,7 +42,7 @@ class MemoryOptions:
         )
 
     def check(self, args: argparse.Namespace) -> None:
-        """Raises UserError where they are incompatible with each other."""
+        """Raises UserError if they are incompatible with each other."""
         if args.forget and not args.memory:
             raise UserError("--forget needs --memory, the file to forget it in")
         one = not args.memory or args.num_samples == 1

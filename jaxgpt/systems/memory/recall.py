@@ -25,7 +25,7 @@ class RecallData:
     vocab_size = KEYS + VALUES
 
     def __init__(self, block_size: int):
-        """Raises UserError where a segment is not a quarter of a document."""
+        """Raises UserError if a segment is not a quarter of a document."""
         rule = f"{SEGMENT} for the recall task (data.path is empty)"
         require(block_size == SEGMENT, "model.block_size", rule, block_size)
 

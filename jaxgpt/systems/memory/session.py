@@ -65,7 +65,7 @@ class Memory:
         """Removes every entry of a document; returns how many there were.
 
         Raises:
-          UserError: where it holds no such document.
+          UserError: if it holds no such document.
         """
         if name not in self.names:
             known = ", ".join(self.names) or "none"
@@ -78,7 +78,7 @@ class Memory:
         return count
 
     def save(self, path: pathlib.Path) -> None:
-        """Writes the file, atomically; UserError where it cannot."""
+        """Writes the file, atomically; UserError if it cannot."""
         entries = flatten_dict(self.store.entries, sep=".")
         arrays = {f"entries/{name}": np.array(a) for name, a in entries.items()}
         arrays |= {f"index/{k}": v for k, v in self.store.host_state().items()}
@@ -99,7 +99,7 @@ class Memory:
         """Reads a file that `save` wrote.
 
         Raises:
-          UserError: where it is damaged, or of a model with other settings.
+          UserError: if it is damaged, or of a model with other settings.
         """
         try:
             with safe_open(path, "numpy") as file:

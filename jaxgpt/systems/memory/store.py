@@ -34,7 +34,7 @@ class Store:
         """Indexes the entries; with a `host_state` of theirs, restores that.
 
         Raises:
-          UserError: where FAISS is missing or the config does not suit the entries.
+          UserError: if FAISS is missing or the config does not suit the entries.
         """
         self.config = config
         self.searches = 0
@@ -111,7 +111,7 @@ class Store:
         """Returns slots [B, T, G, k], int32, of the nearest entries; -1 for none.
 
         Raises:
-          CheckError: where the entries searched for are not those of the index.
+          CheckError: if the entries searched for are not those of the index.
         """
         if not np.array_equal(version_2, self.version):
             raise CheckError(
