@@ -29,6 +29,7 @@ from parity_tests.conftest import GOLDEN, relative
 from parity_tests.torch_gpt import GPT, GPTConfig
 from parity_tests.torch_nanollama import NanoLlama
 from parity_tests.torch_teeny import Teeny
+from tests.conftest import source_config
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 12, "vocab_size": 11}
 CONFIG = {
@@ -55,6 +56,16 @@ def batches(name, count, seed=0):
         tokens = draw.integers(0, 11, (4, 12 if name == "sigma-gpt" else 13))
         order = np.stack([draw.permutation(12) for _ in range(4)])
         yield tokens.astype(np.int32), order.astype(np.int32)
+
+
+def descend(model, optimizer, loss, clip=None):
+    """A step of PyTorch's optimizer; returns the loss."""
+    optimizer.zero_grad()
+    loss.backward()
+    if clip:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    return loss.item()
 
 
 class Train:
@@ -109,15 +120,9 @@ class Train:
         losses = []
         for tokens, order in data:
             self.set_rate()
-            loss = self.loss(tokens, order)
-            self.optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(
-                self.model.parameters(), self.config["grad_clip"]
-            )
-            self.optimizer.step()
+            loss, clip = self.loss(tokens, order), self.config["grad_clip"]
+            losses.append(descend(self.model, self.optimizer, loss, clip))
             self.it += 1
-            losses.append(loss.item())
         return losses
 
     def checkpoint(self):
@@ -381,11 +386,8 @@ class LlamaTrain:
         losses = []
         for tokens, _ in data:
             loss = self.model.loss(torch.tensor(tokens).long())
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+            losses.append(descend(self.model, self.optimizer, loss))
             self.scheduler.step()
-            losses.append(loss.item())
         return losses
 
     def checkpoint(self):
@@ -435,8 +437,7 @@ def test_nanollama_far_positions_in_float64(tmp_path, length):
     settings = LLAMA | {"seq_len": length}
     torch.manual_seed(0)
     module = NanoLlama(settings)
-    (tmp_path / "settings.json").write_text(json.dumps(settings))
-    option = f"--source_config={tmp_path / 'settings.json'}"
+    option = source_config(tmp_path, settings)
     checkpoint = {"model": module.state_dict()}
     workdir = import_checkpoint("nanollama", checkpoint, tmp_path / "one", option)
     tokens = np.random.default_rng(0).integers(0, 11, (1, length))
@@ -454,8 +455,7 @@ def test_nanollama_far_positions_in_float64(tmp_path, length):
 
 def test_nanollama_angles_of_another_theta_are_refused(tmp_path):
     there = LlamaTrain(False)
-    (tmp_path / "settings.json").write_text(json.dumps(LLAMA | {"rope_theta": 500}))
-    option = f"--source_config={tmp_path / 'settings.json'}"
+    option = source_config(tmp_path, LLAMA | {"rope_theta": 500})
     with pytest.raises(UserError, match="rope_modulator is not of rope_theta 500"):
         import_checkpoint("nanollama", there.checkpoint(), tmp_path / "one", option)
 
@@ -468,22 +468,18 @@ TEENY |= {"ffn_type": "SWISH_GLU", "layer_norm_type": "CLASSIC"}
 
 
 def test_teenygpt_both_ways_with_its_key_and_an_optimizer(tmp_path):
-    (tmp_path / "settings.json").write_text(json.dumps(TEENY))
-    option = f"--source_config={tmp_path / 'settings.json'}"
+    option = source_config(tmp_path, TEENY)
     torch.manual_seed(0)
     module = Teeny(2, 2, 16, 12, 11)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2, betas=(0.9, 0.95))
 
-    def step(module, optimizer, tokens):
+    def step(tokens):
         tokens = torch.tensor(tokens).long()
         loss = module.loss(tokens[:, :-1], tokens[:, 1:])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.item()
+        return descend(module, optimizer, loss)
 
     for tokens, _ in batches("nanogpt", 3):
-        step(module, optimizer, tokens)
+        step(tokens)
     # What its train.py writes.
     plain = {"model_state_dict": module.state_dict()}
     workdir = import_checkpoint("teenygpt", plain, tmp_path / "plain", option)
@@ -495,7 +491,7 @@ def test_teenygpt_both_ways_with_its_key_and_an_optimizer(tmp_path):
     full = plain | {"optimizer_state_dict": optimizer.state_dict()}
     workdir = import_checkpoint("teenygpt", full, tmp_path / "full", option)
     held = export("teenygpt", workdir, tmp_path / "full.pt")
-    expected = [step(module, optimizer, t) for t, _ in batches("nanogpt", 5, seed=1)]
+    expected = [step(t) for t, _ in batches("nanogpt", 5, seed=1)]
     rate = {"optimizer.warmup_steps": 0, "optimizer.min_learning_rate": 1e-2}
     found = go_on(workdir, batches("nanogpt", 5, seed=1), rate)
     np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -26,6 +26,13 @@ def last_json(capsys):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+def source_config(folder, settings):
+    """The option of convert that names an original's settings, written as JSON."""
+    file = folder / "source_config.json"
+    file.write_text(json.dumps(settings))
+    return f"--source_config={file}"
+
+
 def edit_config(workdir, **groups):
     """Changes fields in the config.json of a run, by their group."""
     file = workdir / "config.json"

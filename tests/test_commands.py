@@ -167,33 +167,20 @@ def test_train_process_in_the_workdir_of_another_config(run_copy):
 
 
 @pytest.mark.process
-def test_evaluate_process_with_ids_out_of_range(trained, npy):
-    before = contents(trained)
+@pytest.mark.parametrize("name", ["evaluate", "sample", "verify"])
+def test_process_that_reads_a_run(name, trained, npy, tmp_path):
     file = npy(np.full((2, 8), 65))
-    process = run("evaluate", f"--workdir={trained}", f"--tokens={file}")
+    before, there = contents(trained), contents(tmp_path)
+    workdir, option, expected = {
+        "evaluate": (trained, f"--tokens={file}", f"'{file}' holds ids outside the 65"),
+        "sample": (trained, "--prompt=ROMEO€", "'€' (at 5)"),
+        "verify": (tmp_path / "none", "--json=-", f"'{tmp_path}/none' holds no run"),
+    }[name]
+    process = run(name, f"--workdir={workdir}", option)
     assert_refused(process)
     assert process.stderr.count("\n") == 1
-    assert f"'{file}' holds ids outside the 65" in process.stderr
-    assert contents(trained) == before
-
-
-@pytest.mark.process
-def test_sample_process_with_an_unknown_character(trained):
-    before = contents(trained)
-    process = run("sample", f"--workdir={trained}", "--prompt=ROMEO€")
-    assert_refused(process)
-    assert process.stderr.count("\n") == 1
-    assert "'€' (at 5)" in process.stderr
-    assert contents(trained) == before
-
-
-@pytest.mark.process
-def test_verify_process_without_a_run(tmp_path):
-    process = run("verify", f"--workdir={tmp_path / 'none'}")
-    assert_refused(process)
-    assert process.stderr.count("\n") == 1
-    assert f"'{tmp_path / 'none'}' holds no run" in process.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert expected in process.stderr
+    assert (contents(trained), contents(tmp_path)) == (before, there)
 
 
 ALL = [*COMMANDS, *OTHERS]

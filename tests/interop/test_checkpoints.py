@@ -5,7 +5,6 @@ import dataclasses
 import json
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -15,19 +14,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.interop import formats
 from jaxgpt.run import open_run
 from jaxgpt.training.checkpoint import Checkpoints, DamagedError
-from tests.conftest import ROOT
-
-NANO = ROOT / "parity_tests/golden/nanogpt/tiny_bias_perturbed_ckpt_step5.pt"
-
-
-@pytest.fixture(scope="module")
-def nano():
-    return torch.load(NANO, weights_only=True)
-
-
-@pytest.fixture(scope="module")
-def plain_params():
-    return formats.read_original("nanogpt", str(NANO)).params
+from tests.interop.conftest import assert_equal
 
 
 @pytest.fixture
@@ -44,10 +31,6 @@ def read(tmp_path):
     return read
 
 
-def assert_equal(one, other):
-    jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
 # Values beside the weights that are no tensors.
 
 
@@ -60,10 +43,10 @@ class GPTConfig:
     n_embd: int = 32
 
 
-def test_a_configuration_of_a_class_gives_the_sizes(nano, plain_params, read):
+def test_a_configuration_of_a_class_gives_the_sizes(nano, nano_params, read):
     checkpoint = {"model": nano["model"], "config": GPTConfig(), "step": 100}
     original = read(checkpoint)
-    assert_equal(original.params, plain_params)
+    assert_equal(original.params, nano_params)
     assert original.config.model.n_head == 4
 
 
@@ -85,9 +68,9 @@ def test_numpy_numbers_and_a_namespace_are_read(nano, read):
 
 
 @pytest.mark.parametrize("key", ["model_state_dict", "state_dict"])
-def test_other_keys_of_the_state_dict(nano, plain_params, read, key):
+def test_other_keys_of_the_state_dict(nano, nano_params, read, key):
     checkpoint = {key: nano["model"], "hyper_parameters": nano["model_args"]}
-    assert_equal(read(checkpoint).params, plain_params)
+    assert_equal(read(checkpoint).params, nano_params)
 
 
 def test_notes_are_printed_once_the_run_is_written(nano, tmp_path, capsys):
@@ -129,20 +112,20 @@ def test_nothing_is_asked_whether_it_is_true_that_may_be_an_array(nano, read):
 
 @pytest.mark.parametrize("optimizer", [None, {}, {"state": {}, "param_groups": []}])
 def test_weights_alone_where_there_is_no_optimizer_state(
-    nano, plain_params, read, optimizer
+    nano, nano_params, read, optimizer
 ):
     original = read(nano | {"optimizer": optimizer})
-    assert_equal(original.params, plain_params)
+    assert_equal(original.params, nano_params)
     assert original.moments is None
     line = "it holds no optimizer state: its weights alone are imported"
     assert original.notes == (line,)
 
 
-def test_groups_that_no_version_had_are_left_out(nano, plain_params, read):
+def test_groups_that_no_version_had_are_left_out(nano, nano_params, read):
     names = [*range(28)]
     groups = [{"params": names[:5]}, {"params": names[5:]}]
     original = read(nano | {"optimizer": nano["optimizer"] | {"param_groups": groups}})
-    assert_equal(original.params, plain_params)
+    assert_equal(original.params, nano_params)
     assert original.moments is None
     assert "its groups of (5, 23) parameters are not nanoGPT's" in original.notes[0]
 

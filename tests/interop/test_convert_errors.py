@@ -1,34 +1,23 @@
 import json
-import pathlib
 import pickle
 import shutil
 import struct
 
-import jax
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
-from safetensors.torch import save_file as save_torch
 
 from jaxgpt import convert
 from jaxgpt.errors import UserError
 from jaxgpt.interop import formats
 from jaxgpt.run import open_run
-from tests.conftest import ROOT, refusal
+from tests.conftest import refusal, source_config
+from tests.interop.conftest import GOLDEN, GPT2, NANO, assert_equal, sharded
 
-GOLDEN = ROOT / "parity_tests" / "golden"
-NANO = GOLDEN / "nanogpt" / "tiny_bias_perturbed_ckpt_step5.pt"
-GPT2 = GOLDEN / "gpt2" / "tiny_perturbed_pretrained"
 SIGMA = GOLDEN / "sigma" / "tiny_bias_perturbed.npz"
 SIGMA_SIZES = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 24}
 SIGMA_SIZES |= {"vocab_size": 65, "bias": True}
 WTE = "transformer.wte.weight"
-
-
-@pytest.fixture(scope="module")
-def nano():
-    return torch.load(NANO, weights_only=True)
 
 
 @pytest.fixture
@@ -63,23 +52,6 @@ def nano_refused(refused, tmp_path, nano):
         return message
 
     return nano_refused
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Writes a GPT-2 folder with some of its settings and arrays changed."""
-
-    def folder(settings=(), arrays=()):
-        path = tmp_path / "folder"
-        path.mkdir(exist_ok=True)
-        held = json.loads((GPT2 / "config.json").read_text()) | dict(settings)
-        (path / "config.json").write_text(json.dumps(held))
-        state = load_file(GPT2 / "model.safetensors") | dict(arrays)
-        state = {name: array for name, array in state.items() if array is not None}
-        save_file(state, path / "model.safetensors")
-        return path
-
-    return folder
 
 
 @pytest.fixture
@@ -177,9 +149,7 @@ def test_a_nanogpt_checkpoint_as_gpt2(refused):
 
 
 def test_a_nanogpt_checkpoint_as_gpt2_with_its_configuration(refused, tmp_path):
-    settings = tmp_path / "config.json"
-    settings.write_text(json.dumps({"n_positions": 32}))
-    options = [f"--source={NANO}", f"--source_config={settings}"]
+    options = [f"--source={NANO}", source_config(tmp_path, {"n_positions": 32})]
     message = refused("--format=gpt2", *options)
     assert "has shape [96, 32], the configuration implies [32, 96]" in message
     assert "is --format right?" in message
@@ -194,16 +164,12 @@ def test_a_nanogpt_checkpoint_as_sigma_gpt(refused):
 def test_a_gpt2_folder_as_nanogpt(refused, tmp_path):
     message = refused("--format=nanogpt", f"--source={GPT2}")
     assert "does not say its block_size" in message
-    settings = tmp_path / "config.json"
-    settings.write_text(json.dumps({"block_size": 32}))
-    options = [f"--source={GPT2}", f"--source_config={settings}"]
+    options = [f"--source={GPT2}", source_config(tmp_path, {"block_size": 32})]
     assert "is --format right?" in refused("--format=nanogpt", *options)
 
 
 def test_a_sigma_gpt_state_dict_as_nanogpt(refused, tmp_path):
-    settings = tmp_path / "config.json"
-    settings.write_text(json.dumps(SIGMA_SIZES))
-    options = [f"--source={SIGMA}", f"--source_config={settings}"]
+    options = [f"--source={SIGMA}", source_config(tmp_path, SIGMA_SIZES)]
     message = refused("--format=nanogpt", *options)
     assert "transformer.wpe.weight has shape [24, 16]" in message
 
@@ -334,9 +300,7 @@ def test_a_vocabulary_that_is_not_the_weights(nano_refused, nano, value):
 
 @pytest.mark.parametrize("heads", [3, 64, 31])
 def test_heads_that_do_not_divide(refused, tmp_path, heads):
-    settings = tmp_path / "config.json"
-    settings.write_text(json.dumps({"n_head": heads}))
-    options = [f"--source={NANO}", f"--source_config={settings}"]
+    options = [f"--source={NANO}", source_config(tmp_path, {"n_head": heads})]
     message = refused("--format=nanogpt", *options)
     assert f"must be divisible by model.n_head {heads}" in message
 
@@ -413,7 +377,7 @@ def test_a_setting_is_passed_over_where_it_is_null_or_only_in_the_users_file(
     torch.save(nano | arguments(nano, flash=True, alibi=None), path)
     settings.write_text(json.dumps({"flash": None, "learning_rate": 1.0}))
     original = formats.read_original("nanogpt", str(path), str(settings))
-    jax.tree.map(np.testing.assert_array_equal, original.params, nano_params)
+    assert_equal(original.params, nano_params)
 
 
 def test_all_settings_that_transformers_writes_are_known(folder, gpt2_params):
@@ -422,7 +386,7 @@ def test_all_settings_that_transformers_writes_are_known(folder, gpt2_params):
     plain = json.loads((GPT2 / "config.json").read_text())
     settings = GPT2Config(**plain).to_dict() | {"pruned_heads": {}}
     found = formats.read_original("gpt2", str(folder(settings))).params
-    jax.tree.map(np.testing.assert_array_equal, found, gpt2_params)
+    assert_equal(found, gpt2_params)
 
 
 @pytest.mark.parametrize(
@@ -659,19 +623,6 @@ def test_an_npz_of_what_is_no_number(refused, tmp_path, array):
 # Shards.
 
 
-def sharded(path, weight_map=None):
-    """Splits a folder's weights into two shards with their index."""
-    state = load_file(path / "model.safetensors")
-    (path / "model.safetensors").unlink()
-    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    for i, name in enumerate(names):
-        save_file({key: state[key] for key in sorted(state)[i::2]}, path / name)
-    found = {key: names[i % 2] for i, key in enumerate(sorted(state))}
-    index = {"metadata": {}, "weight_map": found if weight_map is None else weight_map}
-    (path / "model.safetensors.index.json").write_text(json.dumps(index))
-    return names
-
-
 @pytest.mark.parametrize(
     "weight_map, expected",
     [
@@ -841,159 +792,3 @@ def test_npz_out_and_in_is_the_identity(runs, tmp_path, run, name):
     config = runs / ("config.json" if run == "sigma" else "plain.json")
     found = formats.read_original(name, str(output), str(config)).params
     assert_equal(found, open_run(str(runs / run)).params)
-
-
-# Layouts that hold the same weights.
-
-
-def assert_equal(found, there, tolerance=0.0):
-    compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=1e-7)
-    if not tolerance:
-        compare = np.testing.assert_array_equal
-    assert jax.tree.structure(found) == jax.tree.structure(there)
-    jax.tree.map(compare, found, there)
-
-
-def params(name, source, tmp_path):
-    workdir = tmp_path / "run"
-    convert.command([f"--format={name}", f"--source={source}", f"--workdir={workdir}"])
-    return open_run(str(workdir)).params
-
-
-@pytest.fixture(scope="module")
-def gpt2_params():
-    return formats.read_original("gpt2", str(GPT2)).params
-
-
-@pytest.fixture(scope="module")
-def nano_params():
-    return formats.read_original("nanogpt", str(NANO)).params
-
-
-@pytest.mark.parametrize(
-    "dtype, tolerance",
-    [
-        (torch.float16, 2**-10),
-        (torch.bfloat16, 2**-7),
-        (torch.float32, 0),
-        (torch.float64, 0),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("kind", ["safetensors", "bin"])
-def test_other_dtypes(folder, tmp_path, gpt2_params, dtype, tolerance, kind):
-    path = folder()
-    state = load_file(path / "model.safetensors")
-    cast = {name: torch.tensor(array).to(dtype) for name, array in state.items()}
-    if kind == "bin":
-        (path / "model.safetensors").unlink()
-        torch.save(cast, path / "pytorch_model.bin")
-    else:
-        save_torch(cast, path / "model.safetensors")
-    found = params("gpt2", path, tmp_path)
-    assert_equal(found, gpt2_params, tolerance)
-    table = cast[WTE].to(torch.float32).numpy()
-    np.testing.assert_array_equal(found["table"], table)
-
-
-def test_shards(folder, gpt2_params, tmp_path):
-    path = folder()
-    sharded(path)
-    assert_equal(params("gpt2", path, tmp_path), gpt2_params)
-
-
-def test_shards_of_pytorch(folder, gpt2_params):
-    path = folder()
-    weight_map = {}
-    for old in sharded(path):
-        state = {k: torch.tensor(v) for k, v in load_file(path / old).items()}
-        new = old.replace("model", "pytorch_model").replace(".safetensors", ".bin")
-        torch.save(state, path / new)
-        weight_map |= dict.fromkeys(state, new)
-        (path / old).unlink()
-    (path / "model.safetensors.index.json").unlink()
-    index = path / "pytorch_model.bin.index.json"
-    index.write_text(json.dumps({"weight_map": weight_map}))
-    assert_equal(formats.read_original("gpt2", str(path)).params, gpt2_params)
-
-
-def test_the_folder_that_transformers_saves(gpt2_params, tmp_path):
-    from transformers import GPT2LMHeadModel
-
-    model = GPT2LMHeadModel.from_pretrained(GPT2)
-    model.save_pretrained(tmp_path / "saved")
-    found = formats.read_original("gpt2", str(tmp_path / "saved")).params
-    assert_equal(found, gpt2_params)
-    model.transformer.save_pretrained(tmp_path / "body")
-    found = formats.read_original("gpt2", str(tmp_path / "body")).params
-    assert_equal(found, gpt2_params)
-
-
-def buffers(state):
-    mask = torch.ones(32, 32).tril().view(1, 1, 32, 32)
-    more = {f"transformer.h.{i}.attn.bias": mask for i in range(2)}
-    more |= {f"transformer.h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in (0, 1)}
-    truths = {key: value.bool() for key, value in more.items()}
-    return state | (more if "as float" in state else truths)
-
-
-RENAMED = {
-    "compiled": lambda state: {f"_orig_mod.{k}": v for k, v in state.items()},
-    "parallel": lambda state: {f"module.{k}": v for k, v in state.items()},
-    "both": lambda state: {f"module._orig_mod.{k}": v for k, v in state.items()},
-    "buffers": buffers,
-    "headless": lambda state: {k: v for k, v in state.items() if k != "lm_head.weight"},
-    "bodiless": lambda state: {
-        k.removeprefix("transformer."): v for k, v in state.items()
-    },
-    "compiled with buffers": lambda state: {
-        f"_orig_mod.{k}": v for k, v in buffers(state).items()
-    },
-    "bodiless with buffers": lambda state: {
-        k.removeprefix("transformer."): v for k, v in buffers(state).items()
-    },
-    "backwards": lambda state: dict(reversed(state.items())),
-    "parameters": lambda state: {k: torch.nn.Parameter(v) for k, v in state.items()},
-}
-
-
-@pytest.mark.parametrize("kind", RENAMED)
-def test_other_names(nano, nano_params, tmp_path, kind):
-    path = tmp_path / "renamed.pt"
-    state = RENAMED[kind](dict(nano["model"]))
-    torch.save(nano | {"model": state}, path)
-    found = formats.read_original("nanogpt", str(path))
-    assert_equal(found.params, nano_params)
-    assert found.moments is not None
-    assert found.step == 5
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".npz", ".safetensors"])
-def test_other_files(nano, nano_params, tmp_path, suffix):
-    path = tmp_path / f"state{suffix}"
-    state = dict(nano["model"])
-    arrays = {name: tensor.numpy() for name, tensor in state.items()}
-    if suffix == ".npz":
-        np.savez(path, **arrays)
-    elif suffix == ".safetensors":
-        save_file(arrays, path)
-    else:
-        torch.save(state, path)
-    settings = tmp_path / "config.json"
-    settings.write_text(json.dumps(nano["model_args"]))
-    found = formats.read_original("nanogpt", str(path), str(settings))
-    assert_equal(found.params, nano_params)
-
-
-def test_an_import_says_what_it_did(tmp_path, capsys):
-    workdir = tmp_path / "run"
-    tokenizer = tmp_path / "tokenizer.json"
-    characters = "".join(map(chr, range(40, 105)))
-    tokenizer.write_text(json.dumps({"kind": "char", "characters": characters}))
-    options = [f"--source={NANO}", f"--workdir={workdir}", "--json=-"]
-    convert.command(["--format=nanogpt", *options, f"--tokenizer={tokenizer}"])
-    found = json.loads(capsys.readouterr().out)
-    assert (found["n_layer"], found["n_head"], found["step"]) == (2, 4, 5)
-    assert found["optimizer_state"] is True
-    assert pathlib.Path(found["workdir"]) == workdir
-    assert open_run(str(workdir)).tokenizer.vocab_size == 65

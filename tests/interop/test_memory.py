@@ -1,6 +1,5 @@
 """Conversions hold few arrays at once, and read no more than they check."""
 
-import pathlib
 import tracemalloc
 import zipfile
 
@@ -18,9 +17,8 @@ from jaxgpt.interop.rules import Rule
 from jaxgpt.run import open_run
 from jaxgpt.training import checkpoint, optimizers
 from jaxgpt.training.checkpoint import Checkpoints
+from tests.interop.conftest import GPT2
 
-GPT2 = pathlib.Path(__file__).parents[2] / "parity_tests/golden/gpt2"
-GPT2 /= "tiny_perturbed_pretrained"
 MB = 1 << 20
 DTYPES = ("float32", "float16", "float64", "int64", "bool", "bfloat16")
 

@@ -5,6 +5,7 @@ import datetime
 import decimal
 import enum
 import functools
+import importlib
 import logging
 import os
 import pathlib
@@ -12,6 +13,7 @@ import pickle
 import posix
 import random
 import stat
+import subprocess
 import sys
 import types
 import zipfile
@@ -22,9 +24,9 @@ import torch
 
 from jaxgpt.errors import UserError
 from jaxgpt.interop import torch_file
-from tests.conftest import ROOT, refusal
+from tests.conftest import refusal
+from tests.interop.conftest import GOLDEN
 
-GOLDEN = ROOT / "parity_tests" / "golden"
 FILES = sorted([*GOLDEN.rglob("*.pt"), *GOLDEN.rglob("*.bin")])
 
 
@@ -169,17 +171,12 @@ class Payload:
 
 
 def payloads(command):
-    import functools
-    import importlib
-    import subprocess
-
     code = f"import os; os.system({command!r})"
-    partial = functools.partial(os.system, command)
     return {
         "system": Payload(os.system, command),
         "eval": Payload(eval, code.replace("import os; os", "__import__('os')")),
         "exec": Payload(exec, code),
-        "partial": Payload(partial),
+        "partial": Payload(functools.partial(os.system, command)),
         "getattr": Payload(getattr, BASE, "numpy"),
         "import": Payload(importlib.import_module, "os"),
         "subprocess": Payload(subprocess.call, ["sh", "-c", command]),
