@@ -15,6 +15,7 @@ from jaxgpt.interop import formats, rules
 from jaxgpt.systems.base import System
 from jaxgpt.systems.registry import build_system
 from parity_tests import GOLDEN
+from parity_tests.tolerances import FLOAT32
 from tests.suite import *  # noqa: F403 - hooks and fixtures
 
 try:
@@ -108,6 +109,28 @@ def case(request) -> Case:
         "tiny_perturbed.npz" if request.param == "gpt2" else "tiny_bias_perturbed.npz"
     )
     return load(request.param, name)
+
+
+def follow(golden: dict, params: dict, chain, loss, batches) -> dict:
+    """Trains with recorded rates and holds each loss to the recorded one.
+
+    Returns:
+      The parameters after the last of the batches.
+    """
+    state = chain.init(params)
+
+    @jax.jit
+    def step(params, state, batch, rate):
+        value, grads = jax.value_and_grad(loss)(params, batch)
+        updates, state = chain.update(grads, state, params)
+        return jax.tree.map(lambda p, u: p - rate * u, params, updates), state, value
+
+    for index, batch in enumerate(batches):
+        rate = jnp.float32(golden["traj_lr"][index])
+        params, state, value = step(params, state, batch, rate)
+        there = golden["traj_loss__f64"][index]
+        assert abs(float(value) - there) < FLOAT32["loss of a trajectory"]
+    return params
 
 
 def relative(ours, theirs) -> float:

@@ -9,7 +9,7 @@ import pytest
 
 from jaxgpt.model.positions import in_order
 from jaxgpt.training import optimizers
-from parity_tests.conftest import load, relative, without_key_bias, worst
+from parity_tests.conftest import follow, load, relative, without_key_bias, worst
 from parity_tests.tolerances import BFLOAT16_KL, FLOAT32
 
 
@@ -97,7 +97,6 @@ def test_parameters_after_1_and_5_adamw_steps(original):
 
 @pytest.mark.parametrize("original", ["nanogpt", "sigma-gpt"])
 def test_loss_of_100_training_steps(original):
-    sigma = original == "sigma-gpt"
     # The golden runs record the rate of every step, so it is fed, not recomputed.
     case = load(original, "trajectory.npz")
     golden = case.golden
@@ -109,23 +108,15 @@ def test_loss_of_100_training_steps(original):
         optax.scale_by_adam(0.9, 0.99),
         optax.add_decayed_weights(0.1, optimizers.decay_mask),
     )
-    state = chain.init(params)
-
-    @jax.jit
-    def step(params, state, batch, rate):
-        loss = lambda p: case.system.nll(p, batch).mean()
-        value, grads = jax.value_and_grad(loss)(params)
-        updates, state = chain.update(grads, state, params)
-        return jax.tree.map(lambda p, u: p - rate * u, params, updates), state, value
-
-    for index in range(100):
-        batch = {"tokens": golden["traj_tokens"][index].astype(np.int32)}
-        if sigma:
-            batch["order"] = golden["traj_orders"][index].astype(np.int32)
-        rate = jnp.float32(golden["traj_lr"][index])
-        params, state, value = step(params, state, batch, rate)
-        there = golden["traj_loss__f64"][index]
-        assert abs(float(value) - there) < FLOAT32["loss of a trajectory"]
+    recorded = {"tokens": golden["traj_tokens"]}
+    if original == "sigma-gpt":
+        recorded["order"] = golden["traj_orders"]
+    batches = (
+        {name: array[index].astype(np.int32) for name, array in recorded.items()}
+        for index in range(100)
+    )
+    loss = lambda params, batch: case.system.nll(params, batch).mean()
+    follow(golden, params, chain, loss, batches)
 
 
 @pytest.mark.parametrize("original", ["nanogpt", "sigma-gpt", "gpt2"])

@@ -20,7 +20,7 @@ from jaxgpt.model.transformer import LanguageModel
 from jaxgpt.sampling.autoregressive import decode_sliding_window
 from jaxgpt.sampling.state import SamplingParams
 from parity_tests import measures
-from parity_tests.conftest import GOLDEN, relative, worst
+from parity_tests.conftest import GOLDEN, follow, relative, worst
 from parity_tests.measures import TEENY as COMBINATIONS
 from parity_tests.measures import TEENY_SIZES as SIZES
 from parity_tests.measures import recorded_tree, teeny_settings
@@ -58,21 +58,10 @@ def test_loss_and_parameters_of_60_training_steps(load, name):
     golden, system, params, table = load(f"train_{name}", TRAINED)
     # The original decays every parameter and clips nothing; its rates are recorded.
     chain = optax.chain(optax.scale_by_adam(0.9, 0.95), optax.add_decayed_weights(0.1))
-    state = chain.init(params)
-
-    @jax.jit
-    def step(params, state, x, y, rate):
-        loss = lambda p: system.model(p).nll(x, y).mean()
-        value, grads = jax.value_and_grad(loss)(params)
-        updates, state = chain.update(grads, state, params)
-        return jax.tree.map(lambda p, u: p - rate * u, params, updates), state, value
-
-    for index in range(60):
-        x, y = (golden[f"traj_{n}"][index].astype(np.int32) for n in "xy")
-        rate = jnp.float32(golden["traj_lr"][index])
-        params, state, value = step(params, state, x, y, rate)
-        there = golden["traj_loss__f64"][index]
-        assert abs(float(value) - there) < FLOAT32["loss of a trajectory"]
+    x, y = (golden[f"traj_{name}"].astype(np.int32) for name in "xy")
+    loss = lambda params, batch: system.model(params).nll(*batch).mean()
+    params = follow(golden, params, chain, loss, zip(x, y, strict=True))
+    assert len(x) == 60
     there = recorded_tree(golden, "final__f64", system, table)
     assert worst(params, there) < FLOAT32["parameters after 60 steps"]
 
