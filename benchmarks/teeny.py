@@ -11,12 +11,12 @@ computing the last block of tokens again for each.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 
 import numpy as np
 
 from benchmarks.alternate import alternate, machine
+from benchmarks.train_step import jaxgpt_steps, torch_steps
 
 L, H, D, T, VOCAB, B = 4, 8, 256, 256, 65, 8
 PROMPT, NEW = 128, 512
@@ -50,23 +50,7 @@ def system_of(positions: str, dtype: str = "float32"):
 
 
 def jaxgpt_step(positions: str, dtype: str = "float32"):
-    from jaxgpt.training import optimizers
-    from jaxgpt.training.step import init_state, make_step
-
-    system = system_of(positions, dtype)
-    import jax
-
-    optimizer = optimizers.make_optimizer(system.config)
-    state = init_state(jax.jit(system.init)(jax.random.key(0)), optimizer, ema=False)
-    advance = make_step(system, optimizer)
-    batch = tokens()
-
-    def work():
-        nonlocal state
-        state, metrics = advance(state, np.int32(1000), batch)
-        return float(metrics["loss"])
-
-    return work
+    return jaxgpt_steps(system_of(positions, dtype), tokens())
 
 
 def torch_model():
@@ -84,18 +68,7 @@ def torch_step(compiled: bool = False, dtype: str = "float32"):
     model = torch_model()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, (0.9, 0.99))
     loss_of = torch.compile(model.loss) if compiled else model.loss
-    batch = torch.from_numpy(tokens()).long()
-
-    def work():
-        half = torch.autocast("cpu", torch.bfloat16)
-        with half if dtype == "bfloat16" else contextlib.nullcontext():
-            loss = loss_of(batch[:, :-1], batch[:, 1:])
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.item()
-
-    return work
+    return torch_steps(model, optimizer, loss_of, tokens(), dtype, clip=0.0)
 
 
 def jaxgpt_generate():

@@ -59,26 +59,16 @@ def without_piece(piece: str) -> None:
 PIECES = ("keep_heap", "linear", "layer_norm", "gelu", "causal_attention")
 
 
-def jaxgpt_step(size: str, dtype: str, without: str = ""):
-    from jaxgpt import backend, config
-    from jaxgpt.systems.registry import build_system
+def jaxgpt_steps(system, batch: np.ndarray):
+    """Returns a function that trains a system on this batch and returns the loss."""
+    import jax
+
     from jaxgpt.training import optimizers
     from jaxgpt.training.step import init_state, make_step
 
-    if without:
-        without_piece(without)
-    backend.set_up_jax()
-    import jax
-
-    L, H, D, T, B = SIZES[size]
-    model = {"n_layer": L, "n_head": H, "n_embd": D, "block_size": T, "dtype": dtype}
-    changes = {f"model.{k}": v for k, v in (model | {"vocab_size": VOCAB}).items()}
-    c = config.override(config.base(), changes | {"system": "causal", "batch_size": B})
-    system = build_system(c)
-    optimizer = optimizers.make_optimizer(c)
+    optimizer = optimizers.make_optimizer(system.config)
     state = init_state(jax.jit(system.init)(jax.random.key(0)), optimizer, ema=False)
     advance = make_step(system, optimizer)
-    batch = tokens(size)
 
     def work():
         nonlocal state
@@ -86,6 +76,40 @@ def jaxgpt_step(size: str, dtype: str, without: str = ""):
         return float(metrics["loss"])
 
     return work
+
+
+def torch_steps(model, optimizer, loss_of, batch: np.ndarray, dtype: str, clip: float):
+    """Returns the same of a PyTorch model; clip 0 clips no gradient."""
+    import torch
+
+    ids = torch.from_numpy(batch).long()
+
+    def work():
+        half = torch.autocast("cpu", torch.bfloat16)
+        with half if dtype == "bfloat16" else contextlib.nullcontext():
+            loss = loss_of(ids[:, :-1], ids[:, 1:])
+        loss.backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return work
+
+
+def jaxgpt_step(size: str, dtype: str, without: str = ""):
+    from jaxgpt import backend, config
+    from jaxgpt.systems.registry import build_system
+
+    if without:
+        without_piece(without)
+    backend.set_up_jax()
+    L, H, D, T, B = SIZES[size]
+    model = {"n_layer": L, "n_head": H, "n_embd": D, "block_size": T, "dtype": dtype}
+    changes = {f"model.{k}": v for k, v in (model | {"vocab_size": VOCAB}).items()}
+    c = config.override(config.base(), changes | {"system": "causal", "batch_size": B})
+    return jaxgpt_steps(build_system(c), tokens(size))
 
 
 def torch_step(size: str, dtype: str):
@@ -98,19 +122,7 @@ def torch_step(size: str, dtype: str):
     model = GPT(GPTConfig(L, H, D, T, VOCAB))
     optimizer = model.adamw(0.1, 1e-3, (0.9, 0.99))
     compiled = torch.compile(model.loss)
-    batch = torch.from_numpy(tokens(size)).long()
-
-    def work():
-        half = torch.autocast("cpu", torch.bfloat16)
-        with half if dtype == "bfloat16" else contextlib.nullcontext():
-            loss = compiled(batch[:, :-1], batch[:, 1:])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.item()
-
-    return work
+    return torch_steps(model, optimizer, compiled, tokens(size), dtype, clip=1.0)
 
 
 def ablate(size: str, dtype: str, rounds: int, repeats: int) -> dict[str, float]:
