@@ -62,7 +62,9 @@ def losses_by_length(
       UserError: if the model cannot read so far, or the split is shorter.
     """
     if system.extra_tokens != 1:
-        raise UserError("--eval_lengths are for causal models, which read on and on")
+        raise UserError(
+            "--eval_lengths is for causal models, which read past their block"
+        )
     windows_NT = data.eval_windows(split, max(lengths) + 1)
     score = jax.jit(system.nll)
     block, rows = system.model_config.block_size, system.config.batch_size
