@@ -9,6 +9,7 @@ file and executes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -20,7 +21,7 @@ import pathlib
 import pkgutil
 import re
 import urllib.parse
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -356,8 +357,15 @@ def validate(config: ConfigDict) -> ConfigDict:
 
 def make_folder(workdir: pathlib.Path) -> None:
     """Makes the folder of a run; UserError if it cannot be made."""
-    try:
+    with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def writing(workdir: pathlib.Path) -> Iterator[None]:
+    """Turns an OSError into one line: the folder of the run cannot be written."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"--workdir '{workdir}' cannot be written: {error.strerror}"

@@ -118,9 +118,7 @@ def assume_vocabulary(
     ]
 
 
-def read_run(
-    folder: pathlib.Path,
-) -> tuple[ConfigDict, Tokenizer | None]:
+def read_run(folder: pathlib.Path) -> tuple[ConfigDict, Tokenizer | None]:
     """Returns the config and the tokenizer of a run.
 
     Raises:

@@ -20,7 +20,7 @@ from jaxgpt.errors import UserError, log
 from jaxgpt.parallel import sharding
 from jaxgpt.run import assume_vocabulary, read_run, require_text
 from jaxgpt.systems.registry import build_system, system_class
-from jaxgpt.training.lock import locked, writing
+from jaxgpt.training.lock import locked
 from jaxgpt.training.optimizers import make_optimizer
 from jaxgpt.training.resume import check_same_config, keep_schedule
 from jaxgpt.training.train_state import Setup
@@ -101,7 +101,10 @@ def _open_run_data(
     allowed: Collection[str],
     notes: list[str],
 ) -> Setup:
-    """Opens a setup with the data of a run, unless other data is allowed."""
+    """Opens a setup with the data of a run, unless other data is allowed.
+
+    Adds to `notes` what is worth telling the user once the config is accepted.
+    """
     system = system_class(old.system)
     key = "task.path" if system.is_task else "data.path"
     own = old.data.fingerprint
@@ -193,7 +196,7 @@ def open_setup(
 
 def _freeze(config: ConfigDict, data: Dataset, workdir: pathlib.Path) -> None:
     """Writes config.json and tokenizer.json."""
-    with writing(workdir):
+    with configs.writing(workdir):
         configs.save(config, workdir / "config.json")
         if data.tokenizer:
             tokenizer_files.save(data.tokenizer, workdir / "tokenizer.json")

@@ -13,18 +13,8 @@ try:
 except ImportError:  # Windows.
     fcntl = None  # type: ignore[assignment]
 
+from jaxgpt.config import make_folder, writing
 from jaxgpt.errors import UserError, log
-
-
-@contextlib.contextmanager
-def writing(workdir: pathlib.Path) -> Iterator[None]:
-    """Turns an OSError into one line: the folder cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"--workdir '{workdir}' cannot be written: {error.strerror}"
-        ) from None
 
 
 @contextlib.contextmanager
@@ -36,14 +26,13 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     """
     path = workdir / "lock"
     if fcntl is None:
-        with writing(workdir):
-            workdir.mkdir(parents=True, exist_ok=True)
+        make_folder(workdir)
         log(f"note: nothing on this system keeps a second run out of '{workdir}'")
         yield
         return
     while True:
+        make_folder(workdir)
         with writing(workdir):
-            workdir.mkdir(parents=True, exist_ok=True)
             stream = open(path, "a+")  # noqa: SIM115 - held as long as the run
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
