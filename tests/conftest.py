@@ -69,6 +69,16 @@ def trained(tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory):
+    """The workdir of the same run in a process that nothing happened to."""
+    from tests.faults import finish, start
+
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    assert finish(start(workdir))[0] == 0
+    return workdir
+
+
 @pytest.fixture
 def run_copy(trained, tmp_path):
     """A copy of the trained run, for tests that change it."""

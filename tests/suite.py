@@ -28,7 +28,6 @@ MARKS = {
     "played": "trains",
     "teeny": "trains",
     "straight": "process",
-    "uninterrupted": "process",
     "device_losses": "process",
 }
 
@@ -56,7 +55,7 @@ def pytest_configure() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     # An entry that another process is just writing, or was killed in writing, cannot be
-    # read: its program is compiled anew, and tests that read stderr need not know.
+    # read: its program is compiled again, and tests that read stderr need not know.
     os.environ.setdefault(
         "PYTHONWARNINGS", "ignore:Error reading persistent compilation cache"
     )

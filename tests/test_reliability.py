@@ -23,19 +23,9 @@ from tests.faults import ROOT, TINY, finish, record, start, wait_for_step
 from tests.faults import saved_digests as saved
 
 
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    """A run that nothing happened to."""
-    workdir = tmp_path_factory.mktemp("run") / "straight"
-    assert finish(start(workdir))[0] == 0
-    return workdir
-
-
 @pytest.fixture
 def copied(straight, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(straight, workdir)
-    return workdir
+    return shutil.copytree(straight, tmp_path / "run")
 
 
 # Killed.

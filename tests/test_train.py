@@ -21,16 +21,8 @@ from tests.conftest import ROOT
 from tests.faults import TINY, finish, saved_digests, start, wait_for_step
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run") / "straight"
-    code, _ = finish(start(workdir))
-    assert code == 0
-    return workdir
-
-
-def test_a_run_leaves_what_the_contract_names(uninterrupted):
-    names = {path.name for path in uninterrupted.iterdir()}
+def test_a_run_leaves_what_the_contract_names(straight):
+    names = {path.name for path in straight.iterdir()}
     files = {
         "config.json",
         "tokenizer.json",
@@ -39,16 +31,16 @@ def test_a_run_leaves_what_the_contract_names(uninterrupted):
         "loss.png",
     }
     assert names == files | {"checkpoints"}
-    rows = metrics.read_rows(uninterrupted)
+    rows = metrics.read_rows(straight)
     assert [row["step"] for row in rows] == [0, 10, 20, 30, 40]
     assert rows[0]["val_loss"] == pytest.approx(np.log(65), abs=0.1)
     assert rows[-1]["val_loss"] < rows[0]["val_loss"] - 0.3
-    header = (uninterrupted / "metrics.csv").read_text().splitlines()[0]
+    header = (straight / "metrics.csv").read_text().splitlines()[0]
     assert {"step", "loss", "val_loss", "learning_rate"} <= set(header.split(","))
 
 
 @pytest.mark.process
-def test_resume_after_kill_9_ends_in_the_same_bits(uninterrupted, tmp_path):
+def test_resume_after_kill_9_ends_in_the_same_bits(straight, tmp_path):
     workdir = tmp_path / "killed"
     for step in (10, 20, 30):
         process = start(workdir, "--config.checkpoint_interval=5")
@@ -58,7 +50,7 @@ def test_resume_after_kill_9_ends_in_the_same_bits(uninterrupted, tmp_path):
     code, said = finish(start(workdir))
     assert code == 0
     assert "resuming after step" in said
-    assert saved_digests(workdir, 40) == saved_digests(uninterrupted, 40)
+    assert saved_digests(workdir, 40) == saved_digests(straight, 40)
     steps = [row["step"] for row in metrics.read_rows(workdir)]
     assert steps == sorted(set(steps))
 
@@ -67,9 +59,7 @@ def test_resume_after_kill_9_ends_in_the_same_bits(uninterrupted, tmp_path):
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 )
-def test_a_signal_saves_and_the_same_command_resumes(
-    uninterrupted, tmp_path, number, code
-):
+def test_a_signal_saves_and_the_same_command_resumes(straight, tmp_path, number, code):
     workdir = tmp_path / "run"
     process = start(
         workdir, "--config.steps=100000", "--config.optimizer.decay_steps=40"
@@ -133,11 +123,11 @@ def test_a_checkpoint_of_8_devices_restores_on_1(tmp_path):
 
 
 @pytest.mark.process
-def test_device_count_changes_no_curve(uninterrupted, tmp_path):
+def test_device_count_changes_no_curve(straight, tmp_path):
     eight = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     assert finish(start(tmp_path / "run", env=eight))[0] == 0
     for one, other in zip(
-        metrics.read_rows(uninterrupted),
+        metrics.read_rows(straight),
         metrics.read_rows(tmp_path / "run"),
         strict=True,
     ):
@@ -292,14 +282,12 @@ def test_what_is_suggested_is_smaller(spec, smaller, monkeypatch):
 
 
 @pytest.mark.trains
-def test_training_starts_from_another_run_with_its_shape(
-    uninterrupted, tmp_path, capsys
-):
-    changes = {"init_from": str(uninterrupted), "steps": "1", "model.n_layer": "5"}
+def test_training_starts_from_another_run_with_its_shape(straight, tmp_path, capsys):
+    changes = {"init_from": str(straight), "steps": "1", "model.n_layer": "5"}
     workdir = tmp_path / "my run"
     assert train(configs.load(TINY, changes), workdir) == 0
     assert f"--workdir='{workdir}'" in capsys.readouterr().err
-    start, then = metrics.read_rows(uninterrupted)[-1], metrics.read_rows(workdir)[0]
+    start, then = metrics.read_rows(straight)[-1], metrics.read_rows(workdir)[0]
     assert then["val_loss"] == pytest.approx(start["val_loss"], rel=1e-6)
     assert configs.load_frozen(workdir).model.n_layer == 2
     with pytest.raises(configs.UserError, match="is a sigma model"):
