@@ -29,7 +29,7 @@ def default_workdir(spec: str) -> str:
 
 
 def smaller_variant(spec: str) -> str:
-    """Returns a config's :laptop variant; "" if it has none or this is as small."""
+    """Returns a config's :laptop variant; "" if it has none or is as small."""
     path, variant = configs.split_spec(spec)
     if variant.endswith(("laptop", "tiny")):
         return ""

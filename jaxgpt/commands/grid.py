@@ -210,7 +210,7 @@ def supervise(words: list[str]) -> int:
         if process:
             process.send_signal(number)
 
-    # Signals that are ignored stay so: SIGHUP is under nohup.
+    # Ignored signals stay ignored, as SIGHUP does under nohup.
     heard = [n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, forward) for number in heard}
     try:
@@ -225,7 +225,7 @@ def supervise(words: list[str]) -> int:
 
 
 def run(study: Study, folder: pathlib.Path) -> int:
-    """Trains what is not finished, one run at a time; returns an exit code."""
+    """Trains the runs that are not finished, one at a time; returns an exit code."""
     failed = []
     for point in range(len(study.points)):
         shown = study.workdir(folder, point).name

@@ -42,10 +42,10 @@ def load(config: ConfigDict) -> tuple[ConfigDict, dict, Tokenizer | None]:
 
 
 def initial_params(config: ConfigDict, fresh: dict) -> dict:
-    """Returns the parameters of `config.init_from`; fresh ones where it has none.
+    """Returns the parameters of `config.init_from`; without one, fresh ones.
 
     Raises:
-      UserError: if one has another shape.
+      UserError: if a shape differs.
     """
     if not config.init_from:
         return fresh
@@ -71,7 +71,7 @@ def adopt_architecture(
         parameters do not depend on them.
 
     Raises:
-      UserError: for one that cannot be used, or a model of another system.
+      UserError: for a value that cannot be used, or a model of another system.
     """
     source = f"init_from '{config.init_from}'"
     if not issubclass(system_class(config.system), system_class(start.system)):

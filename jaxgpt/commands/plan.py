@@ -82,7 +82,7 @@ def compile_step(config: ConfigDict, devices: list[Any]) -> dict[str, Any]:
 
     Returns:
       Keys of `plan`, those that the compiler answers; memory is in bytes per chip.
-      "refused" is whether it found the memory too small.
+      "refused" is whether the compiler found the memory too small.
 
     Raises:
       UserError: if the config does not suit the devices.

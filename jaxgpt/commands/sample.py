@@ -21,7 +21,7 @@ from jaxgpt.sampling.state import Callback, SamplerOutput, SamplingParams
 from jaxgpt.systems.registry import system_class
 from jaxgpt.systems.sample_options import SampleSession, sample_options
 
-# Of texts that go on past the block, which a causal model can.
+# Of texts continued past the block, which a causal model can do.
 LONGEST = 1 << 16
 STOP_EVERY = 32  # Calls between looks for the stop text.
 
@@ -58,7 +58,7 @@ def generate(
     screen: Screen | None = None,
     session: SampleSession | None = None,
 ) -> SamplerOutput:
-    """Returns `args.num_samples` fillings of a text [T], or of so many [N, T].
+    """Returns `args.num_samples` fillings of a text [T], or of each of N texts [N, T].
 
     known is [T] or [N, T].
     """

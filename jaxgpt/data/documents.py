@@ -157,8 +157,8 @@ def open_documents(
     """Opens `config.data`: a folder in which each .txt file is a document.
 
     Its subfolders train, val and test are the splits, if it has any; otherwise
-    `data.split_seed` draws the fractions to hold out. Of one file each split is a
-    document, or each of its chunks.
+    `data.split_seed` draws the fractions to hold out. If it is one file, each split
+    is a document, or each of its chunks is.
 
     Args:
       config: of the run.
@@ -201,9 +201,9 @@ def open_documents(
 def _split_files(path: pathlib.Path, data: ConfigDict) -> dict[str, list[pathlib.Path]]:
     if (path / "train").is_dir():
         folders = {split: path / split for split in SPLITS}
-        beside = sorted(p.name for p in path.iterdir() if p.name not in SPLITS)
-        if beside:
-            names = reading.some(beside)
+        others = sorted(p.name for p in path.iterdir() if p.name not in SPLITS)
+        if others:
+            names = reading.some(others)
             log(f"note: '{path}': passed over next to its splits: {names}")
         files = {
             s: reading.text_files(f) if f.is_dir() else [] for s, f in folders.items()

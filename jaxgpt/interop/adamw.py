@@ -1,4 +1,4 @@
-"""AdamW's moments in and out, as the state_dict of PyTorch's own has them."""
+"""AdamW's moments in and out, laid out as in the state_dict of PyTorch's AdamW."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxgpt.interop.rules import LARGEST_NUMBER, check_setting, read_numbers
 from jaxgpt.interop.weights import Arrays, is_numbers
 
 KEYS = {"mu": "exp_avg", "nu": "exp_avg_sq"}
-EPSILON = 1e-8  # optax's and PyTorch's.
+EPSILON = 1e-8  # optax's names and PyTorch's.
 OURS = {"amsgrad": False, "maximize": False, "eps": EPSILON}
 OURS |= {"decoupled_weight_decay": True}
 
@@ -89,7 +89,7 @@ def differences(optimizer: Mapping[str, Any]) -> tuple[str, ...]:
     groups = groups if isinstance(groups, list) else []
     found = {}
     for group in (g for g in groups if isinstance(g, Mapping)):
-        # Adam's decay is part of the gradient, and none where it is 0.
+        # Adam's decay is part of the gradient; 0 is none.
         decayed = {} if group.get("weight_decay") else {"decoupled_weight_decay": True}
         for key, ours in OURS.items():
             value = ({**group} | decayed).get(key, ours)

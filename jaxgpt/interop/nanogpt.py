@@ -42,8 +42,8 @@ always_save_checkpoint backend compile dataset decay_lr device dtype eval_iters
 eval_only init_from log_interval order_type out_dir wandb_log wandb_project
 wandb_run_name
 """
-# σ-GPT's order_type: "randcur:PERCENT" is a curriculum that starts with so many random
-# orders, "curriculumrandom" one that starts with none.
+# σ-GPT's order_type: "randcur:PERCENT" is a curriculum that starts with this share of
+# random orders, "curriculumrandom" one that starts with none.
 ORDERS = {
     "random": "random",
     "left-to-right": "left-to-right",

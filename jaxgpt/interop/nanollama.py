@@ -100,7 +100,7 @@ class NanoLlama(Format):
         if self.training_fields(source):
             return (
                 "it does not hold its schedule: set steps, optimizer.warmup_steps and "
-                "optimizer.min_learning_rate to go on as there",
+                "optimizer.min_learning_rate to go on as it would there",
             )
         return ()
 

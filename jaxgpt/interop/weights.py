@@ -59,8 +59,8 @@ class Source:
       state: the state dict, with the names of the file.
       settings: the original's configuration, untrusted.
       checkpoint: what a checkpoint holds besides, untrusted.
-      held: the settings that are of the source, not of the user's file alone.
-      notes: lines about what of it was not read, for the user.
+      held: the settings that the source itself holds, not just the user's file.
+      notes: for the user, on what was not read.
       folder: where it is.
     """
 
@@ -79,7 +79,7 @@ def read_source(name: str, settings_file: str | None) -> Source:
     Args:
       name: the path, or as the Hugging Face hub has it: OWNER/NAME, with @REVISION if
         that is not the main one, or one of `HUB_NAMES`.
-      settings_file: JSON with the original's configuration, where the file does not
+      settings_file: JSON with the original's configuration, if the file does not
         hold it.
 
     Raises:
@@ -158,7 +158,7 @@ def download_folder(name: str) -> pathlib.Path:
         ) from None
     plain, _, revision = name.partition("@")
     full = plain if "/" in plain else f"{HUB_NAMES[plain]}/{plain}"
-    # Old caches have the names without an owner.
+    # Old caches hold the names without an owner.
     for repository, local in ((full, True), (plain, True), (full, False)):
         try:
             folder = pathlib.Path(
@@ -312,7 +312,7 @@ def write_torch(path: pathlib.Path, value: Any) -> None:
             made[id(value)] = torch.from_numpy(value)
         return made[id(value)]
 
-    with warnings.catch_warnings(action="ignore"):  # Arrays that cannot be written to.
+    with warnings.catch_warnings(action="ignore"):  # Read-only arrays.
         converted = tensors(value)
     with atomic_write(path, "wb") as stream:
         torch.save(converted, stream)

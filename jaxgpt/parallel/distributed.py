@@ -20,11 +20,11 @@ from jax.experimental import multihost_utils
 from jaxgpt.errors import UserError, log, require, silence_non_primary
 from jaxgpt.parallel import hardware
 
-WAITING_NOTICE_S = 60  # Between two lines that say the others are missing.
+WAITING_NOTICE_S = 60  # Between two notices that others are missing.
 JOIN_TIMEOUT_S = 600  # After which a process no longer waits for the others.
 HEARTBEAT_TIMEOUT_S = 30  # Of silence, after which a process counts as lost.
 EXIT_DELAY_S = 1  # Of process 0, when all are done.
-LIVENESS_INTERVAL_S = 1  # Between two looks whether all processes are there.
+LIVENESS_INTERVAL_S = 1  # Between two checks that all processes are there.
 _START_HINT = (
     "start the same command on every host (on a TPU VM, gcloud ... --worker=all)"
 )
@@ -45,7 +45,7 @@ def start(args: argparse.Namespace) -> bool:
     """
     options = [args.coordinator, args.num_processes, args.process_id]
     explicit = any(value is not None for value in options)
-    # A host of a TPU slice learns of the others from its metadata, which JAX reads.
+    # A host of a TPU slice finds the others in its metadata, which JAX reads.
     tpu = hardware.has_tpu() and not hardware.cpu_requested()
     if args.num_processes == 1 or not (explicit or in_cluster() or tpu):
         return False

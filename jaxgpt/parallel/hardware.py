@@ -51,7 +51,7 @@ TPUS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
 def set_environment() -> None:
     """Sets what XLA and matplotlib read when loaded: call before JAX is imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # It says at length that it has found no folder for its cache, and goes on.
+    # matplotlib warns at length if it has no folder for its cache, and goes on.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     devices = re.search(
         r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")

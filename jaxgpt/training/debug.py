@@ -120,7 +120,7 @@ def _run(closed: Any, inputs: list[_Traced], scope: str) -> list[_Traced]:
 
 
 def _apply(eqn: Any, inputs: list[_Traced], scope: str) -> list[_Traced]:
-    """Runs an equation: its body where it is a call, else its primitive."""
+    """Runs an equation: the body of a call, else its primitive."""
     name = eqn.primitive.name
     scope = "/".join(filter(None, (scope, str(eqn.source_info.name_stack))))
     if name == "cond":

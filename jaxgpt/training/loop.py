@@ -187,7 +187,7 @@ def loop(trainer: Trainer, progress: Progress, signal_handler: SignalHandler) ->
         step = trainer.step
         profiler.after_step(step, found)
         if pending is not None:
-            # Waits for the step before: the device is busy with this one meanwhile.
+            # Waits for the step before, while the device is busy with this one.
             with clock.part("device"):
                 policy.check(pending, step - 1)
         pending = found

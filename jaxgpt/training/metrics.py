@@ -157,7 +157,7 @@ def open_trackers(config: ConfigDict, workdir: pathlib.Path) -> list[Tracker]:
 
 
 def _open_tensorboard(config: ConfigDict, workdir: pathlib.Path) -> Tracker:
-    from tensorboardX import SummaryWriter  # Optional: only where it is asked for.
+    from tensorboardX import SummaryWriter  # Optional: only if asked for.
 
     writer = SummaryWriter(str(workdir / "tensorboard"))
 
@@ -169,7 +169,7 @@ def _open_tensorboard(config: ConfigDict, workdir: pathlib.Path) -> Tracker:
 
 
 def _open_wandb(config: ConfigDict, workdir: pathlib.Path) -> Tracker:
-    import wandb  # Optional: only where it is asked for.
+    import wandb  # Optional: only if asked for.
 
     file = workdir / "wandb_id"
     if not file.exists():

@@ -20,8 +20,8 @@ from jaxgpt.systems.gssm import baselines, dataset
 from jaxgpt.systems.gssm.graph import load_graph
 from jaxgpt.systems.gssm.process import GraphProcess, make_process
 
-# A loss so many standard errors below the floor can only be a leak, where it is of
-# enough sequences for the error to be trusted, and not just rounding of float32.
+# A loss this many standard errors below the floor can only be a leak, if there are
+# enough sequences to trust the error and it is not just rounding of float32.
 LEAK = 3
 ENOUGH = 16
 ROUNDING = 1e-5
@@ -76,7 +76,7 @@ class GSSM(CausalLM):
         group = self.process.dependent_rows(self.config.batch_size)
         gap = baselines.mean(excess_NT, group)
         # Given its kernels no sequence has an expected gap below 0. So each sequence is
-        # independent evidence of a leak, also where there are only a few batches.
+        # independent evidence of a leak, even if there are only a few batches.
         error = baselines.mean(excess_NT).error or 0.0
         if len(tokens_NT) >= ENOUGH and gap.value < -LEAK * error - ROUNDING:
             raise CheckError(

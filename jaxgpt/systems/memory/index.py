@@ -254,7 +254,7 @@ class HNSWIndex(FlatIndex):
     def _insert(self, slots: np.ndarray, vectors: np.ndarray) -> None:
         self.faiss.omp_set_num_threads(self.config.threads)
         first = self.index.ntotal
-        # A serialized graph does not keep the state of its generator: seeded anew, a
+        # A serialized graph does not keep the state of its generator: reseeded, a
         # restored one grows like one that was never stored.
         self.index.hnsw.rng = self.faiss.RandomGenerator(first)
         self.index.add(vectors)

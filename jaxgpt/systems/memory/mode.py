@@ -16,7 +16,7 @@ from jaxgpt.systems.memory.retrieval import Lookup, Retrieval
 
 
 class CarriedFormat(NamedTuple):
-    """What a mode has carried: keys (G, K), values, and how many recent tokens."""
+    """What a mode carries: keys (G, K), values, and how many recent tokens."""
 
     key: tuple[int, int]
     values: dict[str, tuple[int, ...]]

@@ -34,7 +34,7 @@ from jaxgpt.sampling.state import (
 from jaxgpt.systems.memory.runtime import MemoryRuntime
 from jaxgpt.systems.memory.store import with_prefix
 
-# Settings without which a memory makes no sense to a model.
+# Settings that must agree for a memory to make sense to a model.
 SETTINGS = ("mode", "index_type", "memory_size", "context", "store_layer", "layer")
 
 
@@ -123,7 +123,7 @@ class Memory:
         memory = cls(runtime)
         flat = {n: jnp.asarray(a) for n, a in with_prefix(arrays, "entries/").items()}
         entries = {"values": {}} | unflatten_dict(flat, sep=".")
-        # The serial number of a store is one of this process.
+        # Serial numbers of stores are local to a process.
         entries["version"] = memory.state["entries"]["version"]
         memory.store.load(entries, with_prefix(arrays, "index/"))
         memory.state = memory.state | {"entries": entries}
@@ -236,7 +236,7 @@ def sample(
     Args:
       memory: of B rows; read and extended.
       params: of the model.
-      tokens_BT, prompt_mask_BT, key, sampling: as of `System.sample`.
+      tokens_BT, prompt_mask_BT, key, sampling: as in `System.sample`.
       callback: is called after every segment.
       document: name of the text in the memory; default "text N".
     """

@@ -31,7 +31,7 @@ class Store:
         config: IndexConfig,
         state: dict[str, np.ndarray] | None = None,
     ):
-        """Indexes the entries; with a `host_state` of theirs, restores that.
+        """Indexes the entries, or restores their `host_state`.
 
         Raises:
           UserError: if FAISS is missing or the config does not suit the entries.
@@ -41,7 +41,7 @@ class Store:
         self.load(entries, state)
 
     def load(self, entries: Entries, state: dict[str, np.ndarray] | None) -> None:
-        """Replaces the contents; arguments as of the constructor."""
+        """Replaces the contents; the arguments are those of the constructor."""
         R, E, G, K = entries["key"].shape
         make = lambda: make_index(E, K, self.config)
         self.indices = [[make() for _ in range(G)] for _ in range(R)]
@@ -138,7 +138,7 @@ class Store:
         """Removes every entry of a document from all rows; returns how many."""
         gone_RE = np.array(self.entries["document"]) == document
         gone_RE &= self.stamps >= 0
-        # Scrubbed, so that a file written afterwards does not hold it any more.
+        # Scrubbed, so that a file written afterwards no longer holds it.
         left = ops.scrub(ops.remove(self.entries, jnp.asarray(gone_RE)))
         self.update(ops.next_version(left))
         return int(gone_RE.sum())

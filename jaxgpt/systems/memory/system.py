@@ -166,9 +166,9 @@ class MemoryLM(CausalLM):
         memory: session.Memory | None = None,
         document: str = "",
     ) -> SamplerOutput:
-        """See `System.sample`; `memory` and `document` as of `session.sample`.
+        """See `System.sample`; `memory` and `document` as in `session.sample`.
 
-        The callback is called after every segment, whatever `every` says.
+        The callback is called after every segment, whatever `every` is.
         """
         del every
         self.sampler(sampling)
