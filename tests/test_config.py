@@ -136,7 +136,10 @@ def test_value_that_the_field_cannot_hold(key, text, expected):
             {"data.val_fraction": 0.5, "data.test_fraction": 0.5},
             "leave nothing to train on",
         ),
-        ({"model.positions": "rope"}, "must be learned or sinusoidal for σ-GPT, got"),
+        (
+            {"model.positions": "alibi"},
+            "must be one of learned, rope, sinusoidal for σ-GPT, got",
+        ),
         ({"profile": "5:2"}, "profile must be FIRST:LAST, steps such as 10:15"),
         ({"optimizer.rates": "9:1,2:1"}, "optimizer.rates must be like 2000:2e-5"),
         ({"optimizer.rates": "9:x"}, "optimizer.rates must be like 2000:2e-5"),

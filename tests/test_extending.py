@@ -164,7 +164,7 @@ def test_a_position_encoding(monkeypatch, tmp_path, capsys):
     [
         (
             {"system": "any-order"},
-            "must be learned or sinusoidal for σ-GPT, got 'spin'",
+            "must be one of learned, rope, sinusoidal for σ-GPT, got 'spin'",
         ),
         ({"system": "causal", "model.key_width": 8}, "incompatible with model.qk_norm"),
         ({"system": "memory", "memory.mode": "attention"}, "model.positions=spin"),

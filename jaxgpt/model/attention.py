@@ -15,6 +15,7 @@ from jax import lax
 
 from jaxgpt.model import cpu, gpu, layers, tpu
 from jaxgpt.model.config import ModelConfig
+from jaxgpt.model.positions import Positions
 from jaxgpt.parallel import sharding
 from jaxgpt.parallel.sharding import BATCH, TENSOR
 
@@ -77,7 +78,11 @@ class Attention(nnx.Module):
         self.config = config
 
     def project(
-        self, x_BTD: jax.Array, length: int, start: jax.typing.ArrayLike = 0
+        self,
+        x_BTD: jax.Array,
+        length: int,
+        start: jax.typing.ArrayLike = 0,
+        positions: Positions | None = None,
     ) -> jax.Array:
         """Returns fused queries, keys and values [B, T, C].
 
@@ -87,6 +92,7 @@ class Attention(nnx.Module):
           x_BTD: tokens at positions start .. start + T.
           length: above any of these positions.
           start: a scalar or one for each row [B].
+          positions: of each token and its target, where they are read in any order.
         """
         c = self.config
         split = sharding.size(TENSOR) > 1 and not c.key_width
@@ -99,7 +105,7 @@ class Attention(nnx.Module):
         if c.qk_norm:
             qkv_BTC = layers.normalise_heads(qkv_BTC, c.n_head)
         if c.encoding.rotate:
-            qkv_BTC = c.encoding.rotate(qkv_BTC, start, length, c)
+            qkv_BTC = c.encoding.rotate(qkv_BTC, positions, start, length, c)
         return qkv_BTC
 
     def project_heads(self, x_BTD: jax.Array) -> jax.Array:
@@ -126,6 +132,7 @@ class Attention(nnx.Module):
         start: jax.typing.ArrayLike = 0,
         mask_TT: jax.Array | None = None,
         hook: AttentionHook | None = None,
+        positions: Positions | None = None,
     ) -> tuple[jax.Array, LayerCache | None, Any]:
         """Attends T tokens to themselves and to those in the cache.
 
@@ -133,18 +140,19 @@ class Attention(nnx.Module):
           x_BTD: the tokens, at cache slots start .. start + T.
           seed_2: turns dropout of the weights on.
           layer: keys and values so far; a token sees the slots before start.
-          start: the first slot, a scalar or one for each row [B]; for RoPE and ALiBi
-            a token's slot is its position.
+          start: the first slot, a scalar or one for each row [B]; for causal models'
+            RoPE and ALiBi a token's slot is its position.
           mask_TT: which of these tokens a token sees, [T, T] or [B, 1, T, T]; None is
             causal.
           hook: adds to the result.
+          positions: of each token and its target, where they are read in any order.
 
         Returns:
           (output [B, T, D], the cache with these tokens, what the hook returned).
         """
         c, T = self.config, x_BTD.shape[1]
         S = layer[0].shape[2] if layer else 0
-        qkv_BTC = self.project(x_BTD, S or T, start)
+        qkv_BTC = self.project(x_BTD, S or T, start, positions)
         causal, written = layer is None and mask_TT is None, None
         y_BTD = self.fused(qkv_BTC, seed_2) if causal else None
         if y_BTD is None or hook:

@@ -24,6 +24,7 @@ POSITIONS = {
 DOUBLE_POSITIONS = {
     "double": "jaxgpt.model.positions:LEARNED",
     "double-sinusoidal": "jaxgpt.model.positions:DOUBLE_SINUSOIDAL",
+    "double-rope": "jaxgpt.model.positions:DOUBLE_ROPE",
 }
 PAIRS = ("halves", "neighbours")  # of channels of a head
 NORMS = ("layer", "rms", "none")
@@ -37,8 +38,7 @@ def _option(default: Any, help: str, **attributes: Any) -> Any:
 class ModelConfig(OptionGroup):
     """A model: `config.model`, and three fields that its system sets.
 
-    `positions` may also be "double" or "double-sinusoidal" (own and target position,
-    of a learned table or of sinusoids).
+    `positions` may also be a key of `DOUBLE_POSITIONS`.
     """
 
     n_layer: int = _option(6, "transformer blocks", min=1)
@@ -51,7 +51,7 @@ class ModelConfig(OptionGroup):
         0.0, "probability of dropping an activation", min=0, below=1
     )
     positions: str = _option(
-        "learned", "encoding; σ-GPT's are learned or sinusoidal", choices=POSITIONS
+        "learned", "σ-GPT's are learned, sinusoidal or rope", choices=POSITIONS
     )
     # About the amplitude of initial token embeddings.
     sinusoid_scale: float = _option(0.03, "sinusoidal: amplitude")
@@ -128,7 +128,7 @@ class ModelConfig(OptionGroup):
                 "and with rotated queries and keys (model.positions=rope): leave it "
                 "at 0"
             )
-        if self.positions == "rope":  # It rotates pairs of channels.
+        if self.encoding.rotate:  # Pairs of channels.
             width, rule = self.n_embd // self.n_head, "even with model.positions=rope"
             require(width % 2 == 0, "model.n_embd / model.n_head", rule, width)
         remedy = "the data or a tokenizer sets it"
@@ -177,7 +177,7 @@ def flops_per_token(config: ModelConfig, parameters: int) -> float:
     PaLM paper, appendix B), the masked half of the attention scores is counted.
     """
     D, T = config.n_embd, config.block_size
-    widths = {"learned": D, "double": D // 2}
+    widths = {"learned": D, "double": D // 2, "double-rope": D // 2}
     tables = T * widths.get(config.positions, 0)
     if not config.tied_head:
         tables += config.vocab_size * D

@@ -35,7 +35,7 @@ class LearnedPositions(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        lookups = 2 if config.positions == "double" else 1
+        lookups = 2 if config.any_order else 1
         if config.n_embd % lookups:
             raise UserError(
                 f"model.n_embd {config.n_embd} is odd: double positions need two halves"
@@ -130,6 +130,7 @@ def rope_angles(length: int, width: int, config: ModelConfig) -> np.ndarray:
 
 def rotate(
     qkv_BTC: jax.Array,
+    positions: Positions | None,
     start: jax.typing.ArrayLike,
     length: int,
     config: ModelConfig,
@@ -138,23 +139,69 @@ def rotate(
 
     Args:
       qkv_BTC: fused projections [B, T, 3 H K] at positions start .. start + T; also of
-        shape [B, T, 3, H K].
+        shape [B, T, 3, H, K].
+      positions: unused; see `rotate_double`.
       start: a scalar or one for each row [B].
       length: above any of these positions.
       config: rope_theta, rope_frequency, rope_angles, rope_pairs.
+    """
+    del positions
+    index = jnp.reshape(jnp.asarray(start), (-1, 1)) + jnp.arange(qkv_BTC.shape[1])
+    return turn(qkv_BTC, index, index, length, config)
+
+
+def rotate_double(
+    qkv_BTC: jax.Array,
+    positions: Positions,
+    start: jax.typing.ArrayLike,
+    length: int,
+    config: ModelConfig,
+) -> jax.Array:
+    """Turns keys by their own position and queries by the one they must predict.
+
+    A score then depends on how far a key is from the target, whatever the order: σ-GPT
+    need not learn distances from pairs of absolute positions.
+
+    Args:
+      qkv_BTC, config: as for `rotate`.
+      positions: of each token and of its target, [B, T] or [T] each.
+      start, length: unused.
+    """
+    del start, length
+    own, target = map(jnp.atleast_2d, positions)
+    # The begin token, of position block_size in a table, stands before the text.
+    after_begin = lambda index: jnp.where(index == config.block_size, 0, index + 1)
+    rows = config.block_size + 1
+    return turn(qkv_BTC, after_begin(target), after_begin(own), rows, config)
+
+
+def turn(
+    qkv_BTC: jax.Array,
+    query_BT: jax.Array,
+    key_BT: jax.Array,
+    length: int,
+    config: ModelConfig,
+) -> jax.Array:
+    """Returns fused projections with queries and keys turned by angles of positions.
+
+    Args:
+      qkv_BTC: [B, T, 3 H K] or [B, T, 3, H, K].
+      query_BT, key_BT: positions below length, [B, T] or [1, T].
+      length: rows of the table of angles.
+      config: as for `rotate`.
     """
     B, T = qkv_BTC.shape[:2]
     H = config.n_head
     K = qkv_BTC.size // (B * T * 3 * H)
     angles = rope_angles(length, K, config)
-    index = jnp.reshape(jnp.asarray(start), (-1, 1)) + jnp.arange(T)
-    table = lambda values: jnp.asarray(values, qkv_BTC.dtype)[index]
+    index_BT2 = jnp.stack([query_BT, key_BT], -1)
+    table = lambda values: jnp.asarray(values, qkv_BTC.dtype)[index_BT2]
     cos, sin = table(np.cos(angles)), table(np.sin(angles))
     halves = config.rope_pairs == "halves"
     pair = -2 if halves else -1
     shape = (B, T, 3, H, 2, K // 2) if halves else (B, T, 3, H, K // 2, 2)
     x = qkv_BTC.reshape(shape)
-    expand = lambda a: jnp.expand_dims(a[:, :, None, None], pair)
+    expand = lambda a: jnp.expand_dims(a[:, :, :, None], pair)
     a, b = jnp.split(x[:, :, :2], 2, pair)
     cos, sin = expand(cos), expand(sin)
     turned = jnp.concatenate([a * cos - b * sin, a * sin + b * cos], pair)
@@ -191,8 +238,8 @@ class Encoding:
     Attributes:
       embed: (config, rngs=) -> module added to the token embeddings: it maps
         `Positions` to [B, T, D].
-      rotate: (qkv_BTC, start, length, config) -> queries and keys changed by their
-        positions, as `rotate`.
+      rotate: (qkv_BTC, positions, start, length, config) -> queries and keys changed
+        by their positions, as `rotate`.
       bias: (query_BT, key_BS, config) -> what is added to the scores, as `alibi_bias`.
       slopes: (n_head) -> of a bias that is a slope times the distance: fused kernels
         take it so.
@@ -213,6 +260,8 @@ LEARNED = Encoding(embed=LearnedPositions, bounded=True)
 SINUSOIDAL = Encoding(embed=SinusoidalPositions)
 # Its sinusoids would go on, but a sampler's slot for the begin token is fixed.
 DOUBLE_SINUSOIDAL = Encoding(embed=SinusoidalPositions, bounded=True)
+# The table tells a token where it stands, the rotation how far others are.
+DOUBLE_ROPE = Encoding(embed=LearnedPositions, rotate=rotate_double, bounded=True)
 ALIBI = Encoding(bias=alibi_bias, slopes=alibi_slopes, extrapolates=True)
 ROPE = Encoding(rotate=rotate)
 NONE = Encoding()

@@ -69,6 +69,7 @@ class Block(nnx.Module):
         start: jax.typing.ArrayLike = 0,
         mask_TT: jax.Array | None = None,
         hook: AttentionHook | None = None,
+        positions: Positions | None = None,
     ) -> tuple[jax.Array, LayerCache | None, Any]:
         """Maps [B, T, D] to [B, T, D]; seeds [3, 2] turn dropout on.
 
@@ -79,7 +80,7 @@ class Block(nnx.Module):
         rate = self.config.dropout
         with jax.named_scope("attention"):
             h_BTD, layer, extra = self.attn(
-                norm_1(x_BTD), seed_attn, layer, start, mask_TT, hook
+                norm_1(x_BTD), seed_attn, layer, start, mask_TT, hook, positions
             )
             x_BTD = x_BTD + layers.dropout(h_BTD, rate, seed_1)
         with jax.named_scope("feed_forward"):
@@ -125,6 +126,7 @@ class Transformer(nnx.Module):
         mask_TT: jax.Array | None = None,
         hooks: Mapping[int, AttentionHook] | None = None,
         keep_hidden: bool = False,
+        positions: Positions | None = None,
     ) -> tuple[jax.Array, BlockOutputs]:
         """Maps [B, T, D] to [B, T, D].
 
@@ -135,6 +137,7 @@ class Transformer(nnx.Module):
           cache, start, mask_TT: see `Attention.__call__`.
           hooks: {block: hook of its attention}.
           keep_hidden: whether to return `BlockOutputs.hidden`.
+          positions: as of `Attention.__call__`.
         """
         c = self.config
         hooks = hooks or {}
@@ -146,7 +149,7 @@ class Transformer(nnx.Module):
         plain = c.remat == "none" and not c.scan_layers and mask_TT is None
         bare = not (c.dropout or cache or hooks or keep_hidden)
         if plain and bare and gpu_norm.fuses_norms(c, x_BTD):
-            return self.fused(x_BTD), BlockOutputs(None, [], {})
+            return self.fused(x_BTD, positions), BlockOutputs(None, [], {})
         # Decoding runs the blocks one by one: a scan would copy all parameters and
         # caches together at every token.
         scans = c.scan_layers and cache is None
@@ -157,7 +160,9 @@ class Transformer(nnx.Module):
             while scans and i not in hooks and end < c.n_layer and end not in hooks:
                 end += 1
             if end > i + 1:
-                x_BTD, inner = self.scan(x_BTD, target, seeds, i, end, keep_hidden)
+                x_BTD, inner = self.scan(
+                    x_BTD, target, seeds, i, end, keep_hidden, positions
+                )
                 hidden += inner
             else:
                 with jax.named_scope(f"block_{i}"):
@@ -169,6 +174,7 @@ class Transformer(nnx.Module):
                         start,
                         mask_TT,
                         hooks.get(i),
+                        positions,
                     )
                 hidden.append(x_BTD)
                 written.append(layer)
@@ -187,23 +193,22 @@ class Transformer(nnx.Module):
             return block
         graph, params = nnx.split(block)
 
-        def apply(x_BTD, target, seeds_32, layer, start, mask_TT, hook):
+        def apply(x_BTD, *others):
             def run(params, x_BTD):
-                block = nnx.merge(graph, params)
-                return block(x_BTD, target, seeds_32, layer, start, mask_TT, hook)
+                return nnx.merge(graph, params)(x_BTD, *others)
 
             return jax.checkpoint(run, policy=POLICIES[c.remat])(params, x_BTD)
 
         return apply
 
-    def fused(self, x_BTD: jax.Array) -> jax.Array:
+    def fused(self, x_BTD: jax.Array, positions: Positions | None) -> jax.Array:
         """Maps [B, T, D] as plain blocks do, each sum and its norm in one kernel."""
         more_BTD = None
         for i, block in enumerate(self.blocks):
             with jax.named_scope(f"block_{i}"):
                 with jax.named_scope("attention"):
                     x_BTD, normed_BTD = block.norm_1.after(x_BTD, more_BTD)
-                    more_BTD = block.attn(normed_BTD)[0]
+                    more_BTD = block.attn(normed_BTD, positions=positions)[0]
                 with jax.named_scope("feed_forward"):
                     x_BTD, normed_BTD = block.norm_2.after(x_BTD, more_BTD)
                     more_BTD = block.mlp(normed_BTD)
@@ -217,6 +222,7 @@ class Transformer(nnx.Module):
         first: int,
         end: int,
         keep_hidden: bool,
+        positions: Positions | None,
     ) -> tuple[jax.Array, list[jax.Array]]:
         """Runs blocks first .. end - 1 as one loop, compiled once.
 
@@ -228,7 +234,8 @@ class Transformer(nnx.Module):
 
         def apply(x_BTD, layer):
             params, seeds_32 = layer
-            y_BTD = nnx.merge(graph, params)(x_BTD, target, seeds_32)[0]
+            block = nnx.merge(graph, params)
+            y_BTD = block(x_BTD, target, seeds_32, positions=positions)[0]
             return y_BTD, y_BTD if keep_hidden else None
 
         if c.remat != "none":
@@ -318,6 +325,7 @@ class LanguageModel(nnx.Module):
             cache=cache,
             start=start,
             mask_TT=mask_TT,
+            positions=positions,
         )
         return x_BTD, outputs.cache
 

@@ -185,7 +185,7 @@ def test_widths_that_cannot_be(changes, expected):
 def test_rope_turns_far_positions_exactly(start):
     config = ModelConfig(1, 1, 8, 8, 11, positions="rope")
     qkv = np.asarray(jax.random.normal(jax.random.key(0), (1, 3, 24)))
-    turned = positions.rotate(jnp.asarray(qkv), start, start + 3, config)
+    turned = positions.rotate(jnp.asarray(qkv), None, start, start + 3, config)
     angles = (start + np.arange(3))[:, None] * 1e4 ** (-np.arange(4) / 4)
     a, b = qkv[0, :, :4].astype(float), qkv[0, :, 4:8].astype(float)
     there = np.concatenate(

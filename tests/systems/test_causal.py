@@ -77,7 +77,8 @@ def test_others_move_one_block_over_the_text(name):
 def test_sigma_has_its_own_positions():
     config = configs.override(configs.base(), {"model.positions": "alibi"})
     with pytest.raises(
-        UserError, match="must be learned or sinusoidal for σ-GPT, got 'alibi'"
+        UserError,
+        match="must be one of learned, rope, sinusoidal for σ-GPT, got 'alibi'",
     ):
         configs.validate(config)
 

@@ -53,6 +53,6 @@ def double_positions(name: str) -> str:
     # By model.positions.
     doubles = {key.removeprefix("double-"): key for key in DOUBLE_POSITIONS}
     doubles["learned"] = doubles.pop("double")
-    rule = f"{' or '.join(sorted(doubles))} for σ-GPT"
+    rule = f"one of {', '.join(sorted(doubles))} for σ-GPT"
     require(name in doubles, "model.positions", rule, name)
     return doubles[name]

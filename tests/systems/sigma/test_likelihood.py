@@ -134,10 +134,11 @@ PLUS = {"sigma.adaptive_norm": True, "model.qk_norm": True}
 
 
 @pytest.mark.parametrize("kernels", ["cpu", "xla"])
-def test_additions_keep_the_cache_equal_to_one_pass(kernels):
+@pytest.mark.parametrize("changes", [PLUS, {"model.positions": "rope"}])
+def test_additions_keep_the_cache_equal_to_one_pass(changes, kernels):
     import dataclasses
 
-    system, params = tiny_sigma(T=9, V=5, **PLUS)
+    system, params = tiny_sigma(T=9, V=5, **changes)
     rng = np.random.default_rng(0)
     # A modulation of zero would hide it.
     params = jax.tree.map(
@@ -165,6 +166,28 @@ def test_additions_keep_the_cache_equal_to_one_pass(kernels):
         return jnp.concatenate(pieces, 1)
 
     np.testing.assert_allclose(in_pieces(params), whole, atol=3e-4)
+
+
+@pytest.mark.parametrize("begin", [False, True])
+def test_rotations_know_distances_alone(begin):
+    """Without its table a model with rotations sees no difference in a moved text."""
+    changes = {"model.positions": "rope", "sigma.begin_token": begin}
+    system, params = tiny_sigma(T=12, V=5, **changes)
+    params["positions"]["table"] *= 0
+    tokens = jax.random.randint(jax.random.key(0), (2, 8), 0, 5)
+    own, target = jax.random.permutation(jax.random.key(1), 8), jnp.arange(8)
+    logits = lambda *where: system.model(params)(tokens, where)[0]
+    near, moved = logits(own, target), logits(own + 3, target + 3)
+    np.testing.assert_allclose(near, moved, atol=1e-4)
+    assert abs(near - logits(own, target + 3)).max() > 0.1
+    assert abs(near - logits(own + 3, target)).max() > 0.1
+    # The begin token's position is the one before the first.
+    if begin:
+        first = lambda place: own.at[0].set(place)
+        begins = logits(first(12), target)
+        np.testing.assert_allclose(
+            begins, logits(first(2) + (own != own[0]) * 3, target + 3), atol=1e-4
+        )
 
 
 def test_adaptive_norms_start_as_plain_ones_and_then_see_the_target():
