@@ -20,6 +20,7 @@ from jaxgpt.model import rng
 
 ROOT_HALF = 0.7071067811865476
 INV_SQRT_2PI = 0.3989422804014327
+FEWEST_SLOTS = 32
 
 
 def keep_heap() -> None:
@@ -55,6 +56,19 @@ def _set_malloc(options: dict[int, int]) -> None:
 def accumulator(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """Returns the dtype that products of this dtype are summed in."""
     return jnp.promote_types(dtype, jnp.float32)
+
+
+def cache_sizes(slots: int, rows: int, width: int) -> tuple[int, ...]:
+    """Returns the sizes that a cache of keys and values grows through to its slots.
+
+    Decoding reads the whole cache for every token, empty slots too. Each size is
+    compiled for: there are none so small that reading one takes little time beside
+    the model's matrices of this width.
+    """
+    sizes = [slots]
+    while (half := -(-sizes[0] // 2)) >= FEWEST_SLOTS and rows * half >= 8 * width:
+        sizes.insert(0, half)
+    return tuple(sizes)
 
 
 def _dot(a, b, contract, batch=()):

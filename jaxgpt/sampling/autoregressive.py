@@ -83,6 +83,7 @@ def autoregress(
         )
 
     end = jnp.minimum(decode_params.end, first + limit)
+    end = jnp.minimum(end, decode_params.stop)
     return lax.while_loop(lambda state: state.num_decoded_B.min() < end, body, state)
 
 

@@ -69,7 +69,7 @@ class ModelDecoder:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["end", "key", "temperature", "top_p"],
+    data_fields=["end", "key", "temperature", "top_p", "stop"],
     meta_fields=["top_k", "nucleus"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +81,7 @@ class DecodeParams:
       key: row b draws from fold_in(key, b), so that rows do not depend on the batch.
       temperature: 0 takes the likeliest token.
       top_p: only the likeliest tokens that together reach this probability are drawn.
+      stop: a sampler returns once a row has decoded so many slots, for a larger cache.
       top_k: only the k likeliest tokens are drawn; 0 allows all.
       nucleus: whether top_p applies.
     """
@@ -89,6 +90,7 @@ class DecodeParams:
     key: jax.Array
     temperature: jax.Array
     top_p: jax.Array
+    stop: jax.Array
     top_k: int = 0
     nucleus: bool = False
 
@@ -102,7 +104,8 @@ class DecodeState:
       tokens_BS: int32, in reading order; the first num_decoded_B of a row are decoded.
       own_BS, target_BS: the position of each slot's token, and of the next slot's.
       num_decoded_B: slots decoded, those of the prompt included.
-      cache: of the decoder: keys and values of all decoded slots but the last.
+      cache: of the decoder: keys and values of all decoded slots but the last; it may
+        have fewer slots than the other arrays.
       num_forward_passes_B: forward passes while the row was incomplete.
       tokens_processed_B: tokens that these computed for the row.
       log_p_BS: log-probability of each generated token, at temperature 1 and among all.
@@ -126,9 +129,10 @@ class DecodeState:
 
 
 INITIAL_DRAFT_LENGTH = 8
+NO_LIMIT = 2**30
 
 
-@functools.partial(jax.jit, static_argnames=("decoder",))
+@functools.partial(jax.jit, static_argnames=("decoder", "slots"))
 def prefill(
     decoder: Decoder,
     params: Any,
@@ -136,20 +140,23 @@ def prefill(
     own_BS: jax.Array,
     target_BS: jax.Array,
     num_decoded_B: jax.Array,
+    slots: int | None = None,
 ) -> DecodeState:
     """Returns the state whose first num_decoded_B slots are the prompt.
 
-    One forward pass over all S slots fills the cache. What it writes for slots that
-    are not decoded yet is meaningless, but each is overwritten before a later token
-    attends to it.
+    One forward pass over all slots of the cache, which has S unless `slots` says
+    otherwise, fills it. What it writes for slots that are not decoded yet is
+    meaningless, but each is overwritten before a later token attends to it.
     """
     B, S = tokens_BS.shape
-    positions = (own_BS, target_BS)
+    slots = slots or S
+    read = tokens_BS[:, :slots]
+    positions = (own_BS[:, :slots], target_BS[:, :slots])
 
     def prefill(cache):
-        return decoder.forward(params, tokens_BS, positions, cache, jnp.int32(0))[1]
+        return decoder.forward(params, read, positions, cache, jnp.int32(0))[1]
 
-    cache = decoder.init_cache(params, B, S)
+    cache = decoder.init_cache(params, B, slots)
     cache = lax.cond(num_decoded_B.max() > 1, prefill, lambda cache: cache, cache)
     count_B = jnp.zeros(B, jnp.int32)
     return DecodeState(
@@ -164,6 +171,14 @@ def prefill(
         decode_step_BS=jnp.zeros((B, S), jnp.int32),
         draft_length_B=count_B + INITIAL_DRAFT_LENGTH,
     )
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "slots"))
+def grow(decoder: Decoder, params: Any, state: DecodeState, slots: int) -> DecodeState:
+    """Returns the state with a cache of so many slots, no fewer than it has."""
+    empty = decoder.init_cache(params, len(state.num_decoded_B), slots)
+    put = lambda new, old: lax.dynamic_update_slice(new, old, (0,) * old.ndim)
+    return state.replace(cache=jax.tree.map(put, empty, state.cache))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,14 +201,13 @@ class SamplingParams:
             key=key,
             temperature=jnp.float32(self.temperature),
             top_p=jnp.float32(self.top_p),
+            stop=jnp.int32(NO_LIMIT),
             top_k=self.top_k,
             nucleus=self.top_p < 1,
         )
 
 
 DEFAULT_PARAMS = SamplingParams()
-
-NO_LIMIT = 2**30
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jaxgpt.data.arrays import batched
 from jaxgpt.data.dataset import Dataset
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
-from jaxgpt.model import gpu, rng
+from jaxgpt.model import cpu, gpu, rng
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.model.transformer import LanguageModel
 from jaxgpt.parallel import sharding
@@ -32,6 +32,7 @@ from jaxgpt.sampling.state import (
     ModelDecoder,
     SamplerOutput,
     SamplingParams,
+    grow,
     in_text_order,
     prefill,
 )
@@ -293,6 +294,11 @@ class System:
         del T
         return self.model_config.block_size
 
+    def lookahead(self, sampling: SamplingParams) -> int:
+        """Returns how many slots a pass of this sampler takes past the decoded ones."""
+        del sampling
+        return 1
+
     def sample(
         self,
         params: dict,
@@ -328,24 +334,42 @@ class System:
         own_BS[:, first : first + T] = read_BT
         if first:
             tokens_BS[:, 0], own_BS[:, 0] = c.vocab_size, c.block_size
-        decode_params = sampling.decode_params(first + T, draw_key)
+        end = first + T
+        decode_params = sampling.decode_params(end, draw_key)
         advance, decoder = self.sampler(sampling), ModelDecoder(self.graphdef)
+        num_decoded_B = first + prompt_mask_BT.sum(1)
+        ahead = self.lookahead(sampling)
+        sizes: tuple[int, ...] = (slots + first,)
+        if c.kernels == "cpu":
+            sizes = cpu.cache_sizes(slots + first, B, c.n_embd)
+
+        def fitting(num_decoded: int) -> int:
+            return next(s for s in sizes if s >= end or s - ahead > num_decoded)
+
+        size = fitting(num_decoded_B.max())
         state = prefill(
             decoder,
             params,
             jnp.asarray(tokens_BS),
             jnp.asarray(own_BS),
             jnp.asarray(np.roll(own_BS, -1, 1)),
-            jnp.asarray(first + prompt_mask_BT.sum(1), jnp.int32),
+            jnp.asarray(num_decoded_B, jnp.int32),
+            size,
         )
         while True:
+            stop = NO_LIMIT if size >= end else size - ahead
             state = advance(
                 decoder,
                 params,
                 state,
-                decode_params,
+                dataclasses.replace(decode_params, stop=jnp.int32(stop)),
                 jnp.int32(every if callback else NO_LIMIT),
             )
+            larger = fitting(int(state.num_decoded_B.max()))
+            if larger > size:
+                size, state = larger, grow(decoder, params, state, larger)
+                if not callback:
+                    continue
             filled = in_text_order(state, first, T)
             if not callback or not callback(filled) or filled.decoded_BT.all():
                 return filled

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 
 from jaxgpt import config as configs
+from jaxgpt.model import cpu
 from jaxgpt.sampling.autoregressive import autoregress
 from jaxgpt.sampling.logits import sample_token, sampling_probs
-from jaxgpt.sampling.state import SamplingParams
+from jaxgpt.sampling.state import SamplingParams, grow
+from jaxgpt.systems import base
 from jaxgpt.systems.registry import build_system
+from jaxgpt.systems.sigma.options import LOW_ENTROPY_FIRST
 
 pytestmark = pytest.mark.unoptimised
 
@@ -92,6 +95,70 @@ def test_nothing_is_compiled_for_other_lengths(system_and_params):
     for length, given in ((T, 4), (9, 2), (2, 1), (T, T)):
         ask(*system_and_params, known(length, given))
     assert autoregress._cache_size() == before
+
+
+LONG = 70
+GROWING = {
+    "causal": {"system": "causal"},
+    "one by one": {},
+    "with a begin token": {"sigma.begin_token": True},
+    "burst": {"sigma.begin_token": True, "sampler": "exact-burst"},
+}
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_a_cache_that_grows_changes_no_token(name, monkeypatch):
+    changes = dict(GROWING[name])
+    rows, sampler = 4, changes.pop("sampler", "ar")
+    changes |= {"model.n_layer": 1, "model.n_head": 2, "model.n_embd": 16}
+    changes |= {"model.block_size": LONG, "model.vocab_size": 7}
+    system = build_system(configs.override(configs.base(), changes))
+    params = system.init(jax.random.key(0))
+    params = jax.tree.map(lambda a: a * 8 if a.ndim > 1 else a, params)
+    grown = []
+
+    def grow_seen(decoder, params, state, slots):
+        grown.append(slots)
+        return grow(decoder, params, state, slots)
+
+    monkeypatch.setattr(base, "grow", grow_seen)
+    first = int(system.model_config.begin_token)
+    half = -(-(LONG + first) // 2)
+    # Prompts and texts that end where the smaller cache does, and beside.
+    edge = half - first
+    cases = [(LONG, 1), (LONG, edge - 1), (LONG, edge), (edge, 1), (edge + 1, 1)]
+    gaps = np.random.default_rng(0).random((rows, LONG)) < 0.3
+    masks = [np.arange(T) < np.full((rows, 1), given) for T, given in cases]
+    masks.append(np.sort(gaps)[:, ::-1] if name == "causal" else gaps)
+    growing = [ask(system, params, mask, sampler=sampler)[1] for mask in masks]
+    assert len(grown) >= 2
+    assert set(grown) == {LONG + first}
+    tokens = np.arange(rows * LONG, dtype=np.int32).reshape(rows, LONG) % 7
+    key, sampling = jax.random.key(3), SamplingParams(sampler)
+    watch = lambda filled: True
+    watched = system.sample(params, tokens, masks[0], key, sampling, watch, 3)
+    np.testing.assert_array_equal(watched.tokens_BT, growing[0])
+    monkeypatch.setattr(base.cpu, "cache_sizes", lambda slots, *_: (slots,))
+    for mask, tokens in zip(masks, growing, strict=True):
+        fixed = ask(system, params, mask, sampler=sampler)[1]
+        np.testing.assert_array_equal(tokens, fixed)
+
+
+def test_samplers_that_look_at_all_slots_get_a_cache_of_all():
+    changes = {"model.block_size": LONG, "model.vocab_size": 7}
+    system = build_system(configs.override(configs.base(), changes))
+    assert system.lookahead(SamplingParams("ar")) == 1
+    assert system.lookahead(SamplingParams("ar", order=LOW_ENTROPY_FIRST)) == LONG
+    assert system.lookahead(SamplingParams("burst")) == LONG
+    assert system.lookahead(SamplingParams()) == system.max_draft_length == 8
+
+
+def test_a_small_cache_does_not_grow():
+    assert cpu.cache_sizes(256, 32, 128) == (32, 64, 128, 256)
+    assert cpu.cache_sizes(257, 32, 128) == (33, 65, 129, 257)
+    assert cpu.cache_sizes(256, 8, 128) == (128, 256)
+    assert cpu.cache_sizes(256, 1, 128) == (256,)
+    assert cpu.cache_sizes(17, 1000, 16) == (17,)
 
 
 def task(temperature=1.0, top_k=0, top_p=1.0):

@@ -122,6 +122,13 @@ class SigmaGPT(System):
         make_sampler = pkgutil.resolve_name(SAMPLERS[name])
         return make_sampler(sampling, self.max_draft_length)
 
+    def lookahead(self, sampling: SamplingParams) -> int:
+        """Returns 1 for one by one, the longest draft for exact bursts, or a window."""
+        if sampling.sampler in ("", "exact-burst"):
+            return self.max_draft_length
+        fixed = sampling.sampler == "ar" and sampling.order != LOW_ENTROPY_FIRST
+        return 1 if fixed else self.window
+
     @property
     def max_draft_length(self) -> int:
         """The most tokens that an exact burst drafts in a round."""

@@ -49,9 +49,7 @@ def advance(
         )
 
     S = state.tokens_BS.shape[1]
-    return window.run_rounds(
-        advance_round, missing_B, state, S, decode_params.end, limit
-    )
+    return window.run_rounds(advance_round, missing_B, state, S, decode_params, limit)
 
 
 def _uniforms(key: jax.Array, round_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:

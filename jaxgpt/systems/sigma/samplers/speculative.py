@@ -63,7 +63,7 @@ def advance(
         )
 
     return window.run_rounds(
-        advance_round, length_B, state, max_draft_length, decode_params.end, limit
+        advance_round, length_B, state, max_draft_length, decode_params, limit
     )
 
 

@@ -131,25 +131,27 @@ def run_rounds(
     length_B: Callable[[DecodeState], jax.Array],
     state: DecodeState,
     max_length: int,
-    end: jax.Array,
+    decode_params: DecodeParams,
     limit: jax.Array,
 ) -> DecodeState:
     """Runs rounds until every row is full or has made `limit` forward passes.
+
+    Or until a row has decoded `decode_params.stop` slots.
 
     Args:
       advance_round: (state, W=width) -> state.
       length_B: state -> slots that each row's next round looks at, 0 where it is full.
       state: where to begin.
       max_length: the largest of these lengths.
-      end: one past the last slot to fill.
+      decode_params: where to end and to stop.
       limit: forward passes.
     """
     last_B = state.num_forward_passes_B + limit
 
     def unfinished(state):
-        return (
-            (state.num_decoded_B < end) & (state.num_forward_passes_B < last_B)
-        ).any()
+        n_B = state.num_decoded_B
+        more_B = (n_B < decode_params.end) & (state.num_forward_passes_B < last_B)
+        return more_B.any() & (n_B < decode_params.stop).all()
 
     # A round is compiled for a few widths and runs in the narrowest that holds every
     # row's window: one loop for each width, inside one over all. A switch between the
