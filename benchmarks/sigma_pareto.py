@@ -110,6 +110,7 @@ def main():
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--judge", required=True)
     parser.add_argument("--num_samples", type=int, default=256)
+    parser.add_argument("--only", nargs="+", help="names of samplers; no figure")
     parser.add_argument("--figure", default="docs/sigma_pareto.png")
     args = parser.parse_args()
     from jaxgpt import backend
@@ -132,6 +133,8 @@ def main():
         f"{rows[0]['entropy']:12.3f}"
     )
     chosen = contenders(type(run.system), run.config, block)
+    if args.only:
+        chosen = {name: chosen[name] for name in args.only}
     for name, (system, sampling) in chosen.items():
         fill = lambda seed, system=system, sampling=sampling: system.sample(
             run.params,
@@ -157,7 +160,8 @@ def main():
             f"{1e3 * seconds:12.2f}",
             flush=True,
         )
-    draw_figure(rows, args.figure)
+    if not args.only:
+        draw_figure(rows, args.figure)
     print(json.dumps({"machine": machine(), "rows": rows}))
 
 

@@ -38,12 +38,13 @@ def get_config(variant=""):
     variants = {
         "laptop": SMALL
         | {
-            "steps": 5000,
+            "steps": 3600,
             "batch_size": 16,
-            "eval_interval": 500,
-            "checkpoint_interval": 500,
+            "eval_interval": 400,
+            "checkpoint_interval": 400,
             "log_interval": 50,
-            "optimizer.learning_rate": 2e-3,
+            "optimizer.name": "muon",
+            "optimizer.learning_rate": 1.2e-2,
         },
         "tiny": SMALL
         | {

@@ -27,6 +27,8 @@ def get_config(variant=""):
             "sigma.adaptive_norm": True,
             "sigma.left_to_right_share": 0.1,
             "sigma.begin_token": True,
+            "optimizer.name": "muon",
+            "optimizer.learning_rate": 8e-3,
             "optimizer.ema_decay": 0.999,
         },
     )

@@ -140,6 +140,10 @@ def test_value_that_the_field_cannot_hold(key, text, expected):
             {"model.positions": "alibi"},
             "must be one of learned, rope, sinusoidal for σ-GPT, got",
         ),
+        (
+            {"system": "sigma-task", "sigma.infill_share": 0.1},
+            "sigma.infill_share must be 0 with system=sigma-task, got 0.1: a task has",
+        ),
         ({"profile": "5:2"}, "profile must be FIRST:LAST, steps such as 10:15"),
         ({"optimizer.rates": "9:1,2:1"}, "optimizer.rates must be like 2000:2e-5"),
         ({"optimizer.rates": "9:x"}, "optimizer.rates must be like 2000:2e-5"),

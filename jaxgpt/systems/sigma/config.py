@@ -34,12 +34,22 @@ class SigmaConfig(OptionGroup):
     left_to_right_share: float = option(
         0.0, "share of sequences read left to right whatever the order", min=0, max=1
     )
+    infill_share: float = option(
+        0.0,
+        "share of sequences that read spans first, then fill the gaps",
+        min=0,
+        max=1,
+    )
     begin_token: bool = option(False, "a token read first, to model the first one too")
     adaptive_norm: bool = option(False, "norms depend on the target position (AdaLN)")
 
     @staticmethod
     def validate(config: ConfigDict) -> None:
-        """Checks that σ-GPT's positions can be double: own and target position."""
+        """Checks that positions can be double, and that tasks keep their prompts."""
+        shares_prompts = config.sigma.infill_share and config.system == "sigma-task"
+        rule, remedy = "0 with system=sigma-task", "a task has prompts of its own"
+        share = config.sigma.infill_share
+        require(not shares_prompts, "sigma.infill_share", rule, share, remedy)
         if config.system.startswith("sigma"):
             double_positions(config.model.positions)
 

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+SPAN = 8  # tokens, of what `gaps` cuts a text into
+
 
 def fractal(T: int) -> np.ndarray:
     """Returns the bisection order [T]: the middle, then the middles of what is left.
@@ -101,6 +103,20 @@ def random(key: jax.Array, B: int, T: int) -> jax.Array:
     return jnp.argsort(jax.random.uniform(key, (B, T)), -1)
 
 
+def gaps(key: jax.Array, B: int, T: int) -> jax.Array:
+    """Returns orders [B, T] that read some spans first, then fill the gaps.
+
+    Both left to right, as a template is filled with that order. Spans are `SPAN` tokens
+    long on average; the share of them that is read first is uniform over rows.
+    """
+    cut_key, span_key, share_key = jax.random.split(key, 3)
+    begins_BT = jax.random.uniform(cut_key, (B, T)) < 1 / SPAN
+    draws_BT = jax.random.uniform(span_key, (B, T + 1))
+    draw_BT = jnp.take_along_axis(draws_BT, jnp.cumsum(begins_BT, 1), 1)
+    first_BT = draw_BT < jax.random.uniform(share_key, (B, 1))
+    return prompt_first(left_to_right(B, T), first_BT)
+
+
 def prompt_first(order_BT: jax.Array, prompt_mask_BT: jax.Array) -> jax.Array:
     """Returns orders that begin with the prompt, left to right; the rest as it was."""
     T = order_BT.shape[1]
@@ -135,6 +151,7 @@ def training(
     start: float,
     progress: jax.Array,
     straight: float = 0.0,
+    infill: float = 0.0,
 ) -> jax.Array:
     """Returns the orders [B, T] of a training batch.
 
@@ -146,14 +163,21 @@ def training(
         The original's two curricula are start = 0 and a start above it.
       start: that probability at step 0.
       progress: share of training done, in [0, 1].
-      straight: share of rows read left to right in any case.
+      straight: share of rows read left to right in any case, but for those of infill.
+      infill: share of rows read as `gaps` says.
     """
+    straight_BT = left_to_right(B, T)
     if kind == "left-to-right":
-        return left_to_right(B, T)
-    if kind == "fractal":
+        order_BT = straight_BT
+    elif kind == "fractal":
         order_BT = jnp.broadcast_to(jnp.asarray(fractal(T)), (B, T))
     else:
         order_BT = random(key, B, T)
     share = start + (1 - start) * progress if kind == "curriculum" else 1.0
     coin_B1 = jax.random.uniform(jax.random.fold_in(key, 1), (B, 1))
-    return jnp.where(coin_B1 < share * (1 - straight), order_BT, left_to_right(B, T))
+    order_BT = jnp.where(coin_B1 < share * (1 - straight), order_BT, straight_BT)
+    if not infill:
+        return order_BT
+    coin_B1 = jax.random.uniform(jax.random.fold_in(key, 2), (B, 1))
+    gaps_BT = gaps(jax.random.fold_in(key, 3), B, T)
+    return jnp.where(coin_B1 < infill, gaps_BT, order_BT)

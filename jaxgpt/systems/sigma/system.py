@@ -56,7 +56,14 @@ class SigmaGPT(System):
         c = self.config.sigma
         progress = step / self.config.steps
         order_BT = orders.training(
-            key, B, T, c.order, c.order_start, progress, c.left_to_right_share
+            key,
+            B,
+            T,
+            c.order,
+            c.order_start,
+            progress,
+            straight=c.left_to_right_share,
+            infill=c.infill_share,
         )
         return {"tokens": tokens_BT, "order": order_BT}
 

@@ -238,6 +238,32 @@ def test_a_share_of_rows_is_read_left_to_right():
         assert straight == pytest.approx(0.25, abs=0.03)
 
 
+def test_gaps_are_filled_after_what_surrounds_them():
+    """Spans first, left to right, then the gaps between them, left to right."""
+    drawn = np.asarray(orders.gaps(jax.random.key(0), 4000, 24))
+    np.testing.assert_array_equal(np.sort(drawn, 1), np.tile(np.arange(24), (4000, 1)))
+    falls = np.diff(drawn, axis=1) < 0
+    assert falls.sum(1).max() == 1
+    # Where it falls, what comes first ends: its share is anything from none to all.
+    given = falls.argmax(1)[falls.any(1)] + 1
+    assert given.min() == 1 and given.max() == 23
+    assert given.mean() == pytest.approx(12, abs=0.5)
+
+
+@pytest.mark.parametrize("kind", ["random", "left-to-right"])
+def test_a_share_of_rows_fills_gaps(kind):
+    draw = lambda infill: np.asarray(
+        orders.training(
+            jax.random.key(0), 4000, 24, kind, 0.0, jnp.float32(0), 0.5, infill
+        )
+    )
+    without, drawn = draw(0.0), draw(0.25)
+    changed = (without != drawn).any(1)
+    assert (np.diff(drawn[changed], axis=1) < 0).sum(1).max() <= 1
+    # Gaps of a row read in order are sometimes in order too.
+    assert 0.1 < changed.mean() < 0.28
+
+
 def test_far_apart_positions_halve_the_gaps():
     nothing = np.zeros(9, bool)
     assert orders.far_apart(nothing).tolist() == [0, 8, 4, 2, 6, 1, 3, 5, 7]
