@@ -6,12 +6,21 @@ RUFF := $(VENV)/bin/ruff
 # Two workers: more gain nothing on two cores, and each takes up to 4 GB.
 PYTEST := $(RUN) -m pytest -n 2 --dist=loadgroup --no-loadscope-reorder
 
+TEMPLATE := "<missing:24>my lord<missing:33>"
+
 .PHONY: train test quick costs parity certificate slow lint format bench figures clean
 
 train: $(VENV)/.base
-	$(RUN) -m jaxgpt.train --config=configs/sigma_char.py:laptop
+	$(RUN) -m jaxgpt.train --config=configs/quickstart.py
 	@echo
-	$(RUN) -m jaxgpt.sample --workdir=runs/sigma_char-laptop --prompt="ROMEO:" --num_samples=3
+	$(RUN) -m jaxgpt.sample --workdir=runs/quickstart --template=$(TEMPLATE) \
+	    --order=left-to-right --temperature=0.7 --num_samples=3
+	@echo
+	$(RUN) -m jaxgpt.sample --workdir=runs/quickstart --prompt="ROMEO:" \
+	    --order=left-to-right --temperature=0.7
+	@echo
+	@echo "The first three texts were written around 'my lord', which was given and stays."
+	@echo "The last was continued from 'ROMEO:'. One model does both, in any order (--order)."
 
 test: $(VENV)/.test
 	$(PYTEST)

@@ -42,6 +42,7 @@ CONTENDERS = {
     "plain GPT, RoPE": Contender(SIGMA, CAUSAL | {"model.positions": "rope"}, 3600),
     "σ-GPT": Contender(SIGMA, {}, 3600),
     "σ-GPT, 40 % of the time": Contender(SIGMA, {}, 1440),
+    "σ-GPT plus": Contender("configs/sigma_plus_char.py:laptop", {}, 3300),
     "quickstart": Contender(QUICK, {}, 3600),
     "quickstart, random only": Contender(
         QUICK, {"sigma.left_to_right_share": "0", "sigma.infill_share": "0"}, 3600

@@ -2,6 +2,9 @@
 
 python -m jaxgpt.train --config=configs/quickstart.py
 
+4 minutes of CPU time on 2 cores of an AMD EPYC; validation loss 2.102 nats in random
+order and 1.602 left to right.
+
 The model and data of configs/sigma_char.py:laptop, with what makes it better in the
 same CPU time: Muon; queries turned by the position they must predict and keys by their
 own (model.positions=rope); of the sequences 3/8 read left to right, 1/4 with gaps

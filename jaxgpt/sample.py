@@ -1,6 +1,6 @@
 """Generate from a run: continue a prompt, fill the gaps of a template, do a task.
 
-python -m jaxgpt.sample --workdir=runs/sigma_char-laptop --prompt="ROMEO:" --live
+python -m jaxgpt.sample --workdir=runs/quickstart --prompt="ROMEO:" --live
 python -m jaxgpt.sample --workdir=DIR --template="<missing:20>my lord.<missing:20>"
 python -m jaxgpt.sample --workdir=runs/sigma_task-maze-laptop --image=mazes.png
 """

@@ -1,7 +1,7 @@
 r"""Train; the same command resumes.
 
-python -m jaxgpt.train --config=configs/sigma_char.py:laptop
-python -m jaxgpt.train --config=configs/sigma_char.py:laptop \
+python -m jaxgpt.train --config=configs/quickstart.py
+python -m jaxgpt.train --config=configs/quickstart.py \
     --config.data.path=my_text.txt --workdir=runs/mine
 """
 

@@ -57,14 +57,17 @@ def study(name: str, minutes: int) -> Figure:
 
 LAPTOP = "jaxgpt.train --config=configs/{}.py:laptop --workdir={{runs}}/{}"
 FIGURES = {
-    "sigma_char": Figure(
+    "quickstart": Figure(
         (
-            LAPTOP.format("sigma_char", "sigma_char"),
-            "jaxgpt.evaluate --workdir={runs}/sigma_char",
-            "jaxgpt.sample --workdir={runs}/sigma_char --order=far-apart "
-            "--template='<missing:20>, my lord<missing:30>' --temperature=0.7 --seed=3",
+            "jaxgpt.train --config=configs/quickstart.py --workdir={runs}/quickstart",
+            "jaxgpt.evaluate --workdir={runs}/quickstart --infill=0.33",
+            "jaxgpt.sample --workdir={runs}/quickstart --order=left-to-right "
+            "--template='<missing:24>my lord<missing:33>' --temperature=0.7 "
+            "--num_samples=3",
+            "jaxgpt.sample --workdir={runs}/quickstart --order=left-to-right "
+            "--prompt=ROMEO: --temperature=0.7",
         ),
-        {"sigma_char_laptop.png": "{runs}/sigma_char/loss.png"},
+        {"quickstart.png": "{runs}/quickstart/loss.png"},
         5,
         by_default=True,
     ),

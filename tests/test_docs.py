@@ -147,15 +147,15 @@ def test_commands_are_found():
     found = commands(ROOT / "README.md")
     assert len(found) > 25
     assert ("make", ["train"]) in found
-    assert ("jaxgpt.verify", ["--workdir=runs/sigma_char-laptop"]) in found
+    assert ("jaxgpt.verify", ["--workdir=runs/quickstart"]) in found
     assert found.index(("source", [".venv/bin/activate"])) < 6
 
 
 def test_the_same_folder_for_another_config_is_noticed(reader):
-    laptop = "--config=configs/sigma_char.py:laptop"
-    reader.follow("jaxgpt.train", [laptop])
+    quickstart = "--config=configs/quickstart.py"
+    reader.follow("jaxgpt.train", [quickstart])
     with pytest.raises(UserError, match="belongs to another config"):
-        reader.follow("jaxgpt.train", [laptop, "--config.sigma.order=curriculum"])
+        reader.follow("jaxgpt.train", [quickstart, "--config.sigma.order=curriculum"])
     with pytest.raises(UserError, match="holds no run"):
         reader.follow("jaxgpt.sample", ["--workdir=runs/other"])
 
@@ -170,11 +170,11 @@ def test_the_readme_from_make_train_to_verify(tmp_path, monkeypatch, capsys):
     words = "the quick brown fox jumps over the lazy dog, my lord\n"
     pathlib.Path("my_text.txt").write_text(words * 100)
     shrunk = [f"--config.{key}={value}" for key, value in SHRUNK.items()]
-    laptop = "--config=configs/sigma_char.py:laptop"
+    quickstart = "--config=configs/quickstart.py"
     done = []
-    found = [("jaxgpt.train", [laptop]), *commands(ROOT / "README.md")]
+    found = [("jaxgpt.train", [quickstart]), *commands(ROOT / "README.md")]
     for program, options in found:
-        of_the_run = any("sigma_char-laptop" in o or o == laptop for o in options)
+        of_the_run = any("runs/quickstart" in o or o == quickstart for o in options)
         if not program.startswith("jaxgpt.") or not of_the_run:
             continue
         training = shrunk if program == "jaxgpt.train" else []

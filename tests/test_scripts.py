@@ -77,4 +77,4 @@ def test_an_unknown_figure_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["figures", "none"])
     with pytest.raises(SystemExit):
         figures.main()
-    assert "unknown 'none': there are sigma_char" in capsys.readouterr().err
+    assert "unknown 'none': there are quickstart" in capsys.readouterr().err
