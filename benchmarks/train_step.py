@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 
 import numpy as np
@@ -59,32 +60,37 @@ def without_piece(piece: str) -> None:
 PIECES = ("keep_heap", "linear", "layer_norm", "gelu", "causal_attention")
 
 
-def jaxgpt_steps(system, batch: np.ndarray):
-    """Returns a function that trains a system on this batch and returns the loss."""
+def jaxgpt_training(system, seed: int = 0):
+    """Returns (step, params): step(index, batch) trains and returns the loss."""
     import jax
 
     from jaxgpt.training import optimizers
     from jaxgpt.training.step import init_state, make_step
 
     optimizer = optimizers.make_optimizer(system.config)
-    state = init_state(jax.jit(system.init)(jax.random.key(0)), optimizer, ema=False)
+    state = init_state(jax.jit(system.init)(jax.random.key(seed)), optimizer, ema=False)
     advance = make_step(system, optimizer)
 
-    def work():
+    def step(index: int, batch: np.ndarray) -> float:
         nonlocal state
-        state, metrics = advance(state, np.int32(1000), batch)
+        state, metrics = advance(state, np.int32(index), batch)
         return float(metrics["loss"])
 
-    return work
+    return step, lambda: state["params"]
 
 
-def torch_steps(model, optimizer, loss_of, batch: np.ndarray, dtype: str, clip: float):
-    """Returns the same of a PyTorch model; clip 0 clips no gradient."""
+def jaxgpt_steps(system, batch: np.ndarray):
+    """Returns a function that trains a system on this batch and returns the loss."""
+    step, _ = jaxgpt_training(system)
+    return functools.partial(step, 1000, batch)
+
+
+def torch_training(model, optimizer, loss_of, dtype: str, clip: float):
+    """Returns step(batch) of a PyTorch model; clip 0 clips no gradient."""
     import torch
 
-    ids = torch.from_numpy(batch).long()
-
-    def work():
+    def step(batch: np.ndarray) -> float:
+        ids = torch.from_numpy(batch).long()
         half = torch.autocast("cpu", torch.bfloat16)
         with half if dtype == "bfloat16" else contextlib.nullcontext():
             loss = loss_of(ids[:, :-1], ids[:, 1:])
@@ -95,7 +101,13 @@ def torch_steps(model, optimizer, loss_of, batch: np.ndarray, dtype: str, clip: 
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
-    return work
+    return step
+
+
+def torch_steps(model, optimizer, loss_of, batch: np.ndarray, dtype: str, clip: float):
+    """Returns the same as `jaxgpt_steps` of a PyTorch model."""
+    step = torch_training(model, optimizer, loss_of, dtype, clip)
+    return functools.partial(step, batch)
 
 
 def jaxgpt_step(size: str, dtype: str, without: str = ""):
