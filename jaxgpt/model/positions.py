@@ -139,7 +139,7 @@ def rotate(
 
     Args:
       qkv_BTC: fused projections [B, T, 3 H K] at positions start .. start + T; also of
-        shape [B, T, 3, H, K].
+        shape [B, T, 3, H K].
       positions: unused; see `rotate_double`.
       start: a scalar or one for each row [B].
       length: above any of these positions.
@@ -185,7 +185,7 @@ def turn(
     """Returns fused projections with queries and keys turned by angles of positions.
 
     Args:
-      qkv_BTC: [B, T, 3 H K] or [B, T, 3, H, K].
+      qkv_BTC: [B, T, 3 H K] or [B, T, 3, H K].
       query_BT, key_BT: positions below length, [B, T] or [1, T].
       length: rows of the table of angles.
       config: as for `rotate`.

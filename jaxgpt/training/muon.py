@@ -1,9 +1,9 @@
 """Muon: momentum, orthogonalised, for the matrices of the blocks.
 
 K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); the
-scale is that of arXiv 2502.16982. `optax.contrib.muon` computes the same from a matrix;
-it takes twice as long for those of a small model, one by one. Here all of one shape are
-one stack.
+scale is that of arXiv 2502.16982. `optax.contrib.muon` computes the same from a matrix,
+one after the other, which takes longer for the many small ones of a small model. Here
+all of one shape are one stack.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ def orthogonalise(x_NAB: jax.Array, dtype: str) -> jax.Array:
     """
     a, b, c = COEFFICIENTS
     A, B = x_NAB.shape[1:]
-    wide = waits(A, B, dtype)
+    through_gram = uses_gram(A, B, dtype)
     # TPUs and GPUs round the operands of float32 products by default.
-    precision = jax.lax.Precision.HIGHEST if wide else None
+    precision = jax.lax.Precision.HIGHEST if through_gram else None
 
     def product(subscripts: str, p: jax.Array, q: jax.Array) -> jax.Array:
         return jnp.einsum(
@@ -102,21 +102,23 @@ def orthogonalise(x_NAB: jax.Array, dtype: str) -> jax.Array:
 
     x_NAB = x_NAB / (jnp.linalg.norm(x_NAB, axis=(1, 2), keepdims=True) + 1e-8)
     eye_AA = jnp.eye(A, dtype=x_NAB.dtype)
-    y_NAB = jnp.broadcast_to(eye_AA, (len(x_NAB), A, A)) if wide else x_NAB
+    y_NAB = jnp.broadcast_to(eye_AA, (len(x_NAB), A, A)) if through_gram else x_NAB
     gram_NAA = product("nab,ncb->nac", x_NAB, x_NAB)
     for step in range(ITERATIONS):
         square_NAA = product("nab,nbc->nac", gram_NAA, gram_NAA)
         factor_NAA = a * eye_AA + b * gram_NAA + c * square_NAA
         y_NAB = product("nab,nbc->nac", factor_NAA, y_NAB)
-        if step < ITERATIONS - 1 and wide:
+        if step < ITERATIONS - 1 and through_gram:
             half_NAA = product("nab,nbc->nac", factor_NAA, gram_NAA)
             gram_NAA = product("nab,nbc->nac", half_NAA, factor_NAA)
         elif step < ITERATIONS - 1:
             gram_NAA = product("nab,ncb->nac", y_NAB, y_NAB)
-    return product("nab,nbc->nac", y_NAB, x_NAB) if wide else y_NAB
+    return product("nab,nbc->nac", y_NAB, x_NAB) if through_gram else y_NAB
 
 
-def flops_per_device(shapes: list[tuple[int, ...]], devices: int, dtype: str) -> float:
+def orthogonalise_flops(
+    shapes: list[tuple[int, ...]], devices: int, dtype: str
+) -> float:
     """Returns the FLOPs of `orthogonalise_tree` on the busiest device.
 
     Args:
@@ -127,7 +129,7 @@ def flops_per_device(shapes: list[tuple[int, ...]], devices: int, dtype: str) ->
     total = 0.0
     counts = collections.Counter(tuple(sorted(shape)) for shape in shapes)
     for (A, B), count in counts.items():
-        if waits(A, B, dtype):
+        if uses_gram(A, B, dtype):
             one = 2 * A * A * (2 * B + A * (4 * ITERATIONS - 2))
         else:
             one = 2 * A * A * (2 * B + A) * ITERATIONS
@@ -135,10 +137,10 @@ def flops_per_device(shapes: list[tuple[int, ...]], devices: int, dtype: str) ->
     return total
 
 
-def waits(A: int, B: int, dtype: str) -> bool:
-    """Returns whether B columns wait for the product of all steps on the left.
+def uses_gram(A: int, B: int, dtype: str) -> bool:
+    """Returns whether the steps update G alone, and X is multiplied once at the end.
 
-    Each step multiplies X from the left by a polynomial of G, so G from both sides. In
-    bfloat16 this diverges.
+    Each step multiplies X from the left by a polynomial of G, so G from both sides:
+    cheaper where B > A. In bfloat16 this diverges.
     """
     return A < B and jnp.dtype(dtype).itemsize >= 4

@@ -17,8 +17,7 @@ from ml_collections import ConfigDict
 from jaxgpt.errors import require
 from jaxgpt.parallel.sharding import path_name
 from jaxgpt.training.config import rate_steps
-from jaxgpt.training.muon import flops_per_device as muon_flops
-from jaxgpt.training.muon import scale_by_muon
+from jaxgpt.training.muon import orthogonalise_flops, scale_by_muon
 
 # By the last name of a parameter's path. A name that is missing here is a KeyError, so
 # that no new kind of parameter decays (or not) by accident.
@@ -123,12 +122,12 @@ def kind_of(path: tuple) -> str:
 
 def flops_per_device(config: ConfigDict, params: dict) -> float:
     """Returns the FLOPs of matrix products in an update, on the busiest device."""
-    c = config.mesh
+    if config.optimizer.name != "muon":
+        return 0.0
     leaves = jax.tree.leaves_with_path(params)
-    used = config.optimizer.name == "muon"
-    kinds = [(kind_of(path), leaf.shape) for path, leaf in leaves]
-    shapes = [shape for kind, shape in kinds if used and kind == "muon"]
-    return muon_flops(shapes, c.fsdp * c.tensor, config.model.dtype)
+    shapes = [leaf.shape for path, leaf in leaves if kind_of(path) == "muon"]
+    sharers = config.mesh.fsdp * config.mesh.tensor
+    return orthogonalise_flops(shapes, sharers, config.model.dtype)
 
 
 OPTIMIZERS: dict[

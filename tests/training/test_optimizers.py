@@ -119,9 +119,11 @@ def test_flops_are_those_of_the_compiled_program(shape, dtype):
     x_NAB = jax.ShapeDtypeStruct((3, *shape), jnp.float32)
     lowered = jax.jit(muon.orthogonalise, static_argnums=1).lower(x_NAB, dtype)
     counted = lowered.compile().cost_analysis()["flops"]
-    found = muon.flops_per_device([shape] * 3, 1, dtype)
+    found = muon.orthogonalise_flops([shape] * 3, 1, dtype)
     assert found == pytest.approx(counted, rel=0.1)
-    assert muon.flops_per_device([shape] * 3, 2, dtype) == pytest.approx(found * 2 / 3)
+    assert muon.orthogonalise_flops([shape] * 3, 2, dtype) == pytest.approx(
+        found * 2 / 3
+    )
 
 
 @pytest.mark.parametrize(
