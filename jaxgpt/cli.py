@@ -22,6 +22,12 @@ from jaxgpt.parallel import hardware
 PATHS = {"workdir", "source", "source_config", "tokenizer", "output", "input", "memory"}
 
 
+def program(module: str) -> str:
+    """Returns how to run a command, in the way in which this one was started."""
+    script = pathlib.Path(sys.argv[0]).stem == "jaxgpt"
+    return module.replace(".", " ", 1) if script else f"python -m {module}"
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, no abbreviated options, and two lengths of help.
 
@@ -37,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         common: Collection[str] = (),
     ):
         super().__init__(
-            prog=f"python -m {module}",
+            prog=program(module),
             description=description,
             add_help=False,
             allow_abbrev=False,

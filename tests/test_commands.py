@@ -251,6 +251,24 @@ def test_the_package_lists_its_commands(capsys):
     text = capsys.readouterr().out
     for name in ALL:
         assert re.search(rf"^{re.escape(name)} +\w", text, re.M)
+    for option in ("--help", "--version"):
+        with pytest.raises(SystemExit) as ended:
+            jaxgpt.__main__.command([option])
+        assert not ended.value.code
+        expected = text if option == "--help" else f"jaxgpt {jaxgpt.__version__}\n"
+        assert capsys.readouterr().out == expected
+
+
+def test_the_package_runs_its_commands(refused, monkeypatch, tmp_path):
+    command = jaxgpt.__main__.command
+    message = refused(verify.command, f"--workdir={tmp_path}")
+    assert refused(command, "verify", f"--workdir={tmp_path}") == message
+    assert refused(command, "trian") == (
+        "unknown command 'trian': did you mean 'train'? (--help lists them)"
+    )
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/jaxgpt"])
+    message = refused(command, "verify", f"--workdir={tmp_path}", "--colour=red")
+    assert message.endswith("(see jaxgpt verify --help)")
 
 
 # Usage.

@@ -11,7 +11,7 @@ from collections.abc import Collection
 import jax
 from ml_collections import ConfigDict
 
-from jaxgpt import backend
+from jaxgpt import backend, cli
 from jaxgpt import config as configs
 from jaxgpt.commands.setup import exclusive, prepare
 from jaxgpt.errors import log, require
@@ -123,7 +123,7 @@ def _train(trainer: Trainer, smaller: str) -> int:
         log(
             f"error: {error}; checkpoints kept: {checkpoints.listed()}. Lower "
             "optimizer.learning_rate or optimizer.grad_clip; to see where it began: "
-            f"python -m jaxgpt.train --workdir={quoted} --replay={error.step}"
+            f"{cli.program('jaxgpt.train')} --workdir={quoted} --replay={error.step}"
         )
         return 1
     finally:
@@ -136,7 +136,7 @@ def _train(trainer: Trainer, smaller: str) -> int:
     if number:
         log(f"stopped after step {trainer.step}; the same command resumes")
         return 128 + number
-    log(f"done: python -m jaxgpt.sample --workdir={quoted}")
+    log(f"done: {cli.program('jaxgpt.sample')} --workdir={quoted}")
     return 0
 
 
