@@ -4,5 +4,4 @@ from jaxgpt.config import load
 
 
 def get_config(variant=""):
-    path = __file__.replace("_base.py", ".py")
-    return load(f"{path}:base-{variant}", {})
+    return load(f"gssm:base-{variant}", {})

@@ -4,5 +4,4 @@ from jaxgpt.config import load
 
 
 def get_config(variant=""):
-    path = __file__.replace("_dead_mode_env.py", ".py")
-    return load(f"{path}:dead_mode_env-{variant}", {})
+    return load(f"gssm:dead_mode_env-{variant}", {})

@@ -4,5 +4,4 @@ from jaxgpt.config import load
 
 
 def get_config(variant=""):
-    path = __file__.replace("_debug.py", ".py")
-    return load(f"{path}:debug-{variant}", {})
+    return load(f"gssm:debug-{variant}", {})

@@ -4,5 +4,4 @@ from jaxgpt.config import load
 
 
 def get_config(variant=""):
-    path = __file__.replace("_dense.py", ".py")
-    return load(f"{path}:dense-{variant}", {})
+    return load(f"gssm:dense-{variant}", {})

@@ -4,5 +4,4 @@ from jaxgpt.config import load
 
 
 def get_config(variant=""):
-    path = __file__.replace("_easy.py", ".py")
-    return load(f"{path}:easy-{variant}", {})
+    return load(f"gssm:easy-{variant}", {})

@@ -4,5 +4,4 @@ from jaxgpt.config import load
 
 
 def get_config(variant=""):
-    path = __file__.replace("_low_entropy.py", ".py")
-    return load(f"{path}:low_entropy-{variant}", {})
+    return load(f"gssm:low_entropy-{variant}", {})

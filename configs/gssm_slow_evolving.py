@@ -4,5 +4,4 @@ from jaxgpt.config import load
 
 
 def get_config(variant=""):
-    path = __file__.replace("_slow_evolving.py", ".py")
-    return load(f"{path}:slow_evolving-{variant}", {})
+    return load(f"gssm:slow_evolving-{variant}", {})

@@ -4,5 +4,4 @@ from jaxgpt.config import load
 
 
 def get_config(variant=""):
-    path = __file__.replace("_sparse.py", ".py")
-    return load(f"{path}:sparse-{variant}", {})
+    return load(f"gssm:sparse-{variant}", {})

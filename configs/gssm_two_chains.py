@@ -4,5 +4,4 @@ from jaxgpt.config import load
 
 
 def get_config(variant=""):
-    path = __file__.replace("_two_chains.py", ".py")
-    return load(f"{path}:two_chains-{variant}", {})
+    return load(f"gssm:two_chains-{variant}", {})

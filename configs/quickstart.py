@@ -11,16 +11,12 @@ own (model.positions=rope); of the sequences 3/8 read left to right, 1/4 with ga
 filled left to right, 3/8 in random order; a begin token, so that it writes whole texts.
 """
 
-import pathlib
-
 from jaxgpt.config import load, override
-
-PLAIN = pathlib.Path(__file__).with_name("sigma_char.py")
 
 
 def get_config(variant=""):
     return override(
-        load(f"{PLAIN}:{variant or 'laptop'}", {}),
+        load(f"sigma_char:{variant or 'laptop'}", {}),
         {
             "model.positions": "rope",
             # Distances in a text of 64 need no slow rotations.

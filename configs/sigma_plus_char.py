@@ -13,16 +13,12 @@ right, and a begin token, so that it models whole texts and needs no prompt.
 configs/quickstart.py is better left to right and at filling gaps.
 """
 
-import pathlib
-
 from jaxgpt.config import load, override
-
-PLAIN = pathlib.Path(__file__).with_name("sigma_char.py")
 
 
 def get_config(variant=""):
     return override(
-        load(f"{PLAIN}:{variant}", {}),
+        load(f"sigma_char:{variant}", {}),
         {
             "sigma.adaptive_norm": True,
             "sigma.left_to_right_share": 0.1,

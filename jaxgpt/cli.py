@@ -19,6 +19,8 @@ from jaxgpt.config import user_path
 from jaxgpt.errors import CheckError, UserError, log
 from jaxgpt.parallel import hardware
 
+# Help of --config.
+CONFIG = "NAME of a shipped config, or FILE.py; either with :VARIANT"
 PATHS = {"workdir", "source", "source_config", "tokenizer", "output", "input", "memory"}
 
 

@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 from jaxgpt.errors import UserError, atomic_write, require
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)  # gs://bucket/run
+NAME = re.compile(r"([\w-]+)(?::([^/\\.]*))?")  # quickstart, sigma_char:laptop
 MAX_SEED = 2**32 - 1  # JAX's keys hold no more: larger seeds wrap around or overflow.
 MAX_INT = 2**31 - 1  # Of steps, positions and the like: int32 on devices.
 
@@ -170,6 +171,24 @@ def user_path(name: str) -> pathlib.Path:
     return path
 
 
+def shipped(name: str | pathlib.Path) -> pathlib.Path:
+    """Returns the path of what comes with jaxgpt, such as "data/shakespeare.txt".
+
+    Wheels have it in jaxgpt/shipped (setup.py); a checkout, whether it is installed
+    with -e or not at all, beside the package.
+    """
+    package = pathlib.Path(__file__).parent
+    installed = package / "shipped"
+    return (installed if installed.is_dir() else package.parent) / name
+
+
+def find_path(name: str) -> pathlib.Path:
+    """Returns the path a user named; if it does not exist, what is shipped as that."""
+    path = user_path(name)
+    own = shipped(path)
+    return own if own.exists() and not path.exists() else path
+
+
 def base() -> ConfigDict:
     """Returns the default config, locked: every field and no other."""
     nested: dict[str, Any] = {}
@@ -298,24 +317,30 @@ def describe_fields(keys: Collection[str] = ()) -> str:
 
 
 def split_spec(spec: str) -> tuple[str, str]:
-    """Returns the path and the variant of "path.py" or "path.py:variant"."""
+    """Returns name or path, and variant, of "NAME", "path.py", "path.py:variant"..."""
+    if found := NAME.fullmatch(spec):
+        return found[1], found[2] or ""
     # A path may have colons of its own: C:\configs\mine.py, runs/10:30/mine.py.
     path, _, variant = spec.rpartition(":")
     return (path, variant) if path.endswith(".py") else (spec, "")
 
 
 def load(spec: str, overrides: Mapping[str, str]) -> ConfigDict:
-    """Executes a config file, "path.py" or "path.py:variant", and applies overrides.
+    """Executes a config file and applies overrides.
+
+    Args:
+      spec: the name of a shipped config, or "path.py"; both also with ":variant".
+      overrides: {"group.name": value}.
 
     Raises:
       UserError: for a missing file, one without get_config, or a bad override.
     """
     path, variant = split_spec(spec)
-    file = user_path(path)
+    named = NAME.fullmatch(path)
+    file = shipped(f"configs/{path}.py") if named else find_path(path)
     if not file.is_file():
-        known = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
-        hint = f": there are {', '.join(known)}" if known else ""
-        raise UserError(f"no config file '{path}'{hint}")
+        names = ", ".join(sorted(p.stem for p in shipped("configs").glob("*.py")))
+        raise UserError(f"no config file '{path}': name a .py file, or one of {names}")
     module_spec = importlib.util.spec_from_file_location(file.stem, file)
     if module_spec is None or module_spec.loader is None:
         raise UserError(f"config file '{path}' is not Python: its name must end in .py")

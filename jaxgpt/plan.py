@@ -39,7 +39,7 @@ def command(argv: list[str]) -> int:
     """Parses arguments and prints the plan."""
     options, overrides = configs.split_overrides(argv)
     parser = cli.Parser("jaxgpt.plan", __doc__, configs.options(), COMMON)
-    parser.add_argument("--config", required=True, help="configs/NAME.py[:variant]")
+    parser.add_argument("--config", required=True, help=cli.CONFIG)
     parser.add_argument(
         "--topology", required=True, help=f"chip type and grid: {TOPOLOGIES}"
     )

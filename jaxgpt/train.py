@@ -23,7 +23,7 @@ COMMON = (
 
 
 def default_workdir(spec: str) -> str:
-    """Returns runs/NAME or runs/NAME-variant for configs/NAME.py[:variant]."""
+    """Returns runs/NAME or runs/NAME-variant for [configs/]NAME[.py][:variant]."""
     path, variant = configs.split_spec(spec)
     return f"runs/{pathlib.Path(path).stem}" + (f"-{variant}" if variant else "")
 
@@ -46,8 +46,7 @@ def command(argv: list[str]) -> int:
     parser = cli.Parser("jaxgpt.train", __doc__, configs.options(), COMMON)
     parser.add_argument(
         "--config",
-        help="configs/NAME.py or configs/NAME.py:variant; without it, the run in "
-        "--workdir goes on with its own config",
+        help=f"{cli.CONFIG}; without it, the run in --workdir goes on with its own",
     )
     parser.add_argument("--workdir", help="default: runs/NAME or runs/NAME-variant")
     parser.add_argument(
@@ -77,7 +76,7 @@ def command(argv: list[str]) -> int:
         config = configs.validate(configs.override(frozen, overrides))
     else:
         raise UserError(
-            "pass --config=configs/NAME.py, or --workdir of a run to resume"
+            "pass --config=NAME or FILE.py, or --workdir of a run to resume"
         )
     allowed = [key for key in args.allow.split(",") if key]
     for key in allowed:

@@ -184,6 +184,10 @@ def test_load_applies_variant_then_overrides(config_file):
         (r"C:\configs\mine.py:tiny", (r"C:\configs\mine.py", "tiny")),
         ("a.py:b.py:", ("a.py:b.py", "")),
         ("configs/three:tiny", ("configs/three:tiny", "")),
+        ("three", ("three", "")),
+        ("three:tiny", ("three", "tiny")),
+        ("three:", ("three", "")),
+        (r"C:\configs\three", (r"C:\configs\three", "")),
     ],
 )
 def test_path_and_variant(spec, expected):
@@ -232,21 +236,35 @@ def test_variants_in_every_size_are_listed_briefly():
     )
 
 
-def test_missing_config_file_lists_the_known_ones(tmp_path, monkeypatch):
+@pytest.mark.parametrize("spec", ["configs/three.py:tiny", "three.py", "three:tiny"])
+def test_missing_config_file_lists_those_shipped(spec, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    start, _, names = refusal(configs.load, spec, {}).partition(" or one of ")
+    assert start == f"no config file '{spec.removesuffix(':tiny')}': name a .py file,"
+    shipped = {path.stem for path in (ROOT / "configs").glob("*.py")}
+    assert set(names.split(", ")) == shipped
+    assert "quickstart" in shipped
+
+
+def test_a_shipped_config_has_a_name_and_a_path_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = configs.load("sigma_char:tiny", {})
+    for path in ("configs/sigma_char.py:tiny", TINY):
+        assert configs.load(path, {}) == named
+        assert train.default_workdir(path) == "runs/sigma_char-tiny"
+    assert train.default_workdir("sigma_char:tiny") == "runs/sigma_char-tiny"
+    assert train.default_workdir("quickstart") == "runs/quickstart"
+    assert "sigma_char: unknown variant" in refusal(configs.load, "sigma_char:x", {})
+
+
+def test_a_file_of_ones_own_comes_before_a_shipped_one(tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
-    for name in ("two.py", "one.py", "notes.txt"):
-        (tmp_path / "configs" / name).touch()
+    own = tmp_path / "configs" / "sigma_char.py"
+    own.write_text(f"{HEADER}def get_config(variant=''):\n    return base()\n")
     monkeypatch.chdir(tmp_path)
-    message = refusal(configs.load, "configs/three.py:tiny", {})
-    assert message == (
-        "no config file 'configs/three.py': there are configs/one.py, configs/two.py"
-    )
-    assert refusal(configs.load, "configs", {}).startswith("no config file 'configs'")
-
-
-def test_missing_config_file_where_there_are_none(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert refusal(configs.load, "x.py", {}) == "no config file 'x.py'"
+    assert configs.load("configs/sigma_char.py", {}) == base()
+    # A name is that of a shipped one.
+    assert configs.load("sigma_char", {}) != base()
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def read_study(name: str) -> Study:
     Raises:
       UserError: naming what is wrong in it.
     """
-    path, where = configs.user_path(name), f"study '{name}'"
+    path, where = configs.find_path(name), f"study '{name}'"
     try:
         spec = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.config import user_path
+from jaxgpt.config import find_path, shipped, user_path
 from jaxgpt.data import reading, sentencepiece, tokenizer_files
 from jaxgpt.data.reading import file_digest
 from jaxgpt.data.tokenizers import (
@@ -28,7 +28,6 @@ from jaxgpt.data.tokenizers import (
 )
 from jaxgpt.errors import UserError, log
 
-REPOSITORY = pathlib.Path(__file__).parents[2]
 # Must change whenever what is written changes, or stale tokens are read.
 VERSION = 4
 DIGESTS = "sha256.json"  # {file: SHA-256} of a folder of tokens.
@@ -55,17 +54,16 @@ class OtherDataError(UserError):
 
 
 def resolve_path(data: ConfigDict) -> pathlib.Path:
-    """Returns the absolute path that data.path names, here or in the repository.
+    """Returns the absolute path that data.path names, here or among what is shipped.
 
-    A run's own text that has moved with the repository is found there.
+    A shipped text that a run was trained on is found wherever jaxgpt is now.
     """
-    path = user_path(data.path)
-    for candidate in (path, REPOSITORY / path):
-        if data.path and candidate.exists():
-            return pathlib.Path(os.path.abspath(candidate))
-    shipped = REPOSITORY / "data" / path.name
-    if shipped.is_file() and file_digest(shipped) == data.fingerprint:
-        return shipped
+    path = find_path(data.path)
+    if data.path and path.exists():
+        return pathlib.Path(os.path.abspath(path))
+    own = shipped("data") / path.name
+    if own.is_file() and file_digest(own) == data.fingerprint:
+        return own
     raise UserError(
         f"data.path '{data.path}' does not exist: name a text file or folder"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import pathlib
 import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Protocol
@@ -12,10 +11,10 @@ from typing import Protocol
 import numpy as np
 import tiktoken
 
+from jaxgpt.config import shipped
 from jaxgpt.errors import UserError
 
-MERGES = pathlib.Path(__file__).parents[2] / "data" / "gpt2_merges.bpe"
-
+MERGES = shipped("data/gpt2_merges.bpe")
 MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 
 # The pattern of GPT-2's tokenizer, as published with tiktoken.
@@ -159,7 +158,7 @@ class GPT2Tokenizer(Tokenizer):
         return self._encoding.decode([int(i) for i in ids if i < self.vocab_size])
 
     def to_json(self) -> dict:
-        """Holds no merges: they are in the repository."""
+        """Holds no merges: they come with jaxgpt."""
         return {"kind": "gpt2"}
 
 

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgpt.config import base, override
+from jaxgpt.config import base, override, shipped
 from jaxgpt.data import cache, reading, tokenizer_files, tokenizers
 from jaxgpt.data import text as texts
 from jaxgpt.errors import UserError
 from tests import conftest
 
-SHAKESPEARE = cache.REPOSITORY / "data" / "shakespeare.txt"
+SHAKESPEARE = shipped("data/shakespeare.txt")
 # sha256 of train.bin and val.bin of nanoGPT's data/shakespeare_char/prepare.py.
 NANOGPT = {
     "train": "6ec305602a99ac2802745a134e1f5e33e2231b4855525b00b9aebb730ac2626f",

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from jaxgpt.data import cache, reading, tokenizer_files, tokenizers
+from jaxgpt.config import shipped
+from jaxgpt.data import reading, tokenizer_files, tokenizers
 from jaxgpt.data.sentencepiece import SentencePieceTokenizer, read, train
 from jaxgpt.errors import UserError
 from tests import conftest
 from tests.data.test_text import open_text, refusal
 
-SHAKESPEARE = cache.REPOSITORY / "data" / "shakespeare.txt"
+SHAKESPEARE = shipped("data/shakespeare.txt")
 TEXT = SHAKESPEARE.read_text()
 CHOSEN = {"tokenizer": "sentencepiece", "vocab_size": 200}
 

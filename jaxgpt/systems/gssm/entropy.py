@@ -45,7 +45,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "jaxgpt.systems.gssm.entropy", __doc__, configs.options(), COMMON
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config", help="configs/NAME.py[:variant]")
+    what.add_argument("--config", help=cli.CONFIG)
     what.add_argument("--graph", help="JSON or YAML file with the nodes")
     parser.add_argument(
         "--kernels",

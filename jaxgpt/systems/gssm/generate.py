@@ -24,8 +24,8 @@ def command(argv: list[str]) -> None:
     parser.add_argument(
         "--config",
         required=True,
-        help="configs/NAME.py[:variant]; sequences have model.block_size + 1 tokens, "
-        "sampled batch_size at a time from seed, as in training",
+        help=f"{cli.CONFIG}; sequences have model.block_size + 1 tokens, sampled "
+        "batch_size at a time from seed, as in training",
     )
     parser.add_argument("--output", required=True, help="the HDF5 file to write")
     parser.add_argument("--num_sequences", type=int, default=10_000)

@@ -15,18 +15,16 @@ import graphlib
 import json
 import math
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
-from jaxgpt.config import user_path
+from jaxgpt.config import find_path
 from jaxgpt.errors import UserError, require
 
 MODES = ("default", "slow", "dead", "context")
 KERNELS = ("fullrank", "product")
-REPOSITORY = pathlib.Path(__file__).parents[3]
 LARGEST_INDEX = 2**31 - 1
 # Copies of a float64 table held at once while it is drawn: 7.4 were measured.
 COPIES = 8
@@ -131,9 +129,8 @@ def load_graph(text: str) -> LatentGraph:
         )
     if text.lstrip().startswith(("{", "[")):
         return parse_graph(_decode(text, "gssm.graph"), "gssm.graph")
-    path = user_path(text)
-    file = next((p for p in (path, REPOSITORY / path) if p.is_file()), None)
-    if file is None:
+    file = find_path(text)
+    if not file.is_file():
         raise UserError(f"no graph file '{text}': JSON or YAML with a list of nodes")
     try:
         content = file.read_text(encoding="utf-8")
