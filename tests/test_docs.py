@@ -40,7 +40,7 @@ def commands(page):
     """The commands of a page, in its order: [(module or program, its options)]."""
     found = []
     text = page.read_text().replace("\\\n", " ")
-    code = r"^    (?:\$ )?((?:python|make|pip|source) .*)$"
+    code = r"^    (?:\$ )?((?:python|make|pip|source|jaxgpt) .*)$"
     inline = r"`(python -m jaxgpt\.\w+\s[^`]*--workdir=runs/[^`]*)`"
     for match in re.finditer(f"{code}|{inline}", text, re.M):
         for line in re.split(r" && ", match[1] or match[2]):
@@ -74,6 +74,8 @@ class Reader:
         for wanted, given in STAND_INS.items():
             given = given.format(run=self.run)
             options = [re.sub(wanted, given, option) for option in options]
+        if program == "jaxgpt":
+            program, options = f"jaxgpt.{options[0]}", options[1:]
         if program.startswith("jaxgpt."):
             command = importlib.import_module(program).command
             if not program.startswith("jaxgpt.systems."):
@@ -90,9 +92,10 @@ class Reader:
                 line = next(x for x in makefile.splitlines() if "jaxgpt.train" in x)
                 self.follow("jaxgpt.train", line.split("jaxgpt.train ")[1].split())
         elif program.endswith("pip"):
-            extras = re.findall(r"\[(.*)\]", options[-1])[0].split(",")
+            extras = re.fullmatch(r"\.(?:\[(.*)\])?|jaxgpt\[(.*)\]", options[-1])
             known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-            assert set(extras) <= set(known["optional-dependencies"])
+            named = (extras[1] or extras[2] or "").split(",")
+            assert {*named} <= {*known["optional-dependencies"], ""}
         elif program == "python":
             assert (ROOT / options[0]).exists()
         else:
