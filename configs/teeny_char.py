@@ -54,6 +54,7 @@ def get_config(variant=""):
             "model.n_head": 4,
             "model.n_embd": 32,
             "model.block_size": 32,
+            "data.chunk_tokens": 1000,  # Enough of them in a short text.
             "steps": 40,
             "batch_size": 8,
             "eval_interval": 20,
