@@ -1,6 +1,7 @@
 """The kernels of NVIDIA GPUs, seen from a CPU: what is lowered, and what it equals."""
 
 import dataclasses
+import importlib.util
 import re
 
 import jax
@@ -48,6 +49,10 @@ def cudnn(monkeypatch):
     for name, value in names.items():
         answer = lambda *_, value=value: value
         monkeypatch.setattr(fused_attention_stablehlo, name, answer)
+    # From JAX 0.12 on, Pallas asks too.
+    if importlib.util.find_spec("jax._src.pallas.triton.gpu_info"):
+        kind = "jax._src.pallas.triton.gpu_info.get_device_kind"
+        monkeypatch.setattr(kind, lambda: "NVIDIA H100")
     monkeypatch.setattr(gpu, "has_cudnn", lambda: True)
 
 
