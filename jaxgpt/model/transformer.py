@@ -2,9 +2,9 @@
 
 Dimension key, used as suffix of array names everywhere:
 
-  B batch     T query time   S key time    D n_embd       H heads    K head width
-  F feed-forward width       V vocabulary  N orders or rows           C fused width
-  P positions of a table
+    B batch     T query time   S key time    D n_embd       H heads    K head width
+    F feed-forward width       V vocabulary  N orders or rows           C fused width
+    P positions of a table
 """
 
 from __future__ import annotations
