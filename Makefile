@@ -8,7 +8,7 @@ PYTEST := $(RUN) -m pytest -n 2 --dist=loadgroup --no-loadscope-reorder
 
 TEMPLATE := "<missing:24>my lord<missing:33>"
 
-.PHONY: train test quick costs parity certificate slow lint format bench figures clean
+.PHONY: train test quick costs parity certificate slow lint format bench figures docs clean
 
 train: $(VENV)/.base
 	$(RUN) -m jaxgpt.train --config=configs/quickstart.py
@@ -63,8 +63,12 @@ bench: $(VENV)/.test
 figures: $(VENV)/.base
 	$(RUN) -m scripts.figures
 
+# The site of docs/, in site/: python -m http.server --directory site
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -78,4 +82,8 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(RUN) -m scripts.install_torch
 	$(RUN) -m pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $@ $(VENV)/.base
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet -c constraints.txt -e '.[docs]'
 	@touch $@ $(VENV)/.base
