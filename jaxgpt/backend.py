@@ -39,8 +39,13 @@ def set_up_jax(computes: bool = True) -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not _unwritable():
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    cpu_asked_for = os.environ.get("JAX_PLATFORMS") == "cpu"
     if "JAX_PLATFORMS" not in os.environ and hardware.only_cpu():
         jax.config.update("jax_platforms", "cpu")
+    if computes and (cpu_asked_for or not hardware.has_accelerator()):
+        # Already here: XLA's threads, once they exist, have arenas of their own, which
+        # give memory back after every step.
+        cpu.keep_heap()
     try:
         backend = jax.default_backend()
     except RuntimeError as error:

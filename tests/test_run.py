@@ -518,6 +518,19 @@ def test_programs_that_cannot_be_kept_are_said(text, monkeypatch, capsys):
     assert said.endswith("set JAXGPT_CACHE to a writable folder\n")
 
 
+@pytest.mark.parametrize("asked_for", [True, False])
+def test_the_heap_is_kept_from_before_xla_has_threads(asked_for, monkeypatch):
+    if asked_for:
+        monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(backend.hardware, "has_accelerator", lambda: asked_for)
+    done = []
+    monkeypatch.setattr(backend.cpu, "keep_heap", lambda: done.append("heap"))
+    starts = lambda: done.append("XLA") or "cpu"
+    monkeypatch.setattr(backend.jax, "default_backend", starts)
+    backend.set_up_jax()
+    assert done[:2] == ["heap", "XLA"]
+
+
 def test_no_home_for_a_cache(monkeypatch):
     def homeless(path):
         raise RuntimeError("Could not determine home directory.")

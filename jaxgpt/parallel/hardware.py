@@ -96,12 +96,13 @@ def only_cpu() -> bool:
 
     JAX would try that library first, which fails slowly and with pages of logs.
     """
+    return importlib.util.find_spec("libtpu") is not None and not has_accelerator()
+
+
+def has_accelerator() -> bool:
+    """Returns whether this machine has a TPU or GPU, even one that JAX cannot use."""
     others = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-    return (
-        importlib.util.find_spec("libtpu") is not None
-        and not has_tpu()
-        and not any(map(os.path.exists, others))
-    )
+    return has_tpu() or any(map(os.path.exists, others))
 
 
 def _owner() -> str:
