@@ -87,17 +87,16 @@ def step(file: str, changes: dict):
     return work
 
 
-def speeds(names: list[str]) -> dict[str, float]:
+def speeds(contenders: dict[str, Contender]) -> dict[str, float]:
     """Prints and returns the median CPU seconds of a step of each contender."""
     chosen = {}
-    for name in names:
-        one = CONTENDERS[name]
+    for name, one in contenders.items():
         arguments = {"file": one.file, "changes": one.changes}
         chosen[name] = ("benchmarks.sigma_quality:step", arguments)
     timings = alternate(chosen, rounds=8, repeats=8)
     found = {name: statistics.median(t.cpu) for name, t in timings.items()}
     for name, seconds in found.items():
-        total = seconds * CONTENDERS[name].steps
+        total = seconds * contenders[name].steps
         print(f"{name:30} {1e3 * seconds:8.1f} CPU-ms a step {total:8.0f} CPU-s in all")
     return found
 
@@ -143,7 +142,7 @@ def main():
     backend.set_up_jax()
     print(machine())
     if args.speed:
-        seconds = speeds(args.only)
+        seconds = speeds({name: CONTENDERS[name] for name in args.only})
         print(json.dumps({"machine": machine(), "seconds": seconds}))
         return
     rows = []

@@ -4,7 +4,9 @@ python -m jaxgpt.grid --study=studies/gssm_modes.yaml
 
 A study is a YAML or JSON file: `config`, `overrides` of it, `grid` (a list of values
 for each field: every combination is a point), `y` (a name in metrics.csv), `x` and
-`lines` (fields of the grid), and the `title` of the figure. The same command resumes.
+`lines` (fields of the grid), and the `title` of the figure. Instead of a grid with x
+and lines it can list its `points`: the changes of each run, {} for none. The same
+command resumes.
 """
 
 from __future__ import annotations

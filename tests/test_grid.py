@@ -44,6 +44,47 @@ def test_points_are_all_combinations(study):
     ]  # fmt: skip
 
 
+POINTS = [{}, {"optimizer.learning_rate": 0.01}, {"seed": 7, "steps": 3}]
+LISTED = {"points": POINTS, "grid": None, "x": None, "lines": None}
+
+
+def test_a_study_may_list_its_points(study, tmp_path):
+    read = grid.read_study(study(**LISTED))
+    fixed = {"steps": "2", "eval_interval": "2"}
+    assert read.points == [
+        fixed,
+        fixed | {"optimizer.learning_rate": "0.01"},
+        fixed | {"seed": "7", "steps": "3"},
+    ]
+    names = [read.workdir(tmp_path, point).name for point in range(3)]
+    assert names == ["000-unchanged", "001-learning_rate=0.01", "002-seed=7-steps=3"]
+
+
+def test_listed_points_are_gathered_and_each_drawn_in_a_row(
+    study, tmp_path, monkeypatch
+):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    read = grid.read_study(study(**LISTED))
+    for point, steps in ((0, 2), (2, 3)):  # The other is not finished.
+        workdir = read.workdir(tmp_path, point)
+        workdir.mkdir()
+        row = {"step": steps, "val_loss": 2.0, "val_gap": 0.1 * steps}
+        (workdir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert grid.gather(read, tmp_path) == 2
+    with open(tmp_path / "results.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["point"] for row in rows] == ["0", "2"]
+    assert [row["seed"] for row in rows] == ["", "7"]
+    assert [row["steps"] for row in rows] == ["2", "3"]
+    (axes,) = drawn[0].axes
+    labels = [t.get_text() for t in axes.get_yticklabels()]
+    assert labels == ["unchanged", "seed=7-steps=3"]
+    assert list(axes.lines[0].get_xdata()) == pytest.approx([0.2, 0.3])
+
+
 @pytest.mark.process
 def test_it_trains_what_is_missing_and_gathers(study, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
@@ -187,6 +228,10 @@ def test_shipped_studies_can_be_run(path, monkeypatch):
         ({"lines": "steps"}, "lines must be a field of its grid, got 'steps'"),
         ({"y": None}, "y must be text, got None"),
         ({"yy": "val_gap"}, "has unknown 'yy'"),
+        ({"points": POINTS}, "lists its points: take 'grid' out"),
+        (LISTED | {"points": []}, "points must be a list, each a mapping"),
+        (LISTED | {"points": ["seed"]}, "points must be a list, each a mapping"),
+        (LISTED | {"points": [{"stepz": 1}]}, "unknown config key"),
         ({"overrides": {"steps": "many"}}, "steps must be an integer, got 'many'"),
     ],
 )

@@ -26,9 +26,10 @@ from jaxgpt.training.metrics import out_of_patience, read_rows
 # All signals at which training saves a checkpoint and ends.
 SIGNALS = [*signals.SIGNALS, *(n for n in signal.Signals if n.name == "SIGHUP")]
 KEYS = {
-    "config": str, "overrides": dict, "grid": dict, "x": str, "y": str, "lines": str,
-    "title": object,
+    "config": str, "overrides": dict, "grid": dict, "points": list, "x": str, "y": str,
+    "lines": str, "title": object,
 }  # fmt: skip
+FIELDS = "a mapping of config fields"
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -50,24 +51,33 @@ def execute(args: argparse.Namespace) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A checked study; points are the overrides of each run, those of the grid last."""
+    """A checked study.
+
+    changes are what distinguishes the runs, points all overrides of each. grid and x
+    are empty where the study lists its points.
+    """
 
     name: str
     config: str
     grid: dict[str, list]
+    changes: list[dict[str, str]]
     points: list[dict[str, str]]
     x: str
     y: str
     lines: str
     title: str
 
+    def label(self, point: int) -> str:
+        """Returns what a point changes, for people to read."""
+        parts = [
+            f"{key.rsplit('.', 1)[-1]}={short(value)}"
+            for key, value in self.changes[point].items()
+        ]
+        return "-".join(parts) or "unchanged"
+
     def workdir(self, folder: pathlib.Path, point: int) -> pathlib.Path:
         """Returns the folder of a point's run."""
-        parts = [
-            f"{key.rsplit('.', 1)[-1]}={short(self.points[point][key])}"
-            for key in self.grid
-        ]
-        name = re.sub(r"[^\w.=-]+", "_", "-".join(parts))[:100]
+        name = re.sub(r"[^\w.=-]+", "_", self.label(point))[:100]
         return folder / f"{point:03}-{name}"
 
     def train_command(self, folder: pathlib.Path, point: int) -> list[str]:
@@ -113,27 +123,37 @@ def read_study(name: str) -> Study:
     if unknown := sorted(map(str, set(spec) - set(KEYS))):
         raise UserError(f"{where} has unknown '{unknown[0]}'")
     given = {key: value for key, value in spec.items() if value is not None}
-    spec = {"overrides": {}, "lines": "", "title": path.stem} | given
+    listed = "points" in given
+    if clash := [key for key in ("grid", "x", "lines") if listed and key in given]:
+        raise UserError(f"{where} lists its points: take '{clash[0]}' out")
+    absent = {"grid": {}, "x": ""} if listed else {"points": []}
+    spec = {"overrides": {}, "lines": "", "title": path.stem} | absent | given
+    rules: dict[Any, str] = {dict: FIELDS, list: "a list of changes"}
     for key, kind in KEYS.items():
-        rule = "a mapping of config fields" if kind is dict else "text"
         valid = isinstance(spec.get(key), kind)
-        require(valid, f"{where}: {key}", rule, spec.get(key))
-    grid = spec["grid"]
-    for key, values in grid.items():
-        valid = isinstance(values, list) and len(values) > 0
-        require(valid, f"{where}: grid.{key}", "a list of values", values)
-    for key in ("x", "lines"):
-        valid = spec[key] in grid or (key == "lines" and not spec[key])
-        require(valid, f"{where}: {key}", "a field of its grid", spec[key])
-    fixed = {str(key): str(value) for key, value in spec["overrides"].items()}
-    points = [
-        fixed | {str(k): str(v) for k, v in zip(grid, values, strict=True)}
-        for values in itertools.product(*grid.values())
-    ]
+        require(valid, f"{where}: {key}", rules.get(kind, "text"), spec.get(key))
+    grid, changes = spec["grid"], spec["points"]
+    if listed:
+        valid = bool(changes) and all(isinstance(change, dict) for change in changes)
+        require(valid, f"{where}: points", f"a list, each {FIELDS}", changes)
+    else:
+        for key, values in grid.items():
+            valid = isinstance(values, list) and len(values) > 0
+            require(valid, f"{where}: grid.{key}", "a list of values", values)
+        for key in ("x", "lines"):
+            valid = spec[key] in grid or (key == "lines" and not spec[key])
+            require(valid, f"{where}: {key}", "a field of its grid", spec[key])
+        combined = itertools.product(*grid.values())
+        changes = [dict(zip(grid, values, strict=True)) for values in combined]
+    fixed, *changes = (
+        {str(key): str(value) for key, value in change.items()}
+        for change in (spec["overrides"], *changes)
+    )
+    points = [fixed | change for change in changes]
     for point in points:
         configs.load(spec["config"], point)
     shown = {key: str(spec[key]) for key in ("config", "x", "y", "lines", "title")}
-    return Study(path.stem, grid=grid, points=points, **shown)
+    return Study(path.stem, grid=grid, changes=changes, points=points, **shown)
 
 
 def gather(study: Study, folder: pathlib.Path) -> int:
@@ -143,20 +163,39 @@ def gather(study: Study, folder: pathlib.Path) -> int:
       UserError: if a finished run has no metric `study.y`.
     """
     results = []
+    fields = dict.fromkeys(key for change in study.changes for key in change)
     for point, values in enumerate(study.points):
         row = study.last_row(folder, point)
         if row is not None:
             metrics = f"a metric of its runs: {', '.join(row)}"
             require(study.y in row, f"study '{study.name}': y", metrics, study.y)
-            results.append({"point": point} | {k: values[k] for k in study.grid} | row)
+            changed = {key: values.get(key, "") for key in fields}
+            results.append({"point": point} | changed | row)
     if results:
         names = list(dict.fromkeys(name for row in results for name in row))
         with open(folder / "results.csv", "w", newline="") as stream:
             writer = csv.DictWriter(stream, names)
             writer.writeheader()
             writer.writerows(results)
-        plot(study, results, folder / "results.png")
+        draw = plot if study.grid else plot_points
+        draw(study, results, folder / "results.png")
     return len(results)
+
+
+def plot_points(study: Study, results: list[dict], path: pathlib.Path) -> None:
+    """Draws y of every run as a row of its own, and a line at that of the first."""
+    figure = Figure(figsize=(7, 1.2 + 0.25 * len(results)), layout="constrained")
+    axes = figure.subplots()
+    values = [run[study.y] for run in results]
+    axes.plot(values, range(len(results)), "o")
+    axes.axvline(values[0], color="0.6", linewidth=1)
+    labels = [study.label(run["point"]) for run in results]
+    axes.set_yticks(range(len(results)), labels)
+    axes.invert_yaxis()
+    axes.set(xlabel=study.y.replace("_", " "), title=study.title)
+    axes.grid(color="0.93")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
 
 
 def plot(study: Study, results: list[dict], path: pathlib.Path) -> None:
