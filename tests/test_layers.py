@@ -8,8 +8,8 @@ from scripts.code_counts import circles, counts, imports, modules
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxgpt"
 # A file directly in jaxgpt/ is a command, which parses its arguments and then imports
-# its part of commands/, or one of errors, config, cli, backend, run; everything else
-# has a folder.
+# its part of commands/, or one of errors, config, cli, backend, run, or what is offered
+# from Python, gssm and memory; everything else has a folder.
 LAYERS = (
     {"errors"},
     {"config"},
@@ -18,7 +18,7 @@ LAYERS = (
     {"cli", "backend", "sampling"},
     {"systems", "interop"},
     {"training"},
-    {"run"},
+    {"run", "gssm"},
     {"commands"},
     {"train", "sample", "evaluate", "convert", "verify", "plan", "grid"},
     {"__main__"},

@@ -22,6 +22,11 @@ def read_integers(name: str) -> np.ndarray:
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         reason = why_not_loaded(error)
         raise UserError(f"'{name}' is not an .npy file of integers: {reason}") from None
+    return check_integers(array, name)
+
+
+def check_integers(array: np.ndarray, name: str) -> np.ndarray:
+    """Returns an array of integers [rows, tokens]; UserError for anything else."""
     if getattr(array, "ndim", 0) != 2 or array.dtype.kind not in "iu" or not array.size:
         raise UserError(f"'{name}' must hold integers [rows, tokens]")
     return array

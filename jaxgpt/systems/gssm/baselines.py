@@ -140,26 +140,12 @@ def measure(
     graph = load_graph(config.gssm.graph)
     tables = read_tables(graph, args.kernels) if args.kernels else None
     tokens_NT = read_integers(args.tokens) if args.tokens else None
-    backend.use_float64(args.dtype)
     backend.set_up_jax()
-    if tokens_NT is not None:
-        if tokens_NT.shape[1] < 2:
-            raise UserError(
-                f"'{args.tokens}' has rows of 1 token: give 2 or more, since the first "
-                "is not predicted"
-            )
-        if config.gssm.first_token == "start" and tokens_NT[:, 0].any():
-            log(f"note: '{args.tokens}' does not start in state 0: first_token=drawn")
-            config.gssm.first_token = "drawn"
-    if tables is not None:
-        process = GraphProcess(graph.known(), tables, config.gssm.first_token)
-    else:
-        process = make_process(config)
-    if tokens_NT is not None and process.graph.has_context:
-        raise UserError(
-            "the kernels of a context graph are drawn for every batch: give those of "
-            f"'{args.tokens}' with --kernels"
-        )
+    starts = config.gssm.first_token == "start"
+    if tokens_NT is not None and starts and tokens_NT[:, 0].any():
+        log(f"note: '{args.tokens}' does not start in state 0: first_token=drawn")
+        config.gssm.first_token = "drawn"
+    process = make_process(config, tables)
     if tokens_NT is None:
         c = config
         count, length = args.num_sequences, c.model.block_size + 1
@@ -168,7 +154,7 @@ def measure(
             tokens_NT, c.seed, "val", c.batch_size, args.dtype
         )
     else:
-        nll_NT = process.score(tokens_NT, args.dtype)
+        nll_NT = process.score_given(tokens_NT, args.tokens, args.dtype)
     figures = summary(process, config, tokens_NT, nll_NT, args.dtype)
     if output:
         try:

@@ -12,7 +12,9 @@ class GSSMConfig(OptionGroup):
     """The graph that sequences are sampled from."""
 
     # A run keeps the JSON, so that it does not need the file any more.
-    graph: str = option("data/graphs/easy.yaml", "a JSON or YAML file, or the JSON")
+    graph: str = option(
+        "data/graphs/easy.yaml", "a JSON or YAML file, the JSON, or a shipped NAME"
+    )
     sequences: int = option(0, "train on the first N only; 0 on all", min=0)
     graph_seed: int = option(0, "seed of the kernels", min=0, max=MAX_SEED)
     clip: float = option(

@@ -46,7 +46,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", help=cli.CONFIG)
-    what.add_argument("--graph", help="JSON or YAML file with the nodes")
+    what.add_argument("--graph", help="JSON or YAML file with the nodes, or a NAME")
     parser.add_argument(
         "--kernels",
         help=".npz with arrays table/NAME, [own old state of latents, parents as "

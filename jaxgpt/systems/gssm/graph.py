@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from jaxgpt.config import find_path
+from jaxgpt.config import find_path, shipped
 from jaxgpt.errors import UserError, require
 
 MODES = ("default", "slow", "dead", "context")
@@ -118,7 +118,7 @@ class LatentGraph:
 
 
 def load_graph(text: str) -> LatentGraph:
-    """Reads a graph: JSON text, or the name of a JSON or YAML file.
+    """Reads a graph: JSON text, the name of a JSON or YAML file, or of a shipped graph.
 
     Raises:
       UserError: if the file is missing or does not describe a graph.
@@ -131,7 +131,13 @@ def load_graph(text: str) -> LatentGraph:
         return parse_graph(_decode(text, "gssm.graph"), "gssm.graph")
     file = find_path(text)
     if not file.is_file():
-        raise UserError(f"no graph file '{text}': JSON or YAML with a list of nodes")
+        file = find_path(f"data/graphs/{text}.yaml")
+    if not file.is_file():
+        graphs = shipped("data/graphs").glob("*.yaml")
+        raise UserError(
+            f"no graph file '{text}': name JSON or YAML with a list of nodes, or one "
+            f"of {', '.join(sorted(graph.stem for graph in graphs))}"
+        )
     try:
         content = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -157,14 +163,14 @@ def parse_graph(spec: Any, source: str) -> LatentGraph:
     Where no node is marked as observed, the one named X is.
 
     Args:
-      spec: as decoded from JSON or YAML.
+      spec: as decoded from JSON or YAML; a `Node` may stand for its fields.
       source: named in errors.
 
     Raises:
       UserError: naming what is wrong with which node.
     """
     entries = spec.get("nodes") if isinstance(spec, Mapping) else spec
-    if not isinstance(entries, list) or not entries:
+    if not isinstance(entries, list | tuple) or not entries:
         raise UserError(f"graph '{source}' has no list of nodes")
     nodes = [_parse_node(entry, source) for entry in entries]
     if not any(node.observed for node in nodes):
@@ -175,6 +181,7 @@ def parse_graph(spec: Any, source: str) -> LatentGraph:
 
 
 def _parse_node(entry: Any, source: str) -> Node:
+    entry = dataclasses.asdict(entry) if isinstance(entry, Node) else entry
     if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
         raise UserError(f"graph '{source}': a node has no name: {str(entry)[:80]}")
     name = entry["name"]
@@ -198,7 +205,8 @@ def _parse_node(entry: Any, source: str) -> Node:
     check(whole, "state_dim", "an integer from 1 to 2^31 - 1")
     check(LEAST_ALPHA <= alpha <= LARGEST_ALPHA, "alpha", "a number from 1e-30 to 1e30")
     parents = entry.get("parents") or []
-    named = isinstance(parents, list) and all(isinstance(p, str) for p in parents)
+    listed = isinstance(parents, list | tuple)
+    named = listed and all(isinstance(p, str) for p in parents)
     check(named, "parents", "a list of names")
     observed = entry.get("observed", False)
     check(isinstance(observed, bool), "observed", "true or false")

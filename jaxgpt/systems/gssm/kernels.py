@@ -8,6 +8,7 @@ factors, or a row drawn with a small alpha, does not underflow.
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -127,34 +128,41 @@ def read_tables(graph: LatentGraph, file: str) -> Tables:
     """Reads the arrays table/NAME of an .npz file.
 
     Raises:
-      UserError: if one is missing, of another shape, or no table of probabilities.
+      UserError: if it cannot be read, or as `check_tables`.
     """
-    tables = {}
     try:
         with np.load(user_path(file), allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it is a single array")
-            for node in graph.order:
-                name = f"table/{node.name}"
-                if name not in archive:
-                    raise UserError(f"'{file}' has no array {name}: the graph needs it")
-                tables[node.name] = np.asarray(archive[name], np.float64)
+            return check_tables(graph, archive, file)
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(
             f"'{file}' is not an .npz file with arrays table/NAME: "
             f"{why_not_loaded(error)}"
         ) from None
+
+
+def check_tables(graph: LatentGraph, arrays: Mapping[str, Any], source: str) -> Tables:
+    """Returns the arrays table/NAME as the tables of the nodes that evolve.
+
+    Raises:
+      UserError: if one is missing, of another shape, or no table of probabilities.
+    """
+    tables = {}
     for node in graph.order:
-        table, shape = tables[node.name], graph.shape(node)
+        name, shape = f"table/{node.name}", graph.shape(node)
+        if name not in arrays:
+            raise UserError(f"'{source}' has no array {name}: the graph needs it")
+        table = tables[node.name] = np.asarray(arrays[name], np.float64)
         if table.shape != shape:
             raise UserError(
-                f"'{file}': table/{node.name} must have shape {list(shape)} "
+                f"'{source}': {name} must have shape {list(shape)} "
                 f"(old state, parents as listed, new state), got {list(table.shape)}"
             )
         # Positive conditions, because every comparison with NaN is false.
         if not (table >= 0).all() or not (np.abs(table.sum(-1) - 1) < 1e-6).all():
             raise UserError(
-                f"'{file}': table/{node.name} must hold probabilities that sum to 1 "
+                f"'{source}': {name} must hold probabilities that sum to 1 "
                 "along the last axis: normalise it"
             )
     return tables

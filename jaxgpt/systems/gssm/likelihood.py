@@ -53,8 +53,8 @@ def score(
       graph: of the nodes.
       tables: of each node, as in kernels.py.
       tokens_BT: integers.
-      first_token: what column 0 holds, as in `sequences.sample_tokens`.
-      dtype: computed in; float64 needs JAX's x64 mode.
+      first_token: what column 0 holds, as in `sequences.sample_nodes`.
+      dtype: computed in.
 
     Raises:
       UserError: if a token is not a state of the observed node, or the joint state
@@ -67,16 +67,18 @@ def score(
             f"the latents have {states:.3g} joint states: the exact likelihood takes "
             f"at most {LARGEST_STATE}"
         )
-    arrays = {name: jnp.asarray(table, dtype) for name, table in tables.items()}
     tokens_BT = np.asarray(tokens_BT, np.int32)
     largest = max([states, *(_gathered_size(graph, node) for node in graph.order)])
     rows = max(1, min(len(tokens_BT), LARGEST_BELIEF // largest))
     parts = []
-    for start in range(0, len(tokens_BT), rows):
-        # A last short part is filled up rather than compiled for.
-        index = np.arange(start, start + rows) % len(tokens_BT)
-        part = nll(graph, arrays, tokens_BT[index], first_token)
-        parts.append(np.asarray(part, np.float64)[: len(tokens_BT) - start])
+    # Only here: float64 elsewhere would change what a caller's own arrays become.
+    with jax.enable_x64(dtype == "float64"):
+        arrays = {name: jnp.asarray(table, dtype) for name, table in tables.items()}
+        for start in range(0, len(tokens_BT), rows):
+            # A last short part is filled up rather than compiled for.
+            index = np.arange(start, start + rows) % len(tokens_BT)
+            part = nll(graph, arrays, tokens_BT[index], first_token)
+            parts.append(np.asarray(part, np.float64)[: len(tokens_BT) - start])
     return np.concatenate(parts)
 
 

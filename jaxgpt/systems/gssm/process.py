@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.errors import require
+from jaxgpt.errors import UserError, require
 from jaxgpt.model import rng
 from jaxgpt.systems.gssm import kernels, likelihood, sequences
 from jaxgpt.systems.gssm.graph import LatentGraph, load_graph
@@ -41,7 +41,7 @@ class GraphProcess:
             name: sequences.cumulative(table, jnp.float32)
             for name, table in tables.items()
         }
-        self._sample = jax.jit(self._sample_batch, static_argnums=(2, 3))
+        self._sample = jax.jit(self._sample_batch, static_argnums=(2, 3, 4))
         self._context = jax.jit(self._context_tables)
 
     @property
@@ -60,24 +60,39 @@ class GraphProcess:
     def sample(
         self, seed: int, split: str, step: int, rows: int, length: int
     ) -> jax.Array:
-        """Samples int32 tokens [rows, length], on the device.
+        """Samples int32 tokens [rows, length], on the device; see `sample_nodes`."""
+        X = self.graph.observed.name
+        return self.sample_nodes((X,), seed, split, step, rows, length)[X]
+
+    def sample_nodes(
+        self,
+        names: tuple[str, ...],
+        seed: int,
+        split: str,
+        step: int,
+        rows: int,
+        length: int,
+    ) -> dict[str, jax.Array]:
+        """Samples {name: int32 states [rows, length]} of nodes, on the device.
 
         Raises:
           UserError: for a batch that needs 2^32 uniform numbers or more.
         """
         states, remedy = len(self.graph.order) * rows * length, "lower batch_size"
         require(states < 1 << 32, "states of a batch", "< 2^32", states, remedy)
-        return self._sample(self.thresholds, _place(seed, split, step), rows, length)
+        place = _place(seed, split, step)
+        return self._sample(self.thresholds, place, names, rows, length)
 
-    def _sample_batch(self, thresholds, place, rows, length):
+    def _sample_batch(self, thresholds, place, names, rows, length):
         thresholds = thresholds | {
             name: sequences.cumulative(table, jnp.float32)
             for name, table in self._context_tables(place).items()
         }
         key = jax.random.fold_in(_key(place), 1)
-        return sequences.sample_tokens(
+        states = sequences.sample_nodes(
             self.graph, thresholds, key, rows, length, self.first_token
         )
+        return {name: states[name] for name in names}
 
     def _context_tables(self, place):
         key = jax.random.fold_in(_key(place), 0)
@@ -88,9 +103,24 @@ class GraphProcess:
         self, seed: int, split: str, count: int, rows: int, length: int, first: int = 0
     ) -> np.ndarray:
         """Returns int32 [count, length]: sequences of a split from batch `first` on."""
+        X = self.graph.observed.name
+        return self.held_out_nodes((X,), seed, split, count, rows, length, first)[X]
+
+    def held_out_nodes(
+        self,
+        names: tuple[str, ...],
+        seed: int,
+        split: str,
+        count: int,
+        rows: int,
+        length: int,
+        first: int = 0,
+    ) -> dict[str, np.ndarray]:
+        """Returns {name: int32 states [count, length]} of `held_out` sequences."""
         steps = range(first, first + -(-count // rows))
-        parts = [self.sample(seed, split, step, rows, length) for step in steps]
-        return np.concatenate([np.asarray(part) for part in parts])[:count]
+        where = ((seed, split, step, rows, length) for step in steps)
+        parts = [jax.device_get(self.sample_nodes(names, *place)) for place in where]
+        return {n: np.concatenate([p[n] for p in parts])[:count] for n in names}
 
     def score_held_out(
         self, tokens_NT: np.ndarray, seed: int, split: str, rows: int, dtype: str
@@ -116,6 +146,32 @@ class GraphProcess:
             self.graph, self.tables, tokens_BT, self.first_token, dtype
         )
 
+    def score_given(
+        self, tokens_BT: np.ndarray, source: str, dtype: str = "float64"
+    ) -> np.ndarray:
+        """Returns the exact score [B, T - 1] of sequences that a user has, in nats.
+
+        Args:
+          tokens_BT: integers.
+          source: what errors call them.
+          dtype: computed in.
+
+        Raises:
+          UserError: if nothing is predicted, the kernels that they were drawn with are
+            not known, or as `likelihood.score`.
+        """
+        if tokens_BT.shape[1] < 2:
+            raise UserError(
+                f"'{source}' has rows of 1 token: give 2 or more, since the first is "
+                "not predicted"
+            )
+        if self.graph.has_context:
+            raise UserError(
+                "the kernels of a context graph are drawn for every batch: give those "
+                f"of '{source}' with --kernels"
+            )
+        return self.score(tokens_BT, dtype)
+
     @functools.cached_property
     def digest(self) -> str:
         """A hash of the graph, its tables and the convention of the first token."""
@@ -134,9 +190,17 @@ def _key(place: tuple[Any, ...]) -> jax.Array:
     return jax.random.fold_in(rng.at(seed, "data", step), split)
 
 
-def make_process(config: ConfigDict) -> GraphProcess:
-    """Returns the process of `config.gssm`; UserError if its graph is unusable."""
+def make_process(
+    config: ConfigDict, tables: kernels.Tables | None = None
+) -> GraphProcess:
+    """Returns the process of `config.gssm`, by default with the kernels of its seed.
+
+    Raises:
+      UserError: if its graph is unusable.
+    """
     c = config.gssm
     graph = load_graph(c.graph)
+    if tables is not None:
+        return GraphProcess(graph.known(), tables, c.first_token)
     tables = kernels.draw_tables(graph, c.graph_seed, c.clip)
     return GraphProcess(graph, tables, c.first_token, c.clip)

@@ -109,19 +109,22 @@ def sample_states(
     return jax.lax.scan(step, initial_states(graph, rows), times)[1]
 
 
-def sample_tokens(
+def sample_nodes(
     graph: LatentGraph,
     thresholds: Thresholds,
     key: jax.Array,
     rows: int,
     length: int,
     first_token: str,
-) -> jax.Array:
-    """Samples int32 tokens [rows, length] of the observed node.
+) -> dict[str, jax.Array]:
+    """Samples {node: int32 states [rows, length]}; the observed node's are tokens.
 
     `first_token` is "start", where column 0 is the state 0 of time 0, or "drawn", where
     it is the first sampled state. For the rest see `sample_states`.
     """
     steps = length - (first_token == "start")
-    tokens_TB = sample_states(graph, thresholds, key, rows, steps)[-1]
-    return jnp.pad(tokens_TB, ((length - steps, 0), (0, 0))).T
+    drawn = sample_states(graph, thresholds, key, rows, steps)
+    return {
+        node.name: jnp.pad(states_TB, ((length - steps, 0), (0, 0))).T
+        for node, states_TB in zip(graph.order, drawn, strict=True)
+    }

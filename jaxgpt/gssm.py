@@ -1,0 +1,185 @@
+"""Sequences of a graph whose exact likelihood is known, from Python.
+
+>>> from jaxgpt import gssm
+>>> nodes = [
+...     gssm.Node("Z", state_dim=4, alpha=0.2, mode="slow"),
+...     gssm.Node("X", state_dim=8, alpha=0.05, parents=("Z",)),
+... ]
+>>> graph = gssm.Graph(nodes)
+>>> tokens = gssm.sample(graph, num_sequences=100, length=33)
+>>> nll = gssm.exact_nll(graph, tokens)
+>>> tokens.shape, nll.shape
+((100, 33), (100, 32))
+>>> bool(nll.mean() < np.log(8))
+True
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxgpt import backend
+from jaxgpt import config as configs
+from jaxgpt.data.arrays import check_integers
+from jaxgpt.errors import require
+from jaxgpt.systems.gssm.graph import Node, load_graph, parse_graph
+from jaxgpt.systems.gssm.kernels import check_tables
+from jaxgpt.systems.gssm.process import SPLITS, make_process
+
+DTYPES = ("float32", "float64")
+
+__all__ = ["Graph", "Node", "exact_nll", "sample", "sample_states"]
+
+
+class Graph:
+    """A graph with its kernels; docs/gssm.md says what it means.
+
+    Attributes:
+      nodes: those that evolve, parents first, the observed one last.
+      vocab_size: states of the observed node.
+      kernels: {node: float64 [inputs ..., state_dim]}, p(new state | inputs), where the
+        inputs are a latent's own old state, then the parents as listed. Those of
+        context nodes are not used: theirs are drawn for every batch.
+    """
+
+    def __init__(
+        self,
+        nodes: str | os.PathLike[str] | Sequence[Node | Mapping[str, Any]],
+        *,
+        graph_seed: int = 0,
+        clip: float = 1e-10,
+        first_token: str = "start",
+        kernels: Mapping[str, ArrayLike] | None = None,
+    ):
+        """Draws the kernels, or takes those given.
+
+        Args:
+          nodes: the name of a shipped graph, such as "easy"; a JSON or YAML file; or
+            the nodes, each a `Node` or a mapping with its fields.
+          graph_seed: of the kernels; configs/gssm.py:easy has 1, its other graphs 0.
+          clip: no probability is drawn below it.
+          first_token: "start" if sequences begin with the state 0 of time 0, "drawn" if
+            with the first state drawn.
+          kernels: as the attribute.
+
+        Raises:
+          UserError: if the graph is unusable, or the kernels do not suit it.
+        """
+        if isinstance(nodes, str | os.PathLike):
+            graph = load_graph(os.fspath(nodes))
+        else:
+            graph = parse_graph(nodes, "nodes")
+        tables = None
+        if kernels is not None:
+            arrays = {f"table/{name}": table for name, table in kernels.items()}
+            tables = check_tables(graph, arrays, "kernels")
+        config = configs.override(
+            configs.base(),
+            {
+                "gssm.graph": graph.to_json(),
+                "gssm.graph_seed": graph_seed,
+                "gssm.clip": clip,
+                "gssm.first_token": first_token,
+            },
+        )
+        backend.set_up_jax()
+        self._process = make_process(config, tables)
+        self.nodes = self._process.graph.order
+        self.vocab_size = self._process.vocab_size
+        self.kernels = self._process.tables
+
+
+def sample(
+    graph: Graph,
+    num_sequences: int,
+    length: int,
+    seed: int = 0,
+    *,
+    split: str = "train",
+    batch_size: int = 32,
+) -> np.ndarray:
+    """Samples int32 tokens [num_sequences, length].
+
+    The same as `python -m jaxgpt.systems.gssm.generate` writes, whose length is
+    model.block_size + 1, and as a training with these fields reads, batch by batch.
+
+    Args:
+      graph: of the sequences.
+      num_sequences: N; the first ones do not depend on it.
+      length: T, in tokens.
+      seed: of the sequences, not of the kernels.
+      split: "train", "val", "fit" or "test": streams of their own.
+      batch_size: sequences sampled at a time, on which they depend.
+
+    Raises:
+      UserError: for a value out of range.
+
+    >>> sample(Graph("easy", graph_seed=1), num_sequences=2, length=8)[:, 0]
+    array([0, 0], dtype=int32)
+    """
+    X = graph.nodes[-1].name
+    place = _place(num_sequences, length, seed, split, batch_size)
+    return graph._process.held_out_nodes((X,), *place)[X]
+
+
+def sample_states(
+    graph: Graph,
+    num_sequences: int,
+    length: int,
+    seed: int = 0,
+    *,
+    split: str = "train",
+    batch_size: int = 32,
+) -> dict[str, np.ndarray]:
+    """Samples {node: int32 states [num_sequences, length]}, the latents' too.
+
+    The arguments, and the tokens under the observed node's name, are those of `sample`.
+
+    >>> list(sample_states(Graph("easy"), num_sequences=2, length=8))
+    ['Z1', 'Z2', 'X']
+    """
+    names = tuple(node.name for node in graph.nodes)
+    place = _place(num_sequences, length, seed, split, batch_size)
+    return graph._process.held_out_nodes(names, *place)
+
+
+def _place(
+    num_sequences: int, length: int, seed: int, split: str, batch_size: int
+) -> tuple[int, str, int, int, int]:
+    """Returns the checked arguments in the order of `GraphProcess.held_out`."""
+    require(num_sequences >= 1, "num_sequences", ">= 1", num_sequences)
+    require(length >= 2, "length", ">= 2", length)
+    require(split in SPLITS, "split", f"one of {', '.join(SPLITS)}", split)
+    fields = configs.override(configs.base(), {"seed": seed, "batch_size": batch_size})
+    return fields.seed, split, num_sequences, fields.batch_size, length
+
+
+def exact_nll(graph: Graph, tokens: ArrayLike, *, dtype: str = "float64") -> np.ndarray:
+    """Returns -log p(token t + 1 | tokens 0 .. t) in nats, float64 [N, T - 1].
+
+    The same as `python -m jaxgpt.systems.gssm.entropy` writes with --nll. The first
+    token is not predicted; an impossible one costs infinity, and so does what follows.
+    No model of these sequences has a lower mean, but for chance.
+
+    Args:
+      graph: with the kernels that the sequences were drawn with.
+      tokens: integers [N, T], T >= 2, each a state of the observed node. They begin
+        with 0 unless the graph has first_token="drawn".
+      dtype: "float64" or "float32", computed in.
+
+    Raises:
+      UserError: for other tokens, or a graph with context nodes that was not given
+        kernels.
+
+    >>> easy = Graph("easy", graph_seed=1)
+    >>> exact_nll(easy, sample(easy, 256, 65, split="val")).mean().round(3)
+    np.float64(1.306)
+    """
+    require(dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}", dtype)
+    tokens_NT = check_integers(np.asarray(tokens), "tokens")
+    return graph._process.score_given(tokens_NT, "tokens", dtype)
