@@ -1,151 +1,25 @@
-"""A run on disk, restored for the commands that read one."""
+"""Loads a run from its folder, or another model's weights as one."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-import functools
-import pathlib
-import shlex
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxgpt import backend
 from jaxgpt import config as configs
 from jaxgpt.data import tokenizer_files
-from jaxgpt.data.cache import OtherDataError
-from jaxgpt.data.dataset import Dataset
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError, log
-from jaxgpt.systems.base import System
+from jaxgpt.inference import Run
+from jaxgpt.interop.base import Original
+from jaxgpt.interop.formats import get_format
 from jaxgpt.systems.registry import build_system, system_class
 from jaxgpt.training.checkpoint import Checkpoints, DamagedError, MismatchError
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A restored run: everything needed to score and generate."""
-
-    workdir: pathlib.Path
-    config: ConfigDict
-    system: System
-    params: dict
-    step: int
-    tokenizer: Tokenizer | None
-    trained: ConfigDict  # Without the overrides in `config`.
-
-    def open_data(self) -> Dataset:
-        """Opens the data of `config.data`: that of the run, or another that was named.
-
-        Raises:
-          UserError: if it is gone, differs from the run's, or has text or tokens
-            outside the run's vocabulary.
-        """
-        return self._data
-
-    @functools.cached_property
-    def _data(self) -> Dataset:
-        c, own = self.config.data, self.trained.data
-        require_text(self.trained, c.path, self.workdir, self.tokenizer)
-        try:
-            data = self.system.open_data(self.tokenizer)
-        except OtherDataError as error:
-            other = (
-                f", or name other data with --config.data.path={shlex.quote(c.path)}"
-            )
-            raise UserError(
-                f"{error}: bring it back" + ("" if self.system.is_task else other)
-            ) from None
-        known = self.system.model_config.vocab_size
-        if not self.tokenizer:
-            for note in assume_vocabulary(str(self.workdir), data, c.path, known):
-                log(f"note: {note}")
-        if data.vocab_size > known:
-            raise UserError(
-                f"data.path '{c.path}' has {data.vocab_size} tokens, this model "
-                f"{known}: it was trained on other data"
-            )
-        if own.path and not own.fingerprint and data.fingerprint:
-            path = self.config.task.path if self.system.is_task else c.path
-            log(
-                f"note: this run keeps no fingerprint of its data: '{path}' may hold "
-                "other data than it was trained on"
-            )
-        elif own.fingerprint not in ("", data.fingerprint):
-            log(f"note: '{c.path}' is not the data of this run, '{own.path}'")
-        return data
-
-
-def require_text(
-    config: ConfigDict,
-    path: str,
-    workdir: pathlib.Path | str,
-    tokenizer: Tokenizer | None,
-) -> None:
-    """Raises UserError if an imported model is to go on with a text nobody named."""
-    if system_class(config.system).reads_text and not path:
-        text = "a text" if tokenizer else "the text it was trained on"
-        raise UserError(
-            f"'{workdir}' was imported and holds no text: name {text} with "
-            "--config.data.path=FILE"
-            + ("" if tokenizer else ", or import it with --tokenizer=FILE")
-        )
-
-
-def assume_vocabulary(
-    source: str, data: Dataset, path: str, vocab_size: int
-) -> list[str]:
-    """Takes a model without a tokenizer to have the tokens of a text.
-
-    Returns:
-      Notes for the user.
-
-    Raises:
-      UserError: if the text has more or fewer tokens than the model.
-    """
-    if data.tokenizer is None:
-        return []
-    if data.vocab_size != vocab_size:
-        raise UserError(
-            f"'{source}' has no tokenizer, and data.path '{path}' has "
-            f"{data.vocab_size} tokens where its model has {vocab_size}: name the text "
-            "it was trained on, or import it with --tokenizer=FILE"
-        )
-    return [
-        f"'{source}' has no tokenizer: its {vocab_size} tokens are taken to be those "
-        f"of '{path}'"
-    ]
-
-
-def read_run(folder: pathlib.Path) -> tuple[ConfigDict, Tokenizer | None]:
-    """Returns the config and the tokenizer of a run.
-
-    Raises:
-      UserError: if there is no run, or its tokenizer has more tokens than its model.
-    """
-    config, file = configs.load_frozen(folder), folder / "tokenizer.json"
-    tokenizer = tokenizer_files.load(file) if file.exists() else None
-    if tokenizer:
-        if tokenizer.vocab_size > config.model.vocab_size:
-            raise UserError(
-                f"'{file}' has {tokenizer.vocab_size} tokens, its model "
-                f"{config.model.vocab_size}: bring back the run's own, or remove it "
-                "and use token ids"
-            )
-        name_tokenizer(config, tokenizer)
-    # Imports of old versions say that they were trained on the default text.
-    trained = (folder / "metrics.jsonl").exists() or config.data.fingerprint
-    if not trained and config.data.path == configs.base().data.path:
-        config.data.path = ""
-    return config, tokenizer
-
-
-def name_tokenizer(config: ConfigDict, tokenizer: Tokenizer) -> None:
-    """Sets `data.tokenizer` to the kind of this one."""
-    kind = tokenizer.to_json()["kind"]
-    if kind in configs.options()["data.tokenizer"].choices:
-        config.data.tokenizer = kind
+from jaxgpt.training.run_folder import name_tokenizer, read_run
 
 
 def _with_overrides(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
@@ -202,3 +76,90 @@ def open_run(
         ) from None
     backend.say_where_programs_are_not_kept()
     return Run(folder, config, system, params, chosen, tokenizer, trained)
+
+
+def read_weights(
+    form: str,
+    source: str,
+    source_config: str | None = None,
+    tokenizer: str | None = None,
+) -> tuple[Original, Tokenizer | None, tuple[str, ...]]:
+    """Reads another program's weights, and the tokenizer that goes with them.
+
+    Args:
+      form: a key of `FORMATS`.
+      source: .pt, .npz, .safetensors, a Hugging Face folder or a GPT-2 name.
+      source_config: JSON with the original's configuration, if the source has none.
+      tokenizer: tokenizer.json, ours or Hugging Face's, or a folder that holds one; by
+        default that of the source.
+
+    Returns:
+      (the original, its tokenizer, notes for the user); the config names no text: what
+      it was trained on is unknown, and whoever trains it further must say.
+
+    Raises:
+      UserError: for a source that does not fit.
+    """
+    original = get_format(form).read(source, source_config)
+    size = original.config.model.vocab_size
+    if tokenizer is None:
+        found, notes = get_format(form).tokenizer(original.folder, size)
+    else:
+        found, notes = tokenizer_files.read_any(configs.user_path(tokenizer))
+        if found.vocab_size > size:
+            raise UserError(
+                f"--tokenizer '{tokenizer}' has {found.vocab_size} tokens, the model "
+                f"{size}"
+            )
+        if rest := size - found.vocab_size:
+            notes += (
+                f"{rest} of the model's {size} tokens have no text in '{tokenizer}'",
+            )
+    original.config.data.path = ""
+    if found:
+        name_tokenizer(original.config, found)
+    return original, found, (*original.notes, *notes)
+
+
+def load(
+    path: str,
+    step: str = "best",
+    form: str = "",
+    source_config: str | None = None,
+    tokenizer: str | None = None,
+    notify: Callable[[str], None] = log,
+) -> Run:
+    """Loads a run, or another program's weights; writes nothing.
+
+    Args:
+      path: folder of a run, or as `read_weights` takes it.
+      step: of a run: "best", "last", or a number.
+      form: of weights, a key of `FORMATS`; "" takes a .pt file to be nanoGPT's, all
+        else to be GPT-2's.
+      source_config, tokenizer: of weights, see `read_weights`.
+      notify: is called with what the user should know of weights.
+
+    Raises:
+      UserError: if it is neither, or damaged.
+    """
+    folder = configs.user_path(path)
+    try:
+        configs.load_frozen(folder)
+    except UserError:
+        if (folder / "checkpoints").is_dir():
+            raise
+        form = form or ("nanogpt" if path.endswith(".pt") else "gpt2")
+        try:
+            original, found, notes = read_weights(form, path, source_config, tokenizer)
+        except UserError as error:
+            raise UserError(
+                f"'{path}' is neither a run nor {form} weights that can be read: "
+                f"{error}"
+            ) from None
+        for note in notes:
+            notify(f"note: '{path}': {note}")
+        c = original.config
+        backend.use_float64(c.model.dtype)
+        params = jax.tree.map(jnp.asarray, original.params)
+        return Run(folder, c, build_system(c), params, original.step, found, c)
+    return open_run(path, step)

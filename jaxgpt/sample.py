@@ -8,23 +8,13 @@ python -m jaxgpt.sample --workdir=runs/sigma_task-maze-laptop --image=mazes.png
 from __future__ import annotations
 
 import argparse
-import math
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.errors import UserError, require
+from jaxgpt.errors import UserError
+from jaxgpt.sampling.options import check_ranges
 from jaxgpt.systems.sample_options import check_sampling, sample_options
 from jaxgpt.systems.sigma.config import SAMPLERS
-
-RANGES = {
-    "max_new_tokens": (0, math.inf),  # The text's length is checked.
-    "num_samples": (1, 1 << 20),
-    "temperature": (0, math.inf),
-    "top_k": (1, configs.MAX_INT),
-    "num_orders": (1, 1 << 16),
-    "block_length": (1, configs.MAX_INT),
-    "seed": (0, configs.MAX_SEED),
-}
 
 
 def command(argv: list[str]) -> None:
@@ -125,14 +115,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(
             "--stop needs --prompt: templates and splits have fixed lengths"
         )
-    for name, (least, most) in RANGES.items():
-        value = getattr(args, name)
-        if value is not None:
-            require(value >= least, f"--{name}", f">= {least}", value)
-            require(value <= most, f"--{name}", f"<= {most}", value)
-    require(0 < args.top_p <= 1, "--top_p", "in (0, 1]", args.top_p)
-    finite = args.temperature <= 1e38  # float32 ends at 3e38.
-    require(finite, "--temperature", "finite, and at most 1e38", args.temperature)
+    check_ranges(vars(args))
 
 
 if __name__ == "__main__":

@@ -173,8 +173,9 @@ def test_a_folder_is_fine_tuned_with_its_own_tokenizer(tmp_path, capsys):
     tokenizer_of(272).save_pretrained(folder)
     fields = {"init_from": str(folder), "system": "causal"}
     config = configs.override(configs.base(), fields)
-    start, _, own = init_from.load(config)
-    init_from.adopt_architecture(config, start)
+    start = init_from.load(config)
+    own = start.tokenizer
+    init_from.adopt_architecture(config, start.config)
     assert config.model.vocab_size == 280
     assert init_from.choose_tokenizer(config, own, ()) is own
     assert config.data.tokenizer == "huggingface"

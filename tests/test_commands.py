@@ -193,7 +193,7 @@ def test_help_loads_nothing_heavy(name):
     assert process.returncode == 0
     assert process.stdout.startswith(f"usage: python -m jaxgpt.{name} ")
     loaded = {line.split("|")[-1].strip() for line in process.stderr.splitlines()}
-    assert "jaxgpt.config" in loaded
+    assert "jaxgpt.cli" in loaded
     tops = {module.split(".")[0] for module in loaded}
     heavy = {"jax", "jaxlib", "flax", "torch", "numpy", "matplotlib", "h5py"}
     assert not tops & heavy

@@ -15,7 +15,7 @@ import pytest
 from jaxgpt import config as configs
 from jaxgpt import verify
 from jaxgpt.commands.train import replay, train
-from jaxgpt.errors import UserError
+from jaxgpt.errors import CheckError, UserError
 from jaxgpt.training import metrics
 from jaxgpt.training.checkpoint import Checkpoints
 from tests import faults
@@ -266,8 +266,9 @@ def test_a_bad_step_stops_the_run_and_can_be_replayed(tmp_path, monkeypatch, cap
 
     poisoned(SigmaGPT, monkeypatch, at=24)
     workdir = tmp_path / "run"
-    assert train(configs.load(TINY, {}), workdir) == 1
-    said = capsys.readouterr().err
+    with pytest.raises(CheckError) as diverged:
+        train(configs.load(TINY, {}), workdir)
+    said = str(diverged.value)
     assert "step 25: the" in said and "checkpoints kept: 20" in said
     assert f"--workdir={workdir} --replay=25" in said
     with np.load(workdir / "nonfinite" / "25.npz", allow_pickle=False) as written:
@@ -295,11 +296,11 @@ def test_a_bad_step_is_skipped_where_the_config_says_so(tmp_path, monkeypatch, c
 
 
 @pytest.mark.trains
-def test_a_run_in_which_every_step_is_bad_ends(tmp_path, capsys):
+def test_a_run_in_which_every_step_is_bad_ends(tmp_path):
     changes = {"optimizer.learning_rate": "1e30", "optimizer.warmup_steps": "0"}
     changes |= {"nonfinite": "skip", "steps": "60", "checkpoint_interval": "1"}
-    assert train(configs.load(TINY, changes), tmp_path / "run") == 1
-    assert "as in the 20 steps before" in capsys.readouterr().err
+    with pytest.raises(CheckError, match="as in the 20 steps before"):
+        train(configs.load(TINY, changes), tmp_path / "run")
 
 
 def test_a_replay_of_a_step_that_is_not_there(straight):

@@ -178,7 +178,7 @@ def test_a_vocabulary_size_that_a_start_has_not(sentencepiece, refused, tmp_path
 def test_a_start_that_is_no_model_is_named(trained, refused, tmp_path, inside, reason):
     start = trained / inside
     message = refused(TINY, {"init_from": str(start)}, tmp_path / "new")
-    assert message.startswith(f"init_from '{start}' is neither a run nor GPT-2 weights")
+    assert message.startswith(f"init_from '{start}' is neither a run nor gpt2 weights")
     assert reason in message
 
 

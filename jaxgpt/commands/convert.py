@@ -14,13 +14,12 @@ import optax
 from jaxgpt import backend, cli
 from jaxgpt import config as configs
 from jaxgpt.data import tokenizer_files
-from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError, log
 from jaxgpt.interop import kept, rules
-from jaxgpt.interop.base import Export, Original
+from jaxgpt.interop.base import Export
 from jaxgpt.interop.formats import get_format
 from jaxgpt.model.layers import count_parameters
-from jaxgpt.run import Run, name_tokenizer, open_run
+from jaxgpt.run import Run, open_run, read_weights
 from jaxgpt.training import optimizers
 from jaxgpt.training.checkpoint import Checkpoints, DamagedError
 
@@ -30,20 +29,39 @@ ADAM = "ScaleByAdamState"  # optax's name for it.
 def execute(args: argparse.Namespace) -> None:
     """Imports or exports, and prints a summary."""
     backend.set_up_jax(computes=False)
-    workdir = configs.user_path(args.workdir)
-    if args.source is not None:
-        done = import_run(
-            args.format, args.source, workdir, args.source_config, args.tokenizer
-        )
-    else:
-        output = configs.user_path(args.output)
-        run = open_run(args.workdir, args.step)
-        export_run(args.format, run, output, use_up=True)
-        done = {"output": str(output)}
+    done = convert(
+        args.format,
+        args.workdir,
+        args.source,
+        args.output,
+        args.source_config,
+        args.tokenizer,
+        args.step,
+    )
     if args.json:
         cli.print_json(done)
     else:
         print(", ".join(f"{name} {value}" for name, value in done.items()))
+
+
+def convert(
+    form: str,
+    workdir: str,
+    source: str | None,
+    output: str | None,
+    source_config: str | None = None,
+    tokenizer: str | None = None,
+    step: str = "best",
+) -> dict[str, Any]:
+    """Imports from a source or exports to an output: see `jaxgpt.api.convert`."""
+    if (source is None) == (output is None):
+        raise UserError("give source to import or output to export")
+    if source is not None:
+        folder = configs.user_path(workdir)
+        return import_run(form, source, folder, source_config, tokenizer)
+    path = configs.user_path(str(output))
+    export_run(form, open_run(workdir, step), path, use_up=True)
+    return {"output": str(path)}
 
 
 def import_run(
@@ -70,9 +88,10 @@ def import_run(
     """
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"--workdir '{workdir}' is not empty: name a new folder")
-    original = get_format(name).read(source_path, settings_file)
+    original, tokenizer, notes = read_weights(
+        name, source_path, settings_file, tokenizer_file
+    )
     config, params = original.config, original.params
-    tokenizer, notes = _read_tokenizer(name, tokenizer_file, original)
     # AdamW begins with zeros; arrays of a shape share theirs.
     abstract = jax.eval_shape(optimizers.make_optimizer(config).init, params)
     zeros = functools.cache(jnp.zeros)
@@ -84,10 +103,6 @@ def import_run(
         opt_state = optax.tree.set(
             opt_state, counted, **original.moments, count=jnp.int32(original.count)
         )
-    # What it was trained on is unknown: whoever trains it further must say.
-    config.data.path = ""
-    if tokenizer:
-        name_tokenizer(config, tokenizer)
     configs.make_folder(workdir)
     configs.save(config, workdir / "config.json")
     kept.write(workdir, original.kept)
@@ -102,7 +117,7 @@ def import_run(
         raise UserError(
             f"'{workdir}': the checkpoint could not be written: free some disk space"
         )
-    for note in (*original.notes, *notes):
+    for note in notes:
         log(f"note: '{source_path}': {note}")
     return {
         "workdir": str(workdir),
@@ -112,22 +127,6 @@ def import_run(
         "step": original.step,
         "optimizer_state": original.moments is not None,
     }
-
-
-def _read_tokenizer(
-    name: str, file: str | None, original: Original
-) -> tuple[Tokenizer | None, tuple[str, ...]]:
-    size = original.config.model.vocab_size
-    if file is None:
-        return get_format(name).tokenizer(original.folder, size)
-    tokenizer, notes = tokenizer_files.read_any(configs.user_path(file))
-    if tokenizer.vocab_size > size:
-        raise UserError(
-            f"--tokenizer '{file}' has {tokenizer.vocab_size} tokens, the model {size}"
-        )
-    if rest := size - tokenizer.vocab_size:
-        notes += (f"{rest} of the model's {size} tokens have no text in '{file}'",)
-    return tokenizer, notes
 
 
 def export_run(name: str, run: Run, output: pathlib.Path, use_up: bool = False) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 
-import jax
 import numpy as np
 
 from jaxgpt import backend, cli
 from jaxgpt import config as configs
-from jaxgpt.data.arrays import batched, read_integers
+from jaxgpt.data.arrays import read_integers
 from jaxgpt.errors import UserError
 from jaxgpt.model import rng
 from jaxgpt.run import Run, open_run
@@ -131,7 +130,7 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
         raise UserError(
             f"'{tokens}' holds ids outside the {c.vocab_size} of this model"
         )
-    order_BT = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
+    order_BT = np.broadcast_to(np.arange(T), (B, T))
     if order:
         if not c.any_order:
             raise UserError("--order is for σ-GPT: this model reads left to right")
@@ -141,18 +140,13 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
                 f"'{order}' must be orders: each of its {B} rows must contain each of "
                 f"0 .. {T - 1} once"
             )
-    tokens_BT, order_BT = tokens_BT.astype(np.int32), order_BT.astype(np.int32)
     output = cli.output_path("logits", logits) if logits else None
-    score = jax.jit(run.system.score)
-    rows = max(1, min(B, (1 << 26) // (T * c.vocab_size)))
-    parts = []
-    for batch, count in batched({"tokens": tokens_BT, "order": order_BT}, rows):
-        part = score(run.params, batch["tokens"], batch["order"])
-        parts.append([np.asarray(array)[:count] for array in part])
-    logits_BTV, nll_BT = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    logits_BTV, nll_BT = run.score_tokens(
+        tokens_BT.astype(np.int32), order_BT.astype(np.int32), keep_logits=bool(output)
+    )
     if output:
         try:
-            np.save(output, logits_BTV.astype(np.float32))
+            np.save(output, logits_BTV)
         except OSError as error:
             raise UserError(f"--logits='{logits}': {error.strerror}") from None
     loss = float(nll_BT.mean(dtype=np.float64))

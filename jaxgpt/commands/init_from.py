@@ -10,35 +10,24 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxgpt import config as configs
+from jaxgpt import run
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError, log, require
-from jaxgpt.interop import formats
-from jaxgpt.run import name_tokenizer, open_run
+from jaxgpt.run import Run
 from jaxgpt.systems.registry import build_system, system_class
+from jaxgpt.training.run_folder import name_tokenizer
 
 
-def load(config: ConfigDict) -> tuple[ConfigDict, dict, Tokenizer | None]:
-    """Returns the config, parameters and tokenizer that `config.init_from` names.
+def load(config: ConfigDict) -> Run:
+    """Returns the model that `config.init_from` names.
 
     Raises:
       UserError: if it is neither a run nor GPT-2 weights.
     """
-    folder = configs.user_path(config.init_from)
     try:
-        configs.load_frozen(folder)
-    except UserError:
-        try:
-            original = formats.read_original("gpt2", config.init_from)
-        except UserError as error:
-            raise UserError(
-                f"init_from '{config.init_from}' is neither a run nor GPT-2 weights "
-                f"that can be read: {error}"
-            ) from None
-        found, form = original.config, formats.get_format("gpt2")
-        tokenizer, _ = form.tokenizer(original.folder, found.model.vocab_size)
-        return found, original.params, tokenizer
-    run = open_run(config.init_from)
-    return run.config, run.params, run.tokenizer
+        return run.load(config.init_from, form="gpt2", notify=lambda note: None)
+    except UserError as error:
+        raise UserError(f"init_from {error}") from None
 
 
 def initial_params(config: ConfigDict, fresh: dict) -> dict:
@@ -49,7 +38,7 @@ def initial_params(config: ConfigDict, fresh: dict) -> dict:
     """
     if not config.init_from:
         return fresh
-    found = {**fresh, **load(config)[1]}
+    found = {**fresh, **load(config).params}
     shapes = lambda tree: jax.tree.map(lambda a: a.shape, tree)
     if shapes(found) != shapes(fresh):
         raise UserError(

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from typing import Any
 
-import numpy as np
-
 from jaxgpt import backend, cli
 from jaxgpt import config as configs
-from jaxgpt.data import reading
 from jaxgpt.errors import UserError, log
-from jaxgpt.model import rng
-from jaxgpt.run import Run, open_run
+from jaxgpt.inference import Given, Run
+from jaxgpt.run import open_run
 from jaxgpt.sampling import prompts
 from jaxgpt.sampling.display import Screen
-from jaxgpt.sampling.output import describe, split_continuations, to_text, until
-from jaxgpt.sampling.state import Callback, SamplerOutput, SamplingParams
+from jaxgpt.sampling.options import SamplingOptions
+from jaxgpt.sampling.output import read_output, split_continuations
+from jaxgpt.sampling.state import SamplingParams
 from jaxgpt.systems.registry import system_class
 from jaxgpt.systems.sample_options import SampleSession, sample_options
-
-# Of texts continued past the block, which a causal model can do.
-LONGEST = 1 << 16
-STOP_EVERY = 32  # Calls between looks for the stop text.
 
 
 def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -50,113 +45,59 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         _sample_text(run, args, session)
 
 
-def generate(
-    run: Run,
-    args: argparse.Namespace,
-    tokens: np.ndarray,
-    prompt_mask: np.ndarray,
-    screen: Screen | None = None,
-    session: SampleSession | None = None,
-) -> SamplerOutput:
-    """Returns `args.num_samples` fillings of a text [T], or of each of N texts [N, T].
-
-    known is [T] or [N, T].
-    """
-    callback: Callback | None = None
-    every = 1
-    if screen:
-        callback = screen.show
-    elif args.stop:
-        # Looking waits for the device, so not after every call.
-        callback, every = (
-            until(args.stop, int(prompt_mask.sum()), run.tokenizer),
-            STOP_EVERY,
-        )
-    return (session or run.system).sample(
-        run.params,
-        np.broadcast_to(tokens, (args.num_samples, tokens.shape[-1])),
-        np.broadcast_to(prompt_mask, (args.num_samples, prompt_mask.shape[-1])),
-        rng.stream(args.seed, "sample"),
-        SamplingParams(
-            sampler=args.sampler,
-            order=args.order,
-            temperature=args.temperature,
-            top_k=args.top_k or 0,
-            top_p=args.top_p,
-            num_orders=args.num_orders or 0,
-            block_length=args.block_length or 0,
-        ),
-        callback,
-        every,
-    )
+def _sampling(args: argparse.Namespace) -> SamplingParams:
+    """Returns how the command line asks to sample."""
+    options: Any = {key: getattr(args, key) for key in SamplingOptions.__annotations__}
+    return SamplingParams.of(options)
 
 
-def _given(run: Run, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, str]:
-    """Returns (tokens [T] or [N, T], known [T], a note), at least one token known."""
-    c, tokenizer, new = run.system.model_config, run.tokenizer, args.max_new_tokens
-    longest = LONGEST if run.system.goes_past_block else c.block_size
+def _given(run: Run, args: argparse.Namespace) -> Given:
+    """Returns what the texts begin with, or are written around."""
+    c = run.system.model_config
     if args.split:
-        tokens, prompt_mask = prompts.prompts_of_split(
+        found = prompts.prompts_of_split(
             run.open_data(),
             args.split,
             args.num_samples,
-            new,
+            args.max_new_tokens,
             args.seed,
             c.block_size,
-            longest,
+            run.longest,
         )
-        return tokens, prompt_mask, ""
-    special = args.special_tokens
+        return Given(*found)
     if args.template is not None:
-        template = _normalized(args.template, run)
-        tokens, prompt_mask = prompts.read_template(
-            template, tokenizer, c.block_size, special
-        )
-    else:
-        prompt = (
-            prompts.encode(_normalized(args.prompt or "", run), tokenizer, special)
-            if args.prompt_ids is None
-            else prompts.parse_ids(args.prompt_ids, c.vocab_size)
-        )
-        capacity = run.system.cache_length(len(prompt))
-        tokens, prompt_mask = prompts.continue_prompt(
-            prompt, new, c.block_size, capacity, longest
-        )
-    if not len(tokens):
-        raise UserError("nothing is given and nothing asked for: raise the length")
-    if prompt_mask.any() or c.begin_token:
-        return tokens, prompt_mask, ""
-    tokens[0], prompt_mask[0] = prompts.start_token(tokenizer), True
-    first = to_text(tokens[:1], tokenizer)
-    note = f"note: this model cannot begin with nothing; its first token is {first!r}"
-    return tokens, prompt_mask, note
-
-
-def _normalized(text: str, run: Run) -> str:
-    """Returns a prompt normalized like the text that the run was trained on."""
-    how = run.config.data.normalize
-    changed = reading.normalized(text, how)
-    if changed != text:
-        log(f"note: the text is changed as the run's data was (data.normalize={how})")
-    return changed
+        return run.read_template(args.template, args.special_tokens)
+    prompt = args.prompt or ""
+    if args.prompt_ids is not None:
+        prompt = prompts.parse_ids(args.prompt_ids, c.vocab_size)
+    return run.read_prompt(prompt, args.max_new_tokens, args.special_tokens)
 
 
 def _sample_text(
     run: Run, args: argparse.Namespace, session: SampleSession | None
 ) -> None:
     """Generates texts and prints them."""
-    tokens, prompt_mask, note = _given(run, args)
+    start = _given(run, args)
+    prompt_mask = start.known
+    fill = functools.partial(
+        run.fill,
+        start,
+        _sampling(args),
+        args.num_samples,
+        args.seed,
+        args.stop,
+        session=session,
+    )
     began = time.perf_counter()
     if args.live and Screen.possible():
         with Screen(run.tokenizer, prompt_mask) as screen:
-            filled = generate(run, args, tokens, prompt_mask, screen, session)
+            filled = fill(show=screen.show)
     else:
-        filled = generate(run, args, tokens, prompt_mask, session=session)
+        filled = fill()
     seconds = time.perf_counter() - began
-    if note:
-        log(note)
     given = int(prompt_mask.sum())
-    samples = describe(filled, prompt_mask, run.tokenizer, args.stop)
+    found = read_output(filled, prompt_mask, run.tokenizer, args.stop)
+    samples = [sample.to_json() for sample in found]
     if session:
         session.describe(samples, filled, given, run.tokenizer)
     if args.split:
@@ -198,15 +139,17 @@ def _sample_task(run: Run, args: argparse.Namespace) -> None:
     tokens, prompt_mask, reference = system.problems(
         run.open_data(), split, args.num_samples, args.seed
     )
-    args.num_samples = len(tokens)
     began = time.perf_counter()
-    filled = generate(run, args, tokens, prompt_mask)
+    filled = run.fill(
+        Given(tokens, prompt_mask), _sampling(args), len(tokens), args.seed
+    )
     seconds = time.perf_counter() - began
     task = system.task
     verdict = task.judge(filled.tokens_BT, reference, prompt_mask)
     if image:
         system.plot(image, filled.tokens_BT, reference, prompt_mask)
-    samples = describe(filled, prompt_mask, run.tokenizer)
+    found = read_output(filled, prompt_mask, run.tokenizer)
+    samples = [sample.to_json() for sample in found]
     for row, sample in enumerate(samples):
         sample["text"] = task.text(filled.tokens_BT[row])
         sample |= {name: float(values[row]) for name, values in verdict.items()}

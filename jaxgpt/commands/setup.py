@@ -18,11 +18,11 @@ from jaxgpt.data.dataset import Dataset
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError, log
 from jaxgpt.parallel import sharding
-from jaxgpt.run import assume_vocabulary, read_run, require_text
 from jaxgpt.systems.registry import build_system, system_class
 from jaxgpt.training.lock import locked
 from jaxgpt.training.optimizers import make_optimizer
 from jaxgpt.training.resume import check_same_config, keep_schedule
+from jaxgpt.training.run_folder import assume_vocabulary, read_run, require_text
 from jaxgpt.training.train_state import Setup
 
 
@@ -50,8 +50,9 @@ def prepare(
         return _prepare_to_resume(config, workdir, allowed, given)
     tokenizer, named = None, {"data.path", "data.tokenizer"} & set(given)
     if config.init_from:
-        start, _, tokenizer = init_from.load(config)
-        init_from.adopt_architecture(config, start, given)
+        start = init_from.load(config)
+        tokenizer = start.tokenizer
+        init_from.adopt_architecture(config, start.config, given)
         if tokenizer:
             tokenizer = init_from.choose_tokenizer(config, tokenizer, given)
         elif system_class(config.system).reads_text and not named:

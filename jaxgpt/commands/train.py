@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 from jaxgpt import backend, cli
 from jaxgpt import config as configs
 from jaxgpt.commands.setup import exclusive, prepare
-from jaxgpt.errors import log, require
+from jaxgpt.errors import CheckError, log, require
 from jaxgpt.parallel import distributed
 from jaxgpt.training.debug import replay_step
-from jaxgpt.training.loop import Trainer, finished, loop
+from jaxgpt.training.loop import Callback, Trainer, finished, go_on, loop
 from jaxgpt.training.nonfinite import DivergedError
 from jaxgpt.training.progress import Progress
 from jaxgpt.training.signals import Interrupted, SignalHandler
@@ -38,7 +38,11 @@ def execute(
         distributed.exit_when_one_is_lost()
     if args.replay is not None:
         return replay(config, configs.user_path(workdir), args.replay)
-    status = train(config, workdir, allowed, given, smaller)
+    try:
+        status = train(config, workdir, allowed, given, smaller)
+    except CheckError as error:  # In all processes alike.
+        log(f"error: {error}")
+        status = 1
     if shared:
         distributed.shutdown(status)
     return status
@@ -50,6 +54,7 @@ def train(
     allowed: Collection[str] = (),
     given: Collection[str] = (),
     smaller: str = "",
+    callback: Callback = go_on,
 ) -> int:
     """Trains a run to its last step, from wherever it stands.
 
@@ -59,13 +64,15 @@ def train(
       allowed: keys in which config may differ from the run's.
       given: keys that were set on the command line, rather than in a file.
       smaller: the config file and variant to suggest where this one takes long.
+      callback: see `training.loop.Callback`.
 
     Returns:
-      The exit code: 0, 1 if the loss diverged, 128 + the signal that ended it.
+      The exit code: 0, or 128 + the signal that ended it.
 
     Raises:
       UserError: for input that cannot be used.
-      CheckError: for an evaluation that cannot be right.
+      CheckError: if the loss diverged, an evaluation cannot be right, or the last
+        state was not saved.
     """
     backend.use_float64(config.model.dtype)
     setup = prepare(config, configs.user_path(str(workdir)), allowed, given)
@@ -78,7 +85,7 @@ def train(
         return 0
     backend.say_where_programs_are_not_kept()
     with exclusive(setup, allowed):
-        return _train(Trainer(setup), smaller)
+        return _train(Trainer(setup, callback), smaller)
 
 
 def _train(trainer: Trainer, smaller: str) -> int:
@@ -120,19 +127,19 @@ def _train(trainer: Trainer, smaller: str) -> int:
         distributed.exit_after_loss(error)
     except DivergedError as error:
         checkpoints.report_errors(wait=True)
-        log(
-            f"error: {error}; checkpoints kept: {checkpoints.listed()}. Lower "
+        raise CheckError(
+            f"{error}; checkpoints kept: {checkpoints.listed()}. Lower "
             "optimizer.learning_rate or optimizer.grad_clip; to see where it began: "
             f"{cli.program('jaxgpt.train')} --workdir={quoted} --replay={error.step}"
-        )
-        return 1
+        ) from None
     finally:
         progress.close()
         trainer.recorder.summarise()
         checkpoints.close()
     if trainer.step not in checkpoints.steps():
-        log(f"error: the state after step {trainer.step} is lost: it was not saved")
-        return 1
+        raise CheckError(
+            f"the state after step {trainer.step} is lost: it was not saved"
+        )
     if number:
         log(f"stopped after step {trainer.step}; the same command resumes")
         return 128 + number

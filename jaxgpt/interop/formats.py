@@ -8,6 +8,8 @@ from __future__ import annotations
 import pkgutil
 from typing import TYPE_CHECKING
 
+from jaxgpt.errors import require
+
 if TYPE_CHECKING:
     from jaxgpt.interop.base import Format, Original
 
@@ -23,7 +25,8 @@ FORMATS = {
 
 
 def get_format(name: str) -> Format:
-    """Returns the format of this name."""
+    """Returns the format of this name; UserError for an unknown one."""
+    require(name in FORMATS, "format", f"one of {', '.join(FORMATS)}", name)
     return pkgutil.resolve_name(FORMATS[name])
 
 

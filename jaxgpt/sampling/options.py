@@ -1,8 +1,48 @@
-"""What --sampler and --order may be for a model that reads left to right; no JAX."""
+"""What the options of sampling may be; read without JAX."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+from jaxgpt.config import MAX_INT, MAX_SEED
 from jaxgpt.errors import UserError, require
+
+RANGES = {
+    "max_new_tokens": (0, math.inf),  # The text's length is checked.
+    "num_samples": (1, 1 << 20),
+    "temperature": (0, math.inf),
+    "top_k": (1, MAX_INT),
+    "num_orders": (1, 1 << 16),
+    "block_length": (1, MAX_INT),
+    "seed": (0, MAX_SEED),
+}
+
+
+class SamplingOptions(TypedDict, total=False):
+    """How tokens are drawn, as keyword arguments: the options of `jaxgpt.sample`."""
+
+    sampler: str  # of σ-GPT: ar, exact-burst (its default) or burst
+    order: str  # of σ-GPT: random (its default), left-to-right, ..., or "7,5,6"
+    temperature: float  # 1.0; 0 is greedy
+    top_k: int | None  # draw from the k likeliest tokens; None from all
+    top_p: float  # draw from the likeliest tokens that reach this probability; 1.0
+    num_orders: int | None  # of burst; 5
+    block_length: int | None  # of order block; 16
+
+
+def check_ranges(values: Mapping[str, Any]) -> None:
+    """Raises UserError for a value out of range; None is the default of an option."""
+    for name, (least, most) in RANGES.items():
+        value = values.get(name)
+        if value is not None:
+            require(value >= least, f"--{name}", f">= {least}", value)
+            require(value <= most, f"--{name}", f"<= {most}", value)
+    top_p, temperature = values.get("top_p", 1.0), values.get("temperature", 1.0)
+    require(0 < top_p <= 1, "--top_p", "in (0, 1]", top_p)
+    finite = temperature <= 1e38  # float32 ends at 3e38.
+    require(finite, "--temperature", "finite, and at most 1e38", temperature)
 
 
 def check_left_to_right(order: str) -> None:

@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.sampling.state import Callback, SamplerOutput
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A generated text, what was given included.
+
+    Attributes:
+      text: None where the run has no tokenizer.
+      tokens: int32 [T].
+      log_prob: log-probability of the generated tokens in nats, each given those
+        decoded before it; of the model itself, at temperature 1 and without top_k.
+      num_forward_passes: of the model, without the one over the prompt.
+      num_generated: tokens that were not given.
+      tokens_processed: tokens that these passes computed.
+    """
+
+    text: str | None
+    tokens: np.ndarray
+    log_prob: float
+    num_forward_passes: int
+    num_generated: int
+    tokens_processed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the object that `jaxgpt.sample --json=-` prints."""
+        calls = self.num_forward_passes
+        return {
+            "text": self.text,
+            "tokens": self.tokens.tolist(),
+            "model_calls": calls,
+            "accepted_per_call": self.num_generated / calls if calls else 0.0,
+            "token_evaluations": self.tokens_processed,
+            "log_probability": self.log_prob,
+        }
 
 
 def to_text(tokens: np.ndarray, tokenizer: Tokenizer | None) -> str:
@@ -50,29 +85,28 @@ def _length_with_stop(
     return len(row)
 
 
-def describe(
+def read_output(
     output: SamplerOutput,
     prompt_mask: np.ndarray,
     tokenizer: Tokenizer | None,
     stop: str = "",
-) -> list[dict[str, Any]]:
-    """Returns a JSON object for each sample, cut after stop; known is [T] or [N, T]."""
+) -> list[Sample]:
+    """Returns the generated texts, cut after stop; prompt_mask is [T] or [N, T]."""
     samples = []
     prompt_mask_BT = np.broadcast_to(prompt_mask, output.tokens_BT.shape)
     for row, tokens in enumerate(output.tokens_BT):
         prompt_mask_T, given = prompt_mask_BT[row], int(prompt_mask_BT[row].sum())
         end = _length_with_stop(tokens, given, stop, tokenizer)
-        calls = int(output.num_forward_passes_B[row])
-        made = int((output.decoded_BT[row] & ~prompt_mask_T).sum())
+        generated = output.decoded_BT[row] & ~prompt_mask_T
         samples.append(
-            {
-                "text": tokenizer.decode(tokens[:end]) if tokenizer else None,
-                "tokens": tokens[:end].tolist(),
-                "model_calls": calls,
-                "accepted_per_call": made / calls if calls else 0.0,
-                "token_evaluations": int(output.tokens_processed_B[row]),
-                "log_probability": float(output.log_p_BT[row, :end].sum()),
-            }
+            Sample(
+                text=tokenizer.decode(tokens[:end]) if tokenizer else None,
+                tokens=tokens[:end],
+                log_prob=float(output.log_p_BT[row, :end].sum()),
+                num_forward_passes=int(output.num_forward_passes_B[row]),
+                num_generated=int(generated.sum()),
+                tokens_processed=int(output.tokens_processed_B[row]),
+            )
         )
     return samples
 

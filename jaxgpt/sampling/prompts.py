@@ -7,16 +7,26 @@ is to be generated.
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgpt.data import reading
 from jaxgpt.data.tokenizers import Tokenizer, UnknownCharacterError
-from jaxgpt.errors import UserError, require
+from jaxgpt.errors import UserError, log, require
 
 GAP = re.compile(r"<missing:(\d+)>")
 # What was meant as a gap: <missing>, <missing:-3>, <MISSING:3>, <missing: 3, ...
 NEARLY_GAP = re.compile(r"<\s*missing\s*(?:[:=][^<>]*>?|[-+\d\s]*>)", re.IGNORECASE)
+
+
+def normalize(text: str, how: str) -> str:
+    """Returns a text normalized as `data.normalize` says; logs if that changed it."""
+    changed = reading.normalized(text, how)
+    if changed != text:
+        log(f"note: the text is changed as the run's data was (data.normalize={how})")
+    return changed
 
 
 def encode(
@@ -69,9 +79,116 @@ def parse_ids(text: str, vocab_size: int) -> np.ndarray:
     except (ValueError, OverflowError):
         shown = text if len(text) <= 200 else f"{text[:200]}..."
         raise UserError(f"--prompt_ids must be like 3,1,4, got {shown!r}") from None
-    known = ((ids >= 0) & (ids < vocab_size)).all()
-    require(bool(known), "--prompt_ids", f"in [0, {vocab_size - 1}]", text)
-    return ids
+    return read_ids(ids, vocab_size, "--prompt_ids", text)
+
+
+def read_ids(
+    given: Any, vocab_size: int, name: str, shown: Any = None, least: int = 0
+) -> np.ndarray:
+    """Returns token ids, a list or an array, as int32 [T] or [N, T].
+
+    Args:
+      given: the ids.
+      vocab_size: of the model.
+      name, shown: of and in the message; by default the ids are shown.
+      least: the lowest that is allowed.
+
+    Raises:
+      UserError: if they are no integers or not in the vocabulary.
+    """
+    try:
+        ids = np.asarray(given) if len(given) else np.zeros(0, np.int32)
+    except ValueError:  # Rows of different lengths.
+        ids = np.array(None)
+    fits = ids.ndim in (1, 2) and ids.dtype.kind in "iu"
+    require(fits, name, "token ids, in rows of one length", shown or given)
+    known = ((ids >= least) & (ids < vocab_size)).all()
+    require(bool(known), name, f"in [{least}, {vocab_size - 1}]", shown or ids.tolist())
+    return ids.astype(np.int32)
+
+
+def read_gaps(
+    given: Any, vocab_size: int, block_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (tokens, known) of token ids [T], -1 where one is missing.
+
+    Raises:
+      UserError: if they are none, not in the vocabulary, or do not fit the block.
+    """
+    ids = read_ids(given, vocab_size, "template", least=-1)
+    fits = ids.ndim == 1 and 1 <= len(ids) <= block_size
+    require(fits, "template", f"one text of 1 to {block_size} tokens", ids.shape)
+    return np.maximum(ids, 0), ids >= 0
+
+
+Texts = str | Sequence[str] | Sequence[int] | np.ndarray
+
+
+class TokenRows(NamedTuple):
+    """Texts as token ids.
+
+    Attributes:
+      tokens_NT: int32, zero past the end of a text.
+      lengths_N: in tokens.
+      single: whether it is one text that was not in a list.
+    """
+
+    tokens_NT: np.ndarray
+    lengths_N: np.ndarray
+    single: bool
+
+
+def read_texts(
+    texts: Texts,
+    encode: Callable[[str], np.ndarray],
+    vocab_size: int,
+    longest: int,
+) -> TokenRows:
+    """Reads one or more texts, or token ids [T] or [N, T].
+
+    Args:
+      texts: to read.
+      encode: returns the ids of a text.
+      vocab_size: of the model.
+      longest: the most tokens a text may have.
+
+    Raises:
+      UserError: for no text, one of less than 2 tokens or too many, or ids that are
+        not in the vocabulary.
+    """
+    if single := isinstance(texts, str):
+        rows = [encode(texts)]
+    elif len(texts) and isinstance(texts[0], str):
+        rows = [encode(str(text)) for text in texts]
+    else:
+        ids = read_ids(texts, vocab_size, "texts")
+        rows, single = [*np.atleast_2d(ids)], ids.ndim == 1
+    lengths_N = np.array([len(row) for row in rows])
+    fits = lengths_N.min(initial=longest) >= 2 and lengths_N.max(initial=0) <= longest
+    name, lengths = "the lengths of texts", lengths_N.tolist()
+    require(bool(fits and rows), name, f"in [2, {longest}]", lengths)
+    tokens_NT = np.zeros((len(rows), lengths_N.max()), np.int32)
+    for tokens_T, row in zip(tokens_NT, rows, strict=True):
+        tokens_T[: len(row)] = row
+    return TokenRows(tokens_NT, lengths_N, single)
+
+
+def read_orders(order: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns orders of reading, int32 [N, T]: left to right for None.
+
+    Args:
+      order: [T] or [N, T].
+      shape: [N, T].
+
+    Raises:
+      UserError: unless each row has each position once.
+    """
+    straight_T = np.arange(shape[1], dtype=np.int32)
+    order = straight_T if order is None else np.asarray(order)
+    fits = order.shape in (shape, shape[1:]) and (np.sort(order) == straight_T).all()
+    rule = f"[T] or [N, T], each row with each of 0 .. {shape[1] - 1} once"
+    require(bool(fits), "order", rule, order.tolist())
+    return np.broadcast_to(order.astype(np.int32), shape)
 
 
 def continue_prompt(

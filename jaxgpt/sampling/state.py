@@ -21,6 +21,7 @@ from jax import lax
 
 from jaxgpt.model import attention
 from jaxgpt.model.positions import Positions, in_order
+from jaxgpt.sampling.options import SamplingOptions, check_ranges
 
 Cache = Any
 
@@ -205,6 +206,18 @@ class SamplingParams:
             top_k=self.top_k,
             nucleus=self.top_p < 1,
         )
+
+    @classmethod
+    def of(cls, options: SamplingOptions) -> SamplingParams:
+        """Returns these options, checked; what is not among them is the default.
+
+        Raises:
+          UserError: for a value out of range.
+          TypeError: for an unknown option.
+        """
+        check_ranges(options)
+        given: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
+        return cls(**given)
 
 
 DEFAULT_PARAMS = SamplingParams()

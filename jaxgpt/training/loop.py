@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import jax
 
@@ -24,12 +25,21 @@ from jaxgpt.training.train_state import Setup, TrainState, abstract_state
 
 SAVE_RETRY_WAIT_S = 1.0
 
+# Is given each row of metrics.jsonl once it is written; False ends the run in good
+# order after this step, as a signal does, and the same call resumes it.
+Callback = Callable[[metrics.Row], bool | None]
+
+
+def go_on(row: metrics.Row) -> None:
+    """The callback that does nothing."""
+
 
 class Trainer:
     """One run: its state, its files, and how they advance."""
 
-    def __init__(self, setup: Setup):
+    def __init__(self, setup: Setup, callback: Callback = go_on):
         """Restores the run in `setup.workdir`, or begins it."""
+        self.callback = callback
         self.setup, self.system, self.workdir = setup, setup.system, setup.workdir
         self.config = c = setup.config
         is_primary = jax.process_index() == 0
@@ -207,6 +217,7 @@ def loop(trainer: Trainer, progress: Progress, signal_handler: SignalHandler) ->
                 evaluation = trainer.evaluate()
             trainer.record_evaluation(evaluation, progress)
             stops = trainer.out_of_patience()
+        stops |= trainer.callback(dict(trainer.recorder.rows[-1])) is False
         with clock.part("checkpoint"):
             trainer.checkpoints.report_errors()
             if saves or stops:

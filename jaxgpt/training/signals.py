@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,7 +30,9 @@ class SignalHandler:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> SignalHandler:
-        for number in SIGNALS:
+        # Elsewhere, as in a notebook's worker, Python delivers none.
+        main = threading.current_thread() is threading.main_thread()
+        for number in SIGNALS if main else ():
             self._previous[number] = signal.signal(number, self._handle)
         return self
 

@@ -1,10 +1,6 @@
-import types
-
 import numpy as np
 import pytest
 
-from jaxgpt.commands import sample
-from jaxgpt.config import base, override
 from jaxgpt.data.sentencepiece import SentencePieceTokenizer as SentencePiece
 from jaxgpt.data.tokenizers import END_OF_TEXT, CharTokenizer, GPT2Tokenizer
 from jaxgpt.errors import UserError
@@ -22,13 +18,10 @@ def test_special_tokens_are_text_unless_asked():
 
 
 def test_a_prompt_is_changed_as_the_text_of_the_run_was(capsys):
-    run = lambda how: types.SimpleNamespace(
-        config=override(base(), {"data.normalize": how})
-    )
     text = "e\u0301\r\n"
-    assert sample._normalized(text, run("none")) == text
+    assert prompts.normalize(text, "none") == text
     assert capsys.readouterr().err == ""
-    assert sample._normalized(text, run("nfc")) == "é\n"
+    assert prompts.normalize(text, "nfc") == "é\n"
     assert "data.normalize=nfc" in capsys.readouterr().err
 
 

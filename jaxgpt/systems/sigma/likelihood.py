@@ -7,10 +7,10 @@ over orders of p(x | order).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
@@ -18,25 +18,82 @@ from jaxgpt.systems.base import System
 from jaxgpt.systems.sigma import orders
 
 
+def conditional_log_likelihoods(
+    system: System,
+    params: dict,
+    tokens_BT: np.ndarray,
+    given_BT: np.ndarray,
+    key: jax.Array,
+    num_orders: int,
+) -> np.ndarray:
+    """Returns log p(the other tokens | those given, order) [B, N], float64, in nats.
+
+    Args:
+      system: of the model.
+      params: of the model.
+      tokens_BT: int32.
+      given_BT: true where a token is conditioned on; somewhere in each text, unless
+        the model has a beginning token. They are read first, left to right.
+      key: row b draws from fold_in(key, b).
+      num_orders: N, random orders of the other tokens of each text.
+    """
+    result = []
+    for row, (tokens_T, given_T) in enumerate(zip(tokens_BT, given_BT, strict=True)):
+        given, missing = np.flatnonzero(given_T), np.flatnonzero(~given_T)
+        row_key = jax.random.fold_in(key, row)
+        rest_NM = missing[orders.random(row_key, num_orders, len(missing))]
+        given_NG = np.broadcast_to(given, (num_orders, len(given)))
+        order_NT = np.concatenate([given_NG, rest_NM], 1).astype(np.int32)
+        batch = {"tokens": np.broadcast_to(tokens_T, order_NT.shape), "order": order_NT}
+        nll_NT = np.asarray(_nll(system)(params, batch), np.float64)
+        result.append(-nll_NT[:, -len(missing) :].sum(1))
+    return np.array(result)
+
+
 def log_likelihoods(
     system: System, params: dict, tokens_BT: np.ndarray, key: jax.Array, num_orders: int
 ) -> np.ndarray:
     """Returns log p(text | order) [B, N] in nats, for N random orders of each text."""
-    T = tokens_BT.shape[1]
     # A model without a beginning token cannot predict the first token it reads. So all
     # orders begin with the same position, whose token is not counted.
-    fixed = 1 - int(system.model_config.begin_token)
-    first_NT = jnp.broadcast_to(jnp.arange(fixed), (num_orders, fixed))
-    result = []
-    for row, tokens_T in enumerate(tokens_BT):
-        row_key = jax.random.fold_in(key, row)
-        rest_NT = fixed + orders.random(row_key, num_orders, T - fixed)
-        batch = {
-            "tokens": jnp.broadcast_to(tokens_T, (num_orders, T)),
-            "order": jnp.concatenate([first_NT, rest_NT], 1),
-        }
-        result.append(-np.asarray(_nll(system)(params, batch), np.float64).sum(1))
-    return np.array(result)
+    given_BT = np.zeros(tokens_BT.shape, bool)
+    given_BT[:, : 1 - int(system.model_config.begin_token)] = True
+    return conditional_log_likelihoods(
+        system, params, tokens_BT, given_BT, key, num_orders
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LogProb:
+    """Log-probabilities of one text or N, each in K random orders; nats.
+
+    Attributes:
+      per_order: float64, [K] or [N, K].
+    """
+
+    per_order: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean over orders, [] or [N]: never above `mixture`."""
+        return self.per_order.mean(-1)
+
+    @property
+    def standard_error(self) -> np.ndarray:
+        """Of that mean; NaN for one order."""
+        K = self.per_order.shape[-1]
+        if K == 1:
+            return np.full(self.per_order.shape[:-1], np.nan)
+        return self.per_order.std(-1, ddof=1) / np.sqrt(K)
+
+    @property
+    def mixture(self) -> np.ndarray:
+        """The log of the mean probability: what sampling in random orders draws from.
+
+        From K orders it is an estimate from below (Burda et al. 2016).
+        """
+        mixture = logsumexp(self.per_order, axis=-1)
+        return np.asarray(mixture) - np.log(self.per_order.shape[-1])
 
 
 @functools.lru_cache(maxsize=8)
@@ -58,8 +115,7 @@ def summary(log_p_BN: np.ndarray, tokens: int) -> dict[str, float]:
       grows; order_deviation, the standard deviation over orders of a text's
       log-likelihood, 0 for a consistent model (nats per text).
     """
-    N = log_p_BN.shape[1]
-    mixture_B = np.asarray(logsumexp(log_p_BN, axis=1)) - np.log(N)
+    N, mixture_B = log_p_BN.shape[1], LogProb(log_p_BN).mixture
     deviation = float(np.sqrt(log_p_BN.var(1, ddof=1).mean())) if N > 1 else 0.0
     return {
         "loss_averaged": float(-log_p_BN.mean() / tokens),

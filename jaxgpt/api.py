@@ -1,0 +1,180 @@
+"""jaxgpt from Python: load, train, convert and configure; stable by promise.
+
+    import jaxgpt
+
+    run = jaxgpt.load("runs/quickstart")
+    for sample in run.infill("<missing:24>my lord<missing:33>", num_samples=3):
+        print(sample.text)
+
+All of this is also there as `jaxgpt.NAME`, loaded on first use. Errors are exceptions
+with the one-line messages of the commands: `UserError` for wrong input, `CheckError`
+for a result that cannot be right.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pathlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxgpt import backend
+from jaxgpt import config as configs
+from jaxgpt import run as runs
+from jaxgpt.commands import convert as conversion
+from jaxgpt.commands import train as training
+from jaxgpt.errors import CheckError, UserError
+from jaxgpt.inference import Run
+from jaxgpt.sampling.output import Sample
+from jaxgpt.systems.sigma.likelihood import LogProb
+from jaxgpt.training.loop import Callback, go_on
+
+__all__ = [
+    "CheckError",
+    "LogProb",
+    "Run",
+    "Sample",
+    "UserError",
+    "config",
+    "convert",
+    "load",
+    "train",
+]
+
+_set_up = functools.cache(backend.set_up_jax)
+
+
+def load(
+    path: str | pathlib.Path,
+    *,
+    step: int | str = "best",
+    format: str = "",
+    source_config: str | pathlib.Path | None = None,
+    tokenizer: str | pathlib.Path | None = None,
+) -> Run:
+    """Loads a run, or another program's weights; writes nothing.
+
+        jaxgpt.load("runs/quickstart")
+        jaxgpt.load("openai-community/gpt2")  # or a folder of transformers
+        jaxgpt.load("out/ckpt.pt")  # nanoGPT's
+
+    Args:
+      path: folder of a run; or weights: a Hugging Face folder or name, .pt, .npz or
+        .safetensors.
+      step: of a run: "best", "last", or a number.
+      format: of weights, as in jaxgpt.convert; by default nanogpt for a .pt file, else
+        gpt2.
+      source_config: of weights: JSON with the original's configuration, if the file
+        does not hold it.
+      tokenizer: of weights: tokenizer.json or a folder; by default that of the source.
+
+    Raises:
+      UserError: if it is neither a run nor weights that can be read, or damaged.
+    """
+    _set_up()
+    return runs.load(
+        str(path), str(step), format, _text(source_config), _text(tokenizer)
+    )
+
+
+def config(spec: str | pathlib.Path, /, **changes: Any) -> ConfigDict:
+    """Returns the config of a file, with changes; validated and locked.
+
+        jaxgpt.config("configs/sigma_char.py:laptop", **{"optimizer.name": "adamw"})
+
+    Args:
+      spec: "path.py" or "path.py:variant".
+      **changes: by dotted keys.
+
+    Raises:
+      UserError: for a missing file, an unknown key, or a value it cannot have.
+    """
+    return configs.load(str(spec), changes)
+
+
+def train(
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    callback: Callback = go_on,
+    overrides: Mapping[str, Any] | None = None,
+    allow: Collection[str] = (),
+) -> Run:
+    """Trains a run to its last step, from wherever it stands, and loads it.
+
+        jaxgpt.train(jaxgpt.config("configs/quickstart.py"), "runs/quickstart")
+
+    It is what `python -m jaxgpt.train` does, with the same files in the folder and the
+    same line for each row of metrics on stderr. An interrupt saves a checkpoint and
+    returns; the same call resumes.
+
+    Args:
+      config: of `jaxgpt.config`.
+      workdir: folder of the run.
+      callback: is given each row of metrics.jsonl, such as {"step": 50, "loss": 2.9,
+        ...}; returning False ends the run after this step.
+      overrides: changes by dotted keys, which win over the model that `init_from`
+        names, as they do on the command line.
+      allow: keys that may differ from the config of the run that is resumed.
+
+    Returns:
+      The run, with its best checkpoint.
+
+    Raises:
+      UserError: for input that cannot be used.
+      CheckError: if the loss diverged, an evaluation cannot be right, or the last
+        state was not saved.
+    """
+    _set_up()
+    changes = dict(overrides or {})
+    resolved = configs.validate(configs.override(copy.deepcopy(config), changes))
+    training.train(resolved, workdir, allow, changes, callback=callback)
+    return load(workdir)
+
+
+def convert(
+    format: str,
+    *,
+    workdir: str | pathlib.Path,
+    source: str | pathlib.Path | None = None,
+    output: str | pathlib.Path | None = None,
+    source_config: str | pathlib.Path | None = None,
+    tokenizer: str | pathlib.Path | None = None,
+    step: int | str = "best",
+) -> dict[str, Any]:
+    """Imports weights as a run, or exports those of a run.
+
+        jaxgpt.convert("gpt2", source="openai-community/gpt2", workdir="runs/gpt2")
+        jaxgpt.convert("gpt2", workdir="runs/gpt2", output="exported")
+
+    Args:
+      format: gpt2, nanogpt, sigma-gpt, teenygpt or nanollama.
+      workdir: folder of the run; a new one for an import.
+      source: to import from: .pt, .npz, .safetensors, a Hugging Face folder or name.
+      output: to export to: a folder (gpt2), .pt or .npz; must not exist.
+      source_config, tokenizer: of an import, as in `load`.
+      step: of an export: "best", "last", or a number.
+
+    Returns:
+      What was done, as `jaxgpt.convert --json=-` prints it.
+
+    Raises:
+      UserError: for weights that do not fit; nothing is written then.
+    """
+    _set_up()
+    return conversion.convert(
+        format,
+        str(workdir),
+        _text(source),
+        _text(output),
+        _text(source_config),
+        _text(tokenizer),
+        str(step),
+    )
+
+
+def _text(path: str | pathlib.Path | None) -> str | None:
+    return None if path is None else str(path)

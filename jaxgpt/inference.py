@@ -1,0 +1,430 @@
+"""What a loaded run does: it continues, fills and scores texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxgpt.data.arrays import batched
+from jaxgpt.data.dataset import Dataset
+from jaxgpt.data.tokenizers import Tokenizer
+from jaxgpt.errors import UserError, log, require
+from jaxgpt.model import rng
+from jaxgpt.model.layers import count_parameters
+from jaxgpt.model.transformer import LanguageModel
+from jaxgpt.sampling import prompts
+from jaxgpt.sampling.options import check_ranges
+from jaxgpt.sampling.output import Sample, read_output, to_text, until
+from jaxgpt.sampling.state import Callback, SamplerOutput, SamplingParams
+from jaxgpt.systems.base import System
+from jaxgpt.systems.sigma import likelihood
+from jaxgpt.training.run_folder import open_data
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from jaxgpt.sampling.options import SamplingOptions
+    from jaxgpt.systems.sample_options import SampleSession
+
+# Of texts continued past the block, which a causal model can do.
+LONGEST = 1 << 16
+STOP_EVERY = 32  # Calls between looks for the stop text.
+LOGITS_AT_ONCE = 1 << 26  # Numbers.
+
+
+class Given(NamedTuple):
+    """What a text begins with, or is written around.
+
+    Attributes:
+      tokens: int32 [T] or [N, T].
+      known: bool [T] or [N, T], true where the token is given.
+      note: for the user.
+    """
+
+    tokens: np.ndarray
+    known: np.ndarray
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Run:
+    """A trained or imported model with its tokenizer; made by `jaxgpt.load`.
+
+    Dimensions: N texts, T tokens of each, V vocabulary, K orders.
+
+    Attributes:
+      workdir: folder of the run, or what an import was read from.
+      config: resolved; locked.
+      system: how the model is trained, scored and sampled.
+      params: nested dict of arrays.
+      step: of the checkpoint.
+      tokenizer: None if the run has none: texts are then token ids.
+      trained: the config without the overrides in `config`.
+    """
+
+    workdir: pathlib.Path
+    config: ConfigDict
+    system: System
+    params: dict
+    step: int
+    tokenizer: Tokenizer | None
+    trained: ConfigDict
+
+    def __repr__(self) -> str:
+        size = count_parameters(self.params)
+        kind = self.config.system
+        return f"<Run '{self.workdir}' step {self.step}: {kind}, {size:,} parameters>"
+
+    @functools.cached_property
+    def model(self) -> LanguageModel:
+        """The Flax module with these parameters: its parts can be called."""
+        return self.system.model(self.params)
+
+    @property
+    def longest(self) -> int:
+        """The most tokens of a text, what is generated included."""
+        system = self.system
+        return LONGEST if system.goes_past_block else system.model_config.block_size
+
+    def encode(self, text: str, special_tokens: bool = False) -> np.ndarray:
+        """Returns the token ids of a text, int32 [T].
+
+        Args:
+          text: is normalized as the run's data was.
+          special_tokens: read those written out, like <|endoftext|>, as such.
+
+        Raises:
+          UserError: for a character that is not in the vocabulary.
+        """
+        text = prompts.normalize(text, self.config.data.normalize)
+        return prompts.encode(text, self.tokenizer, special_tokens)
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """Returns the text of token ids [T]; without a tokenizer, their numbers."""
+        return to_text(np.asarray(tokens), self.tokenizer)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | np.ndarray = "",
+        *,
+        max_new_tokens: int | None = None,
+        num_samples: int = 1,
+        seed: int = 0,
+        stop: str = "",
+        special_tokens: bool = False,
+        **sampling: Unpack[SamplingOptions],
+    ) -> list[Sample]:
+        """Continues a prompt.
+
+            run.generate("ROMEO:", max_new_tokens=50, temperature=0.8, num_samples=4)
+
+        Args:
+          prompt: a text, or token ids [T].
+          max_new_tokens: by default as many as fill the block.
+          num_samples: how many texts; sample k is the same however many are asked for.
+          seed: of the draws.
+          stop: end each text after this.
+          special_tokens: as in `encode`.
+          **sampling: see `SamplingOptions`.
+
+        Raises:
+          UserError: if it does not fit the model, or an option is out of range.
+        """
+        given = self.read_prompt(prompt, max_new_tokens, special_tokens)
+        params = SamplingParams.of(sampling)
+        output = self.fill(given, params, num_samples, seed, stop)
+        return read_output(output, given.known, self.tokenizer, stop)
+
+    def infill(
+        self,
+        template: str | Sequence[int] | np.ndarray,
+        *,
+        num_samples: int = 1,
+        seed: int = 0,
+        special_tokens: bool = False,
+        **sampling: Unpack[SamplingOptions],
+    ) -> list[Sample]:
+        """Fills the gaps of a text; what is given is never changed.
+
+            run.infill("To be, <missing:12> question", order="far-apart")
+
+        Args:
+          template: a text with gaps written <missing:12>, of 12 tokens each; or token
+            ids [T], -1 where one is missing.
+          num_samples, seed, special_tokens, **sampling: as in `generate`.
+
+        Raises:
+          UserError: if it does not fit the model, or an option is out of range; for a
+            model that reads left to right, if a gap is not at the end.
+        """
+        given = self.read_template(template, special_tokens)
+        params = SamplingParams.of(sampling)
+        output = self.fill(given, params, num_samples, seed)
+        return read_output(output, given.known, self.tokenizer)
+
+    def score(
+        self, texts: prompts.Texts, order: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Returns the negative log-likelihood of each token in nats, float64 [N, T].
+
+            run.score(["To be, or not to be", "ot be, or not to be"]).sum(1)
+
+        Column t is of token t of the text, whatever the order. It is NaN at the token
+        that is read first, which nothing predicts, and past the end of texts that are
+        shorter than others.
+
+        Args:
+          texts: one or more, or token ids [T] or [N, T].
+          order: positions in the order of reading, [T] or [N, T], for a model that
+            reads in any order; default left to right.
+
+        Raises:
+          UserError: if a text does not fit the model, or an order is no permutation.
+        """
+        found = self._read_texts(texts, same_length=order is not None)
+        tokens_NT, lengths_N = found.tokens_NT, found.lengths_N
+        order_NT = self._read_orders(order, tokens_NT.shape)
+        _, nll = self.score_tokens(tokens_NT, order_NT, keep_logits=False)
+        nll_NT = np.full(tokens_NT.shape, np.nan)
+        np.put_along_axis(nll_NT, order_NT[:, -nll.shape[1] :], nll, 1)
+        nll_NT[np.arange(tokens_NT.shape[1]) >= lengths_N[:, None]] = np.nan
+        return nll_NT
+
+    def log_prob(
+        self,
+        texts: prompts.Texts,
+        given: np.ndarray | None = None,
+        *,
+        num_orders: int = 16,
+        seed: int = 0,
+    ) -> likelihood.LogProb:
+        """Returns log p(the other tokens | those given) in nats, over random orders.
+
+            known = run.encode("my lord")      # p(second half | first half)
+            run.log_prob("my lord", given=np.arange(len(known)) < 4).mean
+
+        Args:
+          texts: one or more of the same length, or token ids [T] or [N, T].
+          given: bool [T] or [N, T], true where a token is conditioned on; none if None,
+            which needs a model with a beginning token.
+          num_orders: K, orders of the others that are drawn for each text.
+          seed: of the orders.
+
+        Raises:
+          UserError: for a model that reads left to right, see `score`; if a text does
+            not fit the model or leaves nothing to predict, or nothing is given to a
+            model that cannot predict its first token.
+        """
+        c = self.system.model_config
+        if not c.any_order:
+            raise UserError(
+                "log_prob needs a model that reads in any order: score is for this one"
+            )
+        require(1 <= num_orders <= 1 << 16, "num_orders", "in [1, 65536]", num_orders)
+        found = self._read_texts(texts, same_length=True)
+        shape = found.tokens_NT.shape
+        given = np.zeros(shape, bool) if given is None else np.asarray(given)
+        fits = given.dtype == bool and given.shape in (shape, shape[1:])
+        got = f"{given.dtype} {list(given.shape)}"
+        require(fits, "given", f"bool {list(shape)}, like the tokens", got)
+        given_NT = np.broadcast_to(given, shape)
+        require(
+            not given_NT.all(1).any(), "given", "false somewhere in each text", True
+        )
+        if not (given_NT.any(1).all() or c.begin_token):
+            raise UserError(
+                "this model cannot predict the token it reads first: given must be "
+                "true somewhere in each text"
+            )
+        key = rng.stream(seed, "eval_order")
+        log_p_NK = likelihood.conditional_log_likelihoods(
+            self.system, self.params, found.tokens_NT, given_NT, key, num_orders
+        )
+        return likelihood.LogProb(log_p_NK[0] if found.single else log_p_NK)
+
+    def logits(
+        self, texts: prompts.Texts, order: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Returns the model's logits, float32.
+
+        [N, T, V] of a causal model, where row t predicts token t + 1; [N, T - 1, V] of
+        one that reads in any order, where row t predicts the token at order[t + 1].
+
+        Args:
+          texts, order: as in `score`, all texts of the same length.
+
+        Raises:
+          UserError: as `score`.
+        """
+        tokens_NT = self._read_texts(texts, same_length=True).tokens_NT
+        order_NT = self._read_orders(order, tokens_NT.shape)
+        return self.score_tokens(tokens_NT, order_NT)[0]
+
+    def read_prompt(
+        self,
+        prompt: str | Sequence[int] | np.ndarray,
+        max_new_tokens: int | None = None,
+        special_tokens: bool = False,
+    ) -> Given:
+        """Returns a prompt and the room for what is to follow it.
+
+        Args:
+          prompt, max_new_tokens, special_tokens: as in `generate`.
+
+        Raises:
+          UserError: if they do not fit the model.
+        """
+        c, system = self.system.model_config, self.system
+        check_ranges({"max_new_tokens": max_new_tokens})
+        if isinstance(prompt, str):
+            ids = self.encode(prompt, special_tokens)
+        else:
+            ids = prompts.read_ids(prompt, c.vocab_size, "prompt")
+        capacity = system.cache_length(len(ids))
+        given = prompts.continue_prompt(
+            ids, max_new_tokens, c.block_size, capacity, self.longest
+        )
+        return self._started(*given)
+
+    def read_template(
+        self,
+        template: str | Sequence[int] | np.ndarray,
+        special_tokens: bool = False,
+    ) -> Given:
+        """Returns a text with gaps.
+
+        Args:
+          template, special_tokens: as in `infill`.
+
+        Raises:
+          UserError: if it does not fit the model.
+        """
+        c = self.system.model_config
+        if isinstance(template, str):
+            template = prompts.normalize(template, self.config.data.normalize)
+            given = prompts.read_template(
+                template, self.tokenizer, c.block_size, special_tokens
+            )
+        else:
+            given = prompts.read_gaps(template, c.vocab_size, c.block_size)
+        return self._started(*given)
+
+    def _started(self, tokens_T: np.ndarray, known_T: np.ndarray) -> Given:
+        """Returns them with at least one token known, if the model needs one."""
+        if not len(tokens_T):
+            raise UserError("nothing is given and nothing asked for: raise the length")
+        if known_T.any() or self.system.model_config.begin_token:
+            return Given(tokens_T, known_T)
+        tokens_T[0], known_T[0] = prompts.start_token(self.tokenizer), True
+        first = self.decode(tokens_T[:1])
+        note = f"this model cannot begin with nothing; its first token is {first!r}"
+        return Given(tokens_T, known_T, note)
+
+    def fill(
+        self,
+        given: Given,
+        sampling: SamplingParams,
+        num_samples: int = 1,
+        seed: int = 0,
+        stop: str = "",
+        show: Callback | None = None,
+        session: SampleSession | None = None,
+    ) -> SamplerOutput:
+        """Returns num_samples fillings of a text [T], or one of each of N texts [N, T].
+
+        Args:
+          given: of `read_prompt` or `read_template`, or [N, T].
+          sampling: how tokens are drawn.
+          num_samples: N.
+          seed: of the draws.
+          stop: ends all texts once each has this after what is given.
+          show: is called after every forward pass.
+          session: generates in place of the system.
+
+        Raises:
+          UserError: if the system cannot sample so.
+        """
+        check_ranges({"num_samples": num_samples, "seed": seed})
+        callback, every = show, 1
+        if stop and not show:
+            # Looking waits for the device, so not after every call.
+            callback = until(stop, int(given.known.sum()), self.tokenizer)
+            every = STOP_EVERY
+        shape = num_samples, given.tokens.shape[-1]
+        output = (session or self.system).sample(
+            self.params,
+            np.broadcast_to(given.tokens, shape),
+            np.broadcast_to(given.known, shape),
+            rng.stream(seed, "sample"),
+            sampling,
+            callback,
+            every,
+        )
+        if given.note:
+            log(f"note: {given.note}")
+        return output
+
+    def score_tokens(
+        self, tokens_NT: np.ndarray, order_NT: np.ndarray, keep_logits: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (logits, negative log-likelihoods in prediction order), float32.
+
+        Args:
+          tokens_NT: int32.
+          order_NT: int32, permutations.
+          keep_logits: False returns none, [0].
+
+        Raises:
+          UserError: for ids of another vocabulary, or more tokens than fit.
+        """
+        c, (N, T) = self.system.model_config, tokens_NT.shape
+        rows = max(1, min(N, LOGITS_AT_ONCE // (T * c.vocab_size)))
+        logits, nll = [np.zeros(0, np.float32)] * (not keep_logits), []
+        for batch, count in batched({"tokens": tokens_NT, "order": order_NT}, rows):
+            part = self._score(self.params, batch["tokens"], batch["order"])
+            if keep_logits:
+                logits.append(np.asarray(part[0], np.float32)[:count])
+            nll.append(np.asarray(part[1])[:count])
+        return np.concatenate(logits), np.concatenate(nll)
+
+    @functools.cached_property
+    def _score(self):
+        return jax.jit(self.system.score)
+
+    def _read_texts(self, texts: prompts.Texts, same_length: bool):
+        """Returns `prompts.read_texts` for this model."""
+        c = self.system.model_config
+        longest = c.block_size if c.ends_with_block else LONGEST
+        found = prompts.read_texts(texts, self.encode, c.vocab_size, longest)
+        if same_length:
+            lengths = found.lengths_N.tolist()
+            require(len({*lengths}) == 1, "the lengths of texts", "equal", lengths)
+        return found
+
+    def _read_orders(self, order: Any, shape: tuple[int, ...]) -> np.ndarray:
+        """Returns orders [N, T], left to right by default."""
+        if order is not None and not self.system.model_config.any_order:
+            raise UserError("order is for σ-GPT: this model reads left to right")
+        return prompts.read_orders(order, shape)
+
+    def open_data(self) -> Dataset:
+        """Opens the data of `config.data`: that of the run, or another that was named.
+
+        Raises:
+          UserError: if it is gone, differs from the run's, or has text or tokens
+            outside the run's vocabulary.
+        """
+        return self._data
+
+    @functools.cached_property
+    def _data(self) -> Dataset:
+        return open_data(
+            self.workdir, self.config, self.trained, self.system, self.tokenizer
+        )
