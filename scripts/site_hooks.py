@@ -20,6 +20,7 @@ from jaxgpt import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
 PICTURE = re.compile(r"^!\[[^\]]*\]\((\S+)\)$", re.M)
+NOTEBOOK_LINK = re.compile(r'<a href="([^":#]+)(#[^"]*)?"[^>]*>(.*?)</a>', re.S)
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((\.\./[^)#]*)(?:#[^)]*)?\)")
 log = logging.getLogger("mkdocs.hooks.site")
 
@@ -32,13 +33,27 @@ def on_page_markdown(markdown: str, page, **_) -> str:
     markdown = re.sub(r"<!-- fields: (\S*) -->", lambda m: fields(m[1]), markdown)
     markdown = PICTURE.sub(r"[\g<0>](\1)", markdown)
     folder = (ROOT / "docs" / page.file.src_uri).parent
-    return LINK.sub(lambda m: as_path(m, folder), markdown)
+    return LINK.sub(lambda m: as_path(m[1], m[2], folder) or m[0], markdown)
 
 
-def on_page_content(content: str, **_) -> str:
-    """Returns the page with places to break long names in tables: narrow screens."""
+def on_page_content(content: str, page, **_) -> str:
+    """Returns the page with places to break long names in tables: narrow screens.
+
+    The links of a notebook, which MkDocs leaves alone, lead to pages of the site.
+    """
+    if page.file.src_uri.endswith(".ipynb"):
+        folder = (ROOT / "docs" / page.file.src_uri).parent
+        content = NOTEBOOK_LINK.sub(lambda m: of_a_notebook(m, folder), content)
     name = r"(?<=<td><code>)[^<]{40,}"
     return re.sub(name, lambda m: m[0].replace("_", "_<wbr>"), content)
+
+
+def of_a_notebook(link: re.Match[str], folder: pathlib.Path) -> str:
+    """Returns a link of a notebook as one to a page, or as a path in <code>."""
+    if path := as_path(link[3], link[1], folder):
+        return re.sub(r"`([^`]*)`", r"<code>\1</code>", path)
+    page = re.sub(r"\.(md|ipynb)$", ".html", link[1])
+    return f'<a href="{page}{link[2] or ""}">{link[3]}</a>'
 
 
 def help_of(command: str) -> str:
@@ -71,12 +86,13 @@ def fields(group: str) -> str:
     return "\n".join(rows)
 
 
-def as_path(link: re.Match[str], folder: pathlib.Path) -> str:
-    """Returns the path in the repository that a link out of docs/ leads to, as code."""
-    target = (folder / link[2]).resolve()
+def as_path(text: str, link: str, folder: pathlib.Path) -> str:
+    """Returns a link out of docs/ as the path it leads to, as code; "" for others."""
+    target = (folder / link).resolve()
     if target.is_relative_to(ROOT / "docs"):
-        return link[0]
+        return ""
     if not target.exists():
-        log.warning("a page links to '%s', which does not exist", link[2])
+        log.warning("a page links to '%s', which does not exist", link)
     path = target.relative_to(ROOT).as_posix()
-    return f"`{path}`" if link[1].strip("`") == path else f"{link[1]} (`{path}`)"
+    bare = re.sub(r"`|</?code>", "", text)
+    return f"`{path}`" if bare == path else f"{text} (`{path}`)"

@@ -4,6 +4,7 @@ Nothing here needs MkDocs; `make docs` builds the site itself, strictly.
 """
 
 import importlib.util
+import json
 import re
 import tomllib
 import types
@@ -18,8 +19,20 @@ from scripts import figures, site_hooks
 from tests.conftest import ROOT
 
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.rglob("*.md"))
-TEXTS = {page: page.read_text() for page in [ROOT / "README.md", *PAGES]}
+PAGES = sorted([*DOCS.rglob("*.md"), *DOCS.rglob("*.ipynb")])
+
+
+def text_of(page):
+    """A page's Markdown; of a notebook that of its cells of text."""
+    text = page.read_text()
+    if page.suffix == ".md":
+        return text
+    cells = json.loads(text)["cells"]
+    texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
+    return "\n\n".join(texts)
+
+
+TEXTS = {page: text_of(page) for page in [ROOT / "README.md", *PAGES]}
 
 
 def without_code(text):
@@ -51,8 +64,7 @@ def of_the_site(heading):
 
 def test_the_navigation_has_every_page_once():
     listed = in_navigation(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
-    there = [*PAGES, *DOCS.rglob("*.ipynb")]
-    assert sorted(listed) == sorted(f.relative_to(DOCS).as_posix() for f in there)
+    assert sorted(listed) == sorted(f.relative_to(DOCS).as_posix() for f in PAGES)
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
@@ -71,8 +83,8 @@ def test_every_relative_link_and_anchor_of_a_page_leads_somewhere(page):
 
 
 def test_the_reference_has_every_command_and_every_group_of_fields():
-    commands = re.findall(r"<!-- help: jaxgpt\.(\S+) -->", TEXTS[DOCS / "commands.md"])
-    assert commands == list(COMMANDS)
+    commands = re.findall(r"<!-- help: (\S+) -->", TEXTS[DOCS / "commands.md"])
+    assert commands == ["jaxgpt", *(f"jaxgpt.{name}" for name in COMMANDS)]
     fields = re.findall(r"<!-- fields: (\S+) -->", TEXTS[DOCS / "config-fields.md"])
     assert sorted(fields) == sorted(group or "top" for group in configs.groups())
 
@@ -102,10 +114,17 @@ def test_the_gallery_has_every_picture_before_what_makes_it():
     assert shown == made
 
 
-def rendered(text, name="page.md"):
+def page_of(name):
     file = types.SimpleNamespace(src_uri=name)
-    page = types.SimpleNamespace(file=file, parent=object(), meta={})
-    return site_hooks.on_page_markdown(text, page=page)
+    return types.SimpleNamespace(file=file, parent=object(), meta={})
+
+
+def rendered(text, name="page.md"):
+    return site_hooks.on_page_markdown(text, page=page_of(name))
+
+
+def finished(content, name="page.md"):
+    return site_hooks.on_page_content(content, page=page_of(name))
 
 
 def test_links_out_of_the_pages_become_paths():
@@ -136,6 +155,21 @@ def test_help_is_what_the_command_prints():
 def test_pictures_open_and_long_names_break():
     assert rendered("a\n\n![b](c.png)\n") == "a\n\n[![b](c.png)](c.png)\n"
     name = "test_samplers.py::test_exact_bursts_and_more_of_them"
-    broken = site_hooks.on_page_content(f"<td><code>{name}</code> a_b</td>")
+    broken = finished(f"<td><code>{name}</code> a_b</td>")
     assert broken == f"<td><code>{name.replace('_', '_<wbr>')}</code> a_b</td>"
-    assert site_hooks.on_page_content(row := "<td><code>a_b</code></td>") == row
+    assert finished(row := "<td><code>a_b</code></td>") == row
+
+
+def test_links_of_a_notebook_lead_to_pages():
+    name = "notebooks/x.ipynb"
+    link = '<a href="{}">a</a>'
+    for source, page in {
+        "../sigma.md#orders": "../sigma.html#orders",
+        "y.ipynb": "y.html",
+        "#here": "#here",
+        "https://a.b/c.md": "https://a.b/c.md",
+    }.items():
+        assert finished(link.format(source), name) == link.format(page)
+    outside = finished(link.format("../../Makefile"), name)
+    assert outside == "a (<code>Makefile</code>)"
+    assert finished(link.format("../sigma.md")) == link.format("../sigma.md")
