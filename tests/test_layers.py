@@ -20,6 +20,7 @@ LAYERS = (
     {"training"},
     {"inference"},
     {"run", "gssm"},
+    {"memory"},
     {"commands"},
     {"api"},
     {"train", "sample", "evaluate", "convert", "verify", "plan", "grid"},

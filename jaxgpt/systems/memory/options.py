@@ -6,16 +6,29 @@ import argparse
 import pathlib
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from jaxgpt.config import user_path
 from jaxgpt.errors import UserError, require
 
 if TYPE_CHECKING:
+    from jaxgpt.data.tokenizers import Tokenizer
     from jaxgpt.sampling.state import SamplerOutput
     from jaxgpt.systems.memory.session import Memory
 
 # Tokens of the source shown before and after a retrieved position.
 BEFORE, AFTER = 8, 3
 MAX_SHOWN = 3  # Entries shown for each token.
+
+
+def show(tokens_T: np.ndarray, tokenizer: Tokenizer | None) -> str:
+    """Returns the text of tokens from the middle of a document."""
+    return tokenizer.decode_rest(tokens_T) if tokenizer else str(tokens_T.tolist())
+
+
+def excerpt(tokens_T: np.ndarray, position: int, tokenizer: Tokenizer | None) -> str:
+    """Returns the text of a document around a position."""
+    return show(tokens_T[max(0, position - BEFORE) : position + AFTER], tokenizer)
 
 
 class MemoryOptions:
@@ -58,16 +71,11 @@ class MemoryOptions:
         if system.config.system != "memory":
             raise UserError("--memory and --explain are for runs with a memory")
         path = user_path(args.memory) if args.memory else None
-        if path and not path.parent.is_dir():
-            raise UserError(f"--memory='{path}': there is no folder '{path.parent}'")
-        if path and path.exists():
-            memory = system.load_memory(path)
-        elif args.forget:
+        if path and args.forget and not path.exists():
             raise UserError(
                 f"--memory='{path}' does not exist: there is nothing to forget"
             )
-        else:
-            memory = system.new_memory(args.num_samples)
+        memory = system.open_memory(path, args.num_samples)
         return MemorySession(system, memory, path, args)
 
 
@@ -108,9 +116,6 @@ class MemorySession:
         "memories" holds for each token {"token", "memories": [{"weight", "document",
         "position", "text"}]}, most used first; the text is that around the position.
         """
-        show = lambda ids: (
-            tokenizer.decode_rest(ids) if tokenizer else str(ids.tolist())
-        )
 
         def source(row, place, m):
             document = int(output.document_BTM[row, place, m])
@@ -122,7 +127,7 @@ class MemorySession:
                 "weight": float(output.weight_BTM[row, place, m]),
                 "document": self.memory.names[document],
                 "position": position,
-                "text": show(text[max(0, position - BEFORE) : position + AFTER]),
+                "text": excerpt(text, position, tokenizer),
             }
 
         for row, sample in enumerate(samples if self.args.explain else []):
@@ -131,7 +136,7 @@ class MemorySession:
                 order = (-output.weight_BTM[row, place]).argsort(kind="stable")
                 entries = order[output.document_BTM[row, place, order] >= 0]
                 found = [source(row, place, m) for m in entries[:MAX_SHOWN]]
-                token = show(output.tokens_BT[row, place : place + 1])
+                token = show(output.tokens_BT[row, place : place + 1], tokenizer)
                 sample["memories"].append({"token": token, "memories": found})
 
     def show(self, sample: dict[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,14 @@ from jaxgpt.systems.memory.store import with_prefix
 
 # Settings that must agree for a memory to make sense to a model.
 SETTINGS = ("mode", "index_type", "memory_size", "context", "store_layer", "layer")
+
+
+class Nearest(NamedTuple):
+    """An entry: number of its document, position there, and how near it is."""
+
+    document: int
+    position: int
+    score: float
 
 
 class Memory:
@@ -67,8 +75,8 @@ class Memory:
         Raises:
           UserError: if it holds no such document.
         """
-        if name not in self.names:
-            known = ", ".join(self.names) or "none"
+        if name not in self.sizes():
+            known = ", ".join(self.sizes()) or "none"
             raise UserError(f"the memory has no document '{name}': it has {known}")
         number = self.names.index(name)
         self.texts[number] = np.zeros(0, np.int32)
@@ -76,6 +84,48 @@ class Memory:
         count = self.store.forget_document(number)
         self.state = self.state | {"entries": self.store.entries}
         return count
+
+    def sizes(self) -> dict[str, int]:
+        """Returns {document: how many entries it has}, of those not forgotten."""
+        used_RE = self.store.stamps >= 0
+        document_N = np.asarray(self.store.entries["document"])[used_RE]
+        counts = np.bincount(document_N, minlength=len(self.names)).tolist()
+        sizes = zip(self.names, counts, strict=True)
+        return {name: size for name, size in sizes if name}
+
+    def nearest(self, params: dict, tokens_T: np.ndarray, k: int) -> list[Nearest]:
+        """Returns the k entries of row 0 that are nearest to the end of a text.
+
+        Of all heads' nearest, those with the largest sum over heads. Writes nothing.
+
+        Args:
+          params: of the model.
+          tokens_T: one or more; of more than a segment, the last are read.
+          k: how many at most.
+        """
+        block, W = self.runtime.config.block_size, self.state["recent"].shape[1]
+        before_N, tokens_T = tokens_T[:-block][-W:], tokens_T[-block:]
+        recent_1W = np.full((1, W), -1, np.int32)
+        recent_1W[0, W - len(before_N) :] = before_N
+        padded_1T = np.pad(tokens_T, (0, block - len(tokens_T)))[None]
+        query_1TGK = _query(self.runtime, params, self.state, padded_1T, recent_1W)
+        query_11GK = np.asarray(query_1TGK)[:, len(tokens_T) - 1 :][:, :1]
+        row, k = np.zeros(1, np.int32), min(k, self.store.size())
+        slot_N = np.unique(self.store.search(self.store.version, row, query_11GK, k))
+        slot_N = slot_N[slot_N >= 0]
+        indices = self.store.indices[0]  # One of each head.
+        key_NGK = np.stack([index.vectors[slot_N] for index in indices], 1)
+        if self.runtime.index_config.metric == "inner_product":
+            score_N = (query_11GK[0] * key_NGK).sum((1, 2))
+        else:
+            score_N = -((query_11GK[0] - key_NGK) ** 2).sum((1, 2))
+        document_E = np.asarray(self.store.entries["document"])[0]
+        position_E = np.asarray(self.store.entries["position"])[0]
+        order = (-score_N).argsort(kind="stable")[:k]
+        return [
+            Nearest(int(document_E[slot]), int(position_E[slot]), float(score))
+            for slot, score in zip(slot_N[order], score_N[order], strict=True)
+        ]
 
     def save(self, path: pathlib.Path) -> None:
         """Writes the file, atomically; UserError if it cannot."""
@@ -199,6 +249,21 @@ def _read_segment(runtime: MemoryRuntime, params, state, batch):
         params, state, batch, runtime.memory.reading, continues=True
     )
     return state, dataclasses.replace(read.retrieval, to_store={})
+
+
+@functools.partial(jax.jit, static_argnames="runtime")
+def _query(runtime: MemoryRuntime, params, state, tokens_BT, recent_BW) -> jax.Array:
+    """Returns what tokens ask the memory for [B, T, G, K]; it is not read."""
+    asked = []
+
+    def search(version_2, row_B, query_BTGK):
+        asked.append(query_BTGK)
+        shape = (*query_BTGK.shape[:3], runtime.memory.num_search_results)
+        return jnp.full(shape, -1, jnp.int32)
+
+    lookup = dataclasses.replace(runtime.lookup(state, "on"), search=search)
+    runtime.model(params).read(tokens_BT, recent_BW, lookup)
+    return asked[0].astype(jnp.float32)
 
 
 def _generate(

@@ -146,13 +146,21 @@ class MemoryLM(CausalLM):
         block = self.model_config.block_size
         return block * max(1, math.ceil(T / block))
 
-    def new_memory(self, rows: int) -> session.Memory:
-        """Returns an empty memory that `sample` reads and writes."""
-        return session.Memory(self.host, rows)
+    def open_memory(self, path: pathlib.Path | None, rows: int = 1) -> session.Memory:
+        """Returns a memory that `sample` reads and writes.
 
-    def load_memory(self, path: pathlib.Path) -> session.Memory:
-        """Returns the memory in a file: see `session.Memory.load`."""
-        return session.Memory.load(self.host, path)
+        Args:
+          path: a file that it is read from, if it is there; otherwise it is empty.
+          rows: of an empty one.
+
+        Raises:
+          UserError: if there is no such folder; see `session.Memory.load`.
+        """
+        if path and not path.parent.is_dir():
+            raise UserError(f"--memory='{path}': there is no folder '{path.parent}'")
+        if path and path.exists():
+            return session.Memory.load(self.host, path)
+        return session.Memory(self.host, rows)
 
     def sample(
         self,
@@ -173,7 +181,7 @@ class MemoryLM(CausalLM):
         del every
         self.sampler(sampling)
         self.decode_order(prompt_mask_BT, sampling, key)
-        own = memory or self.new_memory(len(tokens_BT))
+        own = memory or self.open_memory(None, len(tokens_BT))
         output = session.sample(
             own, params, tokens_BT, prompt_mask_BT, key, sampling, callback, document
         )

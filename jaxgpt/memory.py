@@ -1,0 +1,173 @@
+"""A memory of documents, read by a model that was trained with one, from Python.
+
+>>> from jaxgpt.memory import Memory
+>>> memory = Memory("runs/memory_gpt2-laptop")
+>>> memory.ingest({"notes": "the queen of night sings", "list": "no king dares speak"})
+>>> [found.document for found in memory.search("the queen of", k=1)]
+['notes']
+>>> memory.forget("list") > 0
+True
+>>> list(memory.documents)
+['notes']
+>>> memory.save("my.memory")  # for --memory of jaxgpt.sample, or to be opened again
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from jaxgpt import backend
+from jaxgpt.config import user_path
+from jaxgpt.errors import UserError, require
+from jaxgpt.inference import Run
+from jaxgpt.run import open_run
+from jaxgpt.sampling import prompts
+from jaxgpt.systems.memory.options import excerpt
+from jaxgpt.systems.memory.system import MemoryLM
+
+__all__ = ["Found", "Memory"]
+
+Text = str | Sequence[int] | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """An entry of a memory.
+
+    Attributes:
+      document: its name.
+      position: of the entry's token in the document, from 0.
+      text: some tokens before and after the position.
+      score: how near the entry is, larger is nearer: minus the squared distance of its
+        key, or with memory.mode=attention the inner product, summed over heads.
+    """
+
+    document: str
+    position: int
+    text: str
+    score: float
+
+
+class Memory:
+    """The documents that a model remembers.
+
+    A memory has room for `memory.memory_size` tokens; beyond that `memory.eviction`
+    says what goes. A text is a string, or token ids [T] where the run has no tokenizer.
+    """
+
+    def __init__(
+        self,
+        run: str | os.PathLike[str] | Run,
+        path: str | os.PathLike[str] | None = None,
+    ):
+        """Opens the memory in a file; an empty one if there is none.
+
+        Args:
+          run: folder of a memory run, or one that is loaded: by `jaxgpt.run.open_run`
+            with overrides that change memory.*, or add a memory to a causal run
+            (docs/memory.md).
+          path: of `save`, or of --memory of jaxgpt.sample.
+
+        Raises:
+          UserError: if the run has no memory, or the file is damaged or of a model with
+            other settings.
+        """
+        if not isinstance(run, Run):
+            backend.set_up_jax()
+            run = open_run(os.fspath(run))
+        system = run.system
+        if not isinstance(system, MemoryLM):
+            raise UserError(
+                f"'{run.workdir}' is a {run.config.system} run without a memory"
+            )
+        self._run, self._system = run, system
+        self._memory = system.open_memory(user_path(os.fspath(path)) if path else None)
+
+    def ingest(self, documents: Mapping[str, Text]) -> None:
+        """Reads documents into the memory, in order.
+
+        Args:
+          documents: {name: text}. A text of a name that is there already goes on from
+            that document's end.
+
+        Raises:
+          UserError: for a text that is empty, or outside the vocabulary.
+        """
+        # Nothing is read unless all can be.
+        tokens = {name: self._encode(text) for name, text in documents.items()}
+        require(all(documents), "the name of a document", "not empty", "")
+        for name, tokens_T in tokens.items():
+            self._system.sample(
+                self._run.params,
+                tokens_T[None],
+                np.ones((1, len(tokens_T)), bool),
+                jax.random.key(0),  # All of it is given: nothing is drawn.
+                memory=self._memory,
+                document=name,
+            )
+
+    @property
+    def documents(self) -> dict[str, int]:
+        """How many entries each document has, in the order in which they were read."""
+        return self._memory.sizes()
+
+    def __len__(self) -> int:
+        """How many entries there are."""
+        return self._memory.store.size()
+
+    def search(self, query: Text, k: int = 5) -> list[Found]:
+        """Returns the k entries nearest to the end of a query, nearest first.
+
+        They are found by what the model asks its memory for after the query's last
+        token, through the same index. Of the query the last model.block_size tokens
+        are read. There are fewer where the memory has fewer entries.
+
+        Raises:
+          UserError: for a query that is empty or outside the vocabulary, or k < 1.
+        """
+        require(k >= 1, "k", ">= 1", k)
+        tokens_T = self._encode(query)
+        texts, tokenizer = self._memory.texts, self._run.tokenizer
+        return [
+            Found(
+                self._memory.names[entry.document],
+                entry.position,
+                excerpt(texts[entry.document], entry.position, tokenizer),
+                entry.score,
+            )
+            for entry in self._memory.nearest(self._run.params, tokens_T, k)
+        ]
+
+    def forget(self, document: str) -> int:
+        """Removes a document; returns how many entries it had.
+
+        What they had evicted does not come back.
+
+        Raises:
+          UserError: if there is no such document.
+        """
+        return self._memory.forget(document)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the memory to a file, atomically.
+
+        Raises:
+          UserError: if it cannot be written.
+        """
+        self._memory.save(user_path(os.fspath(path)))
+
+    def _encode(self, text: Text) -> np.ndarray:
+        """Returns the tokens [T] of a text."""
+        if isinstance(text, str):
+            tokens_T = self._run.encode(text)
+        else:
+            vocab_size = self._system.model_config.vocab_size
+            tokens_T = prompts.read_ids(text, vocab_size, "a text")
+        fits = tokens_T.ndim == 1 and len(tokens_T) > 0
+        require(fits, "a text", "of one token or more", list(tokens_T.shape))
+        return tokens_T
