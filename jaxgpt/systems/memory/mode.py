@@ -30,6 +30,8 @@ class Mode(nnx.Module):
     of a block, or the logits. The others return None for what they retrieved.
     """
 
+    stores_next = False  # Whether an entry holds the token after its own.
+
     def __init__(self, config: ModelConfig, memory: ConfigDict, *, rngs: nnx.Rngs):
         del rngs
         # Numbers and strings only: jit compares modules by their static attributes.

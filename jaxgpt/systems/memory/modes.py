@@ -113,6 +113,8 @@ class KNNLM(Mode):
     It has no parameters: any trained model can use it.
     """
 
+    stores_next = True
+
     def __init__(self, config: ModelConfig, memory: ConfigDict, *, rngs: nnx.Rngs):
         super().__init__(config, memory, rngs=rngs)
         self.weight, self.temperature = memory.weight, memory.temperature

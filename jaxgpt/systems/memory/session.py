@@ -31,6 +31,7 @@ from jaxgpt.sampling.state import (
     SamplingParams,
     prefill,
 )
+from jaxgpt.systems.memory.modes import MODES
 from jaxgpt.systems.memory.runtime import MemoryRuntime
 from jaxgpt.systems.memory.store import with_prefix
 
@@ -316,6 +317,8 @@ def sample(
     weight_BTM = np.zeros(shape, np.float32)
     sources = {name: np.full(shape, -1, np.int32) for name in ("document", "position")}
     calls = 0
+    # Nothing has followed the last token yet.
+    end = N - MODES[runtime.memory.mode].stores_next
     for start in range(0, max(N - 1, 1), block):
         # The last token of a segment's buffer is the first input of the next.
         stop = min(start + block + 1, N)
@@ -336,7 +339,7 @@ def sample(
             "tokens": part_BS,
             "document": np.full(B, number, np.int32),
             "start": np.full(B, already_read + start, np.int32),
-            "stored": np.arange(block)[None].repeat(B, 0) < min(block, N - start),
+            "stored": np.arange(block)[None].repeat(B, 0) < min(block, end - start),
         }
         entries = memory.state["entries"]
         memory.state, retrieval = _read_segment(runtime, params, memory.state, batch)

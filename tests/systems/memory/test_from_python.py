@@ -12,6 +12,7 @@ from jaxgpt import sample
 from jaxgpt.memory import Memory
 from jaxgpt.run import open_run
 from jaxgpt.systems.memory import session
+from jaxgpt.systems.memory.entries import SOURCES
 from tests.conftest import ROOT, last_json, refusal
 from tests.systems.memory.test_model import T, make
 
@@ -71,6 +72,20 @@ def test_a_document_goes_on_and_token_ids_are_texts_too(run):
     end = pieces.search("dares", k=1)[0]
     assert end.position == TEXT.index("dares") + len("dares")
     assert end.text == whole.search("dares", k=1)[0].text
+
+
+@pytest.mark.parametrize("length", [T - 2, T, T + 1, 2 * T + 3])
+def test_output_stores_only_tokens_that_followed(length):
+    system, params = make("output")
+    memory = session.Memory(system.host)
+    text_T = np.random.default_rng(0).integers(1, 11, length).astype(np.int32)
+    known = np.ones((1, length), bool)
+    system.sample(params, text_T[None], known, jax.random.key(0), memory=memory)
+    entries = {name: np.asarray(memory.store.entries[name])[0] for name in SOURCES}
+    used = memory.store.stamps[0] >= 0
+    position_N = entries["position"][used]
+    assert sorted(position_N) == list(range(length - 1))
+    np.testing.assert_array_equal(entries["token"][used], text_T[position_N + 1])
 
 
 @pytest.mark.parametrize("mode", ["associative", "attention", "output"])
