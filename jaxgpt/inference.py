@@ -156,8 +156,8 @@ class Run:
             run.infill("To be, <missing:12> question", order="far-apart")
 
         Args:
-          template: a text with gaps written <missing:12>, of 12 tokens each; or token
-            ids [T], -1 where one is missing.
+          template: a text with gaps written `<missing:12>`, of 12 tokens each; or
+            token ids [T], -1 where one is missing.
           num_samples, seed, special_tokens, **sampling: as in `generate`.
 
         Raises:
