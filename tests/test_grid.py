@@ -131,9 +131,14 @@ def test_the_figure_names_the_values_tried_and_the_field_of_its_lines(
     grid.plot(read, results, tmp_path / "f.png")
     (axes,) = drawn[0].axes
     assert [t.get_text() for t in axes.get_xticklabels()] == ["1e-3", "0.01"]
-    legend = axes.get_legend()
-    assert legend.get_title().get_text() == "gssm.graph_seed"
-    assert [t.get_text() for t in legend.get_texts()] == ["0", "1"]
+    assert [t.get_text() for t in axes.texts] == ["graph_seed 0", "graph_seed 1"]
+    assert axes.get_ylabel().replace("\n", " ").endswith("floor, nats per token")
+
+
+def test_files_are_named_without_what_their_names_have_in_common():
+    names = ["modes_slow", "modes_dead"]
+    assert grid.common_start(names) == "modes_"
+    assert grid.common_start(["easy", "eager"]) == grid.common_start([]) == ""
 
 
 def test_a_run_without_its_last_evaluation_is_not_finished(study, tmp_path):

@@ -8,11 +8,11 @@ from scripts.code_counts import circles, counts, imports, modules
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxgpt"
 # A file directly in jaxgpt/ is a command, which parses its arguments and then imports
-# its part of commands/, or one of errors, config, cli, backend, inference, run, or what
-# is offered from Python, api, gssm and memory; everything else has a folder.
+# its part of commands/, or one of errors, config, drawing, cli, backend, inference and
+# run, or what is offered from Python, api, gssm and memory; all else has a folder.
 LAYERS = (
     {"errors"},
-    {"config"},
+    {"config", "drawing"},
     {"parallel"},
     {"model", "data"},
     {"cli", "backend", "sampling"},

@@ -16,9 +16,9 @@ import sys
 from typing import Any
 
 import yaml
-from matplotlib.figure import Figure
 
 from jaxgpt import config as configs
+from jaxgpt import drawing
 from jaxgpt.errors import UserError, log, require
 from jaxgpt.training import signals
 from jaxgpt.training.metrics import out_of_patience, read_rows
@@ -30,6 +30,10 @@ KEYS = {
     "lines": str, "title": object,
 }  # fmt: skip
 FIELDS = "a mapping of config fields"
+METRICS = {
+    "val_loss": "validation loss, nats per token",
+    "val_gap": "validation loss above the floor,\nnats per token",
+}
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -184,55 +188,78 @@ def gather(study: Study, folder: pathlib.Path) -> int:
 
 def plot_points(study: Study, results: list[dict], path: pathlib.Path) -> None:
     """Draws y of every run as a row of its own, and a line at that of the first."""
-    figure = Figure(figsize=(7, 1.2 + 0.25 * len(results)), layout="constrained")
-    axes = figure.subplots()
-    values = [run[study.y] for run in results]
-    axes.plot(values, range(len(results)), "o")
-    axes.axvline(values[0], color="0.6", linewidth=1)
-    labels = [study.label(run["point"]) for run in results]
-    axes.set_yticks(range(len(results)), labels)
-    axes.invert_yaxis()
-    axes.set(xlabel=study.y.replace("_", " "), title=study.title)
-    axes.grid(color="0.93")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    with drawing.picture(path, 1.2 + 0.25 * len(results)) as figure:
+        axes = figure.subplots()
+        values = [run[study.y] for run in results]
+        axes.plot(values, range(len(results)), "o")
+        axes.axvline(values[0], color=drawing.GREY, linewidth=1)
+        labels = [study.label(run["point"]) for run in results]
+        axes.set_yticks(range(len(results)), labels)
+        axes.invert_yaxis()
+        axes.set(xlabel=y_name(study).replace("\n", " "))
+        drawing.heading(figure, study.title)  # The labels are long: above them too.
 
 
 def plot(study: Study, results: list[dict], path: pathlib.Path) -> None:
-    """Draws y of every run over x, and a line through the medians, for each line."""
+    """Draws y of every run over x, and the medians, for each line.
+
+    The medians are joined where x is a number.
+    """
     labels = [str(value) for value in study.grid[study.x]]
     try:
         x_of, numeric = {label: float(label) for label in labels}, True
     except ValueError:
         x_of, numeric = {label: float(i) for i, label in enumerate(labels)}, False
     numbers = sorted(x_of.values())
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    lines = study.grid[study.lines] if study.lines else [""]
-    for line in map(str, lines):
-        by_x: dict[float, list[float]] = {}
-        for run in results:
-            if not study.lines or run[study.lines] == line:
-                by_x.setdefault(x_of[run[study.x]], []).append(run[study.y])
-        xs = sorted(by_x)
-        medians = [statistics.median(by_x[x]) for x in xs]
-        label = short(line) or "median"
-        (drawn,) = axes.plot(xs, medians, marker="_", markersize=14, label=label)
-        for x in xs:
-            ys = by_x[x]
-            axes.plot([x] * len(ys), ys, "o", color=drawn.get_color(), alpha=0.4)
-    if all(run[study.y] > 0 for run in results):
-        axes.set_yscale("log")
-    if numeric and numbers[0] > 0 and numbers[-1] > 8 * numbers[0]:
-        axes.set_xscale("log")
-    if not numeric or axes.get_xscale() == "log":
-        axes.set_xticks(list(x_of.values()), [short(label) for label in labels])
-        axes.xaxis.minorticks_off()
-    axes.set(xlabel=study.x, ylabel=study.y.replace("_", " "), title=study.title)
-    axes.grid(color="0.93")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, title=study.lines or None)
-    figure.savefig(path, dpi=120)
+    ticks, x_name = [short(label) for label in labels], study.x
+    if not numeric and (common := common_start(ticks)):
+        ticks = [tick.removeprefix(common) for tick in ticks]
+        x_name = f"{study.x}: {common}…"
+    lines = list(map(str, study.grid[study.lines])) if study.lines else [""]
+    with drawing.picture(path, 4.5) as figure:
+        axes = figure.subplots()
+        drawn = []
+        for line, color in zip(lines, itertools.cycle(drawing.COLOURS), strict=False):
+            by_x: dict[float, list[float]] = {}
+            for run in results:
+                if not study.lines or run[study.lines] == line:
+                    by_x.setdefault(x_of[run[study.x]], []).append(run[study.y])
+            xs = sorted(by_x)
+            medians = [statistics.median(by_x[x]) for x in xs]
+            style: dict[str, Any] = {"marker": "_", "markersize": 18}
+            style |= {"markeredgewidth": 2}
+            style |= {"linestyle": "-" if numeric else "", "color": color}
+            drawn += axes.plot(xs, medians, **style)
+            for x in xs:
+                ys = by_x[x]
+                axes.plot([x] * len(ys), ys, "o", color=color, alpha=0.4)
+        if all(run[study.y] > 0 for run in results):
+            drawing.log_scale(axes, "y")
+        if numeric and numbers[0] > 0 and numbers[-1] > 8 * numbers[0]:
+            axes.set_xscale("log")
+        if not numeric or axes.get_xscale() == "log":
+            axes.set_xticks(list(x_of.values()), ticks)
+            axes.xaxis.minorticks_off()
+        if not numeric:
+            axes.set_xlim(-0.3, len(labels) - 0.7)
+        axes.set(xlabel=x_name, ylabel=y_name(study), title=study.title)
+        field = study.lines.rpartition(".")[2]
+        named = [f"{field} {short(line)}" if line else "median" for line in lines]
+        drawing.label_ends(axes, drawn, named)
+
+
+def y_name(study: Study) -> str:
+    """Returns what the metric of a study is, with its unit where that is known."""
+    return METRICS.get(study.y, study.y.replace("_", " "))
+
+
+def common_start(words: list[str]) -> str:
+    """Returns what all words begin with, up to the last underscore in it."""
+    alike = itertools.takewhile(
+        lambda letters: len(set(letters)) == 1, zip(*words, strict=False)
+    )
+    start = "".join(letters[0] for letters in alike)
+    return start[: start.rfind("_") + 1]
 
 
 def supervise(words: list[str]) -> int:

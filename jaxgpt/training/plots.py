@@ -2,88 +2,197 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
-from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from jaxgpt.errors import atomic_write
+from jaxgpt import drawing
+
+SMOOTHING = 0.03  # The share of the batches averaged, on each side of one.
+MARKED = 40  # So few evaluations are marked, as nothing is known between them.
+LOG_RATIO = 10  # From here on losses are drawn on a logarithmic scale.
+Points = list[tuple[float, float]]
 
 
 def plot_losses(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     """Draws every loss in the rows of metrics.jsonl against the step.
 
-    If there is a floor (`val_gap`), a second panel has what is left above it.
+    If there is a floor (`val_gap`), a second panel has what is left above it. The loss
+    before the first step may be far above all others: then it is only written.
     """
     gaps = [row for row in rows if "val_gap" in row]
-    figure = Figure(figsize=(8, 7 if gaps else 4.5), layout="constrained")
-    axes, *below = figure.subplots(1 + bool(gaps), sharex=True, squeeze=False)[:, 0]
-    names = [n for n in dict.fromkeys(k for row in rows for k in row) if "loss" in n]
-    for name in names:
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        batch = name == "loss"
-        constant = len(points) > 1 and len({value for _, value in points}) == 1
-        axes.plot(
-            *zip(*points, strict=True),
-            label="batch" if batch else name.replace("_", " "),
-            color="0.8" if batch else None,
-            linewidth=0.8 if batch else 1.6,
-            linestyle="--" if constant else "-",
-            zorder=1 if batch else 2,
-        )
-    _label(axes, "nats per token")
-    for panel in below:
-        _draw_gap(panel, gaps, {line.get_label(): line for line in axes.lines})
-    (below or [axes])[-1].set_xlabel("step")
-    _save(figure, path)
+    with drawing.picture(path, 7.0 if gaps else 4.5) as figure:
+        axes, *below = figure.subplots(1 + bool(gaps), sharex=True, squeeze=False)[:, 0]
+        axes.set(title=_title(rows), ylabel="loss, nats per token")
+        _draw_losses(axes, rows)
+        for panel in below:
+            panel.set(ylabel="loss above the floor, nats per token")
+            _draw_gaps(panel, gaps)
+        (below or [axes])[-1].set_xlabel("step")
+        steps = [row["step"] for row in rows] or [0]
+        first, last = min(steps), max(steps)
+        axes.set_xlim(first, last + (0.01 * (last - first) or 1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        for panel in (axes, *below):
+            named = [line for line in panel.lines if line.get_label()[0] != "_"]
+            texts = [f"{_last(line)} {line.get_label()}" for line in named]
+            drawing.label_ends(panel, named, texts)
 
 
-def _draw_gap(axes: Any, rows: list[dict[str, Any]], losses: dict[str, Any]) -> None:
-    """Draws the validation gap, and dashed those of the baselines.
+def _title(rows: list[dict[str, Any]]) -> str:
+    evaluated = [row for row in rows if math.isfinite(row.get("val_loss", math.nan))]
+    if not evaluated:
+        return "Loss of the batches"
+    best = min(evaluated, key=lambda row: row["val_loss"])
+    name, end = "val_loss", ""
+    if "val_gap" in best:
+        name, end = "val_gap", " above the floor"
+    loss = f"{_written(best[name])} nats per token{end}"
+    return f"Lowest validation loss: {loss}, at step {best['step']:,}"
 
-    Args:
-      axes: drawn on.
-      rows: with a gap each.
-      losses: {label: line} of the losses; a gap has the color of its loss.
+
+def _draw_losses(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """Draws the batches, the evaluations of both splits, and dashed what is constant.
+
+    The losses of a kind (its order, for example) have one colour.
     """
+    names = [n for n in dict.fromkeys(k for row in rows for k in row) if "loss" in n]
+    curves = {n: [(r["step"], r[n]) for r in rows if n in r] for n in names}
+    if batches := curves.pop("loss", []):
+        axes.plot(*_columns(batches), color="0.85", linewidth=0.8, label="_batches")
+        style: dict[str, Any] = {"color": "0.5", "linewidth": 1.2}
+        axes.plot(*_columns(_smoothed(batches)), label="batches, smoothed", **style)
+    colours: dict[str, str] = {}
+    for name, points in curves.items():
+        split, _, kind = name.partition("_loss")
+        kind = kind.strip("_").replace("_", " ")
+        style = {"zorder": 3}
+        if _constant(points):
+            style |= {"color": drawing.GREY, "linestyle": "--", "linewidth": 1.2}
+            label = kind or split
+            if name in _floors(rows):
+                style |= {"color": drawing.DARK}
+                label += ", the floor"
+        else:
+            style["color"] = colours.setdefault(
+                kind, drawing.COLOURS[len(colours) % len(drawing.COLOURS)]
+            )
+            style["marker"] = "o" if len(points) <= MARKED else ""
+            if split == "train":
+                style |= {"linestyle": ":", "linewidth": 1.4, "markersize": 3}
+            label = {"val": "validation", "train": "training"}.get(split, split)
+            label += f", {kind}" if kind else ""
+        axes.plot(*_columns(points), label=label, **style)
+    _set_limits(axes, curves, batches)
+
+
+def _set_limits(axes: Any, curves: dict[str, Points], batches: Points) -> None:
+    """Leaves the losses at step 0 above the picture where all later are far lower."""
+    everything = [p for points in (*curves.values(), batches) for p in points]
+    later = [loss for step, loss in everything if step > 0 and math.isfinite(loss)]
+    low, high = min(later, default=0), max(later, default=0)
+    if low > 0 and high / low > LOG_RATIO:
+        drawing.log_scale(axes, "y")
+    first_two = {
+        name: points[:2]
+        for name, points in curves.items()
+        if len(points) > 2 and points[0][0] == 0 and points[0][1] > high
+    }
+    if "val_loss" not in first_two or axes.get_yscale() == "log":
+        return
+    top, start = high + 0.08 * (high - low), first_two["val_loss"][0][1]
+    if high > low and start > high + 0.2 * (high - low):
+        axes.set_ylim(low - 0.04 * (high - low), top)
+        # Written beside where the last of the lines comes down into the picture.
+        at = max(
+            step * (before - top) / (before - after)
+            for (_, before), (step, after) in first_two.values()
+        )
+        options = {"textcoords": "offset points", "va": "top", "color": drawing.GREY}
+        text = f"{_written(start)} at step 0"
+        axes.annotate(text, (at, top), (8, -2), **options, size=9)
+
+
+def _floors(rows: list[dict[str, Any]]) -> list[str]:
+    """Returns the names of the losses that the gap is above."""
+    gaps = [row for row in rows if "val_gap" in row]
+    names = [name for name in (gaps or [{}])[0] if name.startswith("val_loss_")]
+    above = lambda row, name: row["val_loss"] - row["val_gap"] - row[name]
+    return [n for n in names if all(abs(above(row, n)) < 1e-6 for row in gaps)]
+
+
+def _draw_gaps(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """Draws the validation gap, and dashed those of the baselines."""
     steps = [row["step"] for row in rows]
     gaps = [row["val_gap"] for row in rows]
     errors = [2 * row["val_gap_error"] for row in rows]
-    color = losses["val loss"].get_color()
-    label = "val gap, ± 2 standard errors"
-    axes.errorbar(steps, gaps, errors, label=label, color=color, linewidth=1.6)
-    floors = [row["val_loss"] - row["val_gap"] for row in rows]
-    for name in [name for name in rows[0] if name.startswith("val_loss_")]:
-        excess = [row[name] - floor for row, floor in zip(rows, floors, strict=True)]
-        if min(excess) > 1e-6:  # Not the floor itself.
-            color = losses[name.replace("_", " ")].get_color()
-            label = name.removeprefix("val_loss_")
-            axes.plot(steps, excess, "--", label=label, color=color, linewidth=1.6)
+    label = "validation,\n± 2 standard errors"
+    axes.plot(steps, gaps, color=drawing.BLUE, zorder=3, label=label)
+    axes.errorbar(steps, gaps, errors, fmt="o", color=drawing.BLUE, label="_errors")
+    baselines = [name for name in rows[0] if name.startswith("val_loss_")]
+    style = {"color": drawing.GREY, "linestyle": "--", "linewidth": 1.2}
+    for name in [name for name in baselines if name not in _floors(rows)]:
+        excess = [row[name] - row["val_loss"] + row["val_gap"] for row in rows]
+        label = name.removeprefix("val_loss_").replace("_", " ")
+        axes.plot(steps, excess, label=label, **style)
     if min(gaps) > 0:
-        axes.set_yscale("log")
-    _label(axes, "nats per token above the floor")
+        drawing.log_scale(axes, "y")
 
 
 def plot_positions(curves: Mapping[str, Sequence[float]], path: pathlib.Path) -> None:
-    """Draws means [T] against the position of the predicted token, from 1."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for name, values in curves.items():
-        axes.plot(range(1, len(values) + 1), values, label=name, linewidth=1.6)
-    axes.set(xlabel="position", xscale="log")
-    _label(axes, "nats per token")
-    _save(figure, path)
+    """Draws means [T] against the position of the predicted token, from 1.
+
+    The first curve, the model's, lies thin on the others.
+    """
+    with drawing.picture(path, 4.5) as figure:
+        axes = figure.subplots()
+        for index, (name, values) in enumerate(curves.items()):
+            style: dict[str, Any] = {"color": drawing.BLUE, "linewidth": 1.4}
+            if index:
+                style = {"color": drawing.AMBER, "linewidth": 4, "zorder": 1}
+            axes.plot(range(1, len(values) + 1), values, label=name, **style)
+        length = max(map(len, curves.values()))
+        axes.set(
+            title="Loss by position in the sequence",
+            xlabel="position of the predicted token",
+            ylabel="loss, nats per token",
+            xlim=(1, max(length, 2)),
+        )
+        drawing.log_scale(axes, "x", [2**i for i in range(length.bit_length())])
+        texts = [f"{_last(line)} {line.get_label()}" for line in axes.lines]
+        drawing.label_ends(axes, axes.lines, texts)
 
 
-def _label(axes: Any, y_label: str) -> None:
-    axes.set_ylabel(y_label)
-    axes.grid(color="0.93")
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.lines:
-        axes.legend(frameon=False)
+def _smoothed(points: Points) -> Points:
+    """Returns means of each point and its neighbours, as many on either side.
+
+    At the end there are those before it alone: a last batch says little.
+    """
+    radius = max(1, round(SMOOTHING * len(points)))
+    values = [value for _, value in points]
+    means = [
+        fmean(values[max(0, i - min(i, radius)) : i + min(i, radius) + 1])
+        for i in range(len(values))
+    ]
+    return [(step, mean) for (step, _), mean in zip(points, means, strict=True)]
 
 
-def _save(figure: Figure, path: pathlib.Path) -> None:
-    with atomic_write(path, "wb") as stream:
-        figure.savefig(stream, format="png", dpi=120)
+def _columns(points: Points) -> tuple[tuple[float, ...], ...]:
+    return tuple(zip(*points, strict=True))
+
+
+def _constant(points: Points) -> bool:
+    return len(points) > 1 and len({value for _, value in points}) == 1
+
+
+def _last(line: Any) -> str:
+    return _written(float(line.get_ydata()[-1]))
+
+
+def _written(loss: float) -> str:
+    return f"{loss:.3f}" if loss >= 0.1 else f"{loss:.2g}"
