@@ -16,7 +16,7 @@ import pathlib
 import numpy as np
 
 from benchmarks.alternate import machine
-from jaxgpt import backend, config
+from jaxgpt import backend, config, drawing
 from jaxgpt.model.config import POSITIONS
 from jaxgpt.systems.registry import build_system
 
@@ -61,26 +61,30 @@ def losses(positions: str, steps: int) -> dict[int, float]:
     return {int(length) // block: loss for length, loss in found.items()}
 
 
-def draw(found: dict[str, dict[int, float]], path: pathlib.Path) -> None:
+def draw(record: dict, path: pathlib.Path) -> None:
     """Draws a line for each encoding, named where it ends."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for name, by_times in found.items():
-        label = f"{name} (its table ends here)" if len(by_times) == 1 else name
-        marker = "x" if len(by_times) == 1 else "o"
-        axes.plot(*zip(*by_times.items(), strict=True), marker=marker, label=label)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(TIMES, [f"{n}x" for n in TIMES])
-    axes.set(
-        xlabel="length read, in blocks of training",
-        ylabel="validation loss, nats per character",
-    )
-    axes.grid(color="0.93")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    names = {"learned": "learned,\nends here", "alibi": "ALiBi", "rope": "RoPE"}
+    with drawing.picture(path, 4.5) as figure:
+        axes = figure.subplots()
+        lines, point = [], []
+        for color, (name, losses) in zip(
+            drawing.COLOURS, record["loss"].items(), strict=True
+        ):
+            at = [int(times) for times in losses], list(losses.values())
+            alone = len(losses) == 1
+            (line,) = axes.plot(*at, "X" if alone else "o-", color=color)
+            (point if alone else lines).append((names.get(name, name), line))
+        axes.set(
+            title="Loss on texts longer than those trained on, by position encoding",
+            xlabel="length of the text, in blocks of training",
+            ylabel="validation loss, nats per character",
+            xlim=(0.74, 8.5),
+        )
+        drawing.log_scale(axes, "x", TIMES)
+        axes.xaxis.set_major_formatter("{x:g}x")
+        drawing.label_ends(axes, [line for _, line in lines], [n for n, _ in lines])
+        for name, line in point:
+            drawing.label_points(axes, line.get_xydata(), [name])
 
 
 def main():
@@ -93,8 +97,10 @@ def main():
         found[name] = losses(name, args.steps)
         row = "".join(f"  {n}x {loss:6.3f}" for n, loss in found[name].items())
         print(f"{name:20}{row}", flush=True)
-    draw(found, DOCS / "extrapolation.png")
-    print(json.dumps({"machine": machine(), "steps": args.steps, "loss": found}))
+    record = {"machine": machine(), "steps": args.steps, "loss": found}
+    drawing.write_record(record, DOCS / "extrapolation.png")
+    draw(record, DOCS / "extrapolation.png")
+    print(json.dumps(record))
 
 
 if __name__ == "__main__":

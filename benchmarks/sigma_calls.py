@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import pathlib
 
 import numpy as np
 
 from benchmarks.alternate import machine
+from jaxgpt import drawing
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 512)
 BURST_LIMIT = 128  # The best of N orders costs N times the work: longer takes minutes.
@@ -36,35 +38,35 @@ def measure(n: int, order: str, num_orders: int, runs: int) -> tuple[float, floa
     return float(calls.mean()), float(evaluations.mean() / n)
 
 
-def draw_figure(rows: list[dict], path: str) -> None:
+def draw_figure(record: dict, path: pathlib.Path) -> None:
     """Writes the picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), constrained_layout=True)
-    axes.plot(LENGTHS, LENGTHS, color="gray", ls="--", label="one token a call")
-    for name in dict.fromkeys(row["sampler"] for row in rows):
-        own = [row for row in rows if row["sampler"] == name]
-        axes.plot(
-            [r["tokens"] for r in own], [r["calls"] for r in own], "o-", label=name
+    rows = record["rows"]
+    names = list(dict.fromkeys(row["sampler"] for row in rows))
+    shown = [name.replace(", ", ",\n").replace(" (", "\n(") for name in names]
+    with drawing.picture(path, 4.5) as figure:
+        axes = figure.subplots()
+        lines = axes.plot(LENGTHS, LENGTHS, color=drawing.GREY, ls="--")
+        for name in names:
+            own = [row for row in rows if row["sampler"] == name]
+            at = [row["tokens"] for row in own], [row["calls"] for row in own]
+            lines += axes.plot(*at, "o-")
+        axes.set(
+            title="Model calls to write a Markov chain, by its length",
+            xlabel="tokens of the chain",
+            ylabel="model calls",
+            xlim=(LENGTHS[0] / 1.1, LENGTHS[-1] * 1.1),
         )
-    axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="model calls")
-    axes.set_xticks(LENGTHS, [str(n) for n in LENGTHS])
-    axes.minorticks_off()
-    axes.set_yticks((2, 4, 8, 16, 32, 64, 128, 256, 512))
-    axes.set_yticklabels(str(2**i) for i in range(1, 10))
-    axes.set_title("Calls to write a Markov chain")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
+        drawing.log_scale(axes, "x", LENGTHS)
+        drawing.log_scale(axes, "y", [2**i for i in range(2, 10)])
+        drawing.label_ends(axes, lines, ["one token a call", *shown])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=32)
-    parser.add_argument("--figure", default="docs/sigma_calls.png")
+    parser.add_argument(
+        "--figure", type=pathlib.Path, default=pathlib.Path("docs/sigma_calls.png")
+    )
     args = parser.parse_args()
     samplers = {
         "exact burst, random order": ("random", 0),
@@ -88,8 +90,10 @@ def main():
                     "evaluations": evaluations,
                 }
             )
-    draw_figure(rows, args.figure)
-    print(json.dumps({"machine": machine(), "rows": rows}))
+    record = {"machine": machine(), "rows": rows}
+    drawing.write_record(record, args.figure)
+    draw_figure(record, args.figure)
+    print(json.dumps(record))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import pathlib
 import time
 
 import numpy as np
 
 from benchmarks.alternate import machine
+from jaxgpt import drawing
 
 ORDERS = ("random", "left-to-right", "fractal", "far-apart", "block")
 MOST_AT_ONCE = 16  # Of entropy-bounded unmasking, which is compiled for that many.
@@ -72,37 +74,46 @@ def quality(judge, tokens_NT: np.ndarray) -> dict[str, float]:
     }
 
 
-def draw_figure(rows: list[dict], path: str) -> None:
-    """Writes the picture: quality against calls, and against seconds."""
-    import matplotlib
+def front(points: list[tuple[float, float]]) -> list[int]:
+    """Returns the indices of the points that none is better than in both."""
+    beaten = lambda p: any(q[0] <= p[0] and q[1] <= p[1] and q != p for q in points)
+    return [i for i, point in enumerate(points) if not beaten(point)]
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), constrained_layout=True)
-    kinds = list(dict.fromkeys(row["sampler"].split(",")[0] for row in rows[1:]))
-    costs = (("calls", "model calls a text"), ("seconds", "seconds a text"))
-    for axes, (cost, label) in zip(panels, costs, strict=True):
-        axes.axhline(rows[0]["nll"], color="gray", ls=":", label="real texts")
-        for kind in kinds:
-            own = [r for r in rows[1:] if r["sampler"].split(",")[0] == kind]
-            axes.errorbar(
-                [r[cost] for r in own],
-                [r["nll"] for r in own],
-                [r["nll_error"] for r in own],
-                fmt="o",
-                label=kind,
-            )
-            for row in own:
-                name = row["sampler"].split(", ")[1].removesuffix(" calls")
-                place = (row[cost], row["nll"])
-                axes.annotate(name, place, (4, 3), textcoords="offset points", size=6)
-        axes.set(xscale="log", xlabel=label, ylabel="judge's nats per character")
-        axes.grid(alpha=0.3)
-    panels[0].set_xticks((4, 8, 16, 32, 64), ("4", "8", "16", "32", "64"))
-    panels[0].minorticks_off()
-    panels[0].legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+def draw_figure(record: dict, path: pathlib.Path) -> None:
+    """Writes the picture: quality against calls, and against milliseconds."""
+    real, *rows = record["rows"]
+    kind_of = [row["sampler"].split(",")[0] for row in rows]
+    with drawing.picture(path, 7.5) as figure:
+        drawing.heading(
+            figure, "How good the texts of each sampler are, and what they cost"
+        )
+        upper, lower = figure.subplots(2, 1)
+        for axes, cost, unit, ticks in (
+            (upper, "calls", 1, (4, 8, 16, 32, 64)),
+            (lower, "seconds", 1e-3, (5, 10, 20, 50, 100, 200)),
+        ):
+            points = [(row[cost] / unit, row["nll"]) for row in rows]
+            best = sorted(front(points), key=lambda i: points[i])
+            kinds = dict.fromkeys(kind_of)
+            for kind, color in zip(kinds, drawing.COLOURS, strict=False):
+                own = [i for i, other in enumerate(kind_of) if other == kind]
+                at = zip(*(points[i] for i in own), strict=True)
+                errors = [rows[i]["nll_error"] for i in own]
+                axes.errorbar(*at, errors, fmt="o", color=color, label=kind)
+            drawing.log_scale(axes, "x", ticks)
+            real_line = axes.axhline(real["nll"], color=drawing.GREY, ls="--", lw=1.2)
+            drawing.label_ends(axes, [real_line], ["real texts"])
+            names = [rows[i]["sampler"] for i in best]
+            drawing.label_points(axes, [points[i] for i in best], names)
+            axes.set(ylabel="judge's loss, nats per character")
+        note = "low and left is best; named: samplers that none beats in both"
+        upper.set_title(note, size=10, weight="normal")
+        upper.set(xlabel="model calls a text")
+        lower.set(xlabel=f"milliseconds a text ({record['machine']})")
+        figure.legend(
+            *upper.get_legend_handles_labels(), loc="outside lower center", ncols=5
+        )
 
 
 def main():
@@ -111,7 +122,9 @@ def main():
     parser.add_argument("--judge", required=True)
     parser.add_argument("--num_samples", type=int, default=256)
     parser.add_argument("--only", nargs="+", help="names of samplers; no figure")
-    parser.add_argument("--figure", default="docs/sigma_pareto.png")
+    parser.add_argument(
+        "--figure", type=pathlib.Path, default=pathlib.Path("docs/sigma_pareto.png")
+    )
     args = parser.parse_args()
     from jaxgpt import backend
     from jaxgpt.run import open_run
@@ -160,9 +173,11 @@ def main():
             f"{1e3 * seconds:12.2f}",
             flush=True,
         )
+    record = {"machine": machine(), "rows": rows}
     if not args.only:
-        draw_figure(rows, args.figure)
-    print(json.dumps({"machine": machine(), "rows": rows}))
+        drawing.write_record(record, args.figure)
+        draw_figure(record, args.figure)
+    print(json.dumps(record))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 python -m parity_tests.certificate
 
 docs/parity.md has the tables, docs/parity.json the absolute differences too, and
-docs/parity.png the losses of both programs over 200 steps. Each row is held by a test:
-`test_certificate`, `test_teenygpt`, `test_gssm`.
+docs/parity.png and .csv the losses of both programs over 200 steps. Each row is held by
+a test: `test_certificate`, `test_teenygpt`, `test_gssm`.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import datetime
 import json
@@ -22,7 +23,7 @@ import torch
 
 import jaxgpt
 from benchmarks.alternate import machine
-from jaxgpt import backend
+from jaxgpt import backend, drawing
 from jaxgpt.data.tokenizers import CharTokenizer
 from jaxgpt.training import optimizers
 from parity_tests import files, measures, pairs
@@ -147,25 +148,47 @@ def trajectories(count: int = 200) -> dict[str, np.ndarray]:
     return result
 
 
+def write_losses(curves: dict[str, np.ndarray], path: pathlib.Path) -> None:
+    """Writes the losses [2, steps] as a table, a row for each step."""
+    names = [f"{name} {by}" for name in curves for by in ("jaxgpt", "PyTorch")]
+    with open(path, "w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(names)
+        writer.writerows(np.concatenate(list(curves.values())).T.round(7).tolist())
+
+
+def read_losses(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns what `write_losses` wrote."""
+    with open(path) as stream:
+        names, *rows = csv.reader(stream)
+    losses = np.array(rows, float).T.reshape(len(names) // 2, 2, -1)
+    return dict(
+        zip((n.removesuffix(" jaxgpt") for n in names[::2]), losses, strict=True)
+    )
+
+
 def draw(curves: dict[str, np.ndarray], path: pathlib.Path) -> None:
     """Draws both losses of each original on each other, and their difference below."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 8), layout="constrained")
-    parts = figure.subfigures(2, 3).flat
-    for part, (name, (ours, theirs)) in zip(parts, curves.items(), strict=True):
-        top, bottom = part.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        top.plot(theirs, color="0.75", linewidth=5, label="PyTorch")
-        top.plot(ours, color="C0", linewidth=1.2, label="jaxgpt")
-        top.set(title=name, ylabel="loss, nats")
-        bottom.plot(ours - theirs, color="C3", linewidth=1)
-        bottom.set(xlabel="AdamW step", ylabel="difference", ylim=(-6e-6, 6e-6))
-        bottom.ticklabel_format(axis="y", scilimits=(0, 0))
-        for panel in (top, bottom):
-            panel.spines[["top", "right"]].set_visible(False)
-            panel.grid(color="0.93")
-        top.legend(frameon=False)
-    figure.savefig(path, dpi=110)
+    with drawing.picture(path, 7.5) as figure:
+        title = "200 steps here and in PyTorch: the losses lie on each other"
+        drawing.heading(figure, title)
+        grid = figure.subplots(
+            4, 3, sharex=True, height_ratios=(3, 1, 3, 1), squeeze=False
+        )
+        tops, bottoms = grid[::2].flat, grid[1::2].flat
+        panels = zip(tops, bottoms, curves.items(), strict=True)
+        for top, bottom, (name, (ours, theirs)) in panels:
+            top.plot(theirs, color=drawing.PALE, linewidth=4, label="PyTorch")
+            top.plot(ours, color=drawing.BLUE, linewidth=1, label="jaxgpt")
+            top.set_title(name, size=10)
+            bottom.plot(1e6 * (ours - theirs), color=drawing.ORANGE, linewidth=0.8)
+            bottom.set(ylim=(-6, 6), yticks=(-5, 0, 5))
+        for top, bottom in zip(grid[::2, 0], grid[1::2, 0], strict=True):
+            top.set_ylabel("loss,\nnats per token")
+            bottom.set_ylabel("difference,\n10⁻⁶ nats")
+        for panel in grid[-1]:
+            panel.set_xlabel("AdamW step")
+        grid[0, 0].legend()
 
 
 def about() -> dict[str, str]:
@@ -249,13 +272,14 @@ def page(facts: dict, tables: dict[str, Table]) -> str:
 
 
 def main() -> None:
-    """Runs everything, writes the three files and prints the page."""
+    """Runs everything, writes the four files and prints the page."""
     jax.config.update("jax_platforms", "cpu")
     backend.set_up_jax()
     torch.set_num_threads(1)  # For models this small a second thread only costs time.
     with tempfile.TemporaryDirectory() as folder:
         tables = everything(pathlib.Path(folder))
     curves = trajectories()
+    write_losses(curves, DOCS / "parity.csv")
     draw(curves, DOCS / "parity.png")
     tables["200 steps"] = {
         name: {"loss of a trajectory": Found(float(np.abs(a - b).max()))}

@@ -9,11 +9,10 @@ Prints a table, and one JSON object last.
 from __future__ import annotations
 
 import math
+import pathlib
 from typing import Any
 
-import numpy as np
-
-from jaxgpt import backend, cli
+from jaxgpt import backend, cli, drawing
 from jaxgpt.config import user_path
 
 SIZES = (64, 256, 1024, 4096)
@@ -33,36 +32,44 @@ def measure(workdir: str, split: str, count: int, **overrides: Any) -> dict[str,
     return run.system.report(run.params, windows, rows)
 
 
-def draw(with_it: dict, without: dict, sizes: dict[int, float], output: str) -> None:
+def draw(record: dict[str, Any], path: pathlib.Path) -> None:
     """Writes the figure."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    with_it, without, sizes = record["with"], record["without"], record["sizes"]
     names = list(with_it["loss_by_distance_on"])
-    at = np.arange(len(names))
-    for label, found in (
-        ("without a memory", without["loss_by_distance_off"]),
-        ("its memory masked", with_it["loss_by_distance_off"]),
-        ("with its memory", with_it["loss_by_distance_on"]),
-    ):
-        style = "--" if "masked" in label else "-"
-        left.plot(at, [found[name] for name in names], f"o{style}", label=label)
-    left.set_xticks(at, names, rotation=30, ha="right")
-    left.set(xlabel="tokens since it last occurred", ylabel="loss, nats")
-    left.legend()
-    right.plot(list(sizes), [math.exp(loss) for loss in sizes.values()], "o-", c="C2")
-    right.axhline(without["perplexity_off"], color="C0", label="without a memory")
-    right.axhline(
-        with_it["perplexity_shuffled"],
-        color="C3",
-        ls="--",
-        label="another document's memory",
-    )
-    right.set_xscale("log", base=2)
-    right.set(xlabel="entries a memory holds", ylabel="perplexity")
-    right.legend()
-    figure.savefig(output, dpi=110)
+    with drawing.picture(path, 7.5) as figure:
+        upper, lower = figure.subplots(2, 1)
+        lines = []
+        for loss, style, color in (
+            (without["loss_by_distance_off"], "o-", drawing.BLUE),
+            (with_it["loss_by_distance_off"], "o--", drawing.ORANGE),
+            (with_it["loss_by_distance_on"], "o-", drawing.GREEN),
+        ):
+            losses = [loss[name] for name in names]
+            lines += upper.plot(range(len(names)), losses, style, color=color)
+        ranges = [f"≥ {n[:-1]}" if n[-1] == "-" else n for n in names]
+        upper.set_xticks(range(len(names)), ranges)
+        upper.set(
+            title="Loss of a token, by how far back it last occurred",
+            xlabel="tokens since it last occurred",
+            ylabel="loss, nats per token",
+        )
+        shown = ["without a memory", "its memory masked", "with its memory"]
+        drawing.label_ends(upper, lines, shown)
+        perplexities = [math.exp(loss) for loss in sizes.values()]
+        entries = [int(size) for size in sizes]
+        (line,) = lower.plot(entries, perplexities, "o-", color=drawing.GREEN)
+        off = lower.axhline(without["perplexity_off"], color=drawing.BLUE)
+        shuffled = lower.axhline(
+            with_it["perplexity_shuffled"], color=drawing.PINK, ls="--"
+        )
+        lower.set(
+            title="Perplexity, by how much a memory holds",
+            xlabel="entries of the memory",
+            ylabel="perplexity",
+        )
+        drawing.log_scale(lower, "x", entries)
+        shown = ["with its memory", "without a memory", "another document's\nmemory"]
+        drawing.label_ends(lower, [line, off, shuffled], shown)
 
 
 def command(argv: list[str]) -> None:
@@ -86,7 +93,10 @@ def command(argv: list[str]) -> None:
     sizes = {
         size: measure(args.workdir, *what, memory_size=size)["loss"] for size in SIZES
     }
-    draw(with_it, without, sizes, str(user_path(args.output)))
+    record = {"with": with_it, "without": without, "sizes": sizes}
+    output = user_path(args.output)
+    drawing.write_record(record, output)
+    draw(record, output)
     rows = [("without", without, "off")]
     rows += [(way, with_it, way) for way in ("on", "off", "shuffled")]
     print(f"{'memory':>10}  perplexity  accuracy      f1")
@@ -97,7 +107,7 @@ def command(argv: list[str]) -> None:
         print(f"{size:>10} entries: perplexity {math.exp(loss):.2f}")
     ratio = with_it["perplexity_on"] / without["perplexity_off"]
     print(f"with / without: {ratio:.3f}")
-    cli.print_json({"with": with_it, "without": without, "sizes": sizes})
+    cli.print_json(record)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,19 @@
 
 python -m scripts.figures              # those that take minutes on two CPU cores
 python -m scripts.figures pareto ...   # these; --list says which there are
+python -m scripts.figures --redraw     # all, from what earlier runs recorded in docs/
 
-Commands are run as a user runs them, and print the numbers that the pages quote.
+Commands are run as a user runs them, and print the numbers that the pages quote. What a
+picture is drawn from is kept beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
 import datetime
+import json
 import pathlib
 import re
 import resource
@@ -18,8 +22,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 
+from benchmarks import extrapolation, sigma_calls, sigma_pareto
 from benchmarks.alternate import machine
+from jaxgpt.commands import grid
+from jaxgpt.training import plots
+from scripts import draw_memory
 
 ROOT = pathlib.Path(__file__).parents[1]
 RUNS = pathlib.Path("runs/figures")  # Made anew each time.
@@ -28,7 +37,8 @@ PAGE = """# Figures
 What each picture was made with, by `make figures`, or by
 `python -m scripts.figures NAME` where that takes longer than minutes; seconds are CPU
 time, of all its commands. A picture that is not here was made by the same commands on
-an earlier day.
+an earlier day. Beside each lies what it is drawn from (`--redraw` needs no run); of
+sigma_pareto and extrapolation, as the tables of sigma.md and teenygpt.md have it.
 
 | picture | name | machine | date | CPU s |
 |---|---|---|---|---|
@@ -36,21 +46,68 @@ an earlier day.
 
 
 @dataclasses.dataclass(frozen=True)
+class Picture:
+    """Where a command leaves a picture, what it drew it from, and how it does."""
+
+    made: str
+    record: str = ""
+    draw: Callable[[pathlib.Path, pathlib.Path], None] | None = None
+
+    def beside(self, name: str) -> pathlib.Path:
+        """Returns where the record of a picture of docs/ is kept."""
+        return (ROOT / "docs" / name).with_suffix(pathlib.Path(self.record).suffix)
+
+
+@dataclasses.dataclass(frozen=True)
 class Figure:
-    """Commands, and where they leave each picture; `{runs}` is the folder of runs."""
+    """Commands, and their pictures; `{runs}` is the folder of runs."""
 
     commands: tuple[str, ...]
-    pictures: dict[str, str]
+    pictures: dict[str, Picture]
     minutes: int  # of two CPU cores, roughly
     by_default: bool = False
 
 
+def draw_losses(record: pathlib.Path, output: pathlib.Path) -> None:
+    lines = record.read_text().splitlines()
+    plots.plot_losses([json.loads(line) for line in lines], output)
+
+
+def draw_positions(record: pathlib.Path, output: pathlib.Path) -> None:
+    with open(record) as stream:
+        names, *rows = csv.reader(stream)
+    columns = zip(names, zip(*rows, strict=True), strict=True)
+    curves = {name: list(map(float, values)) for name, values in columns}
+    del curves["position"]
+    plots.plot_positions(curves, output)
+
+
+def draw_json(draw: Callable) -> Callable[[pathlib.Path, pathlib.Path], None]:
+    return lambda record, output: draw(json.loads(record.read_text()), output)
+
+
+def draw_parity(record: pathlib.Path, output: pathlib.Path) -> None:
+    from parity_tests import certificate  # PyTorch is an extra.
+
+    certificate.draw(certificate.read_losses(record), output)
+
+
 def study(name: str, minutes: int) -> Figure:
-    made = f"{{runs}}/gssm_{name}/results.png"
-    command = f"jaxgpt.grid --study=studies/gssm_{name}.yaml"
+    file, folder = f"studies/gssm_{name}.yaml", f"{{runs}}/gssm_{name}"
+
+    def draw(record: pathlib.Path, output: pathlib.Path) -> None:
+        of = grid.read_study(str(ROOT / file))
+        with open(record) as stream:
+            rows = [row | {of.y: float(row[of.y])} for row in csv.DictReader(stream)]
+        grid.plot(of, rows, output)
+
     return Figure(
-        (f"{command} --workdir={{runs}}/gssm_{name}",),
-        {f"gssm_study_{name}.png": made},
+        (f"jaxgpt.grid --study={file} --workdir={folder}",),
+        {
+            f"gssm_study_{name}.png": Picture(
+                f"{folder}/results.png", f"{folder}/results.csv", draw
+            )
+        },
         minutes,
     )
 
@@ -67,7 +124,13 @@ FIGURES = {
             "jaxgpt.sample --workdir={runs}/quickstart --order=left-to-right "
             "--prompt=ROMEO: --temperature=0.7",
         ),
-        {"quickstart.png": "{runs}/quickstart/loss.png"},
+        {
+            "quickstart.png": Picture(
+                "{runs}/quickstart/loss.png",
+                "{runs}/quickstart/metrics.jsonl",
+                draw_losses,
+            )
+        },
         5,
         by_default=True,
     ),
@@ -78,25 +141,49 @@ FIGURES = {
             "--output={runs}/gssm/graph.png",
         ),
         {
-            "gssm_loss.png": "{runs}/gssm/loss.png",
-            "gssm_position.png": "{runs}/gssm/position.png",
-            "gssm_graph.png": "{runs}/gssm/graph.png",
+            "gssm_loss.png": Picture(
+                "{runs}/gssm/loss.png", "{runs}/gssm/metrics.jsonl", draw_losses
+            ),
+            "gssm_position.png": Picture(
+                "{runs}/gssm/position.png", "{runs}/gssm/position.csv", draw_positions
+            ),
+            "gssm_graph.png": Picture("{runs}/gssm/graph.png"),
         },
         1,
         by_default=True,
     ),
     "sigma_calls": Figure(
         ("benchmarks.sigma_calls --figure={runs}/sigma_calls.png",),
-        {"sigma_calls.png": "{runs}/sigma_calls.png"},
+        {
+            "sigma_calls.png": Picture(
+                "{runs}/sigma_calls.png",
+                "{runs}/sigma_calls.json",
+                draw_json(sigma_calls.draw_figure),
+            )
+        },
         3,
         by_default=True,
     ),
     "parity": Figure(
-        ("parity_tests.certificate",), {"parity.png": "docs/parity.png"}, 10
+        ("parity_tests.certificate",),
+        {
+            "parity.png": Picture(
+                "docs/parity.png",
+                "docs/parity.csv",
+                draw_parity,
+            )
+        },
+        10,
     ),
     "extrapolation": Figure(
         ("benchmarks.extrapolation",),
-        {"extrapolation.png": "docs/extrapolation.png"},
+        {
+            "extrapolation.png": Picture(
+                "docs/extrapolation.png",
+                "docs/extrapolation.json",
+                draw_json(extrapolation.draw),
+            )
+        },
         20,
     ),
     "burst": Figure(
@@ -104,7 +191,7 @@ FIGURES = {
             LAPTOP.format("sigma_plus_char", "burst"),
             "scripts.burst_gif --workdir={runs}/burst --output={runs}/burst.gif",
         ),
-        {"sigma_burst.gif": "{runs}/burst.gif"},
+        {"sigma_burst.gif": Picture("{runs}/burst.gif")},
         5,
     ),
     "pareto": Figure(
@@ -114,7 +201,13 @@ FIGURES = {
             "benchmarks.sigma_pareto --workdir={runs}/pareto --judge={runs}/judge "
             "--num_samples=48 --figure={runs}/pareto.png",
         ),
-        {"sigma_pareto.png": "{runs}/pareto.png"},
+        {
+            "sigma_pareto.png": Picture(
+                "{runs}/pareto.png",
+                "{runs}/pareto.json",
+                draw_json(sigma_pareto.draw_figure),
+            )
+        },
         20,
     ),
     "memory": Figure(
@@ -126,7 +219,11 @@ FIGURES = {
             "scripts.draw_memory --workdir={runs}/memory --without={runs}/memory-off "
             "--output={runs}/memory.png",
         ),
-        {"memory.png": "{runs}/memory.png"},
+        {
+            "memory.png": Picture(
+                "{runs}/memory.png", "{runs}/memory.json", draw_json(draw_memory.draw)
+            )
+        },
         10,
     ),
     "modes": study("modes", 30),
@@ -150,11 +247,22 @@ def make(name: str, figure: Figure) -> None:
             sys.exit(ended.returncode)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    for picture, made in figure.pictures.items():
-        source, target = ROOT / made.format(runs=RUNS), ROOT / "docs" / picture
-        if source != target:
-            shutil.copyfile(source, target)
-        date(ROOT / "docs/figures.md", picture, name, seconds)
+    for file, picture in figure.pictures.items():
+        copies = {ROOT / "docs" / file: picture.made}
+        if picture.record:
+            copies[picture.beside(file)] = picture.record
+        for target, made in copies.items():
+            source = ROOT / made.format(runs=RUNS)
+            if source != target:
+                shutil.copyfile(source, target)
+        date(ROOT / "docs/figures.md", file, name, seconds)
+
+
+def redraw(figure: Figure, folder: pathlib.Path) -> None:
+    """Draws the pictures whose records docs/ has, into a folder."""
+    for file, picture in figure.pictures.items():
+        if picture.draw and picture.beside(file).exists():
+            picture.draw(picture.beside(file), folder / file)
 
 
 def date(page: pathlib.Path, picture: str, name: str, seconds: float) -> None:
@@ -174,6 +282,9 @@ def main() -> None:
         "names", nargs="*", metavar="NAME", help=f"default: {' '.join(short)}"
     )
     parser.add_argument("--list", action="store_true", help="say which there are")
+    parser.add_argument(
+        "--redraw", action="store_true", help="from the records in docs/ (default: all)"
+    )
     args = parser.parse_args()
     if args.list:
         for name, figure in FIGURES.items():
@@ -181,6 +292,10 @@ def main() -> None:
         return
     if unknown := sorted(set(args.names) - set(FIGURES)):
         parser.error(f"unknown '{unknown[0]}': there are {', '.join(FIGURES)}")
+    if args.redraw:
+        for name in args.names or FIGURES:
+            redraw(FIGURES[name], ROOT / "docs")
+        return
     shutil.rmtree(ROOT / RUNS, ignore_errors=True)
     (ROOT / RUNS).mkdir(parents=True)
     for name in args.names or short:

@@ -48,6 +48,32 @@ def test_every_picture_of_the_pages_can_be_made_anew():
             assert (ROOT / f"{module}.py").exists()
 
 
+RECORDED = {
+    picture.beside(file): (name, file)
+    for name, figure in figures.FIGURES.items()
+    for file, picture in figure.pictures.items()
+    if picture.record
+}
+LEFT = [path for path in RECORDED if not path.exists()]
+
+
+def test_few_pictures_lack_what_they_were_drawn_from():
+    known = {
+        "memory.json",
+        "parity.csv",
+        "gssm_study_data.csv",
+        "gssm_study_latents.csv",
+    }
+    assert {path.name for path in LEFT} <= known
+
+
+@pytest.mark.parametrize("path", set(RECORDED) - set(LEFT), ids=lambda path: path.name)
+def test_a_picture_is_redrawn_from_what_is_recorded(path, tmp_path):
+    name, file = RECORDED[path]
+    figures.redraw(figures.FIGURES[name], tmp_path)
+    assert (tmp_path / file).stat().st_size > 20_000
+
+
 def read(page):
     return page.read_text()
 
@@ -61,12 +87,15 @@ def test_a_figure_is_made_put_in_its_place_and_dated(tmp_path, monkeypatch, caps
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.setattr(figures, "ROOT", tmp_path)
     graph = figures.FIGURES["gssm"].commands[1].replace("/gssm/", "/")
-    one = figures.Figure((graph,), {"graph.png": "{runs}/graph.png"}, 1)
+    picture = figures.Picture("{runs}/graph.png", "data/graphs/easy.yaml")
+    one = figures.Figure((graph,), {"graph.png": picture}, 1)
     monkeypatch.setattr(figures, "FIGURES", {"graph": one})
     monkeypatch.setattr(sys, "argv", ["figures", "graph"])
     for _ in range(2):
         figures.main()
     assert (tmp_path / "docs/graph.png").read_bytes().startswith(b"\x89PNG")
+    record = (tmp_path / "docs/graph.yaml").read_bytes()
+    assert record == (ROOT / "data/graphs/easy.yaml").read_bytes()
     first, second = page.read_text().removeprefix(figures.PAGE).splitlines()
     assert first == "| a.png | a | of old | 2026-01-01 | 9 |"
     assert second.startswith("| graph.png | graph | ")
