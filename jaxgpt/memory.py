@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -27,10 +28,17 @@ from jaxgpt.errors import UserError, require
 from jaxgpt.inference import Run
 from jaxgpt.run import open_run
 from jaxgpt.sampling import prompts
-from jaxgpt.systems.memory.options import excerpt
+from jaxgpt.sampling.output import Sample, read_output
+from jaxgpt.sampling.state import SamplingParams
+from jaxgpt.systems.memory.options import MemorySession, excerpt
 from jaxgpt.systems.memory.system import MemoryLM
 
-__all__ = ["Found", "Memory"]
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from jaxgpt.sampling.options import SamplingOptions
+
+__all__ = ["Found", "Memory", "MemorySample"]
 
 Text = str | Sequence[int] | np.ndarray
 
@@ -43,14 +51,26 @@ class Found:
       document: its name.
       position: of the entry's token in the document, from 0.
       text: some tokens before and after the position.
-      score: how near the entry is, larger is nearer: minus the squared distance of its
-        key, or with memory.mode=attention the inner product, summed over heads.
+      score: of `search`, how near the entry is, larger is nearer: minus the squared
+        distance of its key, or with memory.mode=attention the inner product, summed
+        over heads. Of `generate`, how much it contributed, from 0 to 1.
     """
 
     document: str
     position: int
     text: str
     score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class MemorySample(Sample):
+    """A generated text, and what its tokens were predicted with.
+
+    Attributes:
+      memories: for each generated token the entries, most used first; at most 3.
+    """
+
+    memories: list[list[Found]]
 
 
 class Memory:
@@ -142,6 +162,41 @@ class Memory:
             )
             for entry in self._memory.nearest(self._run.params, tokens_T, k)
         ]
+
+    def generate(
+        self,
+        prompt: Text,
+        *,
+        document: str = "",
+        max_new_tokens: int | None = None,
+        seed: int = 0,
+        **sampling: Unpack[SamplingOptions],
+    ) -> MemorySample:
+        """Continues a prompt with the memory, which reads it and what follows it.
+
+        Args:
+          prompt: a text, or token ids [T].
+          document: name of this text in the memory; default "text N".
+          max_new_tokens, seed, **sampling: as of `Run.generate`.
+
+        Raises:
+          UserError: if it does not fit the model, or an option is out of range.
+        """
+        run = self._run
+        session = MemorySession(
+            self._system, self._memory, document=document, explain=True
+        )
+        given = run.read_prompt(prompt, max_new_tokens)
+        params = SamplingParams.of(sampling)
+        output = run.fill(given, params, seed=seed, session=session)
+        (sample,) = read_output(output, given.known, run.tokenizer)
+        described = [sample.to_json()]
+        session.describe(described, output, int(given.known.sum()), run.tokenizer)
+        memories = [
+            [Found(m["document"], m["position"], m["text"], m["weight"]) for m in found]
+            for found in (token["memories"] for token in described[0]["memories"])
+        ]
+        return MemorySample(**vars(sample), memories=memories)
 
     def forget(self, document: str) -> int:
         """Removes a document; returns how many entries it had.

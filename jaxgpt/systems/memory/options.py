@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -76,24 +77,25 @@ class MemoryOptions:
                 f"--memory='{path}' does not exist: there is nothing to forget"
             )
         memory = system.open_memory(path, args.num_samples)
-        return MemorySession(system, memory, path, args)
+        return MemorySession(
+            system, memory, path, args.document, args.explain, args.forget
+        )
 
 
+@dataclasses.dataclass(frozen=True)
 class MemorySession:
-    """See `SampleSession`."""
+    """See `SampleSession`; the last fields are the options."""
 
-    def __init__(
-        self,
-        system: Any,
-        memory: Memory,
-        path: pathlib.Path | None,
-        args: argparse.Namespace,
-    ):
-        self.system, self.memory, self.path, self.args = system, memory, path, args
+    system: Any
+    memory: Memory
+    path: pathlib.Path | None = None
+    document: str = ""
+    explain: bool = False
+    forget: str | None = None
 
     def instead(self) -> tuple[dict[str, Any], str] | None:
         """Removes the document of --forget from the file."""
-        name = self.args.forget
+        name = self.forget
         if not name or not self.path:
             return None
         count = self.memory.forget(name)
@@ -104,7 +106,7 @@ class MemorySession:
     def sample(self, *arguments: Any) -> SamplerOutput:
         """Generates as `System.sample` with the memory, and saves it."""
         output = self.system.sample(
-            *arguments, memory=self.memory, document=self.args.document
+            *arguments, memory=self.memory, document=self.document
         )
         if self.path:
             self.memory.save(self.path)
@@ -130,7 +132,7 @@ class MemorySession:
                 "text": excerpt(text, position, tokenizer),
             }
 
-        for row, sample in enumerate(samples if self.args.explain else []):
+        for row, sample in enumerate(samples if self.explain else []):
             sample["memories"] = []
             for place in range(prompt_length, output.tokens_BT.shape[1]):
                 order = (-output.weight_BTM[row, place]).argsort(kind="stable")

@@ -50,6 +50,30 @@ def test_ingested_is_what_sample_reads(run, played, tmp_path, capsys):
     assert again.documents == {} and again.search(TEXT) == []
 
 
+def test_generated_is_what_sample_prints(run, played, tmp_path, capsys):
+    file = tmp_path / "memory"
+    memory = Memory(run)
+    memory.ingest({"first": TEXT})
+    memory.save(file)
+    common = [f"--workdir={played}", f"--memory={file}", "--json=-", "--explain"]
+    common += ["--config.memory.memory_size=256", "--seed=3", "--top_k=5"]
+    sample.command(
+        [*common, "--prompt=the queen", "--document=new", "--max_new_tokens=9"]
+    )
+    printed = last_json(capsys)["samples"][0]
+    found = memory.generate(
+        "the queen", document="new", max_new_tokens=9, seed=3, top_k=5
+    )
+    assert found.text == printed["text"]
+    assert len(found.memories) == 9 and {m.document for m in found.memories[0]}
+    for ours, theirs in zip(found.memories, printed["memories"], strict=True):
+        assert [vars(m) for m in ours] == [
+            {"score": m.pop("weight"), **m} for m in theirs["memories"]
+        ]
+    assert memory.documents == Memory(run, file).documents
+    assert memory.documents == {"first": 48, "new": len(found.text)}
+
+
 def test_a_search_finds_what_followed_the_same_words(run):
     memory = Memory(run)
     memory.ingest({"night": TEXT, "other": "and and and and and and"})
