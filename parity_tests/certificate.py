@@ -154,7 +154,7 @@ def write_losses(curves: dict[str, np.ndarray], path: pathlib.Path) -> None:
     with open(path, "w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(names)
-        writer.writerows(np.concatenate(list(curves.values())).T.round(7).tolist())
+        writer.writerows(np.concatenate(list(curves.values())).T.round(8).tolist())
 
 
 def read_losses(path: pathlib.Path) -> dict[str, np.ndarray]:

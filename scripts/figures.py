@@ -37,8 +37,9 @@ PAGE = """# Figures
 What each picture was made with, by `make figures`, or by
 `python -m scripts.figures NAME` where that takes longer than minutes; seconds are CPU
 time, of all its commands. A picture that is not here was made by the same commands on
-an earlier day. Beside each lies what it is drawn from (`--redraw` needs no run); of
-sigma_pareto and extrapolation, as the tables of sigma.md and teenygpt.md have it.
+an earlier day. Beside a picture lies what it is drawn from, if that was recorded
+(`--redraw` needs no run); of sigma_pareto and extrapolation, as the tables of sigma.md
+and teenygpt.md have it.
 
 | picture | name | machine | date | CPU s |
 |---|---|---|---|---|
