@@ -15,6 +15,8 @@ import tomllib
 
 import pytest
 
+import jaxgpt
+from jaxgpt import api
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError
 from jaxgpt.training.resume import check_same_config
@@ -148,10 +150,11 @@ def test_the_commands_of_a_page_work_in_its_order(page, reader, capsys):
 
 def test_commands_are_found():
     found = commands(ROOT / "README.md")
-    assert len(found) > 25
+    assert found[:2] == [("make", ["train"]), ("source", [".venv/bin/activate"])]
+    found = commands(ROOT / "docs" / "start.md")
     assert ("make", ["train"]) in found
     assert ("jaxgpt.verify", ["--workdir=runs/quickstart"]) in found
-    assert found.index(("source", [".venv/bin/activate"])) < 6
+    assert sum(len(commands(page)) for page in PAGES) > 70
 
 
 def test_the_same_folder_for_another_config_is_noticed(reader):
@@ -163,24 +166,43 @@ def test_the_same_folder_for_another_config_is_noticed(reader):
         reader.follow("jaxgpt.sample", ["--workdir=runs/other"])
 
 
-@pytest.mark.trains
-@pytest.mark.unoptimised
-def test_the_readme_from_make_train_to_verify(tmp_path, monkeypatch, capsys):
-    """What it does with the run of `make train`, in small."""
+# What somebody reads who has done `make train`.
+FIRST = ("README", "start", "your-text", "training", "sampling", "evaluation")
+
+
+@pytest.fixture
+def own_text(tmp_path, monkeypatch):
+    """A folder with a text of one's own, and what the repository has."""
     monkeypatch.chdir(tmp_path)
     for name in ("configs", "data"):
         os.symlink(ROOT / name, name)
-    words = "the quick brown fox jumps over the lazy dog, my lord\n"
+    words = "the quick brown fox jumps over the lazy dog, my lord Once\n"
     pathlib.Path("my_text.txt").write_text(words * 100)
+
+
+@pytest.mark.trains
+@pytest.mark.unoptimised
+def test_the_first_pages_from_make_train_to_verify(own_text, capsys):
+    """What they do with the run of `make train`, in small."""
     shrunk = [f"--config.{key}={value}" for key, value in SHRUNK.items()]
     quickstart = "--config=configs/quickstart.py"
     done = []
-    found = [("jaxgpt.train", [quickstart]), *commands(ROOT / "README.md")]
+    pages = [page for page in PAGES if page.stem in FIRST]
+    assert len(pages) == len(FIRST)
+    found = [("jaxgpt.train", [quickstart])]
+    found += [command for page in pages for command in commands(page)]
     for program, options in found:
-        of_the_run = any("runs/quickstart" in o or o == quickstart for o in options)
+        named = ("runs/quickstart", "runs/mine", quickstart)
+        of_the_run = any(name in option for option in options for name in named)
         if not program.startswith("jaxgpt.") or not of_the_run:
             continue
-        training = shrunk if program == "jaxgpt.train" else []
+        if any("..." in option for option in options):
+            continue
+        training = []
+        if program == "jaxgpt.train":
+            given = {option.partition("=")[0] for option in options}
+            training = [o for o in shrunk if o.partition("=")[0] not in given]
+        print(program, options)
         assert not importlib.import_module(program).command([*options, *training])
         done.append(program)
     assert done.count("jaxgpt.train") >= 3
@@ -188,3 +210,21 @@ def test_the_readme_from_make_train_to_verify(tmp_path, monkeypatch, capsys):
     assert {"jaxgpt.evaluate", "jaxgpt.verify"} <= set(done)
     frozen = json.loads(pathlib.Path("runs/mine/config.json").read_text())
     assert frozen["data"]["path"].endswith("my_text.txt")
+
+
+@pytest.mark.trains
+@pytest.mark.unoptimised
+def test_the_python_of_the_pages(own_text, monkeypatch, capsys):
+    """README.md and docs/api.md, from top to bottom, with a small model."""
+    config = api.config
+    small = lambda spec, **changes: config(spec, **SHRUNK | changes)
+    monkeypatch.setattr(api, "config", small)
+    jaxgpt.train(jaxgpt.config("quickstart"), "runs/quickstart")
+    for page in ("README.md", "docs/api.md"):
+        names: dict = {}
+        blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+        for block in blocks:
+            exec(block, names)
+        assert names["run"].step and blocks
+    assert names["found"].per_order.shape == (32,)
+    assert names["run"].config.data.path.endswith("my_text.txt")
