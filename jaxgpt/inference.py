@@ -174,7 +174,7 @@ class Run:
     ) -> np.ndarray:
         """Returns the negative log-likelihood of each token in nats, float64 [N, T].
 
-            run.score(["To be, or not to be", "ot be, or not to be"]).sum(1)
+            np.nanmean(run.score(["To be, or not", "or not, be To"]), 1)
 
         Column t is of token t of the text, whatever the order. It is NaN at the token
         that is read first, which nothing predicts, and past the end of texts that are
@@ -380,9 +380,6 @@ class Run:
           tokens_NT: int32.
           order_NT: int32, permutations.
           keep_logits: False returns none, [0].
-
-        Raises:
-          UserError: for ids of another vocabulary, or more tokens than fit.
         """
         c, (N, T) = self.system.model_config, tokens_NT.shape
         rows = max(1, min(N, LOGITS_AT_ONCE // (T * c.vocab_size)))
