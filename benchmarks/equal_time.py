@@ -7,9 +7,10 @@
 The study lists its points (see jaxgpt.grid), the first of them changes nothing, and
 those that only change the seed say how much chance there is. --speed times a training
 step of the first and of every point that sets `steps`, in turns, and prints how many
-steps take each as long as all those of the first; they belong into the file. Without it
-the finished runs are scored on the validation split and compared with the mean of the
-seeds.
+steps take each as long as all those of the first; they belong in the file. Without it
+the finished runs are scored on the validation split, nats per character, and compared
+with the mean of the seeds. "gaps" are spans of a third of each window, filled left to
+right from both sides, "without what follows" the same from the text before them alone.
 """
 
 from __future__ import annotations
@@ -30,7 +31,12 @@ GROUP = 5
 GAP = 0.33
 # A difference counts from this many standard deviations of the seeds on.
 DEVIATIONS = 3.0
-METRICS = {"random": "random order", "straight": "left to right", "filled": "gaps"}
+METRICS = {
+    "random": "random order",
+    "straight": "left to right",
+    "filled": "gaps",
+    "prefix": "without what follows",
+}
 
 
 def timed(study: Study) -> list[int]:
