@@ -27,7 +27,7 @@ def keep_heap() -> None:
     """Keeps freed memory in the process, so that it is not faulted in every step.
 
     XLA frees its temporary buffer (hundreds of MB) after every step and glibc gives
-    it back to the system. A step takes 1.2 to 1.5 times as long without. Does nothing
+    it back to the system. A step takes 1.2 to 1.7 times as long without. Does nothing
     where the C library has no mallopt.
     """
     trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8
