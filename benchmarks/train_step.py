@@ -45,7 +45,8 @@ def without_piece(piece: str) -> None:
         q, k, v = attention.split_heads(qkv, n_head)
         c = ModelConfig(1, n_head, D, T, 1, dropout, dtype=dtype)
         mask = jnp.tril(jnp.ones((T, T), bool))
-        return attention.merge_heads(attention.attend(q, [(k, v)], mask, c, seed))
+        k, v = k.astype(dtype), v.astype(dtype)
+        return attention.merge_heads(attention.attend(q, k, v, mask, c, seed))
 
     plain = {
         "keep_heap": lambda: None,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,7 +23,7 @@ LayerCache = tuple[jax.Array, jax.Array]
 KVCache = tuple[LayerCache, ...]
 
 # Reads what else there is to attend to, with the block's own projections:
-# (q, k, v [B, H, T, K], the layer's cache before these tokens or None, first slot) ->
+# (q, k, v [B, H, T, K], the layer's cache with these tokens or None, first slot) ->
 # ([B, H, T, K] to add to the heads' outputs, anything that the caller gets back).
 AttentionHook = Callable[
     [jax.Array, jax.Array, jax.Array, LayerCache | None, jax.Array],
@@ -64,6 +63,23 @@ def write_cache(
         put = lambda old, new: lax.dynamic_update_slice(old, new, (0, 0, start, 0))
     k_BHTK, v_BHTK = k_BHTK.astype(layer[0].dtype), v_BHTK.astype(layer[1].dtype)
     return put(layer[0], k_BHTK), put(layer[1], v_BHTK)
+
+
+def visible_slots(
+    mask_TT: jax.Array | None, start: jax.typing.ArrayLike, T: int, S: int
+) -> jax.Array:
+    """Returns which of S cache slots T tokens see, [B, 1, T, S], or 1 without B.
+
+    They are written at start .. start + T, and see all slots before; of each other what
+    mask_TT says, see `Attention.__call__`.
+    """
+    nth_BS = jnp.arange(S) - jnp.reshape(start, (-1, 1))
+    nth = nth_BS[:, None, None]
+    if mask_TT is None:
+        return nth <= jnp.arange(T)[:, None]
+    mask_B1TT = jnp.broadcast_to(mask_TT, (len(nth_BS), 1, T, T))
+    new_B1TS = jnp.take_along_axis(mask_B1TT, jnp.clip(nth, 0, T - 1), -1)
+    return (nth < 0) | (nth < T) & new_B1TS
 
 
 class Attention(nnx.Module):
@@ -158,32 +174,21 @@ class Attention(nnx.Module):
         if y_BTD is None or hook:
             q, k, v = split_heads(qkv_BTC, c.n_head, c.key_width)
         if y_BTD is None:
-            if mask_TT is None:
-                mask_TT = jnp.tril(jnp.ones((T, T), bool))
             own_BT = jnp.reshape(start, (-1, 1)) + jnp.arange(T)
-            mask, slots, parts = mask_TT, own_BT, [(k, v)]
             if layer:
-                before_B1TS = jnp.broadcast_to(
-                    jnp.arange(S) < own_BT[:, :1, None, None], (len(own_BT), 1, T, S)
-                )
-                new_B1TT = jnp.broadcast_to(mask_TT, (len(own_BT), 1, T, T))
-                mask = jnp.concatenate([before_B1TS, new_B1TT], -1)
-                slots_BS = jnp.broadcast_to(jnp.arange(S), (len(own_BT), S))
-                slots = jnp.concatenate([slots_BS, own_BT], -1)
-                parts = [layer, (k, v)]
+                # All reads come after the write: XLA then updates the cache in place.
+                keys, values = written = write_cache(layer, k, v, start)
+                mask, slots = visible_slots(mask_TT, start, T, S), jnp.arange(S)[None]
+            else:
+                keys, values = k.astype(c.dtype), v.astype(c.dtype)
+                causal_TT = jnp.tril(jnp.ones((T, T), bool))
+                mask, slots = causal_TT if mask_TT is None else mask_TT, own_BT
             biased = c.encoding.bias
             bias = biased(own_BT, slots, c) if biased else 0
-            y_BHTK = attend(q, parts, mask, c, seed_2, bias)
-            y_BTD = merge_heads(y_BHTK)
-            if layer:
-                # Adding 0 y makes the write wait for the read, so that XLA updates the
-                # cache in place; otherwise it copies all of it twice per token, half
-                # of the time spent.
-                after = 0 * (y_BHTK[..., :1] if c.key_width else y_BHTK)
-                written = write_cache(layer, k + after, v + after, start)
+            y_BTD = merge_heads(attend(q, keys, values, mask, c, seed_2, bias))
         extra = None
         if hook:
-            more_BHTK, extra = hook(q, k, v, layer, jnp.asarray(start))
+            more_BHTK, extra = hook(q, k, v, written, jnp.asarray(start))
             y_BTD = y_BTD + merge_heads(more_BHTK)
         return self.out(y_BTD), written, extra
 
@@ -235,7 +240,8 @@ def merge_heads(y_BHTK: jax.Array) -> jax.Array:
 
 def attend(
     q_BHTK: jax.Array,
-    parts: Sequence[tuple[jax.Array, jax.Array]],
+    k_BHSK: jax.Array,
+    v_BHSK: jax.Array,
     mask: jax.Array,
     config: ModelConfig,
     seed_2: jax.Array | None = None,
@@ -245,26 +251,17 @@ def attend(
 
     Args:
       q_BHTK: queries.
-      parts: keys and values [B, H, S', K] whose slots follow one another; S is the
-        sum of the S'.
+      k_BHSK, v_BHSK: keys and values; the products' operands are in their dtype.
       mask: which slots a query sees, [T, S] or [B, 1, T, S].
-      config: scores and softmax are float32 or wider whatever its dtype says.
+      config: its rate of dropout.
       seed_2: turns dropout of the weights on.
       bias: added to the scores, of a shape that broadcasts to [B, H, T, S].
     """
-    accum = cpu.accumulator(config.dtype)
-    dtype = config.dtype
+    dtype = k_BHSK.dtype
+    accum = cpu.accumulator(dtype)
     q = (q_BHTK / math.sqrt(q_BHTK.shape[-1])).astype(dtype)
     product = functools.partial(jnp.einsum, preferred_element_type=accum)
-    scores = [product("bhtk,bhsk->bhts", q, k.astype(dtype)) for k, _ in parts]
-    scores_BHTS = jnp.where(mask, jnp.concatenate(scores, -1) + bias, -jnp.inf)
-    weights = jax.nn.softmax(scores_BHTS, -1)
+    scores_BHTS = product("bhtk,bhsk->bhts", q, k_BHSK) + bias
+    weights = jax.nn.softmax(jnp.where(mask, scores_BHTS, -jnp.inf), -1)
     weights = layers.dropout(weights, config.dropout, seed_2).astype(dtype)
-    ends = list(itertools.accumulate(k.shape[2] for k, _ in parts))
-    outputs = [
-        product("bhts,bhsk->bhtk", weights_BHTS, v.astype(dtype))
-        for weights_BHTS, (_, v) in zip(
-            jnp.split(weights, ends[:-1], -1), parts, strict=True
-        )
-    ]
-    return functools.reduce(jnp.add, outputs)
+    return product("bhts,bhsk->bhtk", weights, v_BHSK)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from jaxgpt import config as configs
-from jaxgpt.model import cpu
+from jaxgpt.model import attention, cpu
 from jaxgpt.sampling.autoregressive import autoregress
 from jaxgpt.sampling.logits import sample_token, sampling_probs
-from jaxgpt.sampling.state import SamplingParams, grow
+from jaxgpt.sampling.state import ModelDecoder, SamplingParams, grow
 from jaxgpt.systems import base
 from jaxgpt.systems.registry import build_system
 from jaxgpt.systems.sigma.options import LOW_ENTROPY_FIRST
@@ -151,6 +151,38 @@ def test_samplers_that_look_at_all_slots_get_a_cache_of_all():
     assert system.lookahead(SamplingParams("ar", order=LOW_ENTROPY_FIRST)) == LONG
     assert system.lookahead(SamplingParams("burst")) == LONG
     assert system.lookahead(SamplingParams()) == system.max_draft_length == 8
+
+
+def test_a_token_sees_the_slots_before_and_what_its_mask_says():
+    starts = jnp.array([0, 2, 4])
+    causal = attention.visible_slots(None, starts, 2, 5).astype(int)
+    assert causal[:, 0].tolist() == [
+        [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0]],
+        [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]],
+        [[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]],
+    ]
+    alone = attention.visible_slots(jnp.eye(2, dtype=bool), starts, 2, 5).astype(int)
+    assert alone[:, 0].tolist() == [
+        [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0]],
+        [[1, 1, 1, 0, 0], [1, 1, 0, 1, 0]],
+        [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]],
+    ]
+    first = attention.visible_slots(None, 1, 1, 3)
+    assert first.tolist() == [[[[True, True, False]]]]
+
+
+def test_no_cache_is_narrowed_at_every_token_on_a_cpu():
+    changes = {"model.n_layer": 1, "model.n_head": 2, "model.n_embd": 16}
+    changes |= {"model.block_size": T, "model.vocab_size": 7}
+    changes |= {"model.dtype": "bfloat16"}
+    system = build_system(configs.override(configs.base(), changes), "cpu")
+    params = system.init(jax.random.key(0))
+    decoder = ModelDecoder(system.graphdef)
+    one = jnp.zeros((3, 1), jnp.int32)
+    step = lambda params, cache: decoder.forward(params, one, (one, one), cache, 4)
+    traced = str(jax.make_jaxpr(step)(params, decoder.init_cache(params, 3, T)))
+    assert f"f32[3,2,{T},8]" in traced
+    assert f"bf16[3,2,{T},8]" not in traced
 
 
 def test_a_small_cache_does_not_grow():

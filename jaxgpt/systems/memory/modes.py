@@ -66,15 +66,11 @@ class AttentionMemory(Mode):
 
     def _window(self, q, k, v, cache, start) -> tuple[jax.Array, jax.Array]:
         """Returns scores [B, H, T, S] of the window's tokens, and their values."""
-        T, S = q.shape[2], cache[0].shape[2] if cache else 0
-        own_T = jnp.reshape(start, ()) + jnp.arange(T)
-        before_TS = jnp.broadcast_to(jnp.arange(S) < own_T[0], (T, S))
-        seen_TS = jnp.concatenate([before_TS, jnp.tril(jnp.ones((T, T), bool))], 1)
+        own_T = position_S = jnp.reshape(start, ()) + jnp.arange(q.shape[2])
         if cache:
-            k, v = (
-                jnp.concatenate(pair, 2) for pair in zip(cache, (k, v), strict=True)
-            )
-        position_S = jnp.concatenate([jnp.arange(S), own_T])
+            k, v = cache
+            position_S = jnp.arange(k.shape[2])
+        seen_TS = position_S <= own_T[:, None]
         biased = self.config.encoding.bias
         bias = biased(own_T, position_S, self.config) if biased else 0
         scores = jnp.einsum("bhtk,bhsk->bhts", q, k) / math.sqrt(q.shape[-1]) + bias

@@ -79,7 +79,7 @@ def _round(decoder, params, state, decode_params, N, missing_B, W):
         params,
         window.shift(repeat(draft.last_B1), tokens_NW),
         (window.shift(repeat(draft.own_B1), position_NW), position_NW),
-        jax.tree.map(repeat, state.cache),
+        jax.tree.map(repeat, draft.cache),
         repeat(n_B) - 1,
     )
     p_NW = ordered(window.at_tokens(draft.p_BWV, draft.tokens_BW))

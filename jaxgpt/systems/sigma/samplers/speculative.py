@@ -72,7 +72,7 @@ def _round(decoder, params, state, decode_params, uniform_3BS, length_B, W):
     n_B = state.num_decoded_B
     propose, accept, resample = (window.take(u_BS, n_B, W) for u_BS in uniform_3BS)
     draft = window.draft(decoder, params, state, decode_params, propose)
-    tokens_BW, logits_BWV, cache = draft.tokens_BW, draft.logits_BWV, state.cache
+    tokens_BW, logits_BWV, cache = draft.tokens_BW, draft.logits_BWV, draft.cache
     num_new_B, num_passes_B = length_B, (length_B > 0).astype(jnp.int32)
     # A window of one needs no verification: its draft is the true conditional.
     if W > 1:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxgpt.sampling.logits import sample_token, sampling_probs
-from jaxgpt.sampling.state import DecodeParams, Decoder, DecodeState
+from jaxgpt.sampling.state import Cache, DecodeParams, Decoder, DecodeState
 
 SMALLEST = 4
 
@@ -86,6 +86,7 @@ class Draft(NamedTuple):
       position_BW: their positions.
       logits_BWV, p_BWV: what they were drawn from.
       last_B1, own_B1: the last decoded token and its position.
+      cache: with W slots, from that token's on, to be overwritten.
     """
 
     tokens_BW: jax.Array
@@ -94,6 +95,7 @@ class Draft(NamedTuple):
     p_BWV: jax.Array
     last_B1: jax.Array
     own_B1: jax.Array
+    cache: Cache
 
 
 def draft(
@@ -113,7 +115,7 @@ def draft(
     # Every slot is asked for by the last decoded token, with that token's own position
     # and the slot's as target. Each such query sees what is decoded and itself: this is
     # the exact conditional of the slot given what is decoded.
-    logits_BWV, _ = decoder.forward(
+    logits_BWV, cache = decoder.forward(
         params,
         widen(last_B1),
         (widen(own_B1), position_BW),
@@ -123,7 +125,7 @@ def draft(
     )
     p_BWV = sampling_probs(logits_BWV, decode_params)
     tokens_BW = sample_token(uniform_BW, p_BWV)
-    return Draft(tokens_BW, position_BW, logits_BWV, p_BWV, last_B1, own_B1)
+    return Draft(tokens_BW, position_BW, logits_BWV, p_BWV, last_B1, own_B1, cache)
 
 
 def run_rounds(
