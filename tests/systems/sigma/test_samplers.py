@@ -269,7 +269,7 @@ def test_independent_tokens_take_one_round():
         tables.joint(p), exact_burst, 1000, np.zeros((1, 4), bool)
     )
     assert (calls == 2).all()
-    assert (evaluations == 8).all()
+    assert (evaluations == 7).all()
 
 
 def test_dependent_tokens_never_take_more_calls_than_tokens():

@@ -76,13 +76,12 @@ def _round(decoder, params, state, decode_params, uniform_3BS, length_B, W):
     num_new_B, num_passes_B = length_B, (length_B > 0).astype(jnp.int32)
     # A window of one needs no verification: its draft is the true conditional.
     if W > 1:
-        shifted = (
-            window.shift(draft.last_B1, tokens_BW),
-            window.shift(draft.own_B1, draft.position_BW),
+        # The draft's first query is already that of a causal pass.
+        positions = draft.position_BW[:, :-1], draft.position_BW[:, 1:]
+        rest_logits, cache = decoder.forward(
+            params, tokens_BW[:, :-1], positions, cache, n_B
         )
-        logits_BWV, cache = decoder.forward(
-            params, shifted[0], (shifted[1], draft.position_BW), cache, n_B - 1
-        )
+        logits_BWV = jnp.concatenate([logits_BWV[:, :1], rest_logits], 1)
         # Why the result is exact: with p what a token was drafted from, and q its true
         # conditional given the tokens before it, a draft x is accepted with probability
         # min(1, q(x) / p(x)) and otherwise resampled from max(0, q - p), normalised. So
@@ -92,8 +91,8 @@ def _round(decoder, params, state, decode_params, uniform_3BS, length_B, W):
         p_BW = window.at_tokens(draft.p_BWV, tokens_BW)
         accepted = accept * p_BW < window.at_tokens(q_BWV, tokens_BW)
         index_W = jnp.arange(W)
-        # The first draft has p = q but for rounding: it is always accepted, so that
-        # every round decodes at least two tokens.
+        # The first draft has p = q: it is always accepted, so that every round decodes
+        # at least two tokens.
         accepted = (accepted | (index_W == 0)) & (index_W < length_B[:, None])
         num_accepted_B = jnp.cumprod(accepted, 1).sum(1)
         num_new_B = jnp.minimum(num_accepted_B + 1, length_B)
@@ -119,7 +118,7 @@ def _round(decoder, params, state, decode_params, uniform_3BS, length_B, W):
         token_log_prob(logits_BWV, tokens_BW),
         num_new_B,
         num_passes_B,
-        tokens_processed_B=length_B * num_passes_B,
+        tokens_processed_B=length_B * num_passes_B - (num_passes_B > 1),
     )
     return state.replace(
         cache=cache,
