@@ -1,10 +1,11 @@
 """Generating text with σ-GPT: our samplers against the original's, on equal weights.
 
-    python -m benchmarks.sigma_sampling [--case=char-64 ...] [--batch 1 32]
+    python -m benchmarks.sigma_sampling [--case=char-64 ...] [--batch 1 32] [--only ...]
 
 The contenders load the same .pt file: `char-64` is the original's trained character
 model of 64 tokens (parity_tests/golden), `random-256` one of 256 with fresh weights.
-One token is given. The original's algorithms run in eager PyTorch (torch_sigma.py).
+One token is given. The original's algorithms run in eager PyTorch (torch_sigma.py), in
+float32. Its burst takes most of the time: `--only` leaves it out.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ import tempfile
 
 import numpy as np
 
-from benchmarks.alternate import alternate, machine
+from benchmarks.alternate import Timing, alternate, machine
 
 GOLDEN = pathlib.Path("parity_tests/golden/sigma/char_sigma_d128.pt")
 CASES = {"char-64": 64, "random-256": 256}
+CACHED, BURST = "original, cached", "original, burst"
 OURS = {
     "ar": {"sampler": "ar"},
     "exact-burst": {"sampler": "exact-burst"},
     "exact-burst, far-apart": {"sampler": "exact-burst", "order": "far-apart"},
     "burst": {"sampler": "burst"},
 }
-THEIRS = {"ar": "original, cached", "exact-burst": "original, burst"}
+BF16 = ", bfloat16"  # Of model.dtype; the others compute in float32.
+OURS |= {name + BF16: OURS[name] for name in ("ar", "exact-burst")}
 
 
-def jaxgpt_sampler(weights: str, length: int, batch: int, sampling: dict):
+def jaxgpt_sampler(weights: str, length: int, batch: int, sampling: dict, dtype: str):
     from jaxgpt import backend
     from jaxgpt.sampling.state import SamplingParams
     from jaxgpt.systems.registry import build_system
@@ -40,6 +43,7 @@ def jaxgpt_sampler(weights: str, length: int, batch: int, sampling: dict):
     from jaxgpt.interop import formats
 
     original = formats.read_original("sigma-gpt", weights)
+    original.config.model.dtype = dtype
     system = build_system(original.config)
     params = jax.device_put(original.params)
     tokens = np.zeros((batch, length), np.int32)
@@ -78,21 +82,26 @@ def fresh_weights(path: str, length: int) -> None:
     torch.save({"model": model.state_dict(), "model_args": sizes}, path)
 
 
-def measure(weights: str, length: int, batch: int, rounds: int) -> dict[str, float]:
-    """Returns the median seconds of one call of each contender."""
+def measure(
+    weights: str, length: int, batch: int, rounds: int, only: list[str]
+) -> dict[str, Timing]:
+    """Returns the timings of each contender's calls."""
     here = "benchmarks.sigma_sampling:"
     shared = {"weights": weights, "length": length, "batch": batch}
     contenders = {
-        "original, cached": (here + "torch_sampler", shared | {"burst": False}),
-        "original, burst": (here + "torch_sampler", shared | {"burst": True}),
+        CACHED: (here + "torch_sampler", shared | {"burst": False}),
+        BURST: (here + "torch_sampler", shared | {"burst": True}),
     }
-    contenders |= {
-        name: (here + "jaxgpt_sampler", shared | {"sampling": sampling})
-        for name, sampling in OURS.items()
-    }
-    repeats = 2 if length * batch > 4000 else 5
-    timings = alternate(contenders, rounds, repeats)
-    return {name: timing.median for name, timing in timings.items()}
+    for name, sampling in OURS.items():
+        dtype = "bfloat16" if name.endswith(BF16) else "float32"
+        arguments = shared | {"sampling": sampling, "dtype": dtype}
+        contenders[name] = (here + "jaxgpt_sampler", arguments)
+    if only:
+        contenders = {name: contenders[name] for name in only}
+    heavy = length * batch > 4000
+    if heavy and BURST in contenders:
+        rounds = 1
+    return alternate(contenders, rounds, 2 if heavy else 5)
 
 
 def main():
@@ -100,6 +109,7 @@ def main():
     parser.add_argument("--case", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=[CACHED, BURST, *OURS])
     args = parser.parse_args()
     print(machine())
     rows = []
@@ -111,15 +121,21 @@ def main():
                 weights = f"{folder}/random.pt"
                 fresh_weights(weights, length)
             for batch in args.batch:
-                heavy = length * batch > 4000
-                seconds = measure(weights, length, batch, 1 if heavy else args.rounds)
-                print(f"{case}, batch {batch}")
-                for name, value in seconds.items():
-                    ratio = ""
-                    if name in OURS:
-                        rival = THEIRS["ar" if name == "ar" else "exact-burst"]
-                        ratio = f"{seconds[rival] / value:6.1f} times {rival}"
-                    print(f"  {name:24} {1e3 * value:10.1f} ms {ratio}", flush=True)
+                timings = measure(weights, length, batch, args.rounds, args.only)
+                seconds = {name: timing.median for name, timing in timings.items()}
+                print(f"{case}, batch {batch}: milliseconds, least and most, times")
+                for name, timing in timings.items():
+                    ratios = "".join(
+                        f"{seconds[rival] / timing.median:7.2f} x {rival}"
+                        for rival in (CACHED, BURST)
+                        if name in OURS and rival in seconds
+                    )
+                    least, most = min(timing.wall), max(timing.wall)
+                    print(
+                        f"  {name:24} {1e3 * timing.median:9.1f} "
+                        f"({1e3 * least:.1f} - {1e3 * most:.1f}) {ratios}",
+                        flush=True,
+                    )
                 rows.append({"case": case, "batch": batch, "seconds": seconds})
     print(json.dumps({"machine": machine(), "rows": rows}))
 
