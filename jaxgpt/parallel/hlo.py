@@ -122,12 +122,14 @@ def _bits(kind: str) -> int:
 def _members(line: str) -> int:
     """Returns the number of chips in each replica group.
 
-    Two in {{0,1},{2,3}}, in [2,2]<=[4], and in mesh['a'=2,'b'=4] {'a'}.
+    Two in {{0,1},{2,3}}, in [2,2]<=[4], and in mesh['a'=2,'b'=4] {'a'} or {'b':(2)2}:
+    a part of an axis, of that size, after one of the size in brackets.
     """
     meshed = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
     if meshed:
         sizes = dict(re.findall(r"('\w+')=(\d+)", meshed.group(1)))
-        return math.prod(int(sizes[axis]) for axis in meshed.group(2).split(","))
+        axes = re.findall(r"('\w+')(?::\(\d+\)(\d+))?", meshed.group(2))
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
     if listed:
         return listed.group(1).count(",") + 1

@@ -26,7 +26,8 @@ HloModule step, num_partitions=4
 ENTRY %main (a: f32[4]) -> f32[4] {
   %w = (s32[], f32[4,8]) while(%init), condition=%condition, body=%body
   %f = f32[4]{0} fusion(%a), kind=kLoop, calls=%fused
-  %r = (f32[6]{0}, bf16[4]{0}) all-reduce(%b, %d), replica_groups=[1,4]<=[4]
+  %r = (f32[6]{0}, bf16[4]{0}) all-reduce(%b, %d), \
+replica_groups=mesh['a'=2,'b'=8] {'a','b':(2)2}
   %o = (f32[2]{0}, f32[8]{0}) all-gather-start(%e), replica_groups=[1,4]<=[4]
   ROOT %h = f32[4]{0} reduce-scatter(%k), replica_groups={{0,1,2,3}}
 }
