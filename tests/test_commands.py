@@ -530,7 +530,7 @@ def test_sample_with_a_damaged_tokenizer(refused, run_copy):
 def test_sample_without_a_tokenizer(refused, run_copy):
     (run_copy / "tokenizer.json").unlink()
     message = refused(sample.command, f"--workdir={run_copy}", "--prompt=a")
-    assert "has no tokenizer: give --prompt_ids" in message
+    assert "has no tokenizer: give token ids" in message
 
 
 def test_sample_from_nothing_says_so_beside_the_text(trained, capsys):

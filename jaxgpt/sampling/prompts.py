@@ -42,7 +42,7 @@ def encode(
     """
     if tokenizer is None:
         if text:
-            raise UserError("this run has no tokenizer: give --prompt_ids")
+            raise UserError("this run has no tokenizer: give token ids (--prompt_ids)")
         return np.zeros(0, np.int32)
     encode = tokenizer.encode_rest if at else tokenizer.encode
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -97,8 +98,8 @@ class LogProb:
 
 
 @functools.lru_cache(maxsize=8)
-def _nll(system: System):
-    return jax.jit(system.nll)
+def _nll(system: Any):
+    return jax.jit(system.token_nll)
 
 
 def summary(log_p_BN: np.ndarray, tokens: int) -> dict[str, float]:

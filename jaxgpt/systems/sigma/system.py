@@ -82,6 +82,12 @@ class SigmaGPT(System):
     def nll(
         self, params: dict, batch: Batch, dropout_key: jax.Array | None = None
     ) -> jax.Array:
+        """Returns what training minimizes the mean of: `token_nll`."""
+        return self.token_nll(params, batch, dropout_key)
+
+    def token_nll(
+        self, params: dict, batch: Batch, dropout_key: jax.Array | None = None
+    ) -> jax.Array:
         """Returns [B, T - 1] in nats, in prediction order.
 
         The first token is not predicted; with a beginning token it is: [B, T].

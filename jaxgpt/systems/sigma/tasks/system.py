@@ -125,7 +125,7 @@ class SigmaTask(SigmaGPT):
         self, params: dict, batch: Batch, dropout_key: jax.Array | None = None
     ) -> jax.Array:
         """Returns [B, T] in prediction order, weighted: its mean is per asked token."""
-        return super().nll(params, batch, dropout_key) * batch["weight"]
+        return self.token_nll(params, batch, dropout_key) * batch["weight"]
 
     def problems(
         self, data: dataset.TaskData, split: str, count: int, seed: int | None = None

@@ -13,6 +13,7 @@ from jaxgpt import config as configs
 from jaxgpt import evaluate, sample
 from jaxgpt.commands.train import train
 from jaxgpt.errors import UserError
+from jaxgpt.run import open_run
 from jaxgpt.systems.sigma.tasks import dataset, maze, programs
 from jaxgpt.systems.sigma.tasks.system import TASKS, SigmaTask, make_task
 from jaxgpt.training import metrics
@@ -430,6 +431,10 @@ def test_training_judges_draws_and_can_be_looked_at(tmp_path, capsys):
     evaluate.command([f"--workdir={workdir}", "--json=-"])
     figures = last_json(capsys)
     assert {"loss", "accuracy_exact_burst", "optimal_left_to_right"} <= figures.keys()
+    # One token is missing: every order of the rest is this one.
+    run, given = open_run(str(workdir)), [True, True, False]
+    found = run.log_prob([1, 2, 3], given=given, num_orders=2).mean
+    np.testing.assert_allclose(found, -run.score([1, 2, 3])[0, 2], rtol=1e-5)
     image = tmp_path / "out.png"
     sample.command(
         [f"--workdir={workdir}", f"--image={image}", "--num_samples=3", "--json=-"]
