@@ -61,7 +61,9 @@ def test_few_pictures_lack_what_they_were_drawn_from():
     assert {path.name for path in LEFT} <= {"memory.json"}
 
 
-@pytest.mark.parametrize("path", set(RECORDED) - set(LEFT), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted({*RECORDED} - {*LEFT}), ids=lambda path: path.name
+)
 def test_a_picture_is_redrawn_from_what_is_recorded(path, tmp_path):
     name, file = RECORDED[path]
     figures.redraw(figures.FIGURES[name], tmp_path)
