@@ -7,12 +7,12 @@ import dataclasses
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from jaxgpt.config import user_path
 from jaxgpt.errors import UserError, require
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from jaxgpt.data.tokenizers import Tokenizer
     from jaxgpt.sampling.state import SamplerOutput
     from jaxgpt.systems.memory.session import Memory
