@@ -26,7 +26,7 @@ from jaxgpt import config as configs
 from jaxgpt import run as runs
 from jaxgpt.commands import convert as conversion
 from jaxgpt.commands import train as training
-from jaxgpt.errors import CheckError, UserError
+from jaxgpt.errors import CheckError, UserError, require
 from jaxgpt.inference import Run
 from jaxgpt.sampling.output import Sample
 from jaxgpt.systems.sigma.likelihood import LogProb
@@ -76,7 +76,11 @@ def load(
     """
     _set_up()
     return runs.load(
-        str(path), str(step), format, _text(source_config), _text(tokenizer)
+        _text(path),
+        str(step),
+        format,
+        _if_given(source_config),
+        _if_given(tokenizer),
     )
 
 
@@ -92,11 +96,11 @@ def config(spec: str | pathlib.Path, /, **changes: Any) -> ConfigDict:
     Raises:
       UserError: for a missing file, an unknown key, or a value it cannot have.
     """
-    return configs.load(str(spec), changes)
+    return configs.load(_text(spec), changes)
 
 
 def train(
-    config: ConfigDict,
+    config: ConfigDict | str | pathlib.Path,
     workdir: str | pathlib.Path,
     *,
     callback: Callback = go_on,
@@ -112,10 +116,11 @@ def train(
     returns; the same call resumes.
 
     Args:
-      config: of `jaxgpt.config`.
+      config: of `jaxgpt.config`, or what that takes.
       workdir: folder of the run.
-      callback: is given each row of metrics.jsonl, such as {"step": 50, "loss": 2.9,
-        ...}; returning False ends the run after this step.
+      callback: is given each row that training logs, such as {"step": 50, "loss": 2.9,
+        ...}; returning False ends the run after this step. What it raises ends the run
+        at once: the same call resumes from the last checkpoint.
       overrides: changes by dotted keys, which win over the model that `init_from`
         names, as they do on the command line.
       allow: keys that may differ from the config of the run that is resumed.
@@ -129,10 +134,14 @@ def train(
         state was not saved.
     """
     _set_up()
-    changes = dict(overrides or {})
+    folder, changes = _text(workdir), dict(overrides or {})
+    require(callable(callback), "callback", "callable", callback)
+    if not isinstance(config, ConfigDict):
+        config = configs.load(_text(config), {})
     resolved = configs.validate(configs.override(copy.deepcopy(config), changes))
-    training.train(resolved, workdir, allow, changes, callback=callback)
-    return load(workdir)
+    configs.check_allowed(allow)
+    training.train(resolved, folder, allow, changes, callback=callback)
+    return load(folder)
 
 
 def convert(
@@ -167,14 +176,20 @@ def convert(
     _set_up()
     return conversion.convert(
         format,
-        str(workdir),
-        _text(source),
-        _text(output),
-        _text(source_config),
-        _text(tokenizer),
+        _text(workdir),
+        _if_given(source),
+        _if_given(output),
+        _if_given(source_config),
+        _if_given(tokenizer),
         str(step),
     )
 
 
-def _text(path: str | pathlib.Path | None) -> str | None:
-    return None if path is None else str(path)
+def _if_given(path: str | pathlib.Path | None) -> str | None:
+    return None if path is None else _text(path)
+
+
+def _text(path: str | pathlib.Path) -> str:
+    fits = isinstance(path, str | pathlib.PurePath) and str(path)
+    require(bool(fits), "a path or name", "a str or a pathlib.Path", path)
+    return str(path)

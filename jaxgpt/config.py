@@ -64,13 +64,19 @@ def _to_float(value: Any) -> float:
     return number
 
 
+def _to_str(value: Any) -> str:
+    if not isinstance(value, str | int | float | pathlib.PurePath):
+        raise TypeError
+    return str(value)
+
+
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 # {type: (how a value, possibly text, is read; what it must be)}
 _READERS: dict[type, tuple[Callable[[Any], Any], str]] = {
     int: (_to_int, "an integer"),
     float: (_to_float, "a finite number"),
     bool: (lambda value: _TRUTH[str(value).lower()], "true or false"),
-    str: (str, "text"),
+    str: (_to_str, "text"),
 }
 
 
@@ -227,6 +233,18 @@ def check_key(key: str) -> None:
     if key not in options():
         near = difflib.get_close_matches(key, options(), n=1, cutoff=0.0)
         raise UserError(f"unknown config key '{key}': did you mean '{near[0]}'?")
+
+
+def check_allowed(keys: Collection[str]) -> None:
+    """Raises UserError unless a resumed run may differ from its config in these."""
+    require(not isinstance(keys, str), "allow", "a list of config keys", keys)
+    for key in keys:
+        check_key(key)
+        if options()[key].architecture:
+            raise UserError(
+                f"--allow={key}: a run's parameters have the shape that its config "
+                "says: take another --workdir"
+            )
 
 
 def with_variant(

@@ -53,7 +53,7 @@ class Given(NamedTuple):
     note: str = ""
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Run:
     """A trained or imported model with its tokenizer; made by `jaxgpt.load`.
 
@@ -103,12 +103,18 @@ class Run:
         Raises:
           UserError: for a character that is not in the vocabulary.
         """
+        require(isinstance(text, str), "a text", "a str", text)
         text = prompts.normalize(text, self.config.data.normalize)
         return prompts.encode(text, self.tokenizer, special_tokens)
 
     def decode(self, tokens: np.ndarray) -> str:
-        """Returns the text of token ids [T]; without a tokenizer, their numbers."""
-        return to_text(np.asarray(tokens), self.tokenizer)
+        """Returns the text of token ids [T]; without a tokenizer, their numbers.
+
+        Raises:
+          UserError: for ids that are not in the vocabulary.
+        """
+        ids = prompts.read_ids(tokens, self.system.model_config.vocab_size, "tokens", 1)
+        return to_text(ids, self.tokenizer)
 
     def generate(
         self,
@@ -227,13 +233,17 @@ class Run:
             raise UserError(
                 "log_prob needs a model that reads in any order: score is for this one"
             )
-        require(1 <= num_orders <= 1 << 16, "num_orders", "in [1, 65536]", num_orders)
+        check_ranges({"num_orders": num_orders, "seed": seed})
         found = self._read_texts(texts, same_length=True)
         shape = found.tokens_NT.shape
-        given = np.zeros(shape, bool) if given is None else np.asarray(given)
+        try:
+            given = np.zeros(shape, bool) if given is None else np.asarray(given)
+        except ValueError:  # Rows of different lengths.
+            given = np.array(None)
         fits = given.dtype == bool and given.shape in (shape, shape[1:])
         got = f"{given.dtype} {list(given.shape)}"
-        require(fits, "given", f"bool {list(shape)}, like the tokens", got)
+        rule = f"bool {list(shape)} or {list(shape[1:])}, like the tokens"
+        require(fits, "given", rule, got)
         given_NT = np.broadcast_to(given, shape)
         require(
             not given_NT.all(1).any(), "given", "false somewhere in each text", True
@@ -286,7 +296,7 @@ class Run:
         if isinstance(prompt, str):
             ids = self.encode(prompt, special_tokens)
         else:
-            ids = prompts.read_ids(prompt, c.vocab_size, "prompt")
+            ids = prompts.read_ids(prompt, c.vocab_size, "prompt", 1)
         capacity = system.cache_length(len(ids))
         given = prompts.continue_prompt(
             ids, max_new_tokens, c.block_size, capacity, self.longest
@@ -352,6 +362,9 @@ class Run:
           UserError: if the system cannot sample so.
         """
         check_ranges({"num_samples": num_samples, "seed": seed})
+        require(isinstance(stop, str), "stop", "a str", stop)
+        if stop and not self.tokenizer:
+            raise UserError("stop is a text, and this run has no tokenizer to find it")
         callback, every = show, 1
         if stop and not show:
             # Looking waits for the device, so not after every call.

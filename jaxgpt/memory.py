@@ -15,6 +15,7 @@ True
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -118,9 +119,13 @@ class Memory:
         Raises:
           UserError: for a text that is empty, or outside the vocabulary.
         """
+        rule = "a mapping of names to texts"
+        require(isinstance(documents, Mapping), "documents", rule, documents)
+        for name in documents:
+            named = isinstance(name, str) and bool(name)
+            require(named, "the name of a document", "text", name)
         # Nothing is read unless all can be.
         tokens = {name: self._encode(text) for name, text in documents.items()}
-        require(all(documents), "the name of a document", "not empty", "")
         for name, tokens_T in tokens.items():
             self._system.sample(
                 self._run.params,
@@ -150,7 +155,7 @@ class Memory:
         Raises:
           UserError: for a query that is empty or outside the vocabulary, or k < 1.
         """
-        require(k >= 1, "k", ">= 1", k)
+        require(isinstance(k, numbers.Integral) and k >= 1, "k", "an integer >= 1", k)
         tokens_T = self._encode(query)
         texts, tokenizer = self._memory.texts, self._run.tokenizer
         return [
@@ -160,7 +165,7 @@ class Memory:
                 excerpt(texts[entry.document], entry.position, tokenizer),
                 entry.score,
             )
-            for entry in self._memory.nearest(self._run.params, tokens_T, k)
+            for entry in self._memory.nearest(self._run.params, tokens_T, int(k))
         ]
 
     def generate(

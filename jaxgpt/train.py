@@ -79,13 +79,7 @@ def command(argv: list[str]) -> int:
             "pass --config=NAME or FILE.py, or --workdir of a run to resume"
         )
     allowed = [key for key in args.allow.split(",") if key]
-    for key in allowed:
-        configs.check_key(key)
-        if configs.options()[key].architecture:
-            raise UserError(
-                f"--allow={key}: a run's parameters have the shape that its config "
-                "says: take another --workdir"
-            )
+    configs.check_allowed(allowed)
     # JAX, Flax and Orbax take seconds, which --help and wrong usage do not need.
     from jaxgpt.commands.train import execute
 

@@ -52,13 +52,13 @@ def test_training_calls_back_stops_and_resumes(tmp_path):
 
     def callback(row):
         seen.append(row)
-        return row["step"] < 20
+        return np.bool_(row["step"] < 20)
 
     run = jaxgpt.train(config, tmp_path / "run", callback=callback)
     assert run.step == 20 and [row["step"] for row in seen] == [10, 20]
     assert "loss" in seen[0] and "val_loss" in seen[1]
     assert run.workdir == tmp_path / "run"
-    again = jaxgpt.train(config, tmp_path / "run")
+    again = jaxgpt.train(TINY, tmp_path / "run")
     assert again.step == 40
     assert config.model.vocab_size == 0  # The caller's config is left as it was.
 
@@ -76,6 +76,7 @@ def test_generating_is_what_the_command_does(run, trained, capsys):
     assert [one.text for one in from_ids] == [one.text for one in found]
     (stopped,) = run.generate("a", stop="e", order="left-to-right")
     assert len(stopped.tokens) == 32 or stopped.text.index("e") == len(stopped.text) - 1
+    assert stopped.num_generated == len(stopped.tokens) - 1
 
 
 def test_gaps_are_written_in_text_or_as_minus_one(run):
@@ -105,6 +106,14 @@ def test_scores_stand_where_their_tokens_do(run, trained, tmp_path, capsys):
     logits = run.logits(tokens_NT, order=order)
     assert logits.dtype == np.float32
     np.testing.assert_array_equal(logits, np.load(tmp_path / "logits.npy"))
+
+
+def test_an_order_of_writing_may_be_a_list(run):
+    by_name, by_list = (
+        run.infill("<missing:3>my", order=order, seed=2)[0].tokens
+        for order in ("2,1,0", np.array([2, 1, 0]))
+    )
+    assert (by_name == by_list).all()
 
 
 def test_a_subset_s_log_probability_is_that_of_scores_in_its_orders(run):
@@ -148,6 +157,15 @@ def test_the_module_can_be_called(run):
         ("generate", [""], {"max_new_tokens": -1}, "max_new_tokens must be >= 0"),
         ("generate", [""], {"seed": -1}, "seed must be >= 0, got -1"),
         ("generate", [""], {"sampler": "beam"}, "sampler must be one of"),
+        ("generate", [""], {"top_k": 2.5}, "top_k must be an integer, got 2.5"),
+        ("generate", [""], {"temperature": "1"}, "temperature must be a number"),
+        ("generate", [""], {"seed": None, "num_samples": True}, "num_samples must be"),
+        ("generate", [""], {"stop": 5}, "stop must be a str, got 5"),
+        ("generate", [[[1, 2]]], {}, r"prompt must be token ids \[T\]"),
+        ("generate", [None], {}, "prompt must be token ids"),
+        ("encode", [b"a"], {}, "a text must be a str"),
+        ("decode", [[65]], {}, r"tokens must be in \[0, 64\]"),
+        ("decode", [None], {}, "tokens must be token ids"),
         ("infill", ["a<missing>"], {}, "is not a gap"),
         ("infill", [[-2]], {}, r"template must be in \[-1, 64\]"),
         ("infill", [[[1]]], {}, "template must be one text"),
@@ -156,12 +174,17 @@ def test_the_module_can_be_called(run):
         ("score", ["a" * 33], {}, r"must be in \[2, 32\], got \[33\]"),
         ("score", [[[1, 2], [3]]], {}, "in rows of one length"),
         ("score", ["ab"], {"order": [0, 0]}, "order must be"),
+        ("score", ["ab"], {"order": [[0, 1], [1]]}, "order must be"),
+        ("score", ["ab"], {"order": [False, True]}, "order must be"),
+        ("score", [["ab", None]], {}, "a text must be a str, got None"),
         ("score", [["ab", "abc"]], {"order": [1, 0]}, "lengths of texts must be equal"),
         ("logits", [["ab", "abc"]], {}, "lengths of texts must be equal"),
         ("log_prob", ["abc"], {}, "given must be true somewhere"),
         ("log_prob", ["ab"], {"given": np.ones(2, bool)}, "false somewhere"),
         ("log_prob", ["ab"], {"given": np.ones(3, bool)}, r"bool \[1, 2\]"),
-        ("log_prob", ["ab"], {"num_orders": 0}, "num_orders must be in"),
+        ("log_prob", ["ab"], {"given": [[True], [True, False]]}, "given must be bool"),
+        ("log_prob", ["ab"], {"num_orders": 0}, "num_orders must be >= 1"),
+        ("log_prob", ["ab"], {"seed": 2**32}, "seed must be <="),
     ],
 )
 def test_wrong_arguments_are_named(run, method, arguments, options, message):
@@ -181,6 +204,24 @@ def test_what_is_no_model_is_not_loaded(trained, tmp_path):
     assert "format must be one of" in refusal(jaxgpt.load, tmp_path, format="gpt3")
     both = {"workdir": tmp_path / "new", "source": "a", "output": "b"}
     assert "give source" in refusal(jaxgpt.convert, "gpt2", **both)
+
+
+@pytest.mark.parametrize("path", [None, b"runs", 5, ""])
+def test_what_is_no_path_is_refused(path):
+    rule = "must be a str or a pathlib.Path"
+    assert rule in refusal(jaxgpt.load, path)
+    assert rule in refusal(jaxgpt.train, TINY, path)
+    assert rule in refusal(jaxgpt.convert, "gpt2", workdir=path, source="a")
+
+
+def test_arguments_of_training_are_checked_first(tmp_path):
+    workdir = tmp_path / "run"
+    assert "callable" in refusal(jaxgpt.train, TINY, workdir, callback=5)
+    assert "list of config keys" in refusal(jaxgpt.train, TINY, workdir, allow="seed")
+    assert "did you mean" in refusal(jaxgpt.train, TINY, workdir, allow=["stepz"])
+    message = refusal(jaxgpt.config, TINY, **{"data.path": None})
+    assert "data.path must be text" in message
+    assert not workdir.exists()
 
 
 def test_weights_go_out_and_are_loaded_without_a_run(trained, run, tmp_path):

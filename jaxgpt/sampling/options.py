@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
@@ -24,7 +25,7 @@ class SamplingOptions(TypedDict, total=False):
     """How tokens are drawn, as keyword arguments: the options of `jaxgpt.sample`."""
 
     sampler: str  # of σ-GPT: ar, exact-burst (its default) or burst
-    order: str  # of σ-GPT: random (its default), left-to-right, ..., or "7,5,6"
+    order: str  # of σ-GPT: random (its default), left-to-right, ...; "7,5,6" or a list
     temperature: float  # 1.0; 0 is greedy
     top_k: int | None  # draw from the k likeliest tokens; None from all
     top_p: float  # draw from the likeliest tokens that reach this probability; 1.0
@@ -37,9 +38,14 @@ def check_ranges(values: Mapping[str, Any]) -> None:
     for name, (least, most) in RANGES.items():
         value = values.get(name)
         if value is not None:
+            kind = numbers.Real if name == "temperature" else numbers.Integral
+            rule = "a number" if name == "temperature" else "an integer"
+            fits = isinstance(value, kind) and not isinstance(value, bool)
+            require(fits, f"--{name}", rule, value)
             require(value >= least, f"--{name}", f">= {least}", value)
             require(value <= most, f"--{name}", f"<= {most}", value)
     top_p, temperature = values.get("top_p", 1.0), values.get("temperature", 1.0)
+    require(isinstance(top_p, numbers.Real), "--top_p", "a number", top_p)
     require(0 < top_p <= 1, "--top_p", "in (0, 1]", top_p)
     finite = temperature <= 1e38  # float32 ends at 3e38.
     require(finite, "--temperature", "finite, and at most 1e38", temperature)

@@ -97,7 +97,7 @@ def read_output(
     for row, tokens in enumerate(output.tokens_BT):
         prompt_mask_T, given = prompt_mask_BT[row], int(prompt_mask_BT[row].sum())
         end = _length_with_stop(tokens, given, stop, tokenizer)
-        generated = output.decoded_BT[row] & ~prompt_mask_T
+        generated = (output.decoded_BT[row] & ~prompt_mask_T)[:end]
         samples.append(
             Sample(
                 text=tokenizer.decode(tokens[:end]) if tokenizer else None,

@@ -79,18 +79,25 @@ def parse_ids(text: str, vocab_size: int) -> np.ndarray:
     except (ValueError, OverflowError):
         shown = text if len(text) <= 200 else f"{text[:200]}..."
         raise UserError(f"--prompt_ids must be like 3,1,4, got {shown!r}") from None
-    return read_ids(ids, vocab_size, "--prompt_ids", text)
+    return read_ids(ids, vocab_size, "--prompt_ids", 1, text)
 
 
 def read_ids(
-    given: Any, vocab_size: int, name: str, shown: Any = None, least: int = 0
+    given: Any,
+    vocab_size: int,
+    name: str,
+    ndim: int = 0,
+    shown: Any = None,
+    least: int = 0,
 ) -> np.ndarray:
     """Returns token ids, a list or an array, as int32 [T] or [N, T].
 
     Args:
       given: the ids.
       vocab_size: of the model.
-      name, shown: of and in the message; by default the ids are shown.
+      name: in the message.
+      ndim: 1 or 2; 0 allows both.
+      shown: in the message; by default the ids.
       least: the lowest that is allowed.
 
     Raises:
@@ -98,10 +105,11 @@ def read_ids(
     """
     try:
         ids = np.asarray(given) if len(given) else np.zeros(0, np.int32)
-    except ValueError:  # Rows of different lengths.
+    except (TypeError, ValueError):  # No sequence, or rows of different lengths.
         ids = np.array(None)
-    fits = ids.ndim in (1, 2) and ids.dtype.kind in "iu"
-    require(fits, name, "token ids, in rows of one length", shown or given)
+    fits = ids.ndim in ((ndim,) if ndim else (1, 2)) and ids.dtype.kind in "iu"
+    rule = "token ids [T]" if ndim == 1 else "token ids, in rows of one length"
+    require(fits, name, rule, shown or " ".join(str(given).split()))
     known = ((ids >= least) & (ids < vocab_size)).all()
     require(bool(known), name, f"in [{least}, {vocab_size - 1}]", shown or ids.tolist())
     return ids.astype(np.int32)
@@ -158,8 +166,8 @@ def read_texts(
     """
     if single := isinstance(texts, str):
         rows = [encode(texts)]
-    elif len(texts) and isinstance(texts[0], str):
-        rows = [encode(str(text)) for text in texts]
+    elif isinstance(texts, Sequence) and any(isinstance(text, str) for text in texts):
+        rows = [encode(text) for text in texts]  # type: ignore[arg-type]
     else:
         ids = read_ids(texts, vocab_size, "texts")
         rows, single = [*np.atleast_2d(ids)], ids.ndim == 1
@@ -184,8 +192,12 @@ def read_orders(order: Any, shape: tuple[int, ...]) -> np.ndarray:
       UserError: unless each row has each position once.
     """
     straight_T = np.arange(shape[1], dtype=np.int32)
-    order = straight_T if order is None else np.asarray(order)
-    fits = order.shape in (shape, shape[1:]) and (np.sort(order) == straight_T).all()
+    try:
+        order = straight_T if order is None else np.asarray(order)
+    except ValueError:  # Rows of different lengths.
+        order = np.array(None)
+    fits = order.dtype.kind in "iu" and order.shape in (shape, shape[1:])
+    fits = fits and (np.sort(order) == straight_T).all()
     rule = f"[T] or [N, T], each row with each of 0 .. {shape[1] - 1} once"
     require(bool(fits), "order", rule, order.tolist())
     return np.broadcast_to(order.astype(np.int32), shape)

@@ -216,6 +216,9 @@ class SamplingParams:
           TypeError: for an unknown option.
         """
         check_ranges(options)
+        order = options.get("order")
+        if order is not None and not isinstance(order, str):
+            options = {**options, "order": ",".join(map(str, np.ravel(order)))}
         given: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
         return cls(**given)
 

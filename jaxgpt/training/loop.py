@@ -25,8 +25,8 @@ from jaxgpt.training.train_state import Setup, TrainState, abstract_state
 
 SAVE_RETRY_WAIT_S = 1.0
 
-# Is given each row of metrics.jsonl once it is written; False ends the run in good
-# order after this step, as a signal does, and the same call resumes it.
+# Is given each row that training logs, once it is written to metrics.jsonl; False ends
+# the run cleanly after this step, as a signal does, and the same call resumes it.
 Callback = Callable[[metrics.Row], bool | None]
 
 
@@ -217,7 +217,8 @@ def loop(trainer: Trainer, progress: Progress, signal_handler: SignalHandler) ->
                 evaluation = trainer.evaluate()
             trainer.record_evaluation(evaluation, progress)
             stops = trainer.out_of_patience()
-        stops |= trainer.callback(dict(trainer.recorder.rows[-1])) is False
+        answer = trainer.callback(dict(trainer.recorder.rows[-1]))
+        stops |= answer is not None and not answer
         with clock.part("checkpoint"):
             trainer.checkpoints.report_errors()
             if saves or stops:

@@ -142,11 +142,11 @@ def test_a_search_asks_as_the_model_does(mode, length):
     [
         (lambda m: m.ingest({"a": "ok", "b": ""}), "a text must be of one token or"),
         (lambda m: m.ingest({"a": "QUEEN"}), "'Q' (at 0) is not in the vocabulary"),
-        (lambda m: m.ingest({"": "queen"}), "the name of a document must be not empty"),
+        (lambda m: m.ingest({"": "queen"}), "the name of a document must be text"),
         (lambda m: m.ingest({"a": [0, 999]}), "a text must be in [0, "),
         (lambda m: m.ingest({"a": [0.5]}), "a text must be token ids"),
         (lambda m: m.ingest({"a": [[0], [1]]}), "one token or more, got [2, 1]"),
-        (lambda m: m.search("queen", k=0), "k must be >= 1, got 0"),
+        (lambda m: m.search("queen", k=0), "k must be an integer >= 1, got 0"),
         (lambda m: m.search(""), "a text must be of one token or more"),
         (lambda m: m.forget("a"), "the memory has no document 'a': it has none"),
         (lambda m: m.save("none/file"), "No such file or directory"),
