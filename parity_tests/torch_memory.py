@@ -103,7 +103,7 @@ class AttentionGPT(MemoryGPT):
 
 
 class AssociativeGPT(MemoryGPT):
-    """Vectors found by the address of the last three tokens, joined with the input."""
+    """Tokens found by the address of the last three, joined with the input."""
 
     fade, context, scale = 0.6, 3, 8
 
@@ -138,15 +138,15 @@ class AssociativeGPT(MemoryGPT):
             joined = joined + self.join_memory(self.read(address[:, 1:]))
         joined = joined + self.gpt.transformer.wpe.weight[:T]
         # A token is found by the address of those before it.
-        self.store(address[:, :-1], joined)
+        self.store(address[:, :-1], tokens)
         self.recent = tokens[:, -self.context :]
         return self.gpt.lm_head(self.gpt.blocks(joined))
 
     def read(self, query):
-        key, hidden = self.stored
+        key, token = self.stored
         squares, which = self.nearest(query, key)
         rows = torch.arange(len(key))[:, None, None]
-        found = hidden[rows, which]
+        found = self.gpt.transformer.wte.weight.detach()[token[rows, which]]
         keep = (self.scale * self.store_decision(found)[..., 0]).sigmoid()
         weight = (-2 * self.sharpness.exp() * squares).exp() * keep
         return (weight[..., None] * self.storable_vector(found)).flatten(2)

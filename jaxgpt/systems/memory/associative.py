@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from jaxgpt.model import layers
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.systems.memory import entries as ops
+from jaxgpt.systems.memory.config import EMBEDDING
 from jaxgpt.systems.memory.mode import CarriedFormat, Mode
 from jaxgpt.systems.memory.retrieval import Retrieval
 
@@ -45,8 +46,9 @@ def addresses(table_VD: jax.Array, tokens_BN: jax.Array, context: int) -> jax.Ar
 class Associative(Mode):
     """Vectors found by the address of the tokens so far, joined with the input.
 
-    An entry holds a hidden state; the vector and the decision to store are computed
-    from it when it is read, so that gradients reach them through entries of any age.
+    The vector of an entry and the decision to store it are computed when it is read,
+    so that gradients reach them through entries of any age: of its token's embedding,
+    or of a hidden state stored with it, in which earlier entries live on.
     """
 
     def __init__(self, config: ModelConfig, memory: ConfigDict, *, rngs: nnx.Rngs):
@@ -65,14 +67,16 @@ class Associative(Mode):
             self.deletable_vector = make(D, W)
             self.delete_decision = make(D, M)
         self.store_layer, self.deletes = memory.store_layer, memory.delete
+        self.entangled = memory.store_layer != EMBEDDING or memory.delete
 
     @staticmethod
     def carried_format(config: ModelConfig, memory: ConfigDict) -> CarriedFormat:
-        """Keys are addresses; values hidden states, and with deletion the reader's."""
+        """Keys are addresses; values hidden states: its own, if stored, a reader's."""
         D = config.n_embd
+        hidden = {"hidden": (D,)} if memory.store_layer != EMBEDDING else {}
         # The hidden state of the last reader, and 1 + the entry's rank in its results.
         reader = {"reader": (D,), "rank": (1,)} if memory.delete else {}
-        return CarriedFormat((1, D), {"hidden": (D,), **reader}, memory.context)
+        return CarriedFormat((1, D), {**hidden, **reader}, memory.context)
 
     def read_input(self, x_BTD, table_VD, tokens_BN, lookup):
         """Returns the input joined with what was found; see `Mode.read_input`."""
@@ -81,19 +85,24 @@ class Associative(Mode):
         # An entry is found by what came before it: its key is the address of the token
         # before, so there is one address more than there are tokens.
         key_BTGD = jax.lax.stop_gradient(address[:, -T - 1 : -1, None])
+        to_store = {"key": key_BTGD, "embedding": x_BTD}
         joined_BTD = x_BTD + self.join_input(x_BTD)
         entries = lookup.entries
         if entries is None:
-            return joined_BTD, self.nothing(lookup, T, key=key_BTGD)
+            return joined_BTD, self.nothing(lookup, T, **to_store)
         query_BTD = address[:, -T:]
         slot, valid = lookup.find(query_BTD[:, :, None])
         slot_BTM, valid_BTM = slot[:, :, 0], valid[:, :, 0]
         key_BTMD = lookup.take(entries["key"], slot_BTM)[..., 0, :]
         distance_BTM = ((query_BTD[:, :, None] - key_BTMD) ** 2).sum(-1)
         weight_BTM = jnp.exp(-2 * jnp.exp(self.sharpness[...]) * distance_BTM)
-        hidden_BTMD = lookup.take(entries["values"]["hidden"], slot_BTM)
-        vector_BTMW = self.storable_vector(hidden_BTMD)
-        keep_BTM = self.store_probability(hidden_BTMD)
+        if self.store_layer == EMBEDDING:
+            token_BTM = lookup.take(entries["token"], slot_BTM)
+            state_BTMD = jax.lax.stop_gradient(table_VD)[token_BTM]
+        else:
+            state_BTMD = lookup.take(entries["values"]["hidden"], slot_BTM)
+        vector_BTMW = self.storable_vector(state_BTMD)
+        keep_BTM = self.store_probability(state_BTMD)
         if lookup.decision_key is not None:
             # Only an entry that is really missing teaches what to store, not one of
             # half its weight. The gradient is that of the probability.
@@ -108,15 +117,16 @@ class Associative(Mode):
             rank_BTM = rank_BTM.astype(jnp.int32)
             deletion_BTM = self.deletion(reader_BTMD, rank_BTM, vector_BTMW)
             weight_BTM *= 1 - jnp.where(rank_BTM > 0, deletion_BTM, 0)
+            to_store["vector"] = vector_BTMW
         weight_BTM = jnp.where(valid_BTM, weight_BTM, 0)
         read_BTC = (weight_BTM[..., None] * vector_BTMW).reshape(B, T, -1)
         slot_BTM = jnp.where(valid_BTM, slot_BTM, -1)
-        retrieval = Retrieval(lookup.row_B, slot_BTM, weight_BTM, {"key": key_BTGD})
+        retrieval = Retrieval(lookup.row_B, slot_BTM, weight_BTM, to_store)
         return joined_BTD + self.join_memory(read_BTC), retrieval
 
-    def store_probability(self, hidden: jax.Array) -> jax.Array:
-        """Returns the decision to store, from 0 to 1, of hidden states [..., D]."""
-        return jax.nn.sigmoid(DECISION_SCALE * self.store_decision(hidden)[..., 0])
+    def store_probability(self, state: jax.Array) -> jax.Array:
+        """Returns the decision to store, from 0 to 1, of states [..., D]."""
+        return jax.nn.sigmoid(DECISION_SCALE * self.store_decision(state)[..., 0])
 
     def deletion(self, reader, rank, vector) -> jax.Array:
         """Returns how far readers [..., D] delete vectors [..., W], from 0 to 1.
@@ -132,17 +142,20 @@ class Associative(Mode):
 
     def record(self, hidden, x_BTD, tokens_BT, retrieval):
         """Returns entries found by the address before each token; see `Mode.record`."""
-        layer = self.store_layer % len(hidden)
-        # The last block's output is stored as the last norm leaves it.
-        hidden_BTD = x_BTD if layer == len(hidden) - 1 else hidden[layer]
-        hidden_BTD = jax.lax.stop_gradient(hidden_BTD)
-        values = {"hidden": hidden_BTD}
+        if self.store_layer == EMBEDDING:
+            state_BTD = retrieval.to_store["embedding"]
+        else:
+            layer = self.store_layer % len(hidden)
+            # The last block's output is stored as the last norm leaves it.
+            state_BTD = x_BTD if layer == len(hidden) - 1 else hidden[layer]
+        state_BTD = jax.lax.stop_gradient(state_BTD)
+        values = {} if self.store_layer == EMBEDDING else {"hidden": state_BTD}
         if self.deletes:
-            values["reader"] = jnp.zeros_like(hidden_BTD)
-            values["rank"] = jnp.zeros((*hidden_BTD.shape[:2], 1))
+            values["reader"] = jnp.zeros_like(state_BTD)
+            values["rank"] = jnp.zeros((*state_BTD.shape[:2], 1))
         key = retrieval.to_store["key"]
         new = {"key": key, "values": values, "token": tokens_BT[:, :-1]}
-        return new, self.store_probability(hidden_BTD)
+        return new, self.store_probability(state_BTD)
 
     def mark_read(self, entries, x_BTD, retrieval, hard):
         """Notes the last reader of each entry; where hard, deletes what it deletes."""
@@ -167,8 +180,7 @@ class Associative(Mode):
             "rank": put(values["rank"], rank[..., None].astype(jnp.float32)),
         }
         entries = entries | {"values": values | marked}
-        if not hard:
+        if not hard or "vector" not in retrieval.to_store:  # Nothing was read.
             return entries
-        hidden = values["hidden"][row_B11, jnp.minimum(slot, E - 1)]
-        gone = self.deletion(reader, rank, self.storable_vector(hidden)) > 0.5
+        gone = self.deletion(reader, rank, retrieval.to_store["vector"]) > 0.5
         return ops.remove(entries, put(jnp.zeros((R, E), bool), gone))

@@ -15,6 +15,9 @@ from jaxgpt.errors import UserError, require
 # of these fields may be overridden on a finished run.
 option = functools.partial(config_option, after_training=True)
 
+# The `store_layer` of no layer: nothing that has passed through the memory is stored.
+EMBEDDING = -2
+
 
 @dataclasses.dataclass(frozen=True)
 class IndexConfig(OptionGroup):
@@ -70,7 +73,9 @@ class MemoryConfig(IndexConfig):
     # Each token of an address has 0.6 of the weight of the next.
     context: int = option(3, "associative: tokens that make an address", min=1)
     store_layer: int = option(
-        0, "associative: block whose output is stored; 0 the input, -1 the final norm"
+        EMBEDDING,
+        "associative: what is read of an entry: -2 its token's embedding; stored with "
+        "it, 0 the input and what was read, N block N's output, -1 the final norm's",
     )
     join_std: float = option(
         0.0, "associative: initial weights on what is read; 0 reads nothing"
@@ -98,9 +103,12 @@ class MemoryConfig(IndexConfig):
         if config.deterministic:
             _check_deterministic(c)
         layers = config.model.n_layer
-        for name, last in (("layer", layers - 1), ("store_layer", layers)):
-            allowed = -1 <= c[name] <= last
-            require(allowed, f"memory.{name}", f"in [-1, {last}]", c[name])
+        for name, least, last in (
+            ("layer", -1, layers - 1),
+            ("store_layer", EMBEDDING, layers),
+        ):
+            allowed = least <= c[name] <= last
+            require(allowed, f"memory.{name}", f"in [{least}, {last}]", c[name])
 
 
 def _check_deterministic(c: ConfigDict) -> None:

@@ -28,6 +28,10 @@ class Mode(nnx.Module):
 
     Of the three places to read in, a mode uses one: the input vectors, the attention
     of a block, or the logits. The others return None for what they retrieved.
+
+    Attributes:
+      entangled: whether entries depend on what was read from the memory, so that what
+        is removed lives on in those written after it.
     """
 
     stores_next = False  # Whether an entry holds the token after its own.
@@ -38,6 +42,7 @@ class Mode(nnx.Module):
         self.num_results = memory.num_search_results
         self.context = self.carried_format(config, memory).context
         self.config = config
+        self.entangled = False
 
     @staticmethod
     def carried_format(config: ModelConfig, memory: ConfigDict) -> CarriedFormat:

@@ -17,11 +17,13 @@ from jaxgpt.commands.train import train
 from jaxgpt.errors import UserError
 from jaxgpt.run import open_run
 from jaxgpt.sampling.state import SamplingParams
+from jaxgpt.systems.memory import entries as ops
 from jaxgpt.systems.memory.session import Memory
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.loop import Trainer
 from tests.conftest import ROOT, last_json
 from tests.systems.memory.conftest import PLAYS, RECALL
+from tests.systems.memory.test_model import T, V, make, random_like
 
 pytestmark = pytest.mark.unoptimised
 
@@ -146,34 +148,51 @@ def test_a_memory_of_other_settings_is_refused(played, tmp_path):
         sample.command([f"--workdir={played}", "--forget=x"])
 
 
-def test_forgetting_restores_the_logits(played):
-    run = open_run(str(played))
-    system, params = run.system, run.params
-    rng = np.random.default_rng(0)
-    texts = rng.integers(0, run.config.model.vocab_size, (3, 33)).astype(np.int32)
+@pytest.mark.parametrize(
+    "mode, changes, exact",
+    [
+        ("associative", {}, True),
+        # What was read of b lives on in the hidden states of c.
+        ("associative", {"memory.store_layer": 0}, False),
+        ("associative", {"memory.delete": True}, False),
+        ("attention", {}, True),
+        ("attention", {"memory.layer": 0}, True),
+        ("output", {}, True),
+    ],
+)
+def test_forgetting_restores_the_logits(mode, changes, exact):
+    system, params = make(mode, **{"memory.memory_size": 64}, **changes)
+    if mode != "output":
+        params["memory"] = random_like(params["memory"])
+    texts = np.random.default_rng(0).integers(0, V, (4, 2 * T + 1)).astype(np.int32)
 
-    def read(memory, text, name):
-        known = np.ones((1, len(text)), bool)
-        key = jax.random.key(0)
-        return system.sample(
-            params, text[None], known, key, memory=memory, document=name
-        )
-
-    with_it, without = Memory(system.host), Memory(system.host)
-    read(with_it, texts[0], "a")
-    read(with_it, texts[1], "b")
-    read(without, texts[0], "a")
+    def memory_of(*names):
+        memory, known = Memory(system.host), np.ones((1, 2 * T + 1), bool)
+        for name in names:
+            text_1T, key = texts["abc".index(name)][None], jax.random.key(0)
+            system.sample(params, text_1T, known, key, memory=memory, document=name)
+        return memory
 
     def logits(memory):
-        module = system.model(params)
         lookup = system.host.lookup(memory.state, "on")
         recent = np.full_like(memory.state["recent"], -1)
-        return module.read(texts[2][None, :16], recent, lookup).logits_BTV
+        module = system.model(params)
+        return module.read(texts[3][None, :T], recent, lookup).logits_BTV
 
+    def entries_of(memory, number):
+        entries = memory.state["entries"]
+        at = (np.asarray(entries["document"]) == number) & np.asarray(ops.used(entries))
+        kept = {name: entries[name] for name in ("key", "values", "token", "position")}
+        return jax.tree.map(lambda array: np.asarray(array)[at], kept)
+
+    with_it, without = memory_of("a", "b", "c"), memory_of("a", "c")
     assert np.abs(logits(with_it) - logits(without)).max() > 1e-6
+    same = jax.tree.map(np.array_equal, entries_of(with_it, 2), entries_of(without, 1))
+    assert all(jax.tree.leaves(same)) == exact
+    assert system.model(params).memory.entangled != exact
     # The last token has not been read: nothing came after it.
-    assert with_it.forget("b") == 32
-    np.testing.assert_array_equal(logits(with_it), logits(without))
+    assert with_it.forget("b") == 2 * T
+    assert np.array_equal(logits(with_it), logits(without)) == exact
 
 
 def test_generation_through_the_cache_equals_the_forward_pass(played):
