@@ -128,13 +128,13 @@ def write(
 
 def _slots_to_fill(entries: Entries, eviction: str, count: int) -> jax.Array:
     """Returns the slots [R, count] to write to next: free ones, then those evicted."""
-    priority_RE = jnp.where(used(entries), -entries["id"] - 1, 1)
     if eviction == "weakest":
-        # Ranks instead of strengths, so that age breaks ties.
-        age_RE = jnp.argsort(jnp.argsort(-priority_RE, 1), 1)
-        keys = (age_RE, jnp.where(used(entries), entries["strength"], -1))
-        priority_RE = -jnp.argsort(jnp.lexsort(keys, 1), 1)
-    return jax.lax.top_k(priority_RE, count)[1]
+        strength_RE = jnp.where(used(entries), entries["strength"], -1)
+        return jnp.lexsort((entries["id"], strength_RE), 1)[:, :count]
+    # Float32 of the same order, all of them normal numbers: of integers XLA's top_k
+    # sorts the whole row. Free slots, whose id is -1, come first.
+    bits_RE = entries["id"] + (1 << 23) + 1
+    return jax.lax.top_k(-jax.lax.bitcast_convert_type(bits_RE, jnp.float32), count)[1]
 
 
 def remove(entries: Entries, gone_RE: jax.Array) -> Entries:
