@@ -15,6 +15,7 @@ from jaxgpt.model.config import ModelConfig
 from jaxgpt.model.positions import Positions, in_order
 from jaxgpt.model.transformer import LanguageModel
 from jaxgpt.systems.memory import entries as ops
+from jaxgpt.systems.memory.entries import Entries
 from jaxgpt.systems.memory.modes import MODES
 from jaxgpt.systems.memory.retrieval import Lookup, Retrieval
 
@@ -148,23 +149,44 @@ def write_segment(
       hard: whether the model's decisions to store and delete are carried out.
       forget_key: turns on the ageing and random forgetting of training.
     """
-    tokens_BT, entries, mode = batch["tokens"], state["entries"], model.memory
-    new, keep_BT = mode.record(read.hidden, read.x_BTD, tokens_BT, read.retrieval)
+    entries, mode = state["entries"], model.memory
+    new, wanted_BT, keep_BT = new_entries(model, read, batch, memory, hard)
+    entries = mode.mark_read(entries, read.x_BTD, read.retrieval, hard)
+    if forget_key is not None and memory.decay < 1:
+        entries = ops.age(entries, memory.decay)
+    if forget_key is not None and memory.forgetfulness_factor:
+        entries = ops.forget(entries, forget_key, memory.forgetfulness_factor)
+    if len(entries["id"]) != len(keep_BT):  # One memory that all rows share.
+        new, wanted_BT = in_one_row((new, wanted_BT))
+    entries = ops.next_version(ops.write(entries, new, wanted_BT, memory.eviction))
+    W = state["recent"].shape[1]
+    before_BN = jnp.concatenate([state["recent"], batch["tokens"][:, :-1]], 1)
+    return {"entries": entries, "recent": before_BN[:, -W:]}, keep_BT
+
+
+def new_entries(
+    model: MemoryModel,
+    read: SegmentOutput,
+    batch: dict[str, jax.Array],
+    memory: ConfigDict,
+    hard: bool,
+) -> tuple[Entries, jax.Array, jax.Array]:
+    """Returns an entry for each token, which are to be stored [B, T], and decisions.
+
+    The arguments are those of `write_segment`.
+    """
+    new, keep_BT = model.memory.record(
+        read.hidden, read.x_BTD, batch["tokens"], read.retrieval
+    )
     B, T = keep_BT.shape
     new["position"] = batch["start"][:, None] + jnp.arange(T)
     new["document"] = jnp.broadcast_to(batch["document"][:, None], (B, T))
     wanted_BT = batch.get("stored", jnp.ones((B, T), bool))
     if hard and memory.keep == "decided":
         wanted_BT &= keep_BT > 0.5
-    entries = mode.mark_read(entries, read.x_BTD, read.retrieval, hard)
-    if forget_key is not None and memory.decay < 1:
-        entries = ops.age(entries, memory.decay)
-    if forget_key is not None and memory.forgetfulness_factor:
-        entries = ops.forget(entries, forget_key, memory.forgetfulness_factor)
-    if len(entries["id"]) != B:  # One memory that all rows share.
-        join = lambda array: array.reshape(1, B * T, *array.shape[2:])
-        new, wanted_BT = jax.tree.map(join, (new, wanted_BT))
-    entries = ops.next_version(ops.write(entries, new, wanted_BT, memory.eviction))
-    W = state["recent"].shape[1]
-    recent_BW = jnp.concatenate([state["recent"], tokens_BT[:, :-1]], 1)[:, -W:]
-    return {"entries": entries, "recent": recent_BW}, keep_BT
+    return new, wanted_BT, keep_BT
+
+
+def in_one_row(tree_BT: Any) -> Any:
+    """Returns arrays [B, T, ...] as [1, B T, ...]: what B rows write to one memory."""
+    return jax.tree.map(lambda a: a.reshape(1, -1, *a.shape[2:]), tree_BT)

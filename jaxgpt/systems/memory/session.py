@@ -31,6 +31,7 @@ from jaxgpt.sampling.state import (
     SamplingParams,
     prefill,
 )
+from jaxgpt.systems.memory import ingestion
 from jaxgpt.systems.memory.modes import MODES
 from jaxgpt.systems.memory.runtime import MemoryRuntime
 from jaxgpt.systems.memory.store import with_prefix
@@ -63,8 +64,6 @@ class Memory:
 
     def begin(self, name: str) -> int:
         """Begins a document, or continues the one of this name; returns its number."""
-        recent = jnp.full_like(self.state["recent"], -1)
-        self.state = self.state | {"recent": recent}
         if name not in self.names:
             self.names.append(name)
             self.texts.append(np.zeros(0, np.int32))
@@ -105,9 +104,8 @@ class Memory:
           k: how many at most.
         """
         block, W = self.runtime.config.block_size, self.state["recent"].shape[1]
-        before_N, tokens_T = tokens_T[:-block][-W:], tokens_T[-block:]
-        recent_1W = np.full((1, W), -1, np.int32)
-        recent_1W[0, W - len(before_N) :] = before_N
+        recent_1W = ingestion.recent(tokens_T[:-block], W)[None]
+        tokens_T = tokens_T[-block:]
         padded_1T = np.pad(tokens_T, (0, block - len(tokens_T)))[None]
         query_1TGK = _query(self.runtime, params, self.state, padded_1T, recent_1W)
         query_11GK = np.asarray(query_1TGK)[:, len(tokens_T) - 1 :][:, :1]
@@ -244,15 +242,6 @@ class MemoryDecoder:
 
 
 @functools.partial(jax.jit, static_argnames="runtime")
-def _read_segment(runtime: MemoryRuntime, params, state, batch):
-    """Reads and writes a segment; returns the state and what each token retrieved."""
-    state, read, _ = runtime.read(
-        params, state, batch, runtime.memory.reading, continues=True
-    )
-    return state, dataclasses.replace(read.retrieval, to_store={})
-
-
-@functools.partial(jax.jit, static_argnames="runtime")
 def _query(runtime: MemoryRuntime, params, state, tokens_BT, recent_BW) -> jax.Array:
     """Returns what tokens ask the memory for [B, T, G, K]; it is not read."""
     asked = []
@@ -311,6 +300,9 @@ def sample(
     block = runtime.config.block_size
     number = memory.begin(document or f"text {len(memory.names) + 1}")
     already_read = len(memory.texts[number])
+    W = memory.state["recent"].shape[1]
+    before_BW = np.tile(ingestion.recent(memory.texts[number], W), (B, 1))
+    memory.state = memory.state | {"recent": before_BW}
     tokens_BT, decoded_BT = tokens_BT.copy(), prompt_mask_BT.copy()
     log_p_BT = np.zeros((B, N), np.float32)
     shape = (B, N, runtime.memory.num_search_results)
@@ -319,15 +311,15 @@ def sample(
     calls = 0
     # Nothing has followed the last token yet.
     end = N - MODES[runtime.memory.mode].stores_next
-    for start in range(0, max(N - 1, 1), block):
+    for start in range(0, max(end, 1), block):
         # The last token of a segment's buffer is the first input of the next.
         stop = min(start + block + 1, N)
         size = stop - start
         part_BS = np.zeros((B, block + 1), np.int32)
         part_BS[:, :size] = tokens_BT[:, start:stop]
         prompt_length = int(prompt_mask_BT[:, start:stop].sum(1).min())
-        if prompt_length < size:
-            num_decoded = max(prompt_length, 1)
+        num_decoded = max(prompt_length, 1)
+        if num_decoded < size:
             task = sampling.decode_params(size, jax.random.fold_in(key, start))
             state = _generate(memory, params, part_BS, num_decoded, task)
             part_BS = np.array(state.tokens_BS)
@@ -342,8 +334,7 @@ def sample(
             "stored": np.arange(block)[None].repeat(B, 0) < min(block, end - start),
         }
         entries = memory.state["entries"]
-        memory.state, retrieval = _read_segment(runtime, params, memory.state, batch)
-        memory.store.update(memory.state["entries"])
+        retrieval = ingestion.read_segment(memory, params, batch)
         # What a token retrieved was used to predict the next one.
         slot_BTM = np.asarray(retrieval.slot_BTM)[:, : size - 1]
         row_B11 = np.asarray(retrieval.row_B)[:, None, None]
