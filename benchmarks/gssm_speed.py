@@ -77,11 +77,11 @@ def numpy_loop(name: str) -> Callable[[], None]:
     return draw
 
 
-def exact(name: str) -> Callable[[], None]:
-    """Returns a function that scores a batch exactly, in float32."""
+def exact(name: str, dtype: str = "float32", wanted: str = "nll") -> Callable[[], None]:
+    """Returns a function that scores a batch exactly, or finds what else is wanted."""
     made = process_of(name)
     tokens = np.asarray(made.sample(0, "val", 0, ROWS, LENGTH))
-    return lambda: made.score(tokens)
+    return lambda: made.score(tokens, dtype, wanted)
 
 
 def training(online: bool) -> Callable[[], None]:
@@ -115,6 +115,27 @@ def training(online: bool) -> Callable[[], None]:
         jax.block_until_ready(state)
 
     return steps
+
+
+def _predictive_ratio(name: str, rounds: int) -> dict[str, float]:
+    """Times the distributions of all next tokens against the likelihood alone."""
+    options = {"name": name, "dtype": "float64"}
+    found = alternate(
+        {
+            wanted: ("benchmarks.gssm_speed:exact", options | {"wanted": wanted})
+            for wanted in ("nll", "predictive")
+        },
+        rounds,
+        3,
+    )
+    alone, cpu = (found[wanted].cpu for wanted in ("nll", "predictive"))
+    ratios = [a / b for a, b in zip(cpu, alone, strict=True)]
+    middle = statistics.median(cpu) / statistics.median(alone)
+    print(
+        f"{name:36} {statistics.median(cpu):8.2f} {statistics.median(alone):8.2f} "
+        f"{middle:5.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+    return {"ratio": middle, "least": min(ratios), "most": max(ratios)}
 
 
 def _peak(name: str) -> float:
@@ -151,6 +172,10 @@ def main():
         cpu, wall = statistics.median(timing.cpu), statistics.median(timing.wall)
         print(f"{name:36} {cpu:8.2f} {wall:8.2f}")
         figures[f"score {name}"] = {"cpu": cpu, "wall": wall}
+    print(f"{'of all next tokens, in float64':36} {'CPU s':>8} {'alone':>8} ratio")
+    for name in (*README, "chain"):
+        ratio = _predictive_ratio(name, args.rounds)
+        figures[f"predictive {name}"] = ratio
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         figures["peak MiB, chain"] = pool.apply(_peak, ("chain",))
     print(f"peak memory of scoring the chain: {figures['peak MiB, chain']:.0f} MiB")

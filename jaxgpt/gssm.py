@@ -33,7 +33,16 @@ from jaxgpt.systems.gssm.process import SPLITS, make_process
 
 DTYPES = ("float32", "float64")
 
-__all__ = ["Graph", "Node", "exact_nll", "sample", "sample_states"]
+__all__ = [
+    "Graph",
+    "Node",
+    "beliefs",
+    "exact_nll",
+    "joint_beliefs",
+    "predictive",
+    "sample",
+    "sample_states",
+]
 
 
 class Graph:
@@ -180,6 +189,59 @@ def exact_nll(graph: Graph, tokens: ArrayLike, *, dtype: str = "float64") -> np.
     >>> exact_nll(easy, sample(easy, 256, 65, split="val")).mean().round(3)
     np.float64(1.306)
     """
+    return _given(graph, tokens, dtype, "nll")
+
+
+def predictive(
+    graph: Graph, tokens: ArrayLike, *, dtype: str = "float64"
+) -> np.ndarray:
+    """Returns p(next token | tokens 0 .. t), float64 [N, T - 1, V]: no guess is better.
+
+    The same as `entropy` writes with --predictive. At [n, t, tokens[n, t + 1]] it is
+    exp(-exact_nll). After an impossible token all are 0.
+
+    The arguments and errors are those of `exact_nll`.
+
+    >>> easy = Graph("easy", graph_seed=1)
+    >>> predictive(easy, sample(easy, 2, 8)).sum(-1).round(6).tolist()[0]
+    [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    """
+    return _given(graph, tokens, dtype, "predictive")
+
+
+def beliefs(
+    graph: Graph, tokens: ArrayLike, *, dtype: str = "float64"
+) -> dict[str, np.ndarray]:
+    """Returns {latent: p(its state at t | tokens 0 .. t), float64 [N, T, states]}.
+
+    The same as `entropy` writes with --beliefs: what the tokens so far, token t
+    included, say of each latent. From an impossible token on all are 0.
+
+    The arguments and errors are those of `exact_nll`.
+
+    >>> easy = Graph("easy", graph_seed=1)
+    >>> {name: p.shape for name, p in beliefs(easy, sample(easy, 2, 8)).items()}
+    {'Z1': (2, 8, 4), 'Z2': (2, 8, 4)}
+    """
+    return _given(graph, tokens, dtype, "beliefs")
+
+
+def joint_beliefs(
+    graph: Graph, tokens: ArrayLike, *, dtype: str = "float64"
+) -> np.ndarray:
+    """Returns p(all latents' states at t | tokens 0 .. t), float64 [N, T, d_1 .. d_n].
+
+    The axes of the latents are in the order of `graph.nodes`; `beliefs` are its sums
+    over all of them but one.
+
+    The arguments and errors are those of `exact_nll`.
+    """
+    return _given(graph, tokens, dtype, "joint")
+
+
+def _given(graph: Graph, tokens: ArrayLike, dtype: str, wanted: str) -> Any:
+    """Returns what is wanted (`likelihood.forward`) of tokens that a user has."""
     require(dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}", dtype)
     tokens_NT = check_integers(np.asarray(tokens), "tokens")
-    return graph._process.score_given(tokens_NT, "tokens", dtype)
+    graph._process.check_given(tokens_NT, "tokens")
+    return graph._process.score(tokens_NT, dtype, wanted)

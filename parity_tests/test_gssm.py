@@ -86,7 +86,7 @@ def test_the_readmes_graphs(name):
         node.name: golden[f"kernel/{node.name}/0"].reshape(nodes.shape(node))
         for node in nodes.order
     }
-    ours = likelihood.score(nodes, tables, golden["obs"], spec["first_token"])
+    ours = likelihood.forward(nodes, tables, golden["obs"], spec["first_token"])
     theirs = golden["nll_cum"][:, 1:]
     np.testing.assert_allclose(
         ours.cumsum(1), theirs[:, 1:] - theirs[:, :1], rtol=0, atol=2e-4

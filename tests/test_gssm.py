@@ -47,6 +47,20 @@ def test_scores_are_what_entropy_writes(easy, tmp_path, capsys, dtype):
     assert jnp.zeros(1, float).dtype == jnp.float32, "float64 is not left on"
 
 
+def test_predictions_and_beliefs_agree_with_the_likelihood(easy):
+    tokens_NT = gssm.sample(easy, 16, 33, split="val")
+    p = gssm.predictive(easy, tokens_NT)
+    assert p.shape == (16, 32, 16) and p.dtype == np.float64
+    chosen = np.take_along_axis(p, tokens_NT[:, 1:, None], 2)[..., 0]
+    nll = gssm.exact_nll(easy, tokens_NT)
+    np.testing.assert_allclose(-np.log(chosen), nll, rtol=0, atol=1e-12)
+    joint, beliefs = gssm.joint_beliefs(easy, tokens_NT), gssm.beliefs(easy, tokens_NT)
+    assert joint.shape == (16, 33, 4, 4)
+    np.testing.assert_allclose(joint.sum(3), beliefs["Z1"], atol=1e-14)
+    np.testing.assert_allclose(joint.sum(2), beliefs["Z2"], atol=1e-14)
+    assert "--kernels" in refusal(gssm.beliefs, gssm.Graph(CONTEXT), [[0, 1]])
+
+
 def test_scores_of_given_tokens_and_kernels_are_what_entropy_writes(tmp_path, capsys):
     graph = gssm.Graph(MIXED, graph_seed=5, first_token="drawn")
     (tmp_path / "g.json").write_text(json.dumps(MIXED))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import pathlib
 import zlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,14 +127,14 @@ def summary(
 
 
 def measure(
-    args: argparse.Namespace, config: ConfigDict, output: pathlib.Path | None
+    args: argparse.Namespace, config: ConfigDict, outputs: Mapping[str, pathlib.Path]
 ) -> dict[str, Any]:
     """Carries out the entropy command.
 
     Args:
       args: its options.
       config: of the graph, and of the sequences where no tokens are given.
-      output: where the score of each token goes, if anywhere.
+      outputs: {"nll", "predictive" or "beliefs": where it goes}.
 
     Raises:
       UserError: if a file cannot be used or written.
@@ -145,21 +147,27 @@ def measure(
     if tokens_NT is not None and starts and tokens_NT[:, 0].any():
         log(f"note: '{args.tokens}' does not start in state 0: first_token=drawn")
         config.gssm.first_token = "drawn"
-    process = make_process(config, tables)
+    c, process = config, make_process(config, tables)
     if tokens_NT is None:
-        c = config
         count, length = args.num_sequences, c.model.block_size + 1
         tokens_NT = process.held_out(c.seed, "val", count, c.batch_size, length)
-        nll_NT = process.score_held_out(
-            tokens_NT, c.seed, "val", c.batch_size, args.dtype
-        )
     else:
-        nll_NT = process.score_given(tokens_NT, args.tokens, args.dtype)
+        process.check_given(tokens_NT, args.tokens)
+    # Given tokens have no kernels of their own, so that their place does not matter.
+    score = functools.partial(
+        process.score_held_out, tokens_NT, c.seed, "val", c.batch_size, args.dtype
+    )
+    nll_NT = score()
     figures = summary(process, config, tokens_NT, nll_NT, args.dtype)
-    if output:
+    for name, path in outputs.items():
+        found = nll_NT if name == "nll" else score(name)
         try:
-            with atomic_write(output, "wb") as stream:
-                np.save(stream, nll_NT)
+            with atomic_write(path, "wb") as stream:
+                if isinstance(found, dict):
+                    np.savez(stream, **found)
+                else:
+                    np.save(stream, found)
         except OSError as error:
-            raise UserError(f"--nll='{args.nll}': {error.strerror}") from None
+            shown = getattr(args, name)
+            raise UserError(f"--{name}='{shown}': {error.strerror}") from None
     return figures

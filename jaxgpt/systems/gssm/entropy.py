@@ -1,5 +1,7 @@
 """Exact likelihood of a graph's sequences, and what simple models reach on them.
 
+Also the exact distribution of every next token, and of the latents given the tokens.
+
 python -m jaxgpt.systems.gssm.entropy --config=configs/gssm.py:easy --json=-
 python -m jaxgpt.systems.gssm.entropy --graph=G.json --kernels=K.npz --tokens=F.npy
 """
@@ -27,11 +29,15 @@ def command(argv: list[str]) -> None:
     else:
         config = configs.override(configs.base(), {"gssm.graph": args.graph})
         config = configs.validate(configs.override(config, overrides))
-    output = cli.output_path("nll", args.nll) if args.nll else None
+    outputs = {
+        name: cli.output_path(name, path)
+        for name in ("nll", "predictive", "beliefs")
+        if (path := getattr(args, name))
+    }
     # JAX takes seconds, which --help and wrong usage do not need.
     from jaxgpt.systems.gssm.baselines import measure
 
-    figures = measure(args, config, output)
+    figures = measure(args, config, outputs)
     if args.json:
         cli.print_json(figures)
     else:
@@ -54,6 +60,16 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--tokens", help=".npy of tokens [B, T]; default: fresh ones")
     parser.add_argument("--nll", help="write float64 nats [B, T - 1] to this .npy file")
+    parser.add_argument(
+        "--predictive",
+        help="write the exact distributions of the next token, float64 [B, T - 1, V], "
+        "to this .npy file",
+    )
+    parser.add_argument(
+        "--beliefs",
+        help="write each latent's distribution given the tokens so far, float64 "
+        "[B, T, states] under its name, to this .npz file",
+    )
     parser.add_argument(
         "--dtype", default="float64", choices=["float32", "float64"], help="computed in"
     )

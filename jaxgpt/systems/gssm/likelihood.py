@@ -1,4 +1,4 @@
-"""The exact likelihood of observed sequences: the forward algorithm.
+"""Exact likelihoods, predictions and beliefs of sequences: the forward algorithm.
 
 The belief b(z_1 .. z_n) is the distribution of the latents given the tokens so far. A
 step replaces each latent's axis in turn, in the order of evolution:
@@ -8,14 +8,16 @@ step replaces each latent's axis in turn, in the order of evolution:
 where the axes of the parents already hold new states and only z_i itself is read
 before it moves. Then the new token's probability is the sum of b p(x' | parents), and
 b is what that leaves, normalised. A step costs S sum d_i operations, not S^2, for
-S = d_1 .. d_n joint states.
+S = d_1 .. d_n joint states; the probabilities of all V next tokens cost S V more.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ from jaxgpt.systems.gssm.graph import LatentGraph, Node
 
 # One product with the whole [S, S] transition is as fast as the factors up to here.
 DENSE_STATES = 256
-# Elements of a belief, of all rows scored at a time.
+# Elements of a belief, or of what is returned, of all rows scored at a time.
 LARGEST_BELIEF = 1 << 24
 LARGEST_STATE = 1 << 28
 
@@ -38,16 +40,18 @@ def joint_states(graph: LatentGraph) -> int:
     return math.prod(node.state_dim for node in graph.latents)
 
 
-def score(
+def forward(
     graph: LatentGraph,
     tables: Mapping[str, np.ndarray],
     tokens_BT: np.ndarray,
     first_token: str = "start",
     dtype: str = "float32",
-) -> np.ndarray:
-    """Returns -log p(token t + 1 | tokens 0 .. t), float64 [B, T - 1], in nats.
+    wanted: str = "nll",
+) -> Any:
+    """Returns what the forward algorithm says of sequences, as float64.
 
-    An impossible token costs infinity, and so does everything after it.
+    An impossible token costs infinity, and so does everything after it; beliefs from
+    there on, and predictions from the next token on, are 0 throughout.
 
     Args:
       graph: of the nodes.
@@ -55,34 +59,86 @@ def score(
       tokens_BT: integers.
       first_token: what column 0 holds, as in `sequences.sample_nodes`.
       dtype: computed in.
+      wanted: one of
+        "nll": -log p(token t + 1 | tokens 0 .. t), [B, T - 1], in nats;
+        "predictive": p(next token | tokens 0 .. t), [B, T - 1, V];
+        "beliefs": {latent: p(its state at t | tokens 0 .. t), [B, T, states]};
+        "joint": p(all latents' states at t | tokens 0 .. t), [B, T, d_1 .. d_n].
 
     Raises:
       UserError: if a token is not a state of the observed node, or the joint state
-        of the latents is too large.
+        of the latents, or the result, is too large.
     """
-    _check_tokens(graph, tokens_BT, first_token)
+    check_tokens(graph, tokens_BT, first_token)
+    function = functools.partial(_FUNCTIONS[wanted], graph, first_token=first_token)
+    size = {
+        "nll": 1,
+        "predictive": graph.observed.state_dim,
+        "beliefs": sum(node.state_dim for node in graph.latents),
+        "joint": joint_states(graph),
+    }[wanted]
+    found = by_rows(graph, tables, tokens_BT, dtype, function, size)
+    if wanted == "beliefs":  # JAX sorts keys.
+        return {node.name: found[node.name] for node in graph.latents}
+    return found
+
+
+def by_rows(
+    graph: LatentGraph,
+    tables: Mapping[str, np.ndarray],
+    tokens_BT: np.ndarray,
+    dtype: str,
+    function: Callable[..., Any],
+    size: int,
+) -> Any:
+    """Returns function(tables, tokens), of as many rows at a time as fit; float64.
+
+    Args:
+      graph: of the nodes.
+      tables: of each node.
+      tokens_BT: integers.
+      dtype: of the tables that the function is given.
+      function: returns a tree of arrays [B, ...].
+      size: numbers of it for each token.
+
+    Raises:
+      UserError: if the joint state of the latents, or the result, is too large.
+    """
+    B, T = tokens_BT.shape
     states = joint_states(graph)
     if states > LARGEST_STATE:
         raise UserError(
             f"the latents have {states:.3g} joint states: the exact likelihood takes "
             f"at most {LARGEST_STATE}"
         )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if (needed := 8 * B * T * size) > memory:
+        raise UserError(
+            f"{size} numbers for each of {B} x {T} tokens need {needed / 2**30:.1f} "
+            f"GiB, and this machine has {memory / 2**30:.1f}: give fewer sequences"
+        )
     tokens_BT = np.asarray(tokens_BT, np.int32)
     largest = max([states, *(_gathered_size(graph, node) for node in graph.order)])
-    rows = max(1, min(len(tokens_BT), LARGEST_BELIEF // largest))
+    if size > 1:
+        largest = max(largest, T * size)
+    rows = max(1, min(B, LARGEST_BELIEF // largest))
     parts = []
     # Only here: float64 elsewhere would change what a caller's own arrays become.
     with jax.enable_x64(dtype == "float64"):
         arrays = {name: jnp.asarray(table, dtype) for name, table in tables.items()}
-        for start in range(0, len(tokens_BT), rows):
+        for start in range(0, B, rows):
             # A last short part is filled up rather than compiled for.
-            index = np.arange(start, start + rows) % len(tokens_BT)
-            part = nll(graph, arrays, tokens_BT[index], first_token)
-            parts.append(np.asarray(part, np.float64)[: len(tokens_BT) - start])
-    return np.concatenate(parts)
+            index = np.arange(start, start + rows) % B
+            part = jax.device_get(function(arrays, tokens_BT[index]))
+            keep = lambda array, count=B - start: np.asarray(array, np.float64)[:count]
+            parts.append(jax.tree.map(keep, part))
+    if len(parts) == 1:
+        return parts[0]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
-def _check_tokens(graph: LatentGraph, tokens_BT: np.ndarray, first_token: str) -> None:
+def check_tokens(graph: LatentGraph, tokens_BT: np.ndarray, first_token: str) -> None:
+    """Raises UserError unless the tokens [B, T] can be those of the graph."""
     states = graph.observed.state_dim
     wrong = tokens_BT[(tokens_BT < 0) | (tokens_BT >= states)]
     if wrong.size:
@@ -104,17 +160,95 @@ def _gathered_size(graph: LatentGraph, node: Node) -> int:
     return math.prod(graph.shape(node)) // graph.observed.state_dim
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
+@functools.partial(jax.jit, static_argnames=("graph", "first_token"))
 def nll(
     graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array, first_token: str
 ) -> jax.Array:
-    """Returns -log p(token t + 1 | tokens 0 .. t), [B, T - 1], as `score`."""
+    """Returns -log p(token t + 1 | tokens 0 .. t), [B, T - 1], as `forward`."""
+    read = lambda step: -jnp.log(step.p_B)
+    nll_BT = scan(graph, tables, tokens_BT, first_token, read)
+    return nll_BT if first_token == "start" else nll_BT[:, 1:]
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "first_token"))
+def predictive(
+    graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array, first_token: str
+) -> jax.Array:
+    """Returns p(next token | tokens 0 .. t), [B, T - 1, V], as `forward`."""
+    read = lambda step: _observe(graph, tables, step.predicted, step.old_B)
+    p_BTV = scan(graph, tables, tokens_BT, first_token, read)
+    return p_BTV if first_token == "start" else p_BTV[:, 1:]
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "first_token"))
+def joint(
+    graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array, first_token: str
+) -> jax.Array:
+    """Returns p(all latents' states at t | tokens 0 .. t), [B, T, d_1 ..]."""
+    found = scan(graph, tables, tokens_BT, first_token, lambda step: step.belief)
+    if first_token == "drawn":
+        return found
+    return jnp.concatenate([_rest(graph, tables, len(tokens_BT))[:, None], found], 1)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "first_token"))
+def beliefs(
+    graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array, first_token: str
+) -> dict[str, jax.Array]:
+    """Returns {latent: p(its state at t | tokens 0 .. t), [B, T, states]}."""
+    read = lambda step: marginals(graph, step.belief)
+    found = scan(graph, tables, tokens_BT, first_token, read)
+    if first_token == "drawn":
+        return found
+    first = marginals(graph, _rest(graph, tables, len(tokens_BT)))
+    return {
+        name: jnp.concatenate([first[name][:, None], found[name]], 1) for name in found
+    }
+
+
+_FUNCTIONS = {
+    "nll": nll,
+    "predictive": predictive,
+    "beliefs": beliefs,
+    "joint": joint,
+}
+
+
+class Step(NamedTuple):
+    """What a step of the forward algorithm knows, [B, ...].
+
+    Attributes:
+      old_B: the token before.
+      predicted: the distribution of the latents' new states before the new token is
+        read, [B, d_1 .. d_n].
+      belief: the same once it is read.
+      p_B: the probability of the new token.
+    """
+
+    old_B: jax.Array
+    predicted: jax.Array
+    belief: jax.Array
+    p_B: jax.Array
+
+
+def scan(
+    graph: LatentGraph,
+    tables: Arrays,
+    tokens_BT: jax.Array,
+    first_token: str,
+    read: Callable[[Step], Any],
+) -> Any:
+    """Returns read(step) of every step, a tree of arrays [B, steps, ...].
+
+    There are T - 1 steps, or T if the first token is drawn: the first of them reads it.
+    """
     tokens_TB = tokens_BT.T
     if first_token == "drawn":
         tokens_TB = jnp.pad(tokens_TB, ((1, 0), (0, 0)))
     B = tokens_BT.shape[0]
-    dims = [node.state_dim for node in graph.latents]
-    S, dtype = math.prod(dims), tables[graph.observed.name].dtype
+    rest = _rest(graph, tables, B)
+    dims, dtype = rest.shape[1:], rest.dtype
+    S = math.prod(dims)
     feedback = any(graph.observed.name in node.parents for node in graph.latents)
     predict = lambda b, x_B: _predict(graph, tables, b, x_B)
     if not feedback and S <= DENSE_STATES:
@@ -127,15 +261,32 @@ def nll(
 
     def step(belief, tokens_2B):
         old_B, new_B = tokens_2B
-        joint = predict(belief, old_B) * emission(old_B, new_B)
+        predicted = predict(belief, old_B)
+        joint = predicted * emission(old_B, new_B)
         p_B = joint.reshape(B, -1).sum(1)
         scale_B = jnp.where(p_B > 0, 1 / p_B, 0)
-        return joint * scale_B.reshape(B, *[1] * len(dims)), -jnp.log(p_B)
+        belief = joint * scale_B.reshape(B, *[1] * len(dims))
+        return belief, read(Step(old_B, predicted, belief, p_B))
 
-    rest = jnp.zeros((B, S), dtype).at[:, 0].set(1).reshape(B, *dims)
     pairs_T2B = jnp.stack([tokens_TB[:-1], tokens_TB[1:]], 1)
-    nll_TB = jax.lax.scan(step, rest, pairs_T2B)[1]
-    return nll_TB.T if first_token == "start" else nll_TB[1:].T
+    found = jax.lax.scan(step, rest, pairs_T2B)[1]
+    return jax.tree.map(lambda array: array.swapaxes(0, 1), found)
+
+
+def _rest(graph: LatentGraph, tables: Arrays, rows: int) -> jax.Array:
+    """Returns the belief at time 0, [rows, d_1 .. d_n]: every latent is in state 0."""
+    dims = [node.state_dim for node in graph.latents]
+    dtype = tables[graph.observed.name].dtype
+    return jnp.zeros((rows, math.prod(dims)), dtype).at[:, 0].set(1).reshape(-1, *dims)
+
+
+def marginals(graph: LatentGraph, belief: jax.Array) -> dict[str, jax.Array]:
+    """Returns {latent: [B, states]} of a belief [B, d_1 .. d_n]."""
+    axes = range(1, belief.ndim)
+    return {
+        node.name: belief.sum([axis for axis in axes if axis != own])
+        for own, node in zip(axes, graph.latents, strict=True)
+    }
 
 
 def _predict(
@@ -145,12 +296,7 @@ def _predict(
     axes = {node.name: 1 + i for i, node in enumerate(graph.latents)}
     moved = 1 + len(axes)
     for node in graph.latents:
-        table, inputs = tables[node.name], list(graph.inputs(node))
-        places = [axes.get(name, 0) for name in inputs]
-        if graph.observed.name in inputs:
-            at = inputs.index(graph.observed.name)
-            table = jnp.moveaxis(table, at, 0)[x_B]
-            places = [0, *places[:at], *places[at + 1 :]]
+        table, places = _given_token(graph, tables, node, axes, x_B)
         own = axes[node.name]
         every = list(range(moved))
         result = [moved if axis == own else axis for axis in every]
@@ -158,6 +304,24 @@ def _predict(
             belief, every, table, [*places, moved], result, precision="highest"
         )
     return belief
+
+
+def _given_token(
+    graph: LatentGraph,
+    tables: Arrays,
+    node: Node,
+    axes: Mapping[str, int],
+    x_B: jax.Array | None,
+) -> tuple[jax.Array, list[int]]:
+    """Returns a node's table for old tokens, and where its inputs' axes are.
+
+    Where X is no input the table has no axis of rows, which is axis 0.
+    """
+    table, inputs, X = tables[node.name], graph.inputs(node), graph.observed.name
+    places = [axes[name] for name in inputs if name != X]
+    if X not in inputs:
+        return table, places
+    return jnp.moveaxis(table, inputs.index(X), 0)[x_B], [0, *places]
 
 
 def _emission(graph: LatentGraph, table: jax.Array):
@@ -176,3 +340,15 @@ def _emission(graph: LatentGraph, table: jax.Array):
     if feedback:
         return lambda old_B, new_B: rows[new_B * states + old_B]
     return lambda _, new_B: rows[new_B]
+
+
+def _observe(
+    graph: LatentGraph, tables: Arrays, predicted: jax.Array, old_B: jax.Array
+) -> jax.Array:
+    """Returns the distribution [B, V] of X for one of the latents, [B, d_1 .. d_n]."""
+    axes = {node.name: 1 + i for i, node in enumerate(graph.latents)}
+    table, places = _given_token(graph, tables, graph.observed, axes, old_B)
+    every, new = list(range(predicted.ndim)), predicted.ndim
+    return jnp.einsum(
+        predicted, every, table, [*places, new], [0, new], precision="highest"
+    )

@@ -123,42 +123,47 @@ class GraphProcess:
         return {n: np.concatenate([p[n] for p in parts])[:count] for n in names}
 
     def score_held_out(
-        self, tokens_NT: np.ndarray, seed: int, split: str, rows: int, dtype: str
-    ) -> np.ndarray:
-        """Returns the exact score [N, T - 1] of `held_out` sequences, in nats.
+        self,
+        tokens_NT: np.ndarray,
+        seed: int,
+        split: str,
+        rows: int,
+        dtype: str,
+        wanted: str = "nll",
+        first: int = 0,
+    ) -> Any:
+        """Returns the exact score, or what else is wanted, of `held_out` sequences.
 
-        Each batch of a context graph is scored with its own kernels.
+        Each batch of a context graph is scored with its own kernels; `first` is the
+        first of them. For the rest see `likelihood.forward`.
         """
         if not self.graph.has_context:
-            return self.score(tokens_NT, dtype)
+            return self.score(tokens_NT, dtype, wanted)
         parts = []
-        for step, start in enumerate(range(0, len(tokens_NT), rows)):
+        for step, start in enumerate(range(0, len(tokens_NT), rows), first):
             tables = {**self.tables, **self._context(_place(seed, split, step))}
             part = tokens_NT[start : start + rows]
             parts.append(
-                likelihood.score(self.graph, tables, part, self.first_token, dtype)
+                likelihood.forward(
+                    self.graph, tables, part, self.first_token, dtype, wanted
+                )
             )
-        return np.concatenate(parts)
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
-    def score(self, tokens_BT: np.ndarray, dtype: str = "float32") -> np.ndarray:
-        """Returns the exact score [B, T - 1] of any sequences, in nats."""
-        return likelihood.score(
-            self.graph, self.tables, tokens_BT, self.first_token, dtype
+    def score(
+        self, tokens_BT: np.ndarray, dtype: str = "float32", wanted: str = "nll"
+    ) -> Any:
+        """Returns `likelihood.forward` of any sequences, by default their score."""
+        return likelihood.forward(
+            self.graph, self.tables, tokens_BT, self.first_token, dtype, wanted
         )
 
-    def score_given(
-        self, tokens_BT: np.ndarray, source: str, dtype: str = "float64"
-    ) -> np.ndarray:
-        """Returns the exact score [B, T - 1] of sequences that a user has, in nats.
-
-        Args:
-          tokens_BT: integers.
-          source: what errors call them.
-          dtype: computed in.
+    def check_given(self, tokens_BT: np.ndarray, source: str) -> None:
+        """Checks sequences that a user has, which `source` names in errors.
 
         Raises:
-          UserError: if nothing is predicted, the kernels that they were drawn with are
-            not known, or as `likelihood.score`.
+          UserError: if nothing is predicted, or the kernels that they were drawn with
+            are not known.
         """
         if tokens_BT.shape[1] < 2:
             raise UserError(
@@ -170,7 +175,6 @@ class GraphProcess:
                 "the kernels of a context graph are drawn for every batch: give those "
                 f"of '{source}' with --kernels"
             )
-        return self.score(tokens_BT, dtype)
 
     @functools.cached_property
     def digest(self) -> str:

@@ -49,7 +49,7 @@ def test_entropy_of_files(files):
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     found = np.load(folder / "out.npy")
-    expected = likelihood.score(parsed, tables, tokens)
+    expected = likelihood.forward(parsed, tables, tokens)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     assert np.abs(found - expected).max() > 0, "float64 it is"
@@ -71,7 +71,7 @@ def test_tokens_that_begin_anywhere_are_of_the_other_convention(files, capsys):
             "--json=-",
         ]
     )
-    expected = likelihood.score(parsed, tables, tokens)[:, 1:]
+    expected = likelihood.forward(parsed, tables, tokens)[:, 1:]
     np.testing.assert_allclose(np.load(folder / "out.npy"), expected, rtol=1e-5)
     assert last_json(capsys)["first_token"] == "drawn"
 
@@ -86,6 +86,30 @@ def test_entropy_of_fresh_sequences(capsys):
     assert "nats per token" in figures["zlib_unit"]
     entropy.command([f"--config={TINY}", *options, "--config.seed=1"])
     assert last_json(capsys)["exact"] != figures["exact"]
+
+
+def test_entropy_writes_predictions_and_beliefs(files, capsys):
+    folder, parsed, tables, tokens = files
+    names = {name: folder / f"out_{name}" for name in ("nll", "predictive", "beliefs")}
+    entropy.command(
+        [
+            f"--graph={folder / 'g.json'}",
+            f"--kernels={folder / 'k.npz'}",
+            f"--tokens={folder / 't.npy'}",
+            *(f"--{name}={path}" for name, path in names.items()),
+            "--json=-",
+        ]
+    )
+    for name, path in names.items():
+        found = np.load(path)
+        expected = likelihood.forward(
+            parsed, tables, tokens, dtype="float64", wanted=name
+        )
+        if name == "beliefs":
+            assert set(found) == {"Z1", "Z2", "Z3"}
+            found, expected = found["Z2"], expected["Z2"]
+        assert found.dtype == np.float64
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.trains
@@ -117,6 +141,7 @@ def test_generate_writes_what_training_reads(tmp_path, capsys):
         (entropy, ["--graph={0}/t.npy"], "cannot be read"),
         (entropy, ["--graph={0}/g.json", "--num_sequences=0"], ">= 1, got 0"),
         (entropy, ["--graph={0}/g.json", "--nll={0}/none/x.npy"], "does not exist"),
+        (entropy, ["--graph={0}/g.json", "--beliefs={0}"], "is a folder"),
         (entropy, ["--graph={0}/g.json", "--tokens={0}/none.npy"], "not an .npy file"),
         (entropy, ["--graph={0}/g.json", "--kernels={0}/t.npy"], "not an .npz file"),
         (entropy, ["--graph={0}/g.json", "--tokens={0}/big.npy"], "got 5"),

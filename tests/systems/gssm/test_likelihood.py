@@ -75,7 +75,7 @@ def test_an_impossible_token_costs_infinity_and_so_does_the_rest():
     nodes = graph.parse_graph(CHAIN, "test")
     table = np.array([[0.5, 0.5, 0, 0, 0]] * 5)
     tokens = np.array([[0, 1, 0, 2, 1], [0, 1, 1, 1, 1]])
-    found = likelihood.score(nodes, {"X": table}, tokens)
+    found = likelihood.forward(nodes, {"X": table}, tokens)
     np.testing.assert_allclose(found[0], [np.log(2)] * 2 + [np.inf] * 2, rtol=1e-6)
     np.testing.assert_allclose(found[1], np.log(2), rtol=1e-6)
 
