@@ -21,7 +21,13 @@ from jaxgpt.model.layers import count_parameters
 from jaxgpt.model.transformer import LanguageModel
 from jaxgpt.sampling import prompts
 from jaxgpt.sampling.options import check_ranges
-from jaxgpt.sampling.output import Sample, read_output, to_text, until
+from jaxgpt.sampling.output import (
+    Sample,
+    length_with_stop,
+    read_output,
+    to_text,
+    until,
+)
 from jaxgpt.sampling.state import Callback, SamplerOutput, SamplingParams
 from jaxgpt.systems.base import System
 from jaxgpt.systems.sigma import likelihood
@@ -366,12 +372,19 @@ class Run:
         if stop and not self.tokenizer:
             raise UserError("stop is a text, and this run has no tokenizer to find it")
         callback, every = show, 1
+        known = int(given.known.sum())
         if stop and not show:
             # Looking waits for the device, so not after every call.
-            callback = until(stop, int(given.known.sum()), self.tokenizer)
+            callback = until(stop, known, self.tokenizer)
             every = STOP_EVERY
+        sample = self.system.sample
+        if session:
+            shown = lambda tokens_T: length_with_stop(
+                tokens_T, known, stop, self.tokenizer
+            )
+            sample = functools.partial(session.sample, shown=shown)
         shape = num_samples, given.tokens.shape[-1]
-        output = (session or self.system).sample(
+        output = sample(
             self.params,
             np.broadcast_to(given.tokens, shape),
             np.broadcast_to(given.known, shape),

@@ -73,10 +73,10 @@ def until(stop: str, prompt_length: int, tokenizer: Tokenizer | None) -> Callbac
     return unfinished
 
 
-def _length_with_stop(
+def length_with_stop(
     row: np.ndarray, given: int, stop: str, tokenizer: Tokenizer | None
 ) -> int:
-    """Returns how many tokens to keep: those up to stop, sought after the prompt."""
+    """Returns how many tokens are shown: those up to stop, sought after the prompt."""
     if not stop or stop not in _continuation(row[given:], tokenizer):
         return len(row)
     for end in range(given + 1, len(row)):
@@ -96,7 +96,7 @@ def read_output(
     prompt_mask_BT = np.broadcast_to(prompt_mask, output.tokens_BT.shape)
     for row, tokens in enumerate(output.tokens_BT):
         prompt_mask_T, given = prompt_mask_BT[row], int(prompt_mask_BT[row].sum())
-        end = _length_with_stop(tokens, given, stop, tokenizer)
+        end = length_with_stop(tokens, given, stop, tokenizer)
         generated = (output.decoded_BT[row] & ~prompt_mask_T)[:end]
         samples.append(
             Sample(

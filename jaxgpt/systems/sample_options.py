@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import pkgutil
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jaxgpt.sampling.options import check_left_to_right, check_one_by_one
@@ -15,6 +16,8 @@ from jaxgpt.systems.registry import ANY_ORDER, LEFT_TO_RIGHT
 from jaxgpt.systems.sigma import options
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from jaxgpt.data.tokenizers import Tokenizer
     from jaxgpt.sampling.state import SamplerOutput
 
@@ -27,8 +30,15 @@ class SampleSession(Protocol):
     def instead(self) -> tuple[dict[str, Any], str] | None:
         """Does what is asked for instead of generating: returns it as JSON and text."""
 
-    def sample(self, *arguments: Any) -> SamplerOutput:
-        """Generates as `System.sample`, with its arguments."""
+    def sample(
+        self, *arguments: Any, shown: Callable[[np.ndarray], int]
+    ) -> SamplerOutput:
+        """Generates as `System.sample`, with its arguments.
+
+        Args:
+          *arguments: those of `System.sample`.
+          shown: how many tokens of a text [T] the user is shown: those up to --stop.
+        """
 
     def describe(
         self,

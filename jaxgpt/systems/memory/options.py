@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from jaxgpt.config import user_path
@@ -103,10 +104,12 @@ class MemorySession:
         result = {"forgotten": count, "left": self.memory.store.size()}
         return result, f"{count} entries of '{name}' forgotten"
 
-    def sample(self, *arguments: Any) -> SamplerOutput:
+    def sample(
+        self, *arguments: Any, shown: Callable[[np.ndarray], int]
+    ) -> SamplerOutput:
         """Generates as `System.sample` with the memory, and saves it."""
         output = self.system.sample(
-            *arguments, memory=self.memory, document=self.document
+            *arguments, memory=self.memory, document=self.document, shown=shown
         )
         if self.path:
             self.memory.save(self.path)
@@ -134,7 +137,7 @@ class MemorySession:
 
         for row, sample in enumerate(samples if self.explain else []):
             sample["memories"] = []
-            for place in range(prompt_length, output.tokens_BT.shape[1]):
+            for place in range(prompt_length, len(sample["tokens"])):
                 order = (-output.weight_BTM[row, place]).argsort(kind="stable")
                 entries = order[output.document_BTM[row, place, order] >= 0]
                 found = [source(row, place, m) for m in entries[:MAX_SHOWN]]

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,8 @@ from jaxgpt.systems.memory import ingestion
 from jaxgpt.systems.memory.modes import MODES
 from jaxgpt.systems.memory.runtime import MemoryRuntime
 from jaxgpt.systems.memory.store import with_prefix
+
+Shown = Callable[[np.ndarray], int]
 
 # Settings that must agree for a memory to make sense to a model.
 SETTINGS = ("mode", "index_type", "memory_size", "context", "store_layer", "layer")
@@ -285,6 +288,7 @@ def sample(
     sampling: SamplingParams,
     callback: Callback | None = None,
     document: str = "",
+    shown: Shown | None = None,
 ) -> MemorySamplerOutput:
     """Reads the prompt and continues it, segment by segment, the memory with it.
 
@@ -292,8 +296,9 @@ def sample(
       memory: of B rows; read and extended.
       params: of the model.
       tokens_BT, prompt_mask_BT, key, sampling: as in `System.sample`.
-      callback: is called after every segment.
+      callback: is called after every segment, before it is written to the memory.
       document: name of the text in the memory; default "text N".
+      shown: how many tokens of a text [T] the user is shown; the others are not stored.
     """
     B, N = tokens_BT.shape
     runtime = memory.runtime
@@ -310,10 +315,11 @@ def sample(
     sources = {name: np.full(shape, -1, np.int32) for name in ("document", "position")}
     calls = 0
     # Nothing has followed the last token yet.
-    end = N - MODES[runtime.memory.mode].stores_next
-    for start in range(0, max(end, 1), block):
+    unstored = int(MODES[runtime.memory.mode].stores_next)
+    length, start = N, 0
+    while not start or start < length - unstored:
         # The last token of a segment's buffer is the first input of the next.
-        stop = min(start + block + 1, N)
+        stop = min(start + block + 1, length)
         size = stop - start
         part_BS = np.zeros((B, block + 1), np.int32)
         part_BS[:, :size] = tokens_BT[:, start:stop]
@@ -327,22 +333,6 @@ def sample(
             calls += size - num_decoded
             tokens_BT[:, start:stop] = part_BS[:, :size]
         decoded_BT[:, :stop] = True
-        batch = {
-            "tokens": part_BS,
-            "document": np.full(B, number, np.int32),
-            "start": np.full(B, already_read + start, np.int32),
-            "stored": np.arange(block)[None].repeat(B, 0) < min(block, end - start),
-        }
-        entries = memory.state["entries"]
-        retrieval = ingestion.read_segment(memory, params, batch)
-        # What a token retrieved was used to predict the next one.
-        slot_BTM = np.asarray(retrieval.slot_BTM)[:, : size - 1]
-        row_B11 = np.asarray(retrieval.row_B)[:, None, None]
-        next_tokens = np.s_[:, start + 1 : stop]
-        weight_BTM[next_tokens] = np.asarray(retrieval.weight_BTM)[:, : size - 1]
-        for name, array in sources.items():
-            found = np.asarray(entries[name])[row_B11, slot_BTM]
-            array[next_tokens] = np.where(slot_BTM < 0, -1, found)
         output = MemorySamplerOutput(
             tokens_BT=tokens_BT,
             decoded_BT=decoded_BT,
@@ -355,6 +345,28 @@ def sample(
             position_BTM=sources["position"],
         )
         if callback and not callback(output):
-            break
-    memory.texts[number] = np.concatenate([memory.texts[number], tokens_BT[0]])
+            length = stop
+        if shown:
+            length_B = [shown(text_T) for text_T in tokens_BT[:, :stop]]
+            if max(length_B) < stop:  # Otherwise more may follow.
+                length = max(length_B)
+        batch = {
+            "tokens": part_BS,
+            "document": np.full(B, number, np.int32),
+            "start": np.full(B, already_read + start, np.int32),
+            "stored": np.arange(block)[None].repeat(B, 0) < length - unstored - start,
+        }
+        entries = memory.state["entries"]
+        retrieval = ingestion.read_segment(memory, params, batch)
+        # In the output: what a token retrieved was used to predict the next one.
+        slot_BTM = np.asarray(retrieval.slot_BTM)[:, : size - 1]
+        row_B11 = np.asarray(retrieval.row_B)[:, None, None]
+        next_tokens = np.s_[:, start + 1 : stop]
+        weight_BTM[next_tokens] = np.asarray(retrieval.weight_BTM)[:, : size - 1]
+        for name, array in sources.items():
+            found = np.asarray(entries[name])[row_B11, slot_BTM]
+            array[next_tokens] = np.where(slot_BTM < 0, -1, found)
+        start += block
+    text_T = tokens_BT[0, :length]
+    memory.texts[number] = np.concatenate([memory.texts[number], text_T])
     return output

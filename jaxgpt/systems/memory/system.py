@@ -173,8 +173,9 @@ class MemoryLM(CausalLM):
         every: int = 1,
         memory: session.Memory | None = None,
         document: str = "",
+        shown: session.Shown | None = None,
     ) -> SamplerOutput:
-        """See `System.sample`; `memory` and `document` as in `session.sample`.
+        """See `System.sample`; the last three arguments as in `session.sample`.
 
         The callback is called after every segment, whatever `every` is.
         """
@@ -183,7 +184,15 @@ class MemoryLM(CausalLM):
         self.decode_order(prompt_mask_BT, sampling, key)
         own = memory or self.open_memory(None, len(tokens_BT))
         output = session.sample(
-            own, params, tokens_BT, prompt_mask_BT, key, sampling, callback, document
+            own,
+            params,
+            tokens_BT,
+            prompt_mask_BT,
+            key,
+            sampling,
+            callback,
+            document,
+            shown,
         )
         if not memory:
             self.host.close(own.store)

@@ -132,6 +132,23 @@ def test_sample_carries_explains_and_forgets(played, tmp_path, capsys):
         sample.command(ask)
 
 
+def test_what_comes_after_the_stop_text_is_not_stored(played, tmp_path, capsys):
+    prompt, file, new = "the queen", tmp_path / "memory", 11
+    common = [f"--workdir={played}", f"--prompt={prompt}", "--max_new_tokens=40"]
+    common += ["--config.memory.memory_size=128", "--json=-"]
+    sample.command(common)
+    whole = last_json(capsys)["samples"][0]["text"]
+    stop = whole[len(prompt) :][:new]
+    sample.command([*common, f"--stop={stop}", f"--memory={file}", "--explain"])
+    cut = last_json(capsys)["samples"][0]
+    assert cut["text"] == whole[: len(prompt) + new]
+    assert len(cut["memories"]) == new
+    run = open_run(str(played), overrides={"memory.memory_size": "128"})
+    memory = Memory.load(run.system.host, file)
+    assert memory.texts[0].tolist() == cut["tokens"]
+    assert memory.sizes() == {"text 1": len(cut["tokens"])}
+
+
 def test_a_memory_of_other_settings_is_refused(played, tmp_path):
     run = open_run(str(played))
     file = tmp_path / "memory.safetensors"

@@ -109,3 +109,27 @@ def test_a_long_text_leaves_what_fits(eviction):
     position_E = np.asarray(memory.store.entries["position"])[0]
     first = 0 if eviction == "refuse" else 9 * T - 1 - 40
     assert sorted(position_E) == list(range(first, first + 40))
+
+
+@pytest.mark.parametrize("mode", ["associative", "attention", "output"])
+def test_only_what_is_shown_is_stored(mode):
+    system, params = system_of(mode)
+    given, N, after = 4, 3 * T, mode == "output"
+    text_1T, known_1T = text(N)[None], np.arange(N)[None] < given
+    for length in (given + 1, T, T + 1, T + 2, 2 * T + 1, N):
+        shown = lambda tokens_T, length=length: min(len(tokens_T), length)
+        for callback in (None, lambda out: out.decoded_BT.sum() < length):  # noqa: B023
+            memory = session.Memory(system.host)
+            key = jax.random.key(0)
+            output = system.sample(
+                *(params, text_1T, known_1T, key),
+                callback=callback,
+                memory=memory,
+                shown=shown,
+            )
+            text_T = output.tokens_BT[0, :length]
+            np.testing.assert_array_equal(memory.texts[0], text_T)
+            assert (output.weight_BTM[0, T + 1 : length] > 0).any() == (length > T + 1)
+            used = memory.store.stamps[0] >= 0
+            held = np.asarray(memory.store.entries["token"])[0, used]
+            np.testing.assert_array_equal(held, text_T[after:])
