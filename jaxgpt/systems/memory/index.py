@@ -1,13 +1,14 @@
 """Nearest neighbours among the slots of one row, by FAISS, which only this imports.
 
 An index holds the vector of each slot (`add`, `remove`) and answers with slots,
-so that the ids FAISS uses inside never show.
+so that the ids FAISS uses inside never show. What it becomes depends on the vectors
+and their order, not on how they were cut into calls of `add`.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,6 +21,9 @@ VECTORS_PER_CLUSTER = 39
 CODEBOOK_VECTORS = 2048
 # Share of a graph's nodes that may be deleted before it is rebuilt.
 DELETED_SHARE = 0.5
+# Vectors that a graph is extended by. FAISS takes time for every node there is before
+# it adds the first, so that one by one a large graph would take forever.
+GRAPH_BLOCK = 64
 # One call at a time: FAISS's threads and XLA's share the same cores.
 LOCK = threading.RLock()
 _warned: set[str] = set()
@@ -61,10 +65,10 @@ class FlatIndex:
             self._insert(slots, vectors)
 
     def remove(self, slots: np.ndarray) -> None:
-        """Empties these slots."""
+        """Empties these slots and overwrites their vectors."""
         slots = slots[self.used[slots]]
         with LOCK:
-            self.used[slots] = False
+            self.vectors[slots], self.used[slots] = 0, False
             self._packed = None
             if len(slots):
                 self._delete(slots)
@@ -82,10 +86,7 @@ class FlatIndex:
         if bad.any():
             queries = np.where(bad[:, None], 0, queries)
         with LOCK:
-            self.faiss.omp_set_num_threads(self.config.threads)
-            # FAISS multiplies matrices from this size of vectors times width on;
-            # below, it compares the vectors one by one, which is slower here.
-            self.faiss.cvar.distance_compute_blas_threshold = 8 * self.width
+            self._set_up_faiss()
             slots = self._nearest(queries, k)
         found[:, : slots.shape[1]] = slots
         found[bad] = -1
@@ -100,6 +101,18 @@ class FlatIndex:
     ) -> None:
         """Becomes the index that held these vectors when it returned this `state`."""
         self.vectors[slots], self.used[slots] = vectors, True
+
+    def _set_up_faiss(self, by_matrices: bool = True) -> None:
+        """Sets what is global in FAISS: threads, and how vectors are compared.
+
+        Matrix products are faster from about 8 vectors on, but the last bits that one
+        vector gets then depend on the others; otherwise each is compared by itself.
+        """
+        self.faiss.omp_set_num_threads(self.config.threads)
+        never, cvar = np.iinfo(np.int32).max, cast(Any, self.faiss.cvar)
+        # In numbers: of vectors times their width.
+        cvar.distance_compute_blas_threshold = 8 * self.width if by_matrices else never
+        cvar.product_quantizer_compute_codes_bs = 1  # Vectors at a time.
 
     def _insert(self, slots: np.ndarray, vectors: np.ndarray) -> None:
         """Is called by `add` after the vectors are in place."""
@@ -134,13 +147,14 @@ class FlatIndex:
 class IVFIndex(FlatIndex):
     """Searches the nearest clusters, once there are enough vectors to learn them from.
 
-    The clusters are learned again after as many writes as there are slots.
+    They are learned from the first `min_vectors`, and again after as many writes as
+    there were vectors to learn them from.
     """
 
     def __init__(self, slots: int, width: int, config: IndexConfig):
         super().__init__(slots, width, config)
         self.index: Any = None
-        self.writes = 0
+        self.trained_on = self.writes = 0  # Writes are counted from the training on.
 
     @property
     def min_vectors(self) -> int:
@@ -152,26 +166,38 @@ class IVFIndex(FlatIndex):
         """What FAISS calls this type of index."""
         return f"IVF{self.config.num_clusters},Flat"
 
-    def _train(self) -> None:
+    def _train(self, slots: np.ndarray) -> None:
+        """Learns the clusters from the vectors of these slots, and indexes them."""
         c = self.config
         index = self.faiss.index_factory(self.width, self.factory, self.metric)
         if hasattr(index, "pq"):
             index.pq.cp.min_points_per_centroid = 1  # Otherwise it warns on stderr.
-        slots = np.flatnonzero(self.used)
-        self.faiss.omp_set_num_threads(c.threads)
-        index.train(self.vectors[slots])
+        self._set_up_faiss()
+        vectors = self.vectors[slots]
+        index.train(vectors)
         index.nprobe = min(c.num_probes, c.num_clusters)
         index.set_direct_map_type(self.faiss.DirectMap.Hashtable)
-        index.add_with_ids(self.vectors[slots], slots.astype(np.int64))
-        self.index, self.writes = index, 0
+        self.index, self.trained_on, self.writes = index, len(slots), 0
+        self._add_to_lists(slots, vectors)
+
+    def _add_to_lists(self, slots: np.ndarray, vectors: np.ndarray) -> None:
+        self._set_up_faiss(by_matrices=False)
+        self.index.add_with_ids(vectors, slots.astype(np.int64))
 
     def _insert(self, slots: np.ndarray, vectors: np.ndarray) -> None:
+        before, trained_at = int(self.used.sum()) - len(slots), None
+        due = max(0, self.trained_on - self.writes, self.min_vectors - before)
+        while due <= len(slots):
+            # Nothing is left of a training when the next one is due as well.
+            trained_at, due = due, due + before + due
+        if trained_at is not None:
+            slots, vectors = slots[trained_at:], vectors[trained_at:]
+            earlier = self.used.copy()
+            earlier[slots] = False
+            self._train(np.flatnonzero(earlier))
         self.writes += len(slots)
-        due = self.index is None or self.writes > len(self.used)
-        if due and self.used.sum() >= self.min_vectors:
-            self._train()
-        elif self.index is not None:
-            self.index.add_with_ids(vectors, slots.astype(np.int64))
+        if self.index is not None:
+            self._add_to_lists(slots, vectors)
         elif self.config.index_type not in _warned:
             _warned.add(self.config.index_type)
             log(
@@ -190,16 +216,28 @@ class IVFIndex(FlatIndex):
 
     def state(self) -> dict[str, np.ndarray]:
         """Returns the clusters with their lists."""
-        state = {"writes": np.array([self.writes], np.int64)}
+        state = {"writes": np.array([self.writes, self.trained_on], np.int64)}
         if self.index is not None:
-            state["index"] = self.faiss.serialize_index(self.index)
+            # Where in the lists a slot is follows from them; the hash table that says
+            # so has an order of its own.
+            with LOCK:
+                self.index.set_direct_map_type(self.faiss.DirectMap.NoMap)
+                state["index"] = self.faiss.serialize_index(self.index)
+                self.index.set_direct_map_type(self.faiss.DirectMap.Hashtable)
         return state
 
     def restore(self, slots, vectors, state) -> None:
         """See `FlatIndex.restore`."""
         super().restore(slots, vectors, state)
-        self.writes = int(state["writes"][0])
+        # Older checkpoints have the writes alone: the clusters were learned again after
+        # as many as there are slots.
+        numbers = [*state["writes"].tolist(), len(self.used)]
+        self.writes, self.trained_on = numbers[:2]
         self.index = self._deserialize(state["index"]) if "index" in state else None
+        if self.index is None:
+            self.trained_on = 0
+        else:
+            self.index.set_direct_map_type(self.faiss.DirectMap.Hashtable)
 
 
 class IVFPQIndex(IVFIndex):
@@ -237,7 +275,11 @@ class IVFPQIndex(IVFIndex):
 
 
 class HNSWIndex(FlatIndex):
-    """A graph of near neighbours. FAISS removes no node: searches skip the deleted."""
+    """A graph of near neighbours. FAISS removes no node: searches skip the deleted.
+
+    It grows by blocks of `GRAPH_BLOCK` nodes. Those that do not fill a block yet, the
+    last of `slot_of`, are searched exactly.
+    """
 
     def __init__(self, slots: int, width: int, config: IndexConfig):
         super().__init__(slots, width, config)
@@ -252,33 +294,47 @@ class HNSWIndex(FlatIndex):
         self.node_of = np.full(len(self.used), -1, np.int64)
 
     def _insert(self, slots: np.ndarray, vectors: np.ndarray) -> None:
-        self.faiss.omp_set_num_threads(self.config.threads)
-        first = self.index.ntotal
-        # A serialized graph does not keep the state of its generator: reseeded, a
-        # restored one grows like one that was never stored.
-        self.index.hnsw.rng = self.faiss.RandomGenerator(first)
-        self.index.add(vectors)
-        self.node_of[slots] = first + np.arange(len(slots))
+        self.node_of[slots] = len(self.slot_of) + np.arange(len(slots))
         self.slot_of = np.concatenate([self.slot_of, slots.astype(np.int32)])
         self.alive = np.concatenate([self.alive, np.ones(len(slots), bool)])
+        self.faiss.omp_set_num_threads(1)  # More would link them in any order.
+        while (first := self.index.ntotal) + GRAPH_BLOCK <= len(self.slot_of):
+            # A serialized graph does not keep the state of its generator: reseeded, a
+            # restored one grows like one that was never stored.
+            self.index.hnsw.rng = self.faiss.RandomGenerator(first)
+            self.index.add(self.vectors[self.slot_of[first : first + GRAPH_BLOCK]])
 
     def _delete(self, slots: np.ndarray) -> None:
         self.alive[self.node_of[slots]] = False
         self.node_of[slots] = -1
+        # Those that are in no block yet need not be skipped: they go.
+        linked = self.index.ntotal
+        kept = self.alive | (np.arange(len(self.alive)) < linked)
+        self.slot_of, self.alive = self.slot_of[kept], self.alive[kept]
+        waiting = self.slot_of[linked:]
+        self.node_of[waiting] = linked + np.arange(len(waiting))
         if (~self.alive).sum() > DELETED_SHARE * len(self.alive):
-            kept = self.slot_of[self.alive]
+            left = self.slot_of[self.alive]
             self._clear()
-            if len(kept):
-                self._insert(kept, self.vectors[kept])
+            self._insert(left, self.vectors[left])
 
     def _nearest(self, queries: np.ndarray, k: int) -> np.ndarray:
-        k = min(k, int(self.alive.sum()))
+        linked, k = self.index.ntotal, min(k, int(self.alive.sum()))
         options: dict[str, Any] = {"efSearch": max(self.config.ef_search, k)}
         if not self.alive.all():
             bits = np.packbits(self.alive, bitorder="little")
             options["sel"] = self.faiss.IDSelectorBitmap(bits)
         parameters = self.faiss.SearchParametersHNSW(**options)
-        nodes = self.index.search(queries, k, params=parameters)[1]
+        far, nodes = self.index.search(queries, k, params=parameters)
+        waiting = self.vectors[self.slot_of[linked:]]
+        if len(waiting):
+            count = min(k, len(waiting))
+            more = self.faiss.knn(queries, waiting, count, metric=self.metric)
+            far = np.concatenate([far, more[0]], 1)
+            nodes = np.concatenate([nodes, linked + more[1]], 1)
+            # Of nodes that were not found the distance is the worst there is.
+            order = np.argsort(-far if self.inner else far, 1, kind="stable")[:, :k]
+            nodes = np.take_along_axis(nodes, order, 1)
         return np.where(nodes < 0, -1, self.slot_of[nodes])
 
     def state(self) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """The store against a dictionary, for every index type; what it refuses."""
 
+import faiss
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -228,6 +229,54 @@ def test_empty_few_and_not_finite(kind, capsys):
     assert store.forget_document(7) == 3
     assert store.size(0) == 2
     assert not np.asarray(store.entries["key"])[0, :3].any()
+
+
+def random_keys(count, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, WIDTH)).astype(np.float32)
+
+
+@pytest.fixture
+def small_codebook(monkeypatch):
+    """As few vectors as 8 bits can be learned from."""
+    monkeypatch.setattr(index, "CODEBOOK_VECTORS", 256)
+
+
+@pytest.mark.parametrize("kind", INDEX_TYPES)
+def test_an_index_is_the_same_however_additions_are_cut(kind, small_codebook):
+    """Also when it is stored and restored in between."""
+    keys, queries = random_keys(900), random_keys(20, seed=1)
+    found = []
+    for pieces in ([], range(10, 900, 10), [1, 130, 555, 777]):
+        one = index.make_index(1000, WIDTH, CONFIGS[kind])
+        for slots in np.split(np.arange(900), pieces):
+            before, one = one, index.make_index(1000, WIDTH, CONFIGS[kind])
+            one.restore(np.arange(slots[0]), keys[: slots[0]], before.state())
+            one.add(slots, keys[slots])
+        found.append({"": one.search(queries, 7)} | one.state())
+    for same in found[1:]:
+        for name, array in same.items():
+            assert array.tobytes() == found[0][name].tobytes()
+
+
+def test_what_older_checkpoints_hold_of_an_index_can_be_restored():
+    """Writes without what they are counted for, a graph of any number of nodes."""
+    keys = random_keys(130)
+    ivf = index.make_index(128, WIDTH, CONFIGS["ivf"])
+    ivf.add(np.arange(100), keys[:100])
+    state = ivf.state() | {"writes": np.array([22], np.int64)}
+    graph = faiss.IndexHNSWFlat(WIDTH, 8)
+    graph.add(keys[:100])
+    nodes = np.arange(100, dtype=np.int32)
+    of_graph = {"place_of": nodes, "alive": np.ones(100, np.uint8)}
+    of_graph["index"] = faiss.serialize_index(graph)
+    for kind, older in (("ivf", state), ("graph", of_graph)):
+        one = index.make_index(128, WIDTH, CONFIGS[kind])
+        one.restore(nodes, keys[:100], older)
+        assert list(one.search(keys[:100], 1)[:, 0]) == list(nodes)
+        one.add(nodes[:30], keys[100:])
+        assert list(one.search(keys[100:], 1)[:, 0]) == list(nodes[:30])
+        if kind == "ivf":
+            assert (one.trained_on, one.writes) == (128, 52)
 
 
 def test_an_index_out_of_sync_is_an_error():
