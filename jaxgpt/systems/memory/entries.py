@@ -158,6 +158,45 @@ def scrub(entries: Entries) -> Entries:
     return entries | jax.tree.map(clear, {name: entries[name] for name in names})
 
 
+@jax.jit
+def compact(entries: Entries) -> Entries:
+    """Returns the entries as if they alone had ever been written.
+
+    Those of a row are in slots 0 to n - 1 in the order of their ids. Ids and stamps are
+    0 to n - 1, the counters n, none counts as refused, and the rest is zero.
+    """
+    R, E = entries["id"].shape
+    used_RE = used(entries)
+    last = jnp.iinfo(jnp.int32).max
+    slot_RE = jnp.argsort(jnp.where(used_RE, entries["id"], last), 1)
+    names = ("key", "values", *SOURCES, "strength")
+    moved = jax.tree.map(
+        lambda array: array[jnp.arange(R)[:, None], slot_RE],
+        {name: entries[name] for name in names},
+    )
+    count_R = used_RE.sum(1, dtype=jnp.int32)
+    number_RE = jnp.arange(E, dtype=jnp.int32)[None].repeat(R, 0)
+    number_RE = jnp.where(number_RE < count_R[:, None], number_RE, -1)
+    numbers = {"id": number_RE, "stamp": number_RE}
+    counters = {
+        "next_id": count_R,
+        "clock": count_R,
+        "refused": jnp.zeros_like(count_R),
+    }
+    return scrub(entries | moved | numbers | counters)
+
+
+@jax.jit
+def remove_document(entries: Entries, document: jax.typing.ArrayLike) -> Entries:
+    """Returns the memory as if a document had never been written, if none was evicted.
+
+    Documents of larger numbers are numbered one less.
+    """
+    number_RE = entries["document"]
+    left = remove(entries, used(entries) & (number_RE == document))
+    return compact(left | {"document": number_RE - (number_RE > document)})
+
+
 def age(entries: Entries, decay: jax.typing.ArrayLike) -> Entries:
     """Multiplies every strength by decay; keys stay where they are."""
     return entries | {"strength": entries["strength"] * decay}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import pathlib
 from collections.abc import Callable
@@ -72,6 +73,11 @@ class Memory:
             self.texts.append(np.zeros(0, np.int32))
         return self.names.index(name)
 
+    def unused_name(self) -> str:
+        """Returns "text N", the next that no document has."""
+        names = (f"text {number}" for number in itertools.count(len(self.names) + 1))
+        return next(name for name in names if name not in self.names)
+
     def forget(self, name: str) -> int:
         """Removes every entry of a document; returns how many there were.
 
@@ -82,8 +88,7 @@ class Memory:
             known = ", ".join(self.sizes()) or "none"
             raise UserError(f"the memory has no document '{name}': it has {known}")
         number = self.names.index(name)
-        self.texts[number] = np.zeros(0, np.int32)
-        self.names[number] = ""
+        del self.names[number], self.texts[number]
         count = self.store.forget_document(number)
         self.state = self.state | {"entries": self.store.entries}
         return count
@@ -303,7 +308,7 @@ def sample(
     B, N = tokens_BT.shape
     runtime = memory.runtime
     block = runtime.config.block_size
-    number = memory.begin(document or f"text {len(memory.names) + 1}")
+    number = memory.begin(document or memory.unused_name())
     already_read = len(memory.texts[number])
     W = memory.state["recent"].shape[1]
     before_BW = np.tile(ingestion.recent(memory.texts[number], W), (B, 1))

@@ -9,7 +9,6 @@ for entries of another version than the index has is an error, not an outdated a
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.errors import CheckError, log
@@ -75,26 +74,28 @@ class Store:
         self.refused = refused_R
 
     def _update_rows(self, first_row, stamps_RE, key_REGK, state) -> None:
-        rows = slice(first_row, first_row + len(stamps_RE))
-        changed_RE = stamps_RE != self.stamps[rows]
-        row_N, slot_N = np.nonzero(changed_RE & (stamps_RE >= 0))
-        key_NGK = _gather(key_REGK, row_N, slot_N)
-        for row, indices in enumerate(self.indices[rows]):
-            if not changed_RE[row].any() and not state:
-                continue
-            of_row = row_N == row
-            removed = np.flatnonzero(changed_RE[row] & (stamps_RE[row] < 0))
-            for head, index in enumerate(indices):
+        known_RE = self.stamps[first_row : first_row + len(stamps_RE)]
+        changed_N = np.flatnonzero(stamps_RE != known_RE)
+        row_N, slot_N = np.divmod(changed_N, stamps_RE.shape[1])
+        # In the order of writing, in which an index grows.
+        order_N = np.lexsort((stamps_RE[row_N, slot_N], row_N))
+        row_N, slot_N = row_N[order_N], slot_N[order_N]
+        stamp_N = known_RE[row_N, slot_N] = stamps_RE[row_N, slot_N]
+        written_N = stamp_N >= 0
+        key_NGK = _gather(key_REGK, row_N[written_N], slot_N[written_N])
+        for row in range(len(stamps_RE)) if state else np.unique(row_N):
+            removed = slot_N[(row_N == row) & ~written_N]
+            written = slot_N[(row_N == row) & written_N]
+            of_row = row_N[written_N] == row
+            for head, index in enumerate(self.indices[first_row + row]):
                 vectors = key_NGK[of_row, head]
                 if state:
                     prefix = f"{first_row + row}.{head}."
-                    of_index = with_prefix(state, prefix)
-                    index.restore(slot_N[of_row], vectors, of_index)
+                    index.restore(written, vectors, with_prefix(state, prefix))
                     continue
                 index.remove(removed)
                 if len(vectors):
-                    index.add(slot_N[of_row], vectors)
-        self.stamps[rows] = stamps_RE
+                    index.add(written, vectors)
 
     def host_state(self) -> dict[str, np.ndarray]:
         """Returns what the index holds in addition to the keys, as arrays by name."""
@@ -135,12 +136,16 @@ class Store:
         return int((self.stamps[row] >= 0).sum())
 
     def forget_document(self, document: int) -> int:
-        """Removes every entry of a document from all rows; returns how many."""
-        gone_RE = np.array(self.entries["document"]) == document
+        """Removes every entry of a document from all rows; returns how many.
+
+        What is left is as if it had never been written: entries move and have new ids,
+        later documents are numbered one less, and the index is made anew. What its
+        entries had evicted does not come back.
+        """
+        gone_RE = np.asarray(self.entries["document"]) == document
         gone_RE &= self.stamps >= 0
-        # Scrubbed, so that a file written afterwards no longer holds it.
-        left = ops.scrub(ops.remove(self.entries, jnp.asarray(gone_RE)))
-        self.update(ops.next_version(left))
+        left = ops.remove_document(self.entries, document)
+        self.load(ops.next_version(left), None)
         return int(gone_RE.sum())
 
 
@@ -164,6 +169,6 @@ def _gather(key_REGK: jax.Array, row_N: np.ndarray, slot_N: np.ndarray) -> np.nd
     if not count:
         return np.zeros((0, *key_REGK.shape[2:]), np.float32)
     # A power of two, so that few sizes are compiled for.
-    pad = (0, (1 << (count - 1).bit_length()) - count)
-    found = _pick(key_REGK, np.pad(row_N, pad), np.pad(slot_N, pad))
-    return np.asarray(found)[:count]
+    at_2N = np.zeros((2, 1 << (count - 1).bit_length()), np.int32)
+    at_2N[:, :count] = row_N, slot_N
+    return np.asarray(_pick(key_REGK, *at_2N))[:count]

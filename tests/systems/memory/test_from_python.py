@@ -98,6 +98,23 @@ def test_a_document_goes_on_and_token_ids_are_texts_too(run):
     assert end.text == whole.search("dares", k=1)[0].text
 
 
+def test_those_after_a_forgotten_document_keep_their_name_and_text(run):
+    memory = Memory(run)
+    memory.ingest({"first": TEXT[:9], "second": TEXT, "third": TEXT[::-1]})
+    for _ in range(2):
+        memory.generate("the", max_new_tokens=2)
+    assert list(memory.documents) == ["first", "second", "third", "text 4", "text 5"]
+    queries = ("no king dares", "dares"[::-1])
+    before = [memory.search(query, k=1) for query in queries]
+    assert [found.document for (found,) in before] == ["second", "third"]
+    memory.forget("first")
+    memory.generate("the", max_new_tokens=2)  # Not the "text 5" there is.
+    sizes = [len(TEXT), len(TEXT), 5, 5, 5]
+    names = ["second", "third", "text 4", "text 5", "text 6"]
+    assert memory.documents == dict(zip(names, sizes, strict=True))
+    assert [memory.search(query, k=1) for query in queries] == before
+
+
 @pytest.mark.parametrize("length", [T - 2, T, T + 1, 2 * T + 3])
 def test_output_stores_only_tokens_that_followed(length):
     system, params = make("output")
