@@ -69,12 +69,20 @@ def read_documents(
 
 
 def report(
-    runtime: MemoryRuntime, params: dict, segments: Segments, rows: int
+    runtime: MemoryRuntime,
+    params: dict,
+    segments: Segments,
+    rows: int,
+    scored: dict[str, Predictions],
 ) -> dict[str, Any]:
     """Returns loss, perplexity, accuracy and F1 with the memory on, off and shuffled.
 
     For on and off also the loss by position in a segment and by how far back a token
     last occurred.
+
+    Args:
+      runtime, params, segments, rows: as of `read_documents`.
+      scored: {reading: what `read_documents` returned already}.
     """
     counts = segments.weight_NT > 0
     targets_NT = segments.tokens_NT[:, 1:]
@@ -82,7 +90,7 @@ def report(
     figures: dict[str, Any] = {}
     ways = ["on", "off"] + ["shuffled"] * (len(segments.streams()) > 1)
     for way in ways:
-        read = read_documents(runtime, params, segments, rows, way)
+        read = scored.get(way) or read_documents(runtime, params, segments, rows, way)
         nll, targets = read.nll_NT[counts], targets_NT[counts]
         likeliest = read.likeliest_NT[counts]
         figures[f"loss_{way}"] = float(nll.mean())

@@ -18,6 +18,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.run import open_run
 from jaxgpt.sampling.state import SamplingParams
 from jaxgpt.systems.memory import entries as ops
+from jaxgpt.systems.memory import evaluation, system
 from jaxgpt.systems.memory.session import Memory
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.loop import Trainer
@@ -68,9 +69,18 @@ def test_evaluation_leaves_the_training_memory_as_it_is(tmp_path):
     trainer.checkpoints.close()
 
 
-def test_evaluate_reports_the_memory_on_off_and_shuffled(played, capsys):
+def test_evaluate_reports_the_memory_on_off_and_shuffled(played, capsys, monkeypatch):
+    read, ways = evaluation.read_documents, []
+
+    def counted(*arguments):
+        ways.append(arguments[-1])
+        return read(*arguments)
+
+    for module in (evaluation, system):
+        monkeypatch.setattr(module, "read_documents", counted)
     evaluate.command([f"--workdir={played}", "--json=-"])
     figures = last_json(capsys)
+    assert ways == ["on", "off", "shuffled"]
     assert figures["loss"] == figures["loss_on"]
     for way in ("on", "off", "shuffled"):
         assert 0 <= figures[f"f1_{way}"] <= 1
