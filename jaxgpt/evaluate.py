@@ -3,6 +3,7 @@
 python -m jaxgpt.evaluate --workdir=runs/sigma_char --split=val --json=-
 python -m jaxgpt.evaluate --workdir=DIR --tokens=F.npy --order=O.npy --json=-
 python -m jaxgpt.evaluate --workdir=DIR --num_orders=16 --infill=0.15,0.5,0.85
+python -m jaxgpt.evaluate --workdir=runs/gssm-easy --split=test --num_sequences=4096
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ def _check_system(system: str, args: argparse.Namespace) -> None:
     for name in ("num_orders", "order"):
         if getattr(args, name) is not None and system in LEFT_TO_RIGHT:
             raise UserError(f"--{name} is for σ-GPT: this model reads left to right")
+    for name in ("num_sequences", "positions"):
+        if getattr(args, name) is not None and system != "gssm":
+            raise UserError(f"--{name} is for runs of a graph (system gssm)")
 
 
 def command(argv: list[str]) -> None:
@@ -48,6 +52,16 @@ def command(argv: list[str]) -> None:
     parser = cli.Parser("jaxgpt.evaluate", __doc__, *configs.read_fields(system))
     parser.add_run()
     parser.add_argument("--split", default="val", choices=["train", "val", "test"])
+    parser.add_argument(
+        "--num_sequences",
+        type=int,
+        help="a graph's: sequences to sample and score (default: eval_sequences); the "
+        "first of val are those of training, the rest are new",
+    )
+    parser.add_argument(
+        "--positions",
+        help="a graph's: draw the losses and the KL by position in this .png file",
+    )
     parser.add_argument("--tokens", help=".npy of token ids [B, T] to score instead")
     parser.add_argument("--order", help=".npy [B, T]: the order to read each row in")
     parser.add_argument(
@@ -68,12 +82,19 @@ def command(argv: list[str]) -> None:
         help="also how well spans are filled, of these shares of a window: 0.15,0.5",
     )
     args = parser.parse_args(argv)
-    of_split = (args.num_orders, args.infill, args.eval_lengths)
-    if args.tokens and any(value is not None for value in of_split):
+    names = ("num_orders", "infill", "eval_lengths", "num_sequences", "positions")
+    given = [name for name in names if getattr(args, name) is not None]
+    if args.tokens and given:
         raise UserError(
-            "--num_orders, --infill and --eval_lengths are incompatible with --tokens: "
-            "they need --split"
+            f"--{given[0]} is incompatible with --tokens: it measures a --split"
         )
+    if args.num_sequences is not None:
+        require(args.num_sequences >= 1, "--num_sequences", ">= 1", args.num_sequences)
+        most = 1 << 24
+        require(
+            args.num_sequences <= most, "--num_sequences", f"<= {most}",
+            args.num_sequences,
+        )  # fmt: skip
     orders = args.num_orders
     if orders is not None:
         require(orders >= 1, "--num_orders", ">= 1", orders)

@@ -662,6 +662,9 @@ def test_evaluate_likelihood_over_orders_and_infilling(trained, capsys):
         (["--tokens="], "--tokens: must not be empty"),
         (["--num_orders=0"], "--num_orders must be >= 1, got 0"),
         (["--num_orders=2", "--tokens=a.npy"], "incompatible with --tokens"),
+        (["--positions=a.png", "--tokens=a.npy"], "incompatible with --tokens"),
+        (["--num_sequences=2"], "--num_sequences is for runs of a graph"),
+        (["--num_sequences=0"], "--num_sequences must be >= 1, got 0"),
     ],
 )
 def test_evaluate_with_wrong_options_of_sigma(read_refused, options, expected):

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import math
+import pathlib
+from typing import Any
 
 import numpy as np
 
 from jaxgpt import backend, cli
 from jaxgpt import config as configs
 from jaxgpt.data.arrays import read_integers
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, require
 from jaxgpt.model import rng
 from jaxgpt.run import Run, open_run
 from jaxgpt.systems import scoring
 from jaxgpt.systems.base import Evaluation
 from jaxgpt.systems.sigma import likelihood
+from jaxgpt.training import plots
 from jaxgpt.training.progress import status
 
 
@@ -28,13 +31,16 @@ def execute(
     lengths = []
     if args.eval_lengths is not None:
         lengths = scoring.parse_lengths(args.eval_lengths, config.model.block_size)
+    picture = None
+    if args.positions:
+        picture = cli.output_path("positions", args.positions, (".png",))
     run = open_run(args.workdir, args.step, overrides)
     if args.tokens:
         with status("scoring the tokens"):
             figures = score_tokens(run, args.tokens, args.order, args.logits)
     else:
         with status(f"scoring the {args.split} split"):
-            figures = evaluate_split(run, args.split)
+            figures = evaluate_split(run, args.split, args.num_sequences, picture)
         if args.num_orders:
             with status(f"scoring it in {args.num_orders} orders"):
                 figures |= evaluate_orders(run, args.split, args.num_orders)
@@ -54,6 +60,10 @@ def execute(
             if name.startswith("loss_by_distance"):
                 for distance, value in found.items():
                     print(f"{name[17:] + ' ' + distance:>20}  {value:.4g}")
+        by_position = figures.get("kl_by_position", [])
+        for position in (1 << i for i in range(len(by_position).bit_length())):
+            value = by_position[position - 1]
+            print(f"{f'kl at position {position}':>20}  {value:.4g}")
         for length, value in figures.get("loss_at_length", {}).items():
             print(f"{'loss at ' + length:>20}  {value:.6g}")
         for ratio, found in figures.get("infill", {}).items():
@@ -61,16 +71,43 @@ def execute(
             print("".join(f"  {name} {value:.4g}" for name, value in found.items()))
 
 
-def evaluate_split(run: Run, split: str) -> dict:
-    """Returns the contract's figures for every whole window of a split."""
+def evaluate_split(
+    run: Run,
+    split: str,
+    count: int | None = None,
+    picture: pathlib.Path | None = None,
+) -> dict:
+    """Returns the contract's figures for every whole window of a split.
+
+    Args:
+      run: of any system.
+      split: of its data.
+      count: of windows, instead.
+      picture: where the means by position are drawn, of a system that has them.
+
+    Raises:
+      UserError: if there are fewer windows, or the picture cannot be written.
+    """
     data = run.open_data()
-    tokens_NT = data.eval_windows(split, run.system.window)
+    tokens_NT = data.eval_windows(split, run.system.window, count)
+    if count is not None:
+        most = len(tokens_NT)
+        rule = f"<= {most}, all that the {split} split has"
+        require(count <= most, "--num_sequences", rule, count)
     rows = run.config.batch_size // run.config.accumulation
     nll = run.system.eval_nll(run.params, tokens_NT, rows, run.config.seed)
     figures = scoring.mean_losses(nll)
     loss = figures.pop("loss")
-    evaluation = Evaluation(data, split, tokens_NT, nll[""], rows, thorough=True)
+    curves: dict[str, Any] = {}
+    evaluation = Evaluation(
+        data, split, tokens_NT, nll[""], rows, thorough=True, write_curves=curves.update
+    )
     figures |= run.system.extra_metrics(run.params, evaluation)
+    if picture:
+        try:
+            plots.plot_positions(curves or {"model": nll[""].mean(0)}, picture)
+        except OSError as error:
+            raise UserError(f"--positions='{picture}': {error.strerror}") from None
     return {
         "loss": loss,
         "perplexity": math.exp(loss),

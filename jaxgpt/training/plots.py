@@ -147,25 +147,37 @@ def _draw_gaps(axes: Any, rows: list[dict[str, Any]]) -> None:
 def plot_positions(curves: Mapping[str, Sequence[float]], path: pathlib.Path) -> None:
     """Draws means [T] against the position of the predicted token, from 1.
 
-    The first curve, the model's, lies thin on the others.
+    The first curve, the model's, lies thin on the others. If there is one named "kl", a
+    second panel has it, and the loss above the floor, whose expectation it is.
     """
-    with drawing.picture(path, 4.5) as figure:
-        axes = figure.subplots()
-        for index, (name, values) in enumerate(curves.items()):
+    losses = {name: values for name, values in curves.items() if name != "kl"}
+    length = max(map(len, curves.values()))
+    places = range(1, length + 1)
+    with drawing.picture(path, 7.0 if "kl" in curves else 4.5) as figure:
+        rows = figure.subplots(1 + ("kl" in curves), sharex=True, squeeze=False)[:, 0]
+        axes, *below = rows
+        for index, (name, values) in enumerate(losses.items()):
             style: dict[str, Any] = {"color": drawing.BLUE, "linewidth": 1.4}
             if index:
                 style = {"color": drawing.AMBER, "linewidth": 4, "zorder": 1}
             axes.plot(range(1, len(values) + 1), values, label=name, **style)
-        length = max(map(len, curves.values()))
         axes.set(
             title="Loss by position in the sequence",
-            xlabel="position of the predicted token",
             ylabel="loss, nats per token",
             xlim=(1, max(length, 2)),
         )
+        for panel in below:
+            model, floor = list(losses.values())[:2]
+            gap = [m - f for m, f in zip(model, floor, strict=True)]
+            style = {"color": drawing.GREY, "marker": ".", "linestyle": ""}
+            panel.plot(places, gap, label="loss above the floor", **style)
+            panel.plot(places, curves["kl"], label="KL(exact || model)")
+            panel.set(ylabel="nats per token")
+        rows[-1].set_xlabel("position of the predicted token")
         drawing.log_scale(axes, "x", [2**i for i in range(length.bit_length())])
-        texts = [f"{_last(line)} {line.get_label()}" for line in axes.lines]
-        drawing.label_ends(axes, axes.lines, texts)
+        for panel in rows:
+            texts = [f"{_last(line)} {line.get_label()}" for line in panel.lines]
+            drawing.label_ends(panel, panel.lines, texts)
 
 
 def _smoothed(points: Points) -> Points:

@@ -98,6 +98,19 @@ def mean(nll_BT: np.ndarray, group: int = 1) -> Mean:
     return Mean(float(rows.mean()), error)
 
 
+def divergence(p_BTV: np.ndarray, log_q_BTV: np.ndarray) -> np.ndarray:
+    """Returns KL(p || q) of distributions along the last axis, [B, T], in nats.
+
+    Its mean over tokens drawn from p is that of log p - log q, to the last digit.
+    """
+    possible = p_BTV > 0
+    log_p_BTV = np.log(p_BTV, where=possible, out=np.zeros_like(p_BTV))
+    ratio_BTV = np.subtract(
+        log_p_BTV, log_q_BTV, where=possible, out=np.zeros_like(p_BTV)
+    )
+    return (p_BTV * ratio_BTV).sum(-1)
+
+
 def summary(
     process: GraphProcess,
     config: ConfigDict,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.errors import UserError, require
+from jaxgpt.errors import UserError, log, require
 from jaxgpt.model import rng
 from jaxgpt.systems.gssm import kernels, likelihood, sequences
 from jaxgpt.systems.gssm.graph import LatentGraph, load_graph
@@ -204,6 +204,11 @@ def make_process(
     """
     c = config.gssm
     graph = load_graph(c.graph)
+    if unused := [node.name for node in graph.nodes if node not in graph.order]:
+        log(
+            f"note: {', '.join(unused)} of the graph: no path leads from there to "
+            f"{graph.observed.name}, so it is left out"
+        )
     if tables is not None:
         return GraphProcess(graph.known(), tables, c.first_token)
     tables = kernels.draw_tables(graph, c.graph_seed, c.clip)

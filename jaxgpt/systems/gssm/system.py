@@ -9,9 +9,12 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxgpt.data.arrays import batched
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import CheckError
 from jaxgpt.systems.base import Evaluation
@@ -25,6 +28,8 @@ from jaxgpt.systems.gssm.process import GraphProcess, make_process
 LEAK = 3
 ENOUGH = 16
 ROUNDING = 1e-5
+# Probabilities of next tokens held at a time.
+LARGEST_PREDICTION = 1 << 22
 
 
 class GSSM(CausalLM):
@@ -51,26 +56,71 @@ class GSSM(CausalLM):
         return dataset.open_data(self.config, self.process, self.window)
 
     def extra_metrics(self, params: dict, evaluation: Evaluation) -> dict[str, Any]:
-        """Returns the gap to the floor of held-out sequences; keeps it by position."""
-        del params
-        if evaluation.split != "val":
+        """Returns the gap to the floor of held-out sequences; keeps it by position.
+
+        A thorough evaluation also has the divergence of the exact distribution of each
+        next token from the model's. Training sequences may be known by heart, so that
+        the floor is none for them.
+        """
+        split = evaluation.split
+        if split == "train":
             return {}
         tokens_NT, nll_NT = evaluation.windows, evaluation.nll_NT
-        metrics = self.gap_metrics(tokens_NT, nll_NT)
-        floor_NT, _ = self.references(tokens_NT)
-        exact = {self.process.floor_name: floor_NT.mean(0)}
-        evaluation.write_curves({"model": nll_NT.mean(0)} | exact)
+        metrics: dict[str, Any] = self.gap_metrics(tokens_NT, nll_NT, split)
+        floor_NT, _ = self.references(tokens_NT, split)
+        curves = {"model": nll_NT.mean(0), self.process.floor_name: floor_NT.mean(0)}
+        if evaluation.thorough:
+            kl_NT = self.divergence(params, tokens_NT, split, evaluation.rows)
+            group = self.process.dependent_rows(self.config.batch_size)
+            kl = baselines.mean(kl_NT, group)
+            curves["kl"] = kl_NT.mean(0)
+            metrics |= {"kl": kl.value, "kl_error": kl.error or 0.0}
+            metrics["kl_by_position"] = curves["kl"].tolist()
+        evaluation.write_curves(curves)
         return metrics
 
+    def divergence(
+        self, params: dict, tokens_NT: np.ndarray, split: str, rows: int
+    ) -> np.ndarray:
+        """Returns KL(exact || model) of each next token, float64 [N, T - 1], in nats.
+
+        Its expectation is that of the model's loss above the exact one, over sequences
+        of the process; it varies less, since it does not depend on which token came.
+
+        Args:
+          params: of the model.
+          tokens_NT: the first sequences of the split.
+          split: of the data.
+          rows: sequences that the model is given at a time, at most.
+        """
+        c, process = self.config, self.process
+        per_row = tokens_NT.shape[1] * process.vocab_size
+        rows = max(1, min(rows, LARGEST_PREDICTION // per_row))
+        if process.graph.has_context:
+            rows = c.batch_size  # Which share their kernels.
+        predict = jax.jit(
+            lambda params, tokens_BT: jax.nn.log_softmax(
+                self.model(params)(tokens_BT[:, :-1])[0].astype(jnp.float32)
+            )
+        )
+        parts = []
+        for step, (batch, count) in enumerate(batched({"tokens": tokens_NT}, rows)):
+            p_BTV = process.score_held_out(
+                batch["tokens"], c.seed, split, rows, "float64", "predictive", step
+            )
+            log_q_BTV = np.asarray(predict(params, batch["tokens"]), np.float64)
+            parts.append(baselines.divergence(p_BTV, log_q_BTV)[:count])
+        return np.concatenate(parts)
+
     def gap_metrics(
-        self, tokens_NT: np.ndarray, nll_NT: np.ndarray
+        self, tokens_NT: np.ndarray, nll_NT: np.ndarray, split: str = "val"
     ) -> dict[str, float]:
         """Returns the floor and the baselines of the same tokens, and the gap.
 
         Raises:
           CheckError: for a loss below the floor by more than chance explains.
         """
-        floor_NT, others = self.references(tokens_NT)
+        floor_NT, others = self.references(tokens_NT, split)
         floor_name = self.process.floor_name
         excess_NT = nll_NT - floor_NT
         group = self.process.dependent_rows(self.config.batch_size)
@@ -86,7 +136,9 @@ class GSSM(CausalLM):
         floor = {f"loss_{floor_name}": float(floor_NT.mean())}
         return floor | others | {"gap": gap.value, "gap_error": gap.error or 0.0}
 
-    def references(self, tokens_NT: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+    def references(
+        self, tokens_NT: np.ndarray, split: str = "val"
+    ) -> tuple[np.ndarray, dict[str, float]]:
         """Returns the floor [N, T - 1] and the losses of the baselines."""
         # Those of the last tokens are kept: every evaluation asks for the same.
         if self._references is None or not np.array_equal(
@@ -94,7 +146,7 @@ class GSSM(CausalLM):
         ):
             c = self.config
             floor_NT = self.process.score_held_out(
-                tokens_NT, c.seed, "val", c.batch_size, "float32"
+                tokens_NT, c.seed, split, c.batch_size, "float32"
             )
             scores = baselines.fitted_scores(self.process, c, tokens_NT)
             losses = {f"loss_{name}": float(nll.mean()) for name, nll in scores.items()}

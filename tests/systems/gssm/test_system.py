@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import jax
@@ -6,6 +7,7 @@ import pytest
 
 from jaxgpt import config as configs
 from jaxgpt import run
+from jaxgpt.commands.evaluate import evaluate_split
 from jaxgpt.commands.train import train
 from jaxgpt.errors import CheckError
 from jaxgpt.systems.gssm import baselines, dataset
@@ -13,6 +15,7 @@ from jaxgpt.systems.gssm.process import make_process
 from jaxgpt.systems.registry import build_system
 from jaxgpt.training import metrics, plots
 from tests.conftest import ROOT
+from tests.systems.gssm.conftest import make
 from tests.systems.gssm.test_dataset import TINY, load
 
 pytestmark = pytest.mark.unoptimised
@@ -113,8 +116,6 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path, offline):
 
 
 def test_evaluate_and_sample_know_the_system(trained_gssm):
-    from jaxgpt.commands.evaluate import evaluate_split
-
     opened = run.open_run(str(trained_gssm))
     figures = evaluate_split(opened, "val")
     row = [r for r in metrics.read_rows(trained_gssm) if "val_gap" in r][-1]
@@ -127,6 +128,109 @@ def test_evaluate_and_sample_know_the_system(trained_gssm):
     filled = opened.system.sample(opened.params, tokens, known, jax.random.key(0))
     assert filled.tokens_BT.shape == (3, 9)
     assert filled.tokens_BT.min() >= 0 and filled.tokens_BT.max() < 16
+
+
+def test_evaluate_reports_the_divergence_beside_the_gap(
+    trained_gssm, tmp_path, monkeypatch
+):
+    opened = run.open_run(str(trained_gssm))
+    picture = tmp_path / "positions.png"
+    many = evaluate_split(opened, "test", 3000, picture)
+    assert many["tokens"] == 3000 * 16
+    assert picture.stat().st_size > 10_000
+    assert many["loss_exact"] == pytest.approx(many["loss"] - many["gap"], abs=1e-9)
+    few = evaluate_split(opened, "test", 50)
+    assert many["gap_error"] < few["gap_error"] / 5
+    difference = abs(many["kl"] - many["gap"])
+    assert 0 < difference < 4 * many["gap_error"]
+    assert many["kl_error"] < many["gap_error"]
+    assert np.mean(many["kl_by_position"]) == pytest.approx(many["kl"])
+    assert len(many["kl_by_position"]) == 16
+    assert "gap" not in evaluate_split(opened, "train")
+    small = configs.override(load(), {"gssm.sequences": 8, "model.vocab_size": 16})
+    data = build_system(small).open_data()
+    monkeypatch.setattr(type(opened), "open_data", lambda self: data)
+    with pytest.raises(configs.UserError, match="<= 8, all that the train split has"):
+        evaluate_split(opened, "train", 9)
+
+
+def test_the_curves_of_an_evaluation_are_in_two_panels(monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    curves = {"model": [2.0, 1.5], "exact": [1.9, 1.3], "kl": [0.08, 0.21]}
+    plots.plot_positions(curves, ROOT / "none.png")
+    losses, below = drawn[0].axes
+    assert [line.get_label() for line in losses.lines] == ["model", "exact"]
+    gap, kl = below.lines
+    np.testing.assert_allclose(gap.get_ydata(), [0.1, 0.2])
+    assert list(kl.get_ydata()) == curves["kl"]
+
+
+SMALL = [
+    {"name": "A", "state_dim": 2, "alpha": 0.5, "mode": "slow"},
+    {"name": "X", "state_dim": 3, "alpha": 0.4, "parents": ["A", "X"]},
+]
+
+
+def every_sequence(process):
+    """All tokens [81, 5], and the probability of each sequence [81]."""
+    tokens = np.array([(0, *rest) for rest in itertools.product(range(3), repeat=4)])
+    nll = process.score(tokens, "float64")
+    return tokens, nll, np.exp(-nll.sum(1))
+
+
+def test_the_expected_gap_is_the_expected_divergence():
+    """Summed over all sequences: an identity, whatever the model."""
+    process = make(SMALL)
+    tokens, nll, p_N = every_sequence(process)
+    assert p_N.sum() == pytest.approx(1, abs=1e-12)
+    log_q = np.empty((81, 4, 3))
+    for t in range(4):  # Any function of the tokens before is a model.
+        logits = np.random.default_rng(t).normal(size=[3] * (t + 1))
+        log_q[:, t] = logits[tuple(tokens[:, 1 : t + 1].T)]
+    log_q -= np.log(np.exp(log_q).sum(-1, keepdims=True))
+    model = -np.take_along_axis(log_q, tokens[:, 1:, None], 2)[..., 0]
+    kl = baselines.divergence(process.score(tokens, "float64", "predictive"), log_q)
+    assert (kl > 0).all()
+    gap_T, kl_T = p_N @ (model - nll), p_N @ kl
+    np.testing.assert_allclose(gap_T, kl_T, rtol=0, atol=1e-12)
+
+
+def test_a_models_expected_gap_is_its_expected_divergence():
+    changes = {
+        "gssm.graph": json.dumps(SMALL),
+        "model.vocab_size": 3,
+        "model.block_size": 4,
+    }
+    system = build_system(configs.override(load(), changes))
+    params = system.init(jax.random.key(0))
+    params = jax.tree.map(lambda array: 3 * array, params)
+    tokens, nll, p_N = every_sequence(system.process)
+    model = system.eval_nll(params, tokens.astype(np.int32), 16, 0)[""]
+    kl = system.divergence(params, tokens.astype(np.int32), "val", 16)
+    assert kl.shape == (81, 4)
+    gap_T, kl_T = p_N @ (model - nll), p_N @ kl
+    assert kl_T.min() > 0.01
+    np.testing.assert_allclose(gap_T, kl_T, rtol=0, atol=1e-6)
+
+
+def test_no_state_that_is_impossible_costs():
+    p, log_q = np.array([0.5, 0.5, 0.0]), np.log([0.5, 0.25, 0.25])
+    with np.errstate(all="raise"):
+        assert baselines.divergence(p, log_q) == pytest.approx(np.log(2) / 2)
+        log_q = np.array([np.log(0.5), np.log(0.5), -np.inf])
+        assert baselines.divergence(p, log_q) == 0
+
+
+def test_nodes_that_do_not_matter_are_named(capfd):
+    make_process(load(gssm__graph=json.dumps([*SMALL, SMALL[0] | {"name": "B"}])))
+    assert (
+        "note: B of the graph: no path leads from there to X" in capfd.readouterr()[1]
+    )
+    make_process(load(gssm__graph=json.dumps(SMALL)))
+    assert not capfd.readouterr()[1]
 
 
 def test_a_loss_below_the_floor_is_a_leak():
@@ -177,6 +281,20 @@ def test_the_error_of_a_context_gap_is_over_batches():
     figures = system.gap_metrics(tokens, floor + excess)
     assert figures["gap_error"] == pytest.approx(np.std(np.arange(8), ddof=1) / 8**0.5)
     assert baselines.mean(excess).error < figures["gap_error"] / 2
+
+
+def test_the_divergence_of_a_context_graph_is_from_the_kernels_of_each_batch():
+    system, tokens, floor = context_batches(20)
+    params = system.init(jax.random.key(0))
+    kl = system.divergence(params, tokens, "val", 3)
+    assert kl.shape == floor.shape
+    p = np.exp(-floor)
+    wanted = system.process.score_held_out(tokens, 0, "val", 8, "float64", "predictive")
+    chosen = np.take_along_axis(wanted, tokens[:, 1:, None], 2)[..., 0]
+    np.testing.assert_allclose(chosen, p, rtol=1e-5)
+    np.testing.assert_allclose(
+        kl[8:16], system.divergence(params, tokens[:16], "val", 3)[8:]
+    )
 
 
 def test_a_leak_shows_in_few_batches_of_a_context_graph():
