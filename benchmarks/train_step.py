@@ -46,7 +46,8 @@ def without_piece(piece: str) -> None:
         c = ModelConfig(1, n_head, D, T, 1, dropout, dtype=dtype)
         mask = jnp.tril(jnp.ones((T, T), bool))
         k, v = k.astype(dtype), v.astype(dtype)
-        return attention.merge_heads(attention.attend(q, k, v, mask, c, seed))
+        y_BHTK, total_BHT = attention.attend(q, k, v, mask, c, seed)
+        return attention.merge_heads(y_BHTK), total_BHT
 
     plain = {
         "keep_heap": lambda: None,

@@ -22,12 +22,11 @@ LayerCache = tuple[jax.Array, jax.Array]
 
 KVCache = tuple[LayerCache, ...]
 
-# Reads what else there is to attend to, with the block's own projections:
-# (q, k, v [B, H, T, K], the layer's cache with these tokens or None, first slot) ->
+# Reads what else there is to attend to, beside the block's own attention:
+# (q, k, v and its output [B, H, T, K], log of its softmax's divisor [B, H, T]) ->
 # ([B, H, T, K] to add to the heads' outputs, anything that the caller gets back).
 AttentionHook = Callable[
-    [jax.Array, jax.Array, jax.Array, LayerCache | None, jax.Array],
-    tuple[jax.Array, Any],
+    [jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]
 ]
 
 
@@ -170,7 +169,11 @@ class Attention(nnx.Module):
         S = layer[0].shape[2] if layer else 0
         qkv_BTC = self.project(x_BTD, S or T, start, positions)
         causal, written = layer is None and mask_TT is None, None
-        y_BTD = self.fused(qkv_BTC, seed_2) if causal else None
+        # A hook is given the softmax's divisor, which other kernels do not return.
+        if causal and (c.kernels == "cpu" or not hook):
+            y_BTD, total_BHT = self.fused(qkv_BTC, seed_2)
+        else:
+            y_BTD = None
         if y_BTD is None or hook:
             q, k, v = split_heads(qkv_BTC, c.n_head, c.key_width)
         if y_BTD is None:
@@ -185,15 +188,23 @@ class Attention(nnx.Module):
                 mask, slots = causal_TT if mask_TT is None else mask_TT, own_BT
             biased = c.encoding.bias
             bias = biased(own_BT, slots, c) if biased else 0
-            y_BTD = merge_heads(attend(q, keys, values, mask, c, seed_2, bias))
+            y_BHTK, total_BHT = attend(q, keys, values, mask, c, seed_2, bias)
+            y_BTD = merge_heads(y_BHTK)
         extra = None
         if hook:
-            more_BHTK, extra = hook(q, k, v, written, jnp.asarray(start))
+            assert total_BHT is not None
+            y_BHTK = y_BTD.reshape(*y_BTD.shape[:2], c.n_head, -1).swapaxes(1, 2)
+            more_BHTK, extra = hook(q, k, v, y_BHTK, total_BHT)
             y_BTD = y_BTD + merge_heads(more_BHTK)
         return self.out(y_BTD), written, extra
 
-    def fused(self, qkv_BTC: jax.Array, seed_2: jax.Array | None) -> jax.Array | None:
-        """Returns causal attention [B, T, D] by this platform's kernel, if it can."""
+    def fused(
+        self, qkv_BTC: jax.Array, seed_2: jax.Array | None
+    ) -> tuple[jax.Array | None, jax.Array | None]:
+        """Returns causal attention [B, T, D] by this platform's kernel, if it can.
+
+        And the logarithm of what each softmax was divided by [B, H, T], if it says so.
+        """
         c = self.config
         slopes = c.encoding.slopes(c.n_head) if c.encoding.slopes else ()
         # The CPU's kernel takes no other bias than so much for each token of distance.
@@ -204,12 +215,12 @@ class Attention(nnx.Module):
             )
         if c.kernels == "tpu" and tpu.can_attend(c, seed_2):
             q, k, v = split_heads(qkv_BTC, c.n_head)
-            return merge_heads(tpu.causal_attention(q, k, v, c.dtype))
+            return merge_heads(tpu.causal_attention(q, k, v, c.dtype)), None
         if c.kernels == "gpu" and gpu.can_attend(c, seed_2):
             q, k, v = gpu.split_heads(qkv_BTC, c.n_head)
             y_BTHK = gpu.causal_attention(q, k, v, c.dtype)
-            return y_BTHK.reshape(*y_BTHK.shape[:2], -1)
-        return None
+            return y_BTHK.reshape(*y_BTHK.shape[:2], -1), None
+        return None, None
 
 
 def split_heads(
@@ -246,8 +257,10 @@ def attend(
     config: ModelConfig,
     seed_2: jax.Array | None = None,
     bias: jax.typing.ArrayLike = 0,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """Returns softmax(q k / sqrt(K) + bias) v [B, H, T, K] over where mask is true.
+
+    And the logarithm of what each softmax is divided by [B, H, T].
 
     Args:
       q_BHTK: queries.
@@ -262,6 +275,8 @@ def attend(
     q = (q_BHTK / math.sqrt(q_BHTK.shape[-1])).astype(dtype)
     product = functools.partial(jnp.einsum, preferred_element_type=accum)
     scores_BHTS = product("bhtk,bhsk->bhts", q, k_BHSK) + bias
-    weights = jax.nn.softmax(jnp.where(mask, scores_BHTS, -jnp.inf), -1)
+    scores_BHTS = jnp.where(mask, scores_BHTS, -jnp.inf)
+    weights = jax.nn.softmax(scores_BHTS, -1)
     weights = layers.dropout(weights, config.dropout, seed_2).astype(dtype)
-    return product("bhts,bhsk->bhtk", weights, v_BHSK)
+    y_BHTK = product("bhts,bhsk->bhtk", weights, v_BHSK)
+    return y_BHTK, jax.nn.logsumexp(scores_BHTS, -1)

@@ -163,10 +163,11 @@ def causal_attention(
     dtype: str,
     dropout: float,
     slopes: tuple[float, ...] = (),
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """Returns causal self-attention [B, T, D] of fused projections [B, T, 3 D].
 
-    A key's score is lowered by its distance times its head's slope (ALiBi), if given.
+    And the logarithm of what each softmax was divided by [B, H, T]. A key's score is
+    lowered by its distance times its head's slope (ALiBi), if given.
 
     Keeps unnormalised probabilities and divides the output instead, adds the mask as
     a bias, skips the blocks above the diagonal, and writes every backward product
@@ -204,7 +205,7 @@ def _attention_fwd(qkv_BTC, seed_2, n_head, dtype, dropout, slopes):
     B, T, C = qkv_BTC.shape
     accum = accumulator(dtype)
     q, k, v = _split(qkv_BTC, n_head, dtype)
-    outputs, saved = [], []
+    outputs, totals, saved = [], [], []
     for queries, seen in _query_blocks(T):
         rows = queries.start + jnp.arange(queries.stop - queries.start)[:, None]
         keys = jnp.arange(seen)
@@ -214,24 +215,29 @@ def _attention_fwd(qkv_BTC, seed_2, n_head, dtype, dropout, slopes):
         if slopes:
             bias *= jnp.asarray(slopes, accum)[:, None, None]
         scores = _dot(q[:, :, queries], k[:, :, :seen], ((3,), (3,)), HEADS) + bias
-        e = jnp.exp(scores - scores.max(-1, keepdims=True))
-        inverse = 1 / e.sum(-1, keepdims=True)
+        largest = scores.max(-1, keepdims=True)
+        e = jnp.exp(scores - largest)
+        total = e.sum(-1, keepdims=True)
+        inverse = 1 / total
         kept = (e * _keep(e, T, queries.start, seed_2, dropout)).astype(dtype)
         out = _dot(kept, v[:, :, :seen], ((3,), (2,)), HEADS) * inverse
         outputs.append(out)
+        totals.append((largest + jnp.log(total))[..., 0])
         saved.append((e.astype(dtype), inverse))
     y_BHTK = jnp.concatenate(outputs, 2) if len(outputs) > 1 else outputs[0]
     y_BTD = y_BHTK.transpose(0, 2, 1, 3).reshape(B, T, C // 3)
-    return y_BTD, (q, k, v, y_BHTK, saved, seed_2)
+    residuals = (q, k, v, y_BHTK, saved, seed_2)
+    return (y_BTD, jnp.concatenate(totals, 2)), residuals
 
 
-def _attention_bwd(n_head, dtype, dropout, slopes, residuals, dy_BTD):
+def _attention_bwd(n_head, dtype, dropout, slopes, residuals, gradients):
     del slopes  # The probabilities kept have them.
+    dy_BTD, dtotal_BHT = gradients
     q, k, v, y_BHTK, saved, seed_2 = residuals
     B, H, T, K = q.shape
     dy_BTHK = dy_BTD.reshape(B, T, H, K)
     dy = dy_BTHK.transpose(0, 2, 1, 3)
-    delta = (dy * y_BHTK).sum(-1, keepdims=True)
+    delta = (dy * y_BHTK).sum(-1, keepdims=True) - dtotal_BHT[..., None]
     dy = dy.astype(dtype)
     q_BHKT = q.transpose(0, 1, 3, 2)
     dy_BHKT = dy_BTHK.transpose(0, 2, 3, 1).astype(dtype)

@@ -117,11 +117,6 @@ def _check_deterministic(c: ConfigDict) -> None:
             "deterministic is incompatible with memory.shared: it processes a batch in "
             "groups of rows, whose writes to one memory would be out of order"
         )
-    if c.mode == "attention":
-        raise UserError(
-            "deterministic is incompatible with memory.mode=attention, whose gradients "
-            "differ in the last bit between numbers of devices"
-        )
     if c.reading == "shuffled":
         raise UserError(
             "deterministic is incompatible with memory.reading=shuffled: it processes "

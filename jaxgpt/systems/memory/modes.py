@@ -39,14 +39,10 @@ class AttentionMemory(Mode):
     def attention_hooks(self, lookup: Lookup) -> dict[int, attention.AttentionHook]:
         """Returns the hook of block `layer`."""
 
-        def hook(q, k, v, cache, start):
+        def hook(q, k, v, y_BHTK, total_BHT):
             own = {"key": k.swapaxes(1, 2), "value": v.swapaxes(1, 2)}
             if lookup.entries is None:
                 return jnp.zeros_like(v), self.nothing(lookup, q.shape[2], **own)
-            local_BHTS, v_BHSK = self._window(q, k, v, cache, start)
-            y_window = jnp.einsum(
-                "bhts,bhsk->bhtk", jax.nn.softmax(local_BHTS, -1), v_BHSK
-            )
             slot, scores_BHTM, value_BHTMK = self._retrieve(q, lookup)
             found = scores_BHTM > -jnp.inf
             total = jax.nn.logsumexp(scores_BHTM, -1, where=found)
@@ -56,25 +52,13 @@ class AttentionMemory(Mode):
                     any_found[..., None], scores_BHTM - total[..., None], -jnp.inf
                 )
             )
-            y_memory = jnp.einsum("bhtm,bhtmk->bhtk", share_BHTM, value_BHTMK)
-            odds = self.gate[...][:, None] + total - jax.nn.logsumexp(local_BHTS, -1)
+            more_BHTK = (share_BHTM[..., None] * value_BHTMK).sum(3) - y_BHTK
+            odds = self.gate[...][:, None] + total - total_BHT
             gate = jnp.where(any_found, jax.nn.sigmoid(odds), 0)[..., None]
             retrieval = Retrieval(lookup.row_B, slot, (gate * share_BHTM).mean(1), own)
-            return gate * (y_memory - y_window), retrieval
+            return gate * more_BHTK, retrieval
 
         return {self.layer: hook}
-
-    def _window(self, q, k, v, cache, start) -> tuple[jax.Array, jax.Array]:
-        """Returns scores [B, H, T, S] of the window's tokens, and their values."""
-        own_T = position_S = jnp.reshape(start, ()) + jnp.arange(q.shape[2])
-        if cache:
-            k, v = cache
-            position_S = jnp.arange(k.shape[2])
-        seen_TS = position_S <= own_T[:, None]
-        biased = self.config.encoding.bias
-        bias = biased(own_T, position_S, self.config) if biased else 0
-        scores = jnp.einsum("bhtk,bhsk->bhts", q, k) / math.sqrt(q.shape[-1]) + bias
-        return jnp.where(seen_TS, scores, -jnp.inf), v
 
     def _retrieve(
         self, q_BHTK: jax.Array, lookup: Lookup
@@ -87,7 +71,9 @@ class AttentionMemory(Mode):
         row = jnp.reshape(lookup.row_B, (-1, 1, 1, 1))
         key = entries["key"][row, slot, head].swapaxes(1, 2)
         value = entries["values"]["value"][row, slot, head].swapaxes(1, 2)
-        scores = jnp.einsum("bhtk,bhtmk->bhtm", q_BHTK, key)
+        # Products and sums, not a batch of small matrix products: XLA would compute
+        # those in an order that depends on what surrounds them.
+        scores = (q_BHTK[:, :, :, None] * key).sum(-1)
         scores = scores / math.sqrt(q_BHTK.shape[-1])
         strength = entries["strength"][row, slot].swapaxes(1, 2)
         scores += jnp.log(jnp.maximum(strength, 1e-30))

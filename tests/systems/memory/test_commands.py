@@ -276,9 +276,16 @@ def test_a_memory_is_added_to_a_trained_run(documents, played, tmp_path):
 # Addresses of one token come again, and rounding decides between equal ones: without
 # `deterministic` those of four, all of them different here, are compared.
 @pytest.mark.process
-@pytest.mark.parametrize("exact, context", [("false", "4"), ("true", "1")])
-def test_devices_change_no_loss_and_rows_stay(tmp_path, exact, context):
-    found, counts = {}, (1, 2, 4, 8) if exact == "true" else (1, 2, 8)
+@pytest.mark.parametrize(
+    "exact, mode, context, counts",
+    [
+        ("false", "associative", "4", (1, 2, 8)),
+        ("true", "associative", "1", (1, 2, 4, 8)),
+        ("true", "attention", "1", (1, 8)),
+    ],
+)
+def test_devices_change_no_loss_and_rows_stay(tmp_path, exact, mode, context, counts):
+    found = {}
     for count in counts:
         flags = f"--xla_force_host_platform_device_count={count}"
         env = {**os.environ, "XLA_FLAGS": flags}
@@ -288,7 +295,7 @@ def test_devices_change_no_loss_and_rows_stay(tmp_path, exact, context):
         command = [sys.executable, "-m", "jaxgpt.train", f"--config={RECALL}"]
         command += [f"--workdir={workdir}", "--config.steps=6"]
         command += ["--config.eval_interval=6", "--config.log_interval=1"]
-        command += [f"--config.deterministic={exact}"]
+        command += [f"--config.deterministic={exact}", f"--config.memory.mode={mode}"]
         command += [f"--config.memory.context={context}", "--config.model.n_layer=1"]
         subprocess.run(command, env=env, check=True, capture_output=True, timeout=200)
         rows = (workdir / "metrics.jsonl").read_text().splitlines()
@@ -309,10 +316,6 @@ def test_devices_change_no_loss_and_rows_stay(tmp_path, exact, context):
         (
             {"deterministic": "true", "memory.shared": "true"},
             "incompatible with memory.shared",
-        ),
-        (
-            {"deterministic": "true", "memory.mode": "attention"},
-            "deterministic is incompatible with memory.mode=attention",
         ),
         (
             {"deterministic": "true", "memory.reading": "shuffled"},

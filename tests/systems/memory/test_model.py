@@ -130,7 +130,7 @@ def test_attention_with_all_stored_is_dense_attention():
     qkv = last.attn.project(last.norm_1(x), 3 * T)
     q, k, v = attention.split_heads(qkv, 2)
     mask = jnp.tril(jnp.ones((3 * T, 3 * T), bool))
-    y = attention.attend(q, k, v, mask, system.model_config)
+    y, _ = attention.attend(q, k, v, mask, system.model_config)
     x = x + last.attn.out(attention.merge_heads(y))
     x = module.transformer.norm_f(x + last.mlp(last.norm_2(x)))
     dense = module.head(x).reshape(2, 3, T, V)
