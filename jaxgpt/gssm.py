@@ -27,6 +27,7 @@ from jaxgpt import backend
 from jaxgpt import config as configs
 from jaxgpt.data.arrays import check_integers
 from jaxgpt.errors import require
+from jaxgpt.systems.gssm import information
 from jaxgpt.systems.gssm.graph import Node, load_graph, parse_graph
 from jaxgpt.systems.gssm.kernels import check_tables
 from jaxgpt.systems.gssm.process import SPLITS, make_process
@@ -37,6 +38,7 @@ __all__ = [
     "Graph",
     "Node",
     "beliefs",
+    "decompose",
     "exact_nll",
     "joint_beliefs",
     "predictive",
@@ -239,9 +241,42 @@ def joint_beliefs(
     return _given(graph, tokens, dtype, "joint")
 
 
+def decompose(
+    graph: Graph, tokens: ArrayLike, *, dtype: str = "float64"
+) -> dict[str, Any]:
+    """Returns the entropy rate, and what each latent's state says of the next token.
+
+    The same as `entropy` prints with --decompose, in nats per token, with standard
+    errors over sequences as *_error:
+
+    token_entropy: H(next token); entropy: H(next token | tokens so far); predictable:
+    their difference; entropy_rate: the entropy over the second half of the positions;
+    latents: {name: figures} and all_latents, of all of them together, each with
+    prior_information: I(its state; next token), information: I(its state; next token |
+    tokens so far) and uncertainty: H(its state | tokens so far).
+
+    The arguments are those of `exact_nll`.
+
+    Raises:
+      UserError: as `exact_nll`; for impossible tokens, or too many joint states.
+
+    >>> easy = Graph("easy", graph_seed=1)
+    >>> found = decompose(easy, sample(easy, 256, 65, split="val"))
+    >>> list(found["latents"]), found["entropy_error"] < 0.02
+    (['Z1', 'Z2'], True)
+    """
+    tokens_NT = _read(graph, tokens, dtype)
+    return information.decompose(graph._process, tokens_NT, dtype)
+
+
 def _given(graph: Graph, tokens: ArrayLike, dtype: str, wanted: str) -> Any:
     """Returns what is wanted (`likelihood.forward`) of tokens that a user has."""
+    return graph._process.score(_read(graph, tokens, dtype), dtype, wanted)
+
+
+def _read(graph: Graph, tokens: ArrayLike, dtype: str) -> np.ndarray:
+    """Returns the checked tokens [N, T] that a user has."""
     require(dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}", dtype)
     tokens_NT = check_integers(np.asarray(tokens), "tokens")
     graph._process.check_given(tokens_NT, "tokens")
-    return graph._process.score(tokens_NT, dtype, wanted)
+    return tokens_NT

@@ -61,6 +61,14 @@ def test_predictions_and_beliefs_agree_with_the_likelihood(easy):
     assert "--kernels" in refusal(gssm.beliefs, gssm.Graph(CONTEXT), [[0, 1]])
 
 
+def test_a_decomposition_is_what_entropy_prints(easy, capsys):
+    options = ["--num_sequences=64", "--decompose", "--json=-"]
+    entropy.command([f"--config={TINY}", *options])
+    printed = json.loads(capsys.readouterr().out)["decomposition"]
+    tokens_NT = gssm.sample(easy, 64, 17, split="val", batch_size=8)
+    assert gssm.decompose(easy, tokens_NT) == printed
+
+
 def test_scores_of_given_tokens_and_kernels_are_what_entropy_writes(tmp_path, capsys):
     graph = gssm.Graph(MIXED, graph_seed=5, first_token="drawn")
     (tmp_path / "g.json").write_text(json.dumps(MIXED))

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import functools
 import math
-import pathlib
 import zlib
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt import backend
-from jaxgpt.data.arrays import read_integers
-from jaxgpt.errors import UserError, atomic_write, log
-from jaxgpt.systems.gssm.graph import load_graph
-from jaxgpt.systems.gssm.kernels import read_tables
 from jaxgpt.systems.gssm.likelihood import joint_states
-from jaxgpt.systems.gssm.process import GraphProcess, make_process
+from jaxgpt.systems.gssm.process import GraphProcess
 
 # Added to every count: the half of Krichevsky and Trofimov.
 PRIOR = 0.5
@@ -137,50 +128,3 @@ def summary(
         "first_token": process.first_token,
         "dtype": dtype,
     }
-
-
-def measure(
-    args: argparse.Namespace, config: ConfigDict, outputs: Mapping[str, pathlib.Path]
-) -> dict[str, Any]:
-    """Carries out the entropy command.
-
-    Args:
-      args: its options.
-      config: of the graph, and of the sequences where no tokens are given.
-      outputs: {"nll", "predictive" or "beliefs": where it goes}.
-
-    Raises:
-      UserError: if a file cannot be used or written.
-    """
-    graph = load_graph(config.gssm.graph)
-    tables = read_tables(graph, args.kernels) if args.kernels else None
-    tokens_NT = read_integers(args.tokens) if args.tokens else None
-    backend.set_up_jax()
-    starts = config.gssm.first_token == "start"
-    if tokens_NT is not None and starts and tokens_NT[:, 0].any():
-        log(f"note: '{args.tokens}' does not start in state 0: first_token=drawn")
-        config.gssm.first_token = "drawn"
-    c, process = config, make_process(config, tables)
-    if tokens_NT is None:
-        count, length = args.num_sequences, c.model.block_size + 1
-        tokens_NT = process.held_out(c.seed, "val", count, c.batch_size, length)
-    else:
-        process.check_given(tokens_NT, args.tokens)
-    # Given tokens have no kernels of their own, so that their place does not matter.
-    score = functools.partial(
-        process.score_held_out, tokens_NT, c.seed, "val", c.batch_size, args.dtype
-    )
-    nll_NT = score()
-    figures = summary(process, config, tokens_NT, nll_NT, args.dtype)
-    for name, path in outputs.items():
-        found = nll_NT if name == "nll" else score(name)
-        try:
-            with atomic_write(path, "wb") as stream:
-                if isinstance(found, dict):
-                    np.savez(stream, **found)
-                else:
-                    np.save(stream, found)
-        except OSError as error:
-            shown = getattr(args, name)
-            raise UserError(f"--{name}='{shown}': {error.strerror}") from None
-    return figures

@@ -35,15 +35,15 @@ def command(argv: list[str]) -> None:
         if (path := getattr(args, name))
     }
     # JAX takes seconds, which --help and wrong usage do not need.
-    from jaxgpt.systems.gssm.baselines import measure
+    from jaxgpt.systems.gssm.measure import measure
 
     figures = measure(args, config, outputs)
     if args.json:
         cli.print_json(figures)
     else:
-        for name, value in figures.items():
+        for name, value in configs.flatten(figures).items():
             shown = f"{value:.6g}" if isinstance(value, float) else value
-            print(f"{name:>18}  {shown}")
+            print(f"{name.removeprefix('decomposition.'):>28}  {shown}")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -69,6 +69,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--beliefs",
         help="write each latent's distribution given the tokens so far, float64 "
         "[B, T, states] under its name, to this .npz file",
+    )
+    parser.add_argument(
+        "--decompose",
+        action="store_true",
+        help="also the entropy rate, and the information of each latent's state on the "
+        "next token",
     )
     parser.add_argument(
         "--dtype", default="float64", choices=["float32", "float64"], help="computed in"

@@ -90,6 +90,7 @@ def by_rows(
     dtype: str,
     function: Callable[..., Any],
     size: int,
+    work: int = 0,
 ) -> Any:
     """Returns function(tables, tokens), of as many rows at a time as fit; float64.
 
@@ -100,6 +101,7 @@ def by_rows(
       dtype: of the tables that the function is given.
       function: returns a tree of arrays [B, ...].
       size: numbers of it for each token.
+      work: numbers it holds at a time for each row, if they are many.
 
     Raises:
       UserError: if the joint state of the latents, or the result, is too large.
@@ -118,7 +120,9 @@ def by_rows(
             f"GiB, and this machine has {memory / 2**30:.1f}: give fewer sequences"
         )
     tokens_BT = np.asarray(tokens_BT, np.int32)
-    largest = max([states, *(_gathered_size(graph, node) for node in graph.order)])
+    largest = max(
+        [states, work, *(_gathered_size(graph, node) for node in graph.order)]
+    )
     if size > 1:
         largest = max(largest, T * size)
     rows = max(1, min(B, LARGEST_BELIEF // largest))
@@ -175,7 +179,7 @@ def predictive(
     graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array, first_token: str
 ) -> jax.Array:
     """Returns p(next token | tokens 0 .. t), [B, T - 1, V], as `forward`."""
-    read = lambda step: _observe(graph, tables, step.predicted, step.old_B)
+    read = lambda step: observe(graph, tables, step.predicted, step.old_B)
     p_BTV = scan(graph, tables, tokens_BT, first_token, read)
     return p_BTV if first_token == "start" else p_BTV[:, 1:]
 
@@ -188,7 +192,7 @@ def joint(
     found = scan(graph, tables, tokens_BT, first_token, lambda step: step.belief)
     if first_token == "drawn":
         return found
-    return jnp.concatenate([_rest(graph, tables, len(tokens_BT))[:, None], found], 1)
+    return jnp.concatenate([rest(graph, tables, len(tokens_BT))[:, None], found], 1)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "first_token"))
@@ -200,7 +204,7 @@ def beliefs(
     found = scan(graph, tables, tokens_BT, first_token, read)
     if first_token == "drawn":
         return found
-    first = marginals(graph, _rest(graph, tables, len(tokens_BT)))
+    first = marginals(graph, rest(graph, tables, len(tokens_BT)))
     return {
         name: jnp.concatenate([first[name][:, None], found[name]], 1) for name in found
     }
@@ -219,6 +223,7 @@ class Step(NamedTuple):
 
     Attributes:
       old_B: the token before.
+      before: the distribution of the latents' old states, given the tokens up to it.
       predicted: the distribution of the latents' new states before the new token is
         read, [B, d_1 .. d_n].
       belief: the same once it is read.
@@ -226,6 +231,7 @@ class Step(NamedTuple):
     """
 
     old_B: jax.Array
+    before: jax.Array
     predicted: jax.Array
     belief: jax.Array
     p_B: jax.Array
@@ -246,34 +252,34 @@ def scan(
     if first_token == "drawn":
         tokens_TB = jnp.pad(tokens_TB, ((1, 0), (0, 0)))
     B = tokens_BT.shape[0]
-    rest = _rest(graph, tables, B)
-    dims, dtype = rest.shape[1:], rest.dtype
+    first = rest(graph, tables, B)
+    dims, dtype = first.shape[1:], first.dtype
     S = math.prod(dims)
     feedback = any(graph.observed.name in node.parents for node in graph.latents)
-    predict = lambda b, x_B: _predict(graph, tables, b, x_B)
+    move = lambda b, x_B: predict(graph, tables, b, x_B)
     if not feedback and S <= DENSE_STATES:
         every = jnp.eye(S, dtype=dtype).reshape(S, *dims)
-        transition_ZZ = _predict(graph, tables, every, None).reshape(S, S)
-        predict = lambda b, _: jnp.dot(
+        transition_ZZ = predict(graph, tables, every, None).reshape(S, S)
+        move = lambda b, _: jnp.dot(
             b.reshape(B, S), transition_ZZ, precision="highest"
         ).reshape(b.shape)
-    emission = _emission(graph, tables[graph.observed.name])
+    likelihood = emission(graph, tables)
 
     def step(belief, tokens_2B):
         old_B, new_B = tokens_2B
-        predicted = predict(belief, old_B)
-        joint = predicted * emission(old_B, new_B)
+        predicted = move(belief, old_B)
+        joint = predicted * likelihood(old_B, new_B)
         p_B = joint.reshape(B, -1).sum(1)
         scale_B = jnp.where(p_B > 0, 1 / p_B, 0)
-        belief = joint * scale_B.reshape(B, *[1] * len(dims))
-        return belief, read(Step(old_B, predicted, belief, p_B))
+        after = joint * scale_B.reshape(B, *[1] * len(dims))
+        return after, read(Step(old_B, belief, predicted, after, p_B))
 
     pairs_T2B = jnp.stack([tokens_TB[:-1], tokens_TB[1:]], 1)
-    found = jax.lax.scan(step, rest, pairs_T2B)[1]
+    found = jax.lax.scan(step, first, pairs_T2B)[1]
     return jax.tree.map(lambda array: array.swapaxes(0, 1), found)
 
 
-def _rest(graph: LatentGraph, tables: Arrays, rows: int) -> jax.Array:
+def rest(graph: LatentGraph, tables: Arrays, rows: int) -> jax.Array:
     """Returns the belief at time 0, [rows, d_1 .. d_n]: every latent is in state 0."""
     dims = [node.state_dim for node in graph.latents]
     dtype = tables[graph.observed.name].dtype
@@ -289,7 +295,7 @@ def marginals(graph: LatentGraph, belief: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def _predict(
+def predict(
     graph: LatentGraph, tables: Arrays, belief: jax.Array, x_B: jax.Array | None
 ) -> jax.Array:
     """Moves every latent: beliefs [B, d_1 .. d_n] to the same of the next time."""
@@ -324,12 +330,15 @@ def _given_token(
     return jnp.moveaxis(table, inputs.index(X), 0)[x_B], [0, *places]
 
 
-def _emission(graph: LatentGraph, table: jax.Array):
+def emission(
+    graph: LatentGraph, tables: Arrays
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Returns (old tokens, new tokens) -> p(new | ..) over the latents, [B, d_1 ..].
 
     Latents that X does not read have an axis of length 1.
     """
     X, inputs = graph.observed.name, graph.observed.parents
+    table = tables[X]
     names = [node.name for node in graph.latents if node.name in inputs]
     feedback = X in inputs
     first = [len(inputs), inputs.index(X)] if feedback else [len(inputs)]
@@ -342,7 +351,7 @@ def _emission(graph: LatentGraph, table: jax.Array):
     return lambda _, new_B: rows[new_B]
 
 
-def _observe(
+def observe(
     graph: LatentGraph, tables: Arrays, predicted: jax.Array, old_B: jax.Array
 ) -> jax.Array:
     """Returns the distribution [B, V] of X for one of the latents, [B, d_1 .. d_n]."""

@@ -3,7 +3,14 @@ import json
 import numpy as np
 import pytest
 
-from jaxgpt.systems.gssm import entropy, generate, graph, kernels, likelihood
+from jaxgpt.systems.gssm import (
+    entropy,
+    generate,
+    graph,
+    information,
+    kernels,
+    likelihood,
+)
 from tests.conftest import ROOT, last_json, refusal
 from tests.systems.gssm.conftest import MIXED
 from tests.systems.gssm.test_dataset import TINY
@@ -112,6 +119,18 @@ def test_entropy_writes_predictions_and_beliefs(files, capsys):
         np.testing.assert_array_equal(found, expected)
 
 
+def test_entropy_decomposes_given_and_fresh_tokens(files, capsys):
+    folder, parsed, tables, tokens = files
+    given = [f"--graph={folder / 'g.json'}", f"--kernels={folder / 'k.npz'}"]
+    entropy.command([*given, f"--tokens={folder / 't.npy'}", "--decompose", "--json=-"])
+    found = last_json(capsys)["decomposition"]
+    by_token = information.by_token(parsed, tables, tokens)
+    expected = by_token["information/Z2"].mean()
+    assert found["latents"]["Z2"]["information"] == pytest.approx(expected)
+    entropy.command([f"--config={TINY}", "--num_sequences=64", "--decompose"])
+    assert "latents.Z1.information_error  0.0" in capsys.readouterr().out
+
+
 @pytest.mark.trains
 def test_generate_writes_what_training_reads(tmp_path, capsys):
     from jaxgpt import config as configs
@@ -141,6 +160,7 @@ def test_generate_writes_what_training_reads(tmp_path, capsys):
         (entropy, ["--graph={0}/t.npy"], "cannot be read"),
         (entropy, ["--graph={0}/g.json", "--num_sequences=0"], ">= 1, got 0"),
         (entropy, ["--graph={0}/g.json", "--nll={0}/none/x.npy"], "does not exist"),
+        (entropy, ["--graph={0}/context.json", "--decompose"], "--kernels"),
         (entropy, ["--graph={0}/g.json", "--beliefs={0}"], "is a folder"),
         (entropy, ["--graph={0}/g.json", "--tokens={0}/none.npy"], "not an .npy file"),
         (entropy, ["--graph={0}/g.json", "--kernels={0}/t.npy"], "not an .npz file"),

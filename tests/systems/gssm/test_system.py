@@ -154,13 +154,13 @@ def test_evaluate_reports_the_divergence_beside_the_gap(
         evaluate_split(opened, "train", 9)
 
 
-def test_the_curves_of_an_evaluation_are_in_two_panels(monkeypatch):
+def test_the_curves_of_an_evaluation_are_in_two_panels(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
     curves = {"model": [2.0, 1.5], "exact": [1.9, 1.3], "kl": [0.08, 0.21]}
-    plots.plot_positions(curves, ROOT / "none.png")
+    plots.plot_positions(curves, tmp_path / "positions.png")
     losses, below = drawn[0].axes
     assert [line.get_label() for line in losses.lines] == ["model", "exact"]
     gap, kl = below.lines
