@@ -11,7 +11,7 @@ from jaxgpt import cli
 from jaxgpt.errors import UserError
 
 COMMANDS = (
-    *("train", "sample", "evaluate", "convert", "verify", "plan", "grid"),
+    *("train", "sample", "evaluate", "convert", "verify", "plan", "grid", "memory"),
     *("systems.gssm.generate", "systems.gssm.entropy"),
 )
 

@@ -72,7 +72,12 @@ class Parser(argparse.ArgumentParser):
         """Returns the text of --help, or of --helpfull."""
         formatter = self._get_formatter()
         needed = [action for action in self._actions if action.required]
-        words = [f"{action.option_strings[0]}=..." for action in needed]
+        words = [
+            f"{action.option_strings[0]}=..."
+            if action.option_strings
+            else action.dest.upper()
+            for action in needed
+        ]
         formatter.add_usage(" ".join(["%(prog)s", *words, "[options]"]), [], [])
         formatter.add_text(self.description)
         for group in self._action_groups:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import secrets
 import sys
 from collections.abc import Iterator
 from typing import IO, Any
@@ -48,16 +49,25 @@ def log(message: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_write(path: pathlib.Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Opens a file that appears under its name only once it is whole.
+def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields another name beside a path; the file appears under its own once whole.
 
-    A reader, or a kill at any moment, sees the old file or the new one. Text is UTF-8.
+    A reader, or a kill at any moment, sees the old file or the new one.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    encoding = None if "b" in mode else "utf-8"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, mode, encoding=encoding) as stream:
-            yield stream
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_write(path: pathlib.Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Opens a file to write as `atomic_path` does. Text is UTF-8."""
+    encoding = None if "b" in mode else "utf-8"
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, mode, encoding=encoding) as stream,
+    ):
+        yield stream

@@ -31,6 +31,7 @@ from jaxgpt.sampling.output import (
 from jaxgpt.sampling.state import Callback, SamplerOutput, SamplingParams
 from jaxgpt.systems.base import System
 from jaxgpt.systems.sigma import likelihood
+from jaxgpt.training.checkpoint import digests, json_digest
 from jaxgpt.training.run_folder import open_data
 
 if TYPE_CHECKING:
@@ -87,6 +88,17 @@ class Run:
         size = count_parameters(self.params)
         kind = self.config.system
         return f"<Run '{self.workdir}' step {self.step}: {kind}, {size:,} parameters>"
+
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """Digests of the parameters and the tokenizer, with run and step to name."""
+        tokenizer = self.tokenizer.to_json() if self.tokenizer else None
+        return {
+            "params": json_digest(digests(self.params)),
+            "tokenizer": json_digest(tokenizer),
+            "run": self.workdir.name,
+            "step": self.step,
+        }
 
     @functools.cached_property
     def model(self) -> LanguageModel:

@@ -1,4 +1,11 @@
-"""A memory of documents, read by a model that was trained with one, from Python.
+"""Documents that a model remembers: read them, list them, look up, forget.
+
+python -m jaxgpt.memory ingest --workdir=RUN --memory=notes.memory FILE_OR_FOLDER...
+python -m jaxgpt.memory list --memory=notes.memory
+python -m jaxgpt.memory query --workdir=RUN --memory=notes.memory "to be or not"
+python -m jaxgpt.memory forget --memory=notes.memory NAME...
+
+From Python:
 
 >>> from jaxgpt.memory import Memory
 >>> memory = Memory("runs/memory_gpt2-laptop")
@@ -14,220 +21,103 @@ True
 
 from __future__ import annotations
 
-import dataclasses
-import numbers
-import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+import argparse
+import importlib
+from typing import TYPE_CHECKING, Any
 
-import jax
-import numpy as np
-
-from jaxgpt import backend
-from jaxgpt.config import user_path
+from jaxgpt import cli
+from jaxgpt import config as configs
 from jaxgpt.errors import UserError, require
-from jaxgpt.inference import Run
-from jaxgpt.run import open_run
-from jaxgpt.sampling import prompts
-from jaxgpt.sampling.output import Sample, read_output
-from jaxgpt.sampling.state import SamplingParams
-from jaxgpt.systems.memory.options import MemorySession, excerpt
-from jaxgpt.systems.memory.system import MemoryLM
+from jaxgpt.systems.memory.options import add_allow_other_model
 
 if TYPE_CHECKING:
-    from typing import Unpack
-
-    from jaxgpt.sampling.options import SamplingOptions
+    from jaxgpt.commands.memory import Found, Memory, MemorySample
 
 __all__ = ["Found", "Memory", "MemorySample"]
 
-Text = str | Sequence[int] | np.ndarray
+
+def __getattr__(name: str) -> Any:
+    """Loads what is offered from Python, and JAX with it, when it is used."""
+    if name not in __all__:
+        raise AttributeError(f"module 'jaxgpt.memory' has no attribute {name!r}")
+    return getattr(importlib.import_module("jaxgpt.commands.memory"), name)
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """An entry of a memory.
+def command(argv: list[str]) -> None:
+    """Parses arguments and does what they name first."""
+    argv, overrides = configs.after_training_overrides(argv)
+    fields, _ = configs.read_fields("memory")
+    parser = cli.Parser("jaxgpt.memory", __doc__.split("\n\nFrom Python")[0], fields)
+    actions = ["ingest", "list", "query", "forget"]
+    parser.add_argument("action", choices=actions, help="what to do")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="WORDS",
+        help="of ingest: files and folders (.txt, .md, .jsonl); of query: the text; of "
+        "forget: names of documents",
+    )
+    parser.add_argument("--memory", required=True, help="file of the memory")
+    parser.add_argument(
+        "--workdir",
+        help="folder of the run that reads and writes it; of a causal one "
+        "the memory is of mode output",
+    )
+    parser.add_argument("--step", default="best", help="checkpoint: step, last or best")
+    parser.add_json()
+    ingest = parser.add_argument_group("of ingest")
+    ingest.add_argument(
+        "--split",
+        choices=["train", "val", "test"],
+        help="read this split of the run's data instead of files",
+    )
+    ingest.add_argument(
+        "--memory_size",
+        type=int,
+        help="room for this many entries; default: for all, at least what there is",
+    )
+    ingest.add_argument(
+        "--dtype",
+        choices=["float32", "float16"],
+        help="of keys and values in the file; default float32, or what it is",
+    )
+    query = parser.add_argument_group("of query")
+    query.add_argument("--k", type=int, default=5, help="entries to show")
+    add_allow_other_model(query)
+    # Names may stand before options and after them.
+    args = parser.parse_intermixed_args(argv)
+    _check(args, overrides)
+    # JAX takes seconds, which --help and wrong usage do not need.
+    from jaxgpt.commands.memory_files import execute
 
-    Attributes:
-      document: its name.
-      position: of the entry's token in the document, from 0.
-      text: some tokens before and after the position.
-      score: of `search`, how near the entry is, larger is nearer: minus the squared
-        distance of its key, or with memory.mode=attention the inner product, summed
-        over heads. Of `generate`, how much it contributed, from 0 to 1.
-    """
-
-    document: str
-    position: int
-    text: str
-    score: float
+    execute(args, overrides)
 
 
-@dataclasses.dataclass(frozen=True)
-class MemorySample(Sample):
-    """A generated text, and what its tokens were predicted with.
+def _check(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    """Raises UserError for options that do not go with each other."""
+    action, words = args.action, len(args.words)
+    if action in ("ingest", "query") and not args.workdir:
+        raise UserError(f"{action} needs --workdir, the run that reads the memory")
+    if action == "ingest" and bool(words) == bool(args.split):
+        raise UserError("ingest needs files or folders, or --split instead")
+    if action == "query":
+        require(words == 1, "the text of query", "one, in quotes", words)
+        require(args.k >= 1, "--k", ">= 1", args.k)
+    if action == "forget" and not words:
+        raise UserError("forget needs the names of documents: list shows them")
+    if action == "list" and words:
+        raise UserError("list shows every document: leave out the names")
+    if action != "ingest":
+        for name in ("split", "memory_size", "dtype"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name} is for ingest")
+    if action != "query" and args.allow_other_model:
+        raise UserError("--allow_other_model is for query: it writes nothing")
+    if overrides and not args.workdir:
+        raise UserError("--config.* needs --workdir, the run that it is read with")
+    if args.memory_size is not None:
+        require(args.memory_size >= 1, "--memory_size", ">= 1", args.memory_size)
 
-    Attributes:
-      memories: for each generated token the entries, most used first; at most 3.
-    """
 
-    memories: list[list[Found]]
-
-
-class Memory:
-    """The documents that a model remembers.
-
-    A memory has room for `memory.memory_size` tokens; beyond that `memory.eviction`
-    says what goes. A text is a string, or token ids [T] where the run has no tokenizer.
-    """
-
-    def __init__(
-        self,
-        run: str | os.PathLike[str] | Run,
-        path: str | os.PathLike[str] | None = None,
-    ):
-        """Opens the memory in a file; an empty one if there is none.
-
-        Args:
-          run: folder of a memory run, or one that is loaded: by `jaxgpt.run.open_run`
-            with overrides that change memory.*, or add a memory to a causal run
-            (docs/memory.md).
-          path: of `save`, or of --memory of jaxgpt.sample.
-
-        Raises:
-          UserError: if the run has no memory, or the file is damaged or of a model with
-            other settings.
-        """
-        if not isinstance(run, Run):
-            backend.set_up_jax()
-            run = open_run(os.fspath(run))
-        system = run.system
-        if not isinstance(system, MemoryLM):
-            raise UserError(
-                f"'{run.workdir}' is a {run.config.system} run without a memory"
-            )
-        self._run, self._system = run, system
-        self._memory = system.open_memory(user_path(os.fspath(path)) if path else None)
-
-    def ingest(self, documents: Mapping[str, Text]) -> None:
-        """Reads documents into the memory, in order.
-
-        Args:
-          documents: {name: text}. A text of a name that is there already goes on from
-            that document's end.
-
-        Raises:
-          UserError: for a text that is empty, or outside the vocabulary.
-        """
-        rule = "a mapping of names to texts"
-        require(isinstance(documents, Mapping), "documents", rule, documents)
-        for name in documents:
-            named = isinstance(name, str) and bool(name)
-            require(named, "the name of a document", "text", name)
-        # Nothing is read unless all can be.
-        tokens = {name: self._encode(text) for name, text in documents.items()}
-        for name, tokens_T in tokens.items():
-            self._system.sample(
-                self._run.params,
-                tokens_T[None],
-                np.ones((1, len(tokens_T)), bool),
-                jax.random.key(0),  # All of it is given: nothing is drawn.
-                memory=self._memory,
-                document=name,
-            )
-
-    @property
-    def documents(self) -> dict[str, int]:
-        """How many entries each document has, in the order in which they were read."""
-        return self._memory.sizes()
-
-    def __len__(self) -> int:
-        """How many entries there are."""
-        return self._memory.store.size()
-
-    def search(self, query: Text, k: int = 5) -> list[Found]:
-        """Returns the k entries nearest to the end of a query, nearest first.
-
-        They are found by what the model asks its memory for after the query's last
-        token, through the same index. Of the query the last model.block_size tokens
-        are read. There are fewer where the memory has fewer entries.
-
-        Raises:
-          UserError: for a query that is empty or outside the vocabulary, or k < 1.
-        """
-        require(isinstance(k, numbers.Integral) and k >= 1, "k", "an integer >= 1", k)
-        tokens_T = self._encode(query)
-        texts, tokenizer = self._memory.texts, self._run.tokenizer
-        return [
-            Found(
-                self._memory.names[entry.document],
-                entry.position,
-                excerpt(texts[entry.document], entry.position, tokenizer),
-                entry.score,
-            )
-            for entry in self._memory.nearest(self._run.params, tokens_T, int(k))
-        ]
-
-    def generate(
-        self,
-        prompt: Text,
-        *,
-        document: str = "",
-        max_new_tokens: int | None = None,
-        seed: int = 0,
-        **sampling: Unpack[SamplingOptions],
-    ) -> MemorySample:
-        """Continues a prompt with the memory, which reads it and what follows it.
-
-        Args:
-          prompt: a text, or token ids [T].
-          document: name of this text in the memory; default "text N".
-          max_new_tokens, seed, **sampling: as of `Run.generate`.
-
-        Raises:
-          UserError: if it does not fit the model, or an option is out of range.
-        """
-        run = self._run
-        session = MemorySession(
-            self._system, self._memory, document=document, explain=True
-        )
-        given = run.read_prompt(prompt, max_new_tokens)
-        params = SamplingParams.of(sampling)
-        output = run.fill(given, params, seed=seed, session=session)
-        (sample,) = read_output(output, given.known, run.tokenizer)
-        described = [sample.to_json()]
-        session.describe(described, output, int(given.known.sum()), run.tokenizer)
-        memories = [
-            [Found(m["document"], m["position"], m["text"], m["weight"]) for m in found]
-            for found in (token["memories"] for token in described[0]["memories"])
-        ]
-        return MemorySample(**vars(sample), memories=memories)
-
-    def forget(self, document: str) -> int:
-        """Removes a document; returns how many entries it had.
-
-        What they had evicted does not come back.
-
-        Raises:
-          UserError: if there is no such document.
-        """
-        return self._memory.forget(document)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the memory to a file, atomically.
-
-        Raises:
-          UserError: if it cannot be written.
-        """
-        self._memory.save(user_path(os.fspath(path)))
-
-    def _encode(self, text: Text) -> np.ndarray:
-        """Returns the tokens [T] of a text."""
-        if isinstance(text, str):
-            tokens_T = self._run.encode(text)
-        else:
-            vocab_size = self._system.model_config.vocab_size
-            tokens_T = prompts.read_ids(text, vocab_size, "a text")
-        fits = tokens_T.ndim == 1 and len(tokens_T) > 0
-        require(fits, "a text", "of one token or more", list(tokens_T.shape))
-        return tokens_T
+if __name__ == "__main__":
+    cli.main(command)

@@ -24,7 +24,7 @@ OPTIONS = {
     "evaluate": [
         *("--workdir", "--step", "--json", "--split"),
         *("--tokens", "--order", "--logits", "--eval_lengths"),
-        *("--num_orders", "--infill"),
+        *("--num_orders", "--infill", "--num_sequences", "--positions"),
     ],
     "sample": [
         *("--workdir", "--step", "--json", "--prompt", "--prompt_ids", "--template"),
@@ -36,11 +36,13 @@ OPTIONS = {
     "verify": ["--workdir", "--json"],
 }
 OF_A_MEMORY = ["--memory", "--document", "--explain", "--forget"]
+OF_A_MEMORY += ["--allow_other_model"]
 # Of those that other files test.
 OTHERS = {
     "convert": ["--format", "--source", "--output", "--tokenizer", "--step"],
     "plan": ["--config", "--topology", "--json"],
     "grid": ["--study", "--workdir", "--point", "--gather"],
+    "memory": ["--memory", "--workdir", "--step", "--json", "--split", "--k"],
     "systems.gssm.generate": ["--config", "--output", "--num_sequences"],
     "systems.gssm.entropy": ["--config", "--graph", "--kernels", "--tokens"],
 }
@@ -226,7 +228,7 @@ def test_helpfull_has_everything(name, capsys):
     assert options == known if name in OPTIONS else options >= known
     fields = {"convert": [], "verify": [], "grid": []}
     after = configs.keys_that("after_training")
-    fields |= {"sample": after, "evaluate": after}
+    fields |= {"sample": after, "evaluate": after, "memory": after}
     for key in fields.get(name, configs.options()):
         assert f"\n  {key} (" in text
 

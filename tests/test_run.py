@@ -486,11 +486,11 @@ def test_a_run_that_is_done_says_so_and_changes_nothing(run_copy, capsys):
 
 
 def test_a_system_without_file_locks(tmp_path, text, monkeypatch, capsys):
-    monkeypatch.setattr("jaxgpt.training.lock.fcntl", None)
+    monkeypatch.setattr("jaxgpt.parallel.lock.fcntl", None)
     setup = opened(TINY, {"data.path": text(SENTENCE * 40)}, tmp_path / "run")
     with exclusive(setup):
         assert (tmp_path / "run").is_dir()
-    assert "keeps a second run out of" in capsys.readouterr().err
+    assert "keeps a second process out of" in capsys.readouterr().err
 
 
 # The cache.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import time
 from typing import Any
@@ -25,6 +26,8 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """Restores the run, generates and prints."""
     backend.set_up_jax()
     config = configs.load_frozen(configs.user_path(args.workdir))
+    for options in sample_options():
+        overrides = options.overrides(config, args) | overrides
     system_class(overrides.get("system", config.system)).check_order(args.order)
     run = open_run(args.workdir, args.step, overrides)
     if args.image and not run.system.is_task:
@@ -34,15 +37,18 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     if run.system.is_task and args.prompt_ids is None:
         _sample_task(run, args)
         return
-    opened = (options.open(run.system, args) for options in sample_options())
+    opened = (options.open(run, args) for options in sample_options())
     session = next(filter(None, opened), None)
-    if session and (done := session.instead()):
-        if args.json:
-            cli.print_json(done[0])
+    with contextlib.ExitStack() as stack:
+        if session:
+            stack.callback(session.close)
+        if session and (done := session.instead()):
+            if args.json:
+                cli.print_json(done[0])
+            else:
+                print(done[1])
         else:
-            print(done[1])
-    else:
-        _sample_text(run, args, session)
+            _sample_text(run, args, session)
 
 
 def _sampling(args: argparse.Namespace) -> SamplingParams:

@@ -51,11 +51,18 @@ class Contents(NamedTuple):
     notes: list[str]
 
 
-def text_files(path: pathlib.Path) -> list[pathlib.Path]:
-    """Returns a text file, or the .txt files in a folder and those below it.
+def text_files(
+    path: pathlib.Path, suffixes: tuple[str, ...] = (".txt",), what: str = "data.path "
+) -> list[pathlib.Path]:
+    """Returns a text file, or the text files in a folder and those below it.
 
     What is passed over is logged: other endings, hidden files, empty ones, copies of
     others, linked folders.
+
+    Args:
+      path: of the file or folder.
+      suffixes: of text files.
+      what: the path is, for messages.
 
     Raises:
       UserError: if there are none.
@@ -64,6 +71,7 @@ def text_files(path: pathlib.Path) -> list[pathlib.Path]:
         raise UserError(f"data.path '{path}' holds tokens: name the folder it is in")
     if not path.is_dir():
         return [path]
+    endings = " or ".join(suffixes)
     found: list[pathlib.Path] = []
     passed: dict[str, list[pathlib.Path]] = collections.defaultdict(list)
 
@@ -81,8 +89,8 @@ def text_files(path: pathlib.Path) -> list[pathlib.Path]:
         for file in sorted(here / name for name in names):
             if _hidden(file.name):
                 passed["hidden"].append(file)
-            elif file.suffix.lower() != ".txt":
-                passed["not .txt"].append(file)
+            elif file.suffix.lower() not in suffixes:
+                passed[f"not {endings}"].append(file)
             elif not file.is_file():
                 passed["not a file"].append(file)
             elif not file.stat().st_size:
@@ -96,11 +104,12 @@ def text_files(path: pathlib.Path) -> list[pathlib.Path]:
     )
     if not found:
         end = f": it has {said}" if said else ""
-        raise UserError(
-            f"data.path '{path}' holds neither .txt files nor train.bin{end}"
+        also = (
+            f"neither {endings} files nor train.bin" if what else f"no {endings} files"
         )
+        raise UserError(f"{what}'{path}' holds {also}{end}")
     if said:
-        log(f"note: '{path}': {len(found)} .txt read; passed over: {said}")
+        log(f"note: '{path}': {len(found)} {endings} read; passed over: {said}")
     return found
 
 

@@ -17,6 +17,7 @@ from jaxgpt.systems.sigma import options
 
 if TYPE_CHECKING:
     import numpy as np
+    from ml_collections import ConfigDict
 
     from jaxgpt.data.tokenizers import Tokenizer
     from jaxgpt.sampling.state import SamplerOutput
@@ -52,6 +53,9 @@ class SampleSession(Protocol):
     def show(self, sample: dict[str, Any]) -> list[str]:
         """Returns the lines to print below a sample's text."""
 
+    def close(self) -> None:
+        """Is called at the end, whatever happened."""
+
 
 class SampleOptions(Protocol):
     """Options that a system adds.
@@ -70,8 +74,15 @@ class SampleOptions(Protocol):
     def check(self, args: argparse.Namespace) -> None:
         """Raises UserError if they are incompatible with each other or others."""
 
-    def open(self, system: Any, args: argparse.Namespace) -> SampleSession | None:
-        """Returns a session for a run's system; None if no option is set.
+    def overrides(self, config: ConfigDict, args: argparse.Namespace) -> dict[str, str]:
+        """Returns config fields that a run is to be opened with, unless others are set.
+
+        Raises:
+          UserError: for a file that cannot be read.
+        """
+
+    def open(self, run: Any, args: argparse.Namespace) -> SampleSession | None:
+        """Returns a session for a run; None if no option is set.
 
         Raises:
           UserError: if they are not for this system, or cannot be carried out.

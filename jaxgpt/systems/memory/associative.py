@@ -67,16 +67,17 @@ class Associative(Mode):
             self.deletable_vector = make(D, W)
             self.delete_decision = make(D, M)
         self.store_layer, self.deletes = memory.store_layer, memory.delete
-        self.entangled = memory.store_layer != EMBEDDING or memory.delete
 
     @staticmethod
     def carried_format(config: ModelConfig, memory: ConfigDict) -> CarriedFormat:
         """Keys are addresses; values hidden states: its own, if stored, a reader's."""
         D = config.n_embd
-        hidden = {"hidden": (D,)} if memory.store_layer != EMBEDDING else {}
+        stored = memory.store_layer != EMBEDDING
+        hidden: dict[str, tuple[int, ...]] = {"hidden": (D,)} if stored else {}
         # The hidden state of the last reader, and 1 + the entry's rank in its results.
         reader = {"reader": (D,), "rank": (1,)} if memory.delete else {}
-        return CarriedFormat((1, D), {**hidden, **reader}, memory.context)
+        values, entangled = {**hidden, **reader}, stored or memory.delete
+        return CarriedFormat((1, D), values, memory.context, entangled)
 
     def read_input(self, x_BTD, table_VD, tokens_BN, lookup):
         """Returns the input joined with what was found; see `Mode.read_input`."""

@@ -32,9 +32,12 @@ AT_ONCE = (64, 8, 1)
 class Held(Protocol):
     """A memory: its model, its index and entries, and what is carried."""
 
-    runtime: MemoryRuntime
     store: Store
     state: Carried
+
+    @property
+    def runtime(self) -> MemoryRuntime:
+        """Of the model."""
 
 
 def ingest(
@@ -61,7 +64,7 @@ def ingest(
     """
     runtime = memory.runtime
     end = len(tokens_T) - MODES[runtime.memory.mode].stores_next
-    entangled = runtime.model(params).memory.entangled
+    entangled = runtime.format.entangled
     at_once = (1,) if entangled else AT_ONCE
     for batch in _batches(runtime, tokens_T, number, start, end, at_once):
         recent_BW = batch.pop("recent")

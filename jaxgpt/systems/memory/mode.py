@@ -16,11 +16,16 @@ from jaxgpt.systems.memory.retrieval import Lookup, Retrieval
 
 
 class CarriedFormat(NamedTuple):
-    """What a mode carries: keys (G, K), values, and how many recent tokens."""
+    """What a mode carries: keys (G, K), values, and how many recent tokens.
+
+    `entangled` says whether entries depend on what was read from the memory, so that
+    what is removed lives on in those written after it.
+    """
 
     key: tuple[int, int]
     values: dict[str, tuple[int, ...]]
     context: int = 1
+    entangled: bool = False
 
 
 class Mode(nnx.Module):
@@ -28,10 +33,6 @@ class Mode(nnx.Module):
 
     Of the three places to read in, a mode uses one: the input vectors, the attention
     of a block, or the logits. The others return None for what they retrieved.
-
-    Attributes:
-      entangled: whether entries depend on what was read from the memory, so that what
-        is removed lives on in those written after it.
     """
 
     stores_next = False  # Whether an entry holds the token after its own.
@@ -42,7 +43,6 @@ class Mode(nnx.Module):
         self.num_results = memory.num_search_results
         self.context = self.carried_format(config, memory).context
         self.config = config
-        self.entangled = False
 
     @staticmethod
     def carried_format(config: ModelConfig, memory: ConfigDict) -> CarriedFormat:

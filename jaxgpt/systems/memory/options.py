@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from jaxgpt.config import user_path
-from jaxgpt.errors import UserError, require
+from jaxgpt.errors import UserError, log, require
+from jaxgpt.parallel import lock
+from jaxgpt.systems.memory.config import IndexConfig
+from jaxgpt.systems.memory.header import peek
 
 if TYPE_CHECKING:
     import numpy as np
+    from ml_collections import ConfigDict
 
     from jaxgpt.data.tokenizers import Tokenizer
     from jaxgpt.sampling.state import SamplerOutput
-    from jaxgpt.systems.memory.session import Memory
+    from jaxgpt.systems.memory.documents import Document, Memory
 
 # Tokens of the source shown before and after a retrieved position.
 BEFORE, AFTER = 8, 3
@@ -31,6 +36,60 @@ def show(tokens_T: np.ndarray, tokenizer: Tokenizer | None) -> str:
 def excerpt(tokens_T: np.ndarray, position: int, tokenizer: Tokenizer | None) -> str:
     """Returns the text of a document around a position."""
     return show(tokens_T[max(0, position - BEFORE) : position + AFTER], tokenizer)
+
+
+def add_allow_other_model(group: argparse._ActionsContainer) -> None:
+    """Adds --allow_other_model."""
+    group.add_argument(
+        "--allow_other_model",
+        action="store_true",
+        help="read a --memory that other weights or another tokenizer have written; it "
+        "is not written to",
+    )
+
+
+def overrides(config: ConfigDict, path: pathlib.Path) -> dict[str, str]:
+    """Returns the settings with which a run reads a memory.
+
+    Args:
+      config: of the run; of a causal one the memory is of mode output.
+      path: of the memory; its room and index stay as they are.
+    """
+    found = {}
+    if config.system == "causal":
+        found = {"system": "memory", "memory.mode": "output"}
+    if path.exists():
+        header = peek(path)
+        names = {field.name for field in dataclasses.fields(IndexConfig)} - {"metric"}
+        kept = {name: header.index[name] for name in names & header.index.keys()}
+        kept["memory_size"] = header.memory_size
+        found |= {f"memory.{name}": str(value) for name, value in kept.items()}
+    return found
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes from writing a memory.
+
+    Raises:
+      UserError: if one does, or its folder cannot be written.
+    """
+    what, remedy = f"--memory='{path}'", "wait for it"
+    held = lock.hold(path.with_name(f".{path.name}.lock"), what, "written", remedy)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held)
+        except OSError as error:
+            raise UserError(f"{what} cannot be written: {error.strerror}") from None
+        yield
+
+
+def said(document: Document) -> str:
+    """Returns a line on how much of a document a memory has."""
+    return (
+        f"'{document.name}' keeps {document.entries:,} entries of "
+        f"{document.tokens:,} tokens ({document.kept:.0%})"
+    )
 
 
 class MemoryOptions:
@@ -55,6 +114,7 @@ class MemoryOptions:
         group.add_argument(
             "--forget", help="remove this document from --memory, and end"
         )
+        add_allow_other_model(group)
 
     def check(self, args: argparse.Namespace) -> None:
         """Raises UserError if they are incompatible with each other."""
@@ -66,40 +126,60 @@ class MemoryOptions:
         if args.document and not args.memory:
             raise UserError("--document names a text in --memory: add that")
 
-    def open(self, system: Any, args: argparse.Namespace) -> MemorySession | None:
+    def overrides(self, config: ConfigDict, args: argparse.Namespace) -> dict[str, str]:
+        """Returns the settings with which a run reads the file."""
+        return overrides(config, user_path(args.memory)) if args.memory else {}
+
+    def open(self, run: Any, args: argparse.Namespace) -> MemorySession | None:
         """Returns a session with the memory of the file, or a new one."""
         if not (args.memory or args.explain):
             return None
-        if system.config.system != "memory":
+        if run.config.system != "memory":
             raise UserError("--memory and --explain are for runs with a memory")
         path = user_path(args.memory) if args.memory else None
         if path and args.forget and not path.exists():
             raise UserError(
                 f"--memory='{path}' does not exist: there is nothing to forget"
             )
-        memory = system.open_memory(path, args.num_samples)
-        return MemorySession(
-            system, memory, path, args.document, args.explain, args.forget
-        )
+        with contextlib.ExitStack() as stack:
+            if path and not args.allow_other_model:
+                stack.enter_context(writing(path))
+            memory = run.system.open_memory(
+                path, args.num_samples, run.fingerprint, args.allow_other_model
+            )
+            return MemorySession(
+                run,
+                memory,
+                None if args.allow_other_model else path,
+                args.document,
+                args.explain,
+                args.forget,
+                stack.pop_all(),
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class MemorySession:
     """See `SampleSession`; the last fields are the options."""
 
-    system: Any
+    run: Any
     memory: Memory
     path: pathlib.Path | None = None
     document: str = ""
     explain: bool = False
     forget: str | None = None
+    held: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
+
+    def close(self) -> None:
+        """Lets others write the file."""
+        self.held.close()
 
     def instead(self) -> tuple[dict[str, Any], str] | None:
         """Removes the document of --forget from the file."""
         name = self.forget
         if not name or not self.path:
             return None
-        count = self.memory.forget(name)
+        count = self.memory.forget(name, self.run.params)
         self.memory.save(self.path)
         result = {"forgotten": count, "left": self.memory.store.size()}
         return result, f"{count} entries of '{name}' forgotten"
@@ -108,11 +188,16 @@ class MemorySession:
         self, *arguments: Any, shown: Callable[[np.ndarray], int]
     ) -> SamplerOutput:
         """Generates as `System.sample` with the memory, and saves it."""
-        output = self.system.sample(
+        output = self.run.system.sample(
             *arguments, memory=self.memory, document=self.document, shown=shown
         )
         if self.path:
             self.memory.save(self.path)
+            for document in self.memory.documents():
+                if document.kept < 1 and self.run.config.memory.keep == "all":
+                    log(
+                        f"note: {said(document)}: raise memory.memory_size to keep more"
+                    )
         return output
 
     def describe(self, samples, output, prompt_length, tokenizer) -> None:

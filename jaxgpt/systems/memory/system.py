@@ -31,6 +31,7 @@ from jaxgpt.sampling.state import (
 from jaxgpt.systems.base import Batch, Evaluation
 from jaxgpt.systems.causal import CausalLM
 from jaxgpt.systems.memory import recall, session
+from jaxgpt.systems.memory.documents import Memory
 from jaxgpt.systems.memory.evaluation import read_documents, report
 from jaxgpt.systems.memory.model import Carried, MemoryModel
 from jaxgpt.systems.memory.runtime import MemoryRuntime
@@ -153,21 +154,29 @@ class MemoryLM(CausalLM):
         block = self.model_config.block_size
         return block * max(1, math.ceil(T / block))
 
-    def open_memory(self, path: pathlib.Path | None, rows: int = 1) -> session.Memory:
+    def open_memory(
+        self,
+        path: pathlib.Path | None,
+        rows: int = 1,
+        model: dict[str, Any] | None = None,
+        allow_other_model: bool = False,
+    ) -> Memory:
         """Returns a memory that `sample` reads and writes.
 
         Args:
           path: a file that it is read from, if it is there; otherwise it is empty.
           rows: of an empty one.
+          model: of `Run.fingerprint`, what writes it.
+          allow_other_model: reads a file that another model has written.
 
         Raises:
-          UserError: if there is no such folder; see `session.Memory.load`.
+          UserError: if its folder does not exist; see `Memory.load`.
         """
         if path and not path.parent.is_dir():
-            raise UserError(f"--memory='{path}': there is no folder '{path.parent}'")
+            raise UserError(f"--memory='{path}': folder '{path.parent}' does not exist")
         if path and path.exists():
-            return session.Memory.load(self.host, path)
-        return session.Memory(self.host, rows)
+            return Memory.load(path, self.host, model, allow_other_model)
+        return Memory(self.host, rows, model)
 
     def sample(
         self,
@@ -178,7 +187,7 @@ class MemoryLM(CausalLM):
         sampling: SamplingParams = DEFAULT_PARAMS,
         callback: Callback | None = None,
         every: int = 1,
-        memory: session.Memory | None = None,
+        memory: Memory | None = None,
         document: str = "",
         shown: session.Shown | None = None,
     ) -> SamplerOutput:

@@ -19,7 +19,7 @@ from jaxgpt.run import open_run
 from jaxgpt.sampling.state import SamplingParams
 from jaxgpt.systems.memory import entries as ops
 from jaxgpt.systems.memory import evaluation, system
-from jaxgpt.systems.memory.session import Memory
+from jaxgpt.systems.memory.documents import Memory
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.loop import Trainer
 from tests.conftest import ROOT, last_json
@@ -216,7 +216,7 @@ def test_forgetting_restores_the_logits(mode, changes, exact):
     assert np.abs(logits(with_it) - logits(without)).max() > 1e-6
     same = jax.tree.map(np.array_equal, entries_of(with_it, 2), entries_of(without, 1))
     assert all(jax.tree.leaves(same)) == exact
-    assert system.model(params).memory.entangled != exact
+    assert system.host.format.entangled != exact
     # Nothing came after the last token.
     assert with_it.forget("b") == 2 * T + (mode != "output")
     assert np.array_equal(logits(with_it), logits(without)) == exact

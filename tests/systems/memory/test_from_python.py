@@ -11,7 +11,7 @@ from jaxgpt import memory as memory_module
 from jaxgpt import sample
 from jaxgpt.memory import Memory
 from jaxgpt.run import open_run
-from jaxgpt.systems.memory import session
+from jaxgpt.systems.memory import documents
 from jaxgpt.systems.memory.entries import SOURCES
 from tests.conftest import ROOT, last_json, refusal
 from tests.systems.memory.test_model import T, make
@@ -118,7 +118,7 @@ def test_those_after_a_forgotten_document_keep_their_name_and_text(run):
 @pytest.mark.parametrize("length", [T - 2, T, T + 1, 2 * T + 3])
 def test_output_stores_only_tokens_that_followed(length):
     system, params = make("output")
-    memory = session.Memory(system.host)
+    memory = documents.Memory(system.host)
     text_T = np.random.default_rng(0).integers(1, 11, length).astype(np.int32)
     known = np.ones((1, length), bool)
     system.sample(params, text_T[None], known, jax.random.key(0), memory=memory)
@@ -133,7 +133,7 @@ def test_output_stores_only_tokens_that_followed(length):
 @pytest.mark.parametrize("length", [5, T, 2 * T + 3])
 def test_a_search_asks_as_the_model_does(mode, length):
     system, params = make(mode, **{"memory.memory_size": 64})
-    memory, rng = session.Memory(system.host), np.random.default_rng(0)
+    memory, rng = documents.Memory(system.host), np.random.default_rng(0)
     text, query = (rng.integers(0, 11, n).astype(np.int32) for n in (30, length))
     known = np.ones((1, 30), bool)
     system.sample(params, text[None], known, jax.random.key(0), memory=memory)
@@ -179,7 +179,7 @@ def test_a_run_without_a_memory_and_a_missing_folder_are_one_line(
     run, trained, tmp_path
 ):
     assert "is a sigma run without a memory" in refusal(Memory, trained)
-    assert "there is no folder" in refusal(Memory, run, tmp_path / "none" / "file")
+    assert "does not exist" in refusal(Memory, run, tmp_path / "none" / "file")
 
 
 def test_the_examples_are_true(played, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt.systems.memory import session
+from jaxgpt.systems.memory import documents
 from jaxgpt.systems.memory.entries import SOURCES
 from jaxgpt.systems.memory.ingestion import ingest
 from tests.systems.memory.test_model import T, V, make, random_like
@@ -24,7 +24,7 @@ def system_of(mode, **changes):
 
 
 def read_by_sample(system, params, *pieces):
-    memory = session.Memory(system.host)
+    memory = documents.Memory(system.host)
     for piece in pieces:
         known, key = np.ones((1, len(piece)), bool), jax.random.key(0)
         system.sample(params, piece[None], known, key, memory=memory, document="a")
@@ -59,7 +59,7 @@ MODES = [
 def test_ingested_is_what_sample_reads(mode, changes):
     system, params = system_of(mode, **changes)
     text_T = text(9 * T + 3)  # Eight segments at once, then one at a time.
-    memory, done = session.Memory(system.host), []
+    memory, done = documents.Memory(system.host), []
     ingest(memory, params, text_T, 0, on_progress=done.append)
     assert_same(memory, read_by_sample(system, params, text_T))
     assert done[-1] == len(text_T) and done == sorted(done)
@@ -75,7 +75,7 @@ def test_ingested_is_what_sample_reads(mode, changes):
 def test_every_token_has_an_entry_but_where_its_next_is_stored(mode, length):
     system, params = system_of(mode)
     text_T = text(length)
-    memory = session.Memory(system.host)
+    memory = documents.Memory(system.host)
     ingest(memory, params, text_T, 0)
     sampled = read_by_sample(system, params, text_T)
     after = mode == "output"
@@ -91,7 +91,7 @@ def test_every_token_has_an_entry_but_where_its_next_is_stored(mode, length):
 def test_a_text_goes_on_from_its_documents_end(mode):
     system, params = system_of(mode)
     text_T, at = text(3 * T), T + 3
-    memory, whole = session.Memory(system.host), session.Memory(system.host)
+    memory, whole = documents.Memory(system.host), documents.Memory(system.host)
     ingest(memory, params, text_T[:at], 0)
     ingest(memory, params, text_T, 0, start=at)
     assert_same(memory, read_by_sample(system, params, text_T[:at], text_T[at:]))
@@ -104,7 +104,7 @@ def test_a_text_goes_on_from_its_documents_end(mode):
 def test_a_long_text_leaves_what_fits(eviction):
     changes = {"memory.memory_size": 40, "memory.eviction": eviction}
     system, params = system_of("output", **changes)
-    memory = session.Memory(system.host)
+    memory = documents.Memory(system.host)
     ingest(memory, params, text(9 * T), 0)
     position_E = np.asarray(memory.store.entries["position"])[0]
     first = 0 if eviction == "refuse" else 9 * T - 1 - 40
@@ -119,7 +119,7 @@ def test_only_what_is_shown_is_stored(mode):
     for length in (given + 1, T, T + 1, T + 2, 2 * T + 1, N):
         shown = lambda tokens_T, length=length: min(len(tokens_T), length)
         for callback in (None, lambda out: out.decoded_BT.sum() < length):  # noqa: B023
-            memory = session.Memory(system.host)
+            memory = documents.Memory(system.host)
             key = jax.random.key(0)
             output = system.sample(
                 *(params, text_1T, known_1T, key),

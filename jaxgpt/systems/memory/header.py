@@ -1,0 +1,75 @@
+"""What the file of a memory says of itself, read without loading NumPy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from jaxgpt.errors import UserError
+
+VERSION = 2
+LONGEST = 1 << 28  # Bytes of a header: it has a few for each text that was read.
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a memory is, besides its arrays.
+
+    Attributes:
+      names: of the documents.
+      reads: [document, tokens] of every text that was read, in order.
+      settings: of the mode: those that must agree with a model's.
+      index: settings of the index.
+      memory_size: most entries it has room for.
+      written_by: `Run.fingerprint` of the model that wrote it.
+      evicted: whether entries were evicted that a document still lacks.
+      dtype: of keys and values in the file.
+      digest: of the arrays.
+      version: of the format.
+    """
+
+    names: list[str]
+    reads: list[list[int]]
+    settings: dict[str, Any]
+    index: dict[str, Any]
+    memory_size: int
+    written_by: dict[str, Any] | None
+    evicted: bool
+    dtype: str
+    digest: str
+    version: int = VERSION
+
+
+def damaged(path: pathlib.Path) -> UserError:
+    """Returns the error for a file that is no memory, or not whole."""
+    return UserError(
+        f"--memory='{path}' is not a memory, or damaged: restore a copy, or name a "
+        "file that does not exist yet"
+    )
+
+
+def peek(path: pathlib.Path) -> Header:
+    """Returns the header of a file.
+
+    Raises:
+      UserError: if it cannot be read, is no memory, or of another format.
+    """
+    try:
+        with open(path, "rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            head = stream.read(size) if size < LONGEST else b""
+        fields = json.loads(json.loads(head)["__metadata__"]["memory"])
+        version = fields.get("version", 1)
+        header = Header(**fields) if version == VERSION else None
+    except OSError as error:
+        raise UserError(f"--memory='{path}': {error.strerror}") from None
+    except (KeyError, TypeError, ValueError):
+        raise damaged(path) from None
+    if header is None:
+        raise UserError(
+            f"--memory='{path}' has format {version}, this version of jaxgpt reads "
+            f"{VERSION}: ingest its documents into a new file"
+        )
+    return header
