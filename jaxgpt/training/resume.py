@@ -45,12 +45,18 @@ def check_same_config(
             remedy = f"or undo ({', '.join(fixed)}: arrays of its checkpoints depend on"
             remedy += " it, and --allow does not change them)"
         rows = "\n".join(
-            f"  {k}: {a!r} there, {b!r} now" for k, (a, b) in changed.items()
+            f"  {k}: {_shown(a)} there, {_shown(b)} now"
+            for k, (a, b) in changed.items()
         )
         raise UserError(
             f"'{workdir}' belongs to another config: take another --workdir, {remedy}"
             f"\n{rows}"
         )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def changes_arrays(old: ConfigDict, new: ConfigDict, key: str) -> bool:

@@ -1,7 +1,8 @@
 """Sequences to train on: sampled as they are needed, or read from an HDF5 file.
 
 A file holds the dataset "tokens" [N, T], in one piece so that it can be memory-mapped,
-and in its attributes everything it was made from.
+on request the latents' states as "latents/NAME", and in its attributes everything it
+was made from; kernels that were given are "kernels/NAME".
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from jaxgpt.data.cache import fingerprint, resolve_path
 from jaxgpt.errors import UserError, atomic_write, require
 from jaxgpt.systems.gssm.baselines import token_dtype
 from jaxgpt.systems.gssm.graph import load_graph
+from jaxgpt.systems.gssm.kernels import load_tables
 from jaxgpt.systems.gssm.process import GraphProcess, make_process
 
 FORMAT = "jaxgpt.gssm 1"
@@ -180,7 +182,11 @@ def _another_graph(name: str, attributes: dict[str, Any]) -> UserError:
 
 
 def generate(
-    config: ConfigDict, output: pathlib.Path, sequences: int, chunk_size: int
+    config: ConfigDict,
+    output: pathlib.Path,
+    sequences: int,
+    chunk_size: int,
+    latents: bool = False,
 ) -> dict[str, Any]:
     """Writes a file of sequences of model.block_size + 1 tokens: see `write_dataset`.
 
@@ -189,13 +195,15 @@ def generate(
 
     Raises:
       OSError: see `write_dataset`.
-      UserError: if the graph cannot be used.
+      UserError: if the graph or its kernels cannot be used.
     """
-    load_graph(config.gssm.graph)  # Its errors come before JAX starts.
+    graph = load_graph(config.gssm.graph)  # Its errors come before JAX starts.
+    if config.gssm.kernels:
+        load_tables(graph, config.gssm.kernels)
     backend.set_up_jax()
     began = time.perf_counter()
     shape = (sequences, config.model.block_size + 1)
-    write_dataset(output, config, make_process(config), shape, chunk_size)
+    write_dataset(output, config, make_process(config), shape, chunk_size, latents)
     return {
         "sequences": sequences,
         "tokens": sequences * shape[1],
@@ -210,6 +218,7 @@ def write_dataset(
     process: GraphProcess,
     shape: tuple[int, int],
     chunk_size: int,
+    latents: bool = False,
 ) -> None:
     """Writes a file of sequences: the rows of the training batches, one after another.
 
@@ -220,6 +229,7 @@ def write_dataset(
       shape: (sequences, tokens of each).
       chunk_size: sequences held in memory at a time, rounded up to whole batches; the
         file does not depend on it.
+      latents: whether their states are written too.
 
     Raises:
       OSError: if the disk is full or the folder not writable.
@@ -228,7 +238,7 @@ def write_dataset(
     attributes = {
         "format": FORMAT,
         "version": jaxgpt.__version__,
-        "graph": process.graph.to_json(),
+        "graph": load_graph(config.gssm.graph).to_json(),
         "vocab_size": process.vocab_size,
         "graph_seed": config.gssm.graph_seed,
         "clip": config.gssm.clip,
@@ -240,11 +250,23 @@ def write_dataset(
     batches = -(-chunk_size // rows)
     with atomic_write(output, "w+b") as stream, h5py.File(stream, "w") as file:
         file.attrs.update(attributes)
-        dtype = token_dtype(process.vocab_size)
-        tokens_NT = file.create_dataset("tokens", shape, dtype)
+        if config.gssm.kernels:
+            for name, table in process.tables.items():
+                file[f"kernels/{name}"] = table
+        nodes = process.graph.order if latents else (process.graph.observed,)
+        arrays = {
+            node.name: file.create_dataset(
+                "tokens" if node.observed else f"latents/{node.name}",
+                shape,
+                token_dtype(node.state_dim),
+            )
+            for node in nodes
+        }
         # 100,000 sequences take under a second, so there is nothing to resume.
         for start in range(0, N, batches * rows):
             count = min(batches * rows, N - start)
-            tokens_NT[start : start + count] = process.held_out(
-                config.seed, "train", count, rows, T, first=start // rows
+            states = process.held_out_nodes(
+                tuple(arrays), config.seed, "train", count, rows, T, start // rows
             )
+            for name, array in arrays.items():
+                array[start : start + count] = states[name]

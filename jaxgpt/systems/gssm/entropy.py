@@ -4,6 +4,7 @@ Also the exact distribution of every next token, and of the latents given the to
 
 python -m jaxgpt.systems.gssm.entropy --config=configs/gssm.py:easy --json=-
 python -m jaxgpt.systems.gssm.entropy --graph=G.json --kernels=K.npz --tokens=F.npy
+python -m jaxgpt.systems.gssm.entropy --workdir=RUN --save_kernels=K.npz
 """
 
 from __future__ import annotations
@@ -22,16 +23,20 @@ def command(argv: list[str]) -> None:
     """Parses arguments and prints the figures."""
     options, overrides = configs.split_overrides(argv)
     args = _parse(options)
-    if args.config:
-        config = configs.load(args.config, overrides)
-        require(config.system == "gssm", f"system of '{args.config}'", "gssm",
-                config.system)  # fmt: skip
-    else:
+    if args.graph:
         config = configs.override(configs.base(), {"gssm.graph": args.graph})
         config = configs.validate(configs.override(config, overrides))
+    else:
+        if args.config:
+            config = configs.load(args.config, overrides)
+        else:
+            config = configs.load_frozen(configs.user_path(args.workdir))
+            config = configs.validate(configs.override(config, overrides))
+        name = f"system of '{args.config or args.workdir}'"
+        require(config.system == "gssm", name, "gssm", config.system)
     outputs = {
         name: cli.output_path(name, path)
-        for name in ("nll", "predictive", "beliefs")
+        for name in ("nll", "predictive", "beliefs", "save_kernels")
         if (path := getattr(args, name))
     }
     # JAX takes seconds, which --help and wrong usage do not need.
@@ -53,11 +58,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", help=cli.CONFIG)
     what.add_argument("--graph", help="JSON or YAML file with the nodes, or a NAME")
+    what.add_argument("--workdir", help="folder of a run, whose graph it is")
     parser.add_argument(
         "--kernels",
         help=".npz with arrays table/NAME, [own old state of latents, parents as "
-        "listed, new state]; default: drawn from gssm.graph_seed",
+        "listed, new state]; default: gssm.kernels, or drawn from gssm.graph_seed",
     )
+    parser.add_argument("--save_kernels", help="write the kernels to this .npz file")
     parser.add_argument("--tokens", help=".npy of tokens [B, T]; default: fresh ones")
     parser.add_argument("--nll", help="write float64 nats [B, T - 1] to this .npy file")
     parser.add_argument(

@@ -32,6 +32,12 @@ def command(argv: list[str]) -> None:
     parser.add_argument(
         "--chunk_size", type=int, default=1024, help="sequences written at a time"
     )
+    parser.add_argument(
+        "--latents",
+        action="store_true",
+        help="also write the latents' states, as latents/NAME",
+    )
+    parser.add_argument("--kernels", help="the same as --config.gssm.kernels")
     parser.add_json()
     args = parser.parse_args(options)
     for name in ("num_sequences", "chunk_size"):
@@ -41,6 +47,8 @@ def command(argv: list[str]) -> None:
     output = cli.output_path("output", args.output)
     if output.exists():
         raise UserError(f"--output '{args.output}' exists: name a new file")
+    if args.kernels:
+        overrides["gssm.kernels"] = args.kernels
     config = configs.load(args.config, overrides)
     require(config.system == "gssm", f"system of '{args.config}'", "gssm",
             config.system)  # fmt: skip
@@ -49,7 +57,9 @@ def command(argv: list[str]) -> None:
 
     figures: dict[str, Any] = {"output": args.output}
     try:
-        figures |= generate(config, output, args.num_sequences, args.chunk_size)
+        figures |= generate(
+            config, output, args.num_sequences, args.chunk_size, args.latents
+        )
     except OSError as error:
         reason = error.strerror or error
         raise UserError(

@@ -7,6 +7,7 @@ factors, or a row drawn with a small alpha, does not underflow.
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Mapping
 from types import ModuleType
@@ -23,6 +24,9 @@ from jaxgpt.model import rng
 from jaxgpt.systems.gssm.graph import LatentGraph, Node
 
 Tables = dict[str, np.ndarray]
+
+# Probabilities that the config of a run may hold: 5 MB of JSON.
+MOST_KEPT = 1 << 18
 
 
 def draw_tables(graph: LatentGraph, seed: int, clip: float) -> Tables:
@@ -124,6 +128,36 @@ def _put_largest(log_p: Any, state: Any, xp: ModuleType) -> Any:
     return xp.where(index == state, log_p.max(-1, keepdims=True), swapped)
 
 
+def load_tables(graph: LatentGraph, text: str) -> Tables:
+    """Reads the tables of nodes that evolve: an .npz file, or JSON of `tables_to_json`.
+
+    Raises:
+      UserError: as `read_tables`.
+    """
+    if not text.lstrip().startswith("{"):
+        return read_tables(graph, text)
+    try:
+        tables = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"gssm.kernels is not valid JSON: {error}") from None
+    arrays = {f"table/{name}": table for name, table in tables.items()}
+    return check_tables(graph, arrays, "gssm.kernels")
+
+
+def tables_to_json(tables: Tables) -> str:
+    """Returns tables as `load_tables` reads them, to the last bit.
+
+    Raises:
+      UserError: if they are too large for the config of a run.
+    """
+    if (size := sum(table.size for table in tables.values())) > MOST_KEPT:
+        raise UserError(
+            f"gssm.kernels hold {size} probabilities: a run keeps at most {MOST_KEPT} "
+            "in its config"
+        )
+    return json.dumps({name: table.tolist() for name, table in tables.items()})
+
+
 def read_tables(graph: LatentGraph, file: str) -> Tables:
     """Reads the arrays table/NAME of an .npz file.
 
@@ -153,16 +187,32 @@ def check_tables(graph: LatentGraph, arrays: Mapping[str, Any], source: str) -> 
         name, shape = f"table/{node.name}", graph.shape(node)
         if name not in arrays:
             raise UserError(f"'{source}' has no array {name}: the graph needs it")
-        table = tables[node.name] = np.asarray(arrays[name], np.float64)
+        try:
+            table = tables[node.name] = np.asarray(arrays[name], np.float64)
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"'{source}': {name} is no array of numbers: {why_not_loaded(error)}"
+            ) from None
         if table.shape != shape:
             raise UserError(
                 f"'{source}': {name} must have shape {list(shape)} "
                 f"(old state, parents as listed, new state), got {list(table.shape)}"
             )
         # Positive conditions, because every comparison with NaN is false.
-        if not (table >= 0).all() or not (np.abs(table.sum(-1) - 1) < 1e-6).all():
+        right = (table >= 0).all(-1) & (np.abs(table.sum(-1) - 1) < 1e-6)
+        if not right.all():
+            row = np.argwhere(~right)[0]
             raise UserError(
-                f"'{source}': {name} must hold probabilities that sum to 1 "
-                "along the last axis: normalise it"
+                f"'{source}': {name} must hold probabilities that sum to 1 along the "
+                f"last axis: row {row.tolist()} {_fault(table[tuple(row)])}"
             )
     return tables
+
+
+def _fault(row: np.ndarray) -> str:
+    """Returns why a row of numbers is no distribution."""
+    if not np.isfinite(row).all():
+        return "has a number that is not finite"
+    if row.min() < 0:
+        return f"has {row.min():.6g}"
+    return f"sums to {row.sum():.6g}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import functools
 import pathlib
+import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,7 +17,7 @@ from jaxgpt.data.arrays import read_integers
 from jaxgpt.errors import UserError, atomic_write, log
 from jaxgpt.systems.gssm import baselines, information
 from jaxgpt.systems.gssm.graph import load_graph
-from jaxgpt.systems.gssm.kernels import read_tables
+from jaxgpt.systems.gssm.kernels import load_tables
 from jaxgpt.systems.gssm.process import make_process
 
 
@@ -28,13 +29,18 @@ def measure(
     Args:
       args: its options.
       config: of the graph, and of the sequences where no tokens are given.
-      outputs: {"nll", "predictive" or "beliefs": where it goes}.
+      outputs: {"nll", "predictive", "beliefs" or "save_kernels": where it goes}.
 
     Raises:
       UserError: if a file cannot be used or written.
     """
     graph = load_graph(config.gssm.graph)
-    tables = read_tables(graph, args.kernels) if args.kernels else None
+    named = args.kernels or config.gssm.kernels
+    tables = load_tables(graph, named) if named else None
+    if "save_kernels" in outputs and tables is None and graph.has_context:
+        raise UserError(
+            "--save_kernels: those of context nodes are drawn for every batch"
+        )
     tokens_NT = read_integers(args.tokens) if args.tokens else None
     backend.set_up_jax()
     starts = config.gssm.first_token == "start"
@@ -57,14 +63,25 @@ def measure(
         process.check_given(tokens_NT, args.tokens or "fresh sequences")
         figures["decomposition"] = information.decompose(process, tokens_NT, args.dtype)
     for name, path in outputs.items():
-        found = nll_NT if name == "nll" else score(name)
+        if name == "save_kernels":
+            found = {f"table/{node}": table for node, table in process.tables.items()}
+        else:
+            found = nll_NT if name == "nll" else score(name)
         try:
             with atomic_write(path, "wb") as stream:
                 if isinstance(found, dict):
-                    np.savez(stream, **found)
+                    _save_npz(stream, found)
                 else:
                     np.save(stream, found)
         except OSError as error:
             shown = getattr(args, name)
             raise UserError(f"--{name}='{shown}': {error.strerror}") from None
     return figures
+
+
+def _save_npz(stream: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an .npz file of arrays of any name; np.savez has names of its own."""
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as part:
+                np.lib.format.write_array(part, array, allow_pickle=False)

@@ -197,10 +197,10 @@ def _key(place: tuple[Any, ...]) -> jax.Array:
 def make_process(
     config: ConfigDict, tables: kernels.Tables | None = None
 ) -> GraphProcess:
-    """Returns the process of `config.gssm`, by default with the kernels of its seed.
+    """Returns the process of `config.gssm`, by default with its kernels.
 
     Raises:
-      UserError: if its graph is unusable.
+      UserError: if its graph or its kernels are unusable.
     """
     c = config.gssm
     graph = load_graph(c.graph)
@@ -209,6 +209,8 @@ def make_process(
             f"note: {', '.join(unused)} of the graph: no path leads from there to "
             f"{graph.observed.name}, so it is left out"
         )
+    if tables is None and c.kernels:
+        tables = kernels.load_tables(graph, c.kernels)
     if tables is not None:
         return GraphProcess(graph.known(), tables, c.first_token)
     tables = kernels.draw_tables(graph, c.graph_seed, c.clip)

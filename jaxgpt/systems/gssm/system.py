@@ -19,7 +19,7 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import CheckError
 from jaxgpt.systems.base import Evaluation
 from jaxgpt.systems.causal import CausalLM
-from jaxgpt.systems.gssm import baselines, dataset
+from jaxgpt.systems.gssm import baselines, dataset, kernels
 from jaxgpt.systems.gssm.graph import load_graph
 from jaxgpt.systems.gssm.process import GraphProcess, make_process
 
@@ -40,8 +40,12 @@ class GSSM(CausalLM):
 
     @classmethod
     def resolve(cls, config: ConfigDict) -> None:
-        """Replaces the graph's file name by its content, and checks `data.path`."""
-        config.gssm.graph = load_graph(config.gssm.graph).to_json()
+        """Replaces names of files by what they hold, and checks `data.path`."""
+        graph = load_graph(config.gssm.graph)
+        config.gssm.graph = graph.to_json()
+        if config.gssm.kernels:
+            tables = kernels.load_tables(graph, config.gssm.kernels)
+            config.gssm.kernels = kernels.tables_to_json(tables)
         if config.data.path:
             dataset.check_dataset(config.data.path, config)
 

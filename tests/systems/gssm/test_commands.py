@@ -1,8 +1,12 @@
 import json
 
+import h5py
 import numpy as np
 import pytest
 
+from jaxgpt import config as configs
+from jaxgpt import evaluate, gssm
+from jaxgpt.errors import UserError
 from jaxgpt.systems.gssm import (
     entropy,
     generate,
@@ -133,7 +137,6 @@ def test_entropy_decomposes_given_and_fresh_tokens(files, capsys):
 
 @pytest.mark.trains
 def test_generate_writes_what_training_reads(tmp_path, capsys):
-    from jaxgpt import config as configs
     from jaxgpt.commands.train import train
 
     output = tmp_path / "f.h5"
@@ -142,6 +145,70 @@ def test_generate_writes_what_training_reads(tmp_path, capsys):
     assert last_json(capsys)["tokens"] == 33 * 17
     config = configs.load(TINY, {"data.path": str(output), "steps": "3"})
     assert train(config, tmp_path / "run") == 0
+
+
+@pytest.mark.trains
+def test_a_run_keeps_its_kernels_and_gives_them_back(tmp_path, capsys):
+    from jaxgpt.commands.train import train
+
+    given, output, again = (tmp_path / name for name in ("k.npz", "f.h5", "again.npz"))
+    # Of another seed, and in the config's own folder no more.
+    entropy.command(
+        [f"--config={TINY}", "--config.gssm.graph_seed=9", f"--save_kernels={given}"]
+    )
+    kernel = f"--kernels={given}"
+    generate.command([f"--config={TINY}", f"--output={output}", "--latents", kernel,
+                      "--num_sequences=33"])  # fmt: skip
+    changes = {"gssm.kernels": str(given), "data.path": str(output), "steps": "3"}
+    assert train(configs.load(TINY, changes), tmp_path / "run") == 0
+    expected = dict(np.load(given))
+    given.unlink()
+    capsys.readouterr()
+    run_folder = f"--workdir={tmp_path / 'run'}"
+    entropy.command([run_folder, f"--save_kernels={again}", "--json=-"])
+    exact = last_json(capsys)["exact"]
+    evaluate.command([run_folder, "--num_sequences=256", "--json=-"])
+    assert last_json(capsys)["loss_exact"] == pytest.approx(exact, abs=1e-5)
+    found = np.load(again)
+    assert set(found) == set(expected) == {"table/Z1", "table/Z2", "table/X"}
+    for name, table in expected.items():
+        np.testing.assert_array_equal(found[name], table)
+    entropy.command([f"--config={TINY}", "--json=-"])
+    assert last_json(capsys)["exact"] != pytest.approx(exact, abs=1e-2)
+
+
+def test_generate_writes_the_latents_behind_the_tokens(tmp_path, capsys):
+    output = tmp_path / "f.h5"
+    generate.command([f"--config={TINY}", f"--output={output}", "--num_sequences=33",
+                      "--chunk_size=8", "--latents"])  # fmt: skip
+    easy = gssm.Graph("easy", graph_seed=1)
+    states = gssm.sample_states(easy, 33, 17, batch_size=8)
+    with h5py.File(output) as file:
+        assert set(file["latents"]) == {"Z1", "Z2"}
+        for name, expected in states.items():
+            found = file["tokens" if name == "X" else f"latents/{name}"]
+            assert found.dtype == np.uint8
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_kernels_too_large_for_a_config_are_refused(monkeypatch):
+    parsed = graph.parse_graph(MIXED, "test")
+    tables = kernels.draw_tables(parsed, 0, 1e-10)
+    monkeypatch.setattr(kernels, "MOST_KEPT", 100)
+    with pytest.raises(UserError, match="hold 291 probabilities: a run keeps at most"):
+        kernels.tables_to_json(tables)
+
+
+def test_nodes_may_have_the_names_that_numpy_uses(tmp_path, capsys):
+    nodes = [
+        {"name": "file", "state_dim": 2, "alpha": 1},
+        {"name": "X", "state_dim": 3, "alpha": 1, "parents": ["file"]},
+    ]
+    (tmp_path / "g.json").write_text(json.dumps(nodes))
+    path = tmp_path / "b.npz"
+    entropy.command([f"--graph={tmp_path / 'g.json'}", "--num_sequences=2",
+                     f"--beliefs={path}"])  # fmt: skip
+    assert np.load(path)["file"].shape == (2, 257, 2)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +221,19 @@ def test_generate_writes_what_training_reads(tmp_path, capsys):
         (generate, ["--config={1}/configs/sigma_char.py"], "must be gssm, got 'sigma'"),
         (generate, ["--config.gssm.graph=none.yaml"], "no graph file 'none.yaml'"),
         (generate, ["--config.gssm.clip=1"], "gssm.clip must be < 1, got 1.0"),
-        (entropy, [], "one of the arguments --config --graph is required"),
+        (generate, ["--kernels={0}/t.npy"], "not an .npz file"),
+        (generate, ["--kernels={0}/k.npz"], "table/Z1 must have shape [4, 4]"),
+        (generate, ['--config.gssm.kernels={{"Z1": [[1, 2], [3]]}}'], "no array of"),
+        (generate, ["--config.gssm.kernels={{}}"], "has no array table/Z1"),
+        (generate, ["--config.gssm.kernels={{1"], "is not valid JSON"),
+        (entropy, [], "one of the arguments --config --graph --workdir is required"),
+        (entropy, ["--workdir={0}"], "holds no run"),
+        (entropy, ["--graph={0}/g.json", "--save_kernels={0}"], "is a folder"),
+        (
+            entropy,
+            ["--graph={0}/context.json", "--save_kernels={0}/s.npz"],
+            "drawn for every batch",
+        ),
         (entropy, ["--config={1}/configs/sigma_char.py"], "must be gssm, got 'sigma'"),
         (entropy, ["--graph={0}/none.json"], "no graph file"),
         (entropy, ["--graph={0}/t.npy"], "cannot be read"),

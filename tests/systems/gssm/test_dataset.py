@@ -49,15 +49,15 @@ def test_a_file_holds_the_training_sequences_whatever_its_chunks(
 
 
 def test_a_file_appears_only_once_it_is_whole(write, tmp_path, monkeypatch):
-    held_out = GraphProcess.held_out
+    held_out = GraphProcess.held_out_nodes
 
-    def stop_at_the_third(self, *arguments, first=0):
+    def stop_at_the_third(self, *arguments):
         assert not (tmp_path / "cut.h5").exists()
-        if first >= 2:
+        if arguments[-1] >= 2:
             raise KeyboardInterrupt
-        return held_out(self, *arguments, first=first)
+        return held_out(self, *arguments)
 
-    monkeypatch.setattr(GraphProcess, "held_out", stop_at_the_third)
+    monkeypatch.setattr(GraphProcess, "held_out_nodes", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         write("cut.h5", 30, 7)
     assert not list(tmp_path.iterdir())

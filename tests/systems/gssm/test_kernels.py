@@ -113,15 +113,19 @@ def test_tables_are_read_as_they_were_written(tmp_path):
         (lambda t: t.update({"table/X": t["table/X"].T}), "table/X must have shape"),
         (
             lambda t: t.update({"table/X": t["table/X"] * 2}),
-            "X must hold probabilities",
+            r"X must hold probabilities .*: row \[0, 0, 0\] sums to 2",
         ),
         (
             lambda t: t.update({"table/X": t["table/X"] * np.nan}),
-            "X must hold probabilities",
+            r"row \[0, 0, 0\] has a number that is not finite",
+        ),
+        (
+            lambda t: t["table/Z1"].__setitem__((1, 2), [-1, 1, 1]),
+            r"row \[1, 2\] has -1",
         ),
         (
             lambda t: t.update({"table/X": np.array([None])}),
-            "not an .npz file",
+            "no array of numbers: it holds Python objects",
         ),
     ],
 )
