@@ -274,66 +274,6 @@ def _listed(variants: Iterable[str]) -> str:
     return ", ".join(f":{name}" for name in variants) or "none"
 
 
-def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes --config.a.b=value (or two words) out of a command line.
-
-    Returns:
-      (the other arguments, {"a.b": "value"}).
-    """
-    # Not arguments of argparse: the keys are dotted, and a wrong one deserves the most
-    # similar key, which argparse does not suggest.
-    rest, overrides = [], {}
-    words = iter(argv)
-    for word in words:
-        if not word.startswith("--config."):
-            rest.append(word)
-            continue
-        key, equals, value = word.removeprefix("--config.").partition("=")
-        overrides[key] = value if equals else next(words, "")
-    return rest, overrides
-
-
-def after_training_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes the overrides out of a command line that reads a finished run.
-
-    Raises:
-      UserError: for a field that only training can set.
-    """
-    rest, overrides = split_overrides(argv)
-    allowed = keys_that("after_training")
-    for key in overrides:
-        check_key(key)
-        if key not in allowed:
-            # A group with a star where all of its fields are allowed.
-            part = {key.split(".")[0] for key in {*options()} - {*allowed}}
-            stars = (re.sub(r"\..*", ".*", name) for name in allowed)
-            shown = {
-                name if name.split(".")[0] in part else star: None
-                for name, star in zip(allowed, stars, strict=True)
-            }
-            raise UserError(
-                f"--config.{key} is for training: a finished run can only change "
-                + ", ".join(shown)
-            )
-    return rest, overrides
-
-
-def read_fields(system: str) -> tuple[list[str], list[str]]:
-    """Returns the keys a finished run may change, and those for runs of a system."""
-    fields = keys_that("after_training")
-    return fields, [key for key in fields if key.startswith(f"{system}.")]
-
-
-def describe_fields(keys: Collection[str] = ()) -> str:
-    """Returns the help of these fields, by default of all."""
-    lines = ["config fields, set with --config.NAME=VALUE (default):"]
-    for key in keys or options():
-        field = options()[key]
-        choices = f" [{'|'.join(field.choices)}]" if field.choices else ""
-        lines += [f"  {key} ({field.default!r})", f"      {field.help}{choices}"]
-    return "\n".join(lines)
-
-
 def split_spec(spec: str) -> tuple[str, str]:
     """Returns name or path, and variant, of "NAME", "path.py", "path.py:variant"..."""
     if found := NAME.fullmatch(spec):

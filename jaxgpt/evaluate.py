@@ -47,9 +47,9 @@ def _check_system(system: str, args: argparse.Namespace) -> None:
 
 def command(argv: list[str]) -> None:
     """Parses arguments and prints the figures."""
-    argv, overrides = configs.after_training_overrides(argv)
+    argv, overrides = cli.after_training_overrides(argv)
     system = cli.system_of_run(argv, overrides)
-    parser = cli.Parser("jaxgpt.evaluate", __doc__, *configs.read_fields(system))
+    parser = cli.Parser("jaxgpt.evaluate", __doc__, *cli.read_fields(system))
     parser.add_run()
     parser.add_argument("--split", default="val", choices=["train", "val", "test"])
     parser.add_argument(

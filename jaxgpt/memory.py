@@ -26,7 +26,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jaxgpt import cli
-from jaxgpt import config as configs
 from jaxgpt.errors import UserError, require
 from jaxgpt.systems.memory.options import add_allow_other_model
 
@@ -45,8 +44,8 @@ def __getattr__(name: str) -> Any:
 
 def command(argv: list[str]) -> None:
     """Parses arguments and does what they name first."""
-    argv, overrides = configs.after_training_overrides(argv)
-    fields, _ = configs.read_fields("memory")
+    argv, overrides = cli.after_training_overrides(argv)
+    fields, _ = cli.read_fields("memory")
     parser = cli.Parser("jaxgpt.memory", __doc__.split("\n\nFrom Python")[0], fields)
     actions = ["ingest", "list", "query", "forget"]
     parser.add_argument("action", choices=actions, help="what to do")

@@ -37,7 +37,7 @@ COMMON = (
 
 def command(argv: list[str]) -> int:
     """Parses arguments and prints the plan."""
-    options, overrides = configs.split_overrides(argv)
+    options, overrides = cli.split_overrides(argv)
     parser = cli.Parser("jaxgpt.plan", __doc__, configs.options(), COMMON)
     parser.add_argument("--config", required=True, help=cli.CONFIG)
     parser.add_argument(

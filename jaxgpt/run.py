@@ -45,7 +45,7 @@ def open_run(
     Args:
       workdir: folder of the run.
       step: "best", "last", or a number.
-      overrides: of its config, from `config.after_training_overrides`.
+      overrides: of its config, from `cli.after_training_overrides`.
 
     Raises:
       UserError: if there is no run, no such checkpoint, or it is damaged.

@@ -19,7 +19,7 @@ from jaxgpt.systems.sigma.config import SAMPLERS
 
 def command(argv: list[str]) -> None:
     """Parses arguments and prints the samples."""
-    argv, overrides = configs.after_training_overrides(argv)
+    argv, overrides = cli.after_training_overrides(argv)
     args = _parse(argv, cli.system_of_run(argv, overrides))
     config = configs.load_frozen(configs.user_path(args.workdir))
     check_sampling(overrides.get("system", config.system), args)
@@ -31,7 +31,7 @@ def command(argv: list[str]) -> None:
 
 def _parse(argv: list[str], system: str) -> argparse.Namespace:
     """Reads a command line; --help is that for runs of this system."""
-    parser = cli.Parser("jaxgpt.sample", __doc__, *configs.read_fields(system))
+    parser = cli.Parser("jaxgpt.sample", __doc__, *cli.read_fields(system))
     parser.add_run()
     _add_start(parser)
     _add_sampling(parser)

@@ -42,7 +42,7 @@ def smaller_variant(spec: str) -> str:
 
 def command(argv: list[str]) -> int:
     """Parses arguments, config overrides among them, and trains."""
-    options, overrides = configs.split_overrides(argv)
+    options, overrides = cli.split_overrides(argv)
     parser = cli.Parser("jaxgpt.train", __doc__, configs.options(), COMMON)
     parser.add_argument(
         "--config",

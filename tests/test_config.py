@@ -3,8 +3,8 @@ import json
 
 import pytest
 
+from jaxgpt import cli, convert, evaluate, train
 from jaxgpt import config as configs
-from jaxgpt import convert, evaluate, train
 from jaxgpt.config import base, override
 from jaxgpt.errors import UserError
 from tests.conftest import ROOT, TINY, refusal
@@ -364,7 +364,7 @@ def test_split_overrides():
         "--config.data.path=a=b",
         "--config.wandb_project=",
     ]
-    rest, overrides = configs.split_overrides(argv)
+    rest, overrides = cli.split_overrides(argv)
     assert rest == ["--config=a.py", "--workdir", "w"]
     assert overrides == {
         "steps": "3",
@@ -375,11 +375,11 @@ def test_split_overrides():
 
 
 def test_split_overrides_without_a_last_value():
-    assert configs.split_overrides(["--config.steps"]) == ([], {"steps": ""})
+    assert cli.split_overrides(["--config.steps"]) == ([], {"steps": ""})
 
 
 def test_every_field_is_described():
-    lines = configs.describe_fields().splitlines()
+    lines = cli.describe_fields().splitlines()
     for key, field in configs.options().items():
         at = lines.index(f"  {key} ({field.default!r})")
         assert field.help in lines[at + 1]
@@ -428,7 +428,7 @@ def soup(monkeypatch):
 def test_a_group_of_fields_is_declared_once(soup, tmp_path):
     config = base()
     assert config.soup.to_dict() == {"salt": 3, "bowl": "deep"}
-    shown = configs.describe_fields()
+    shown = cli.describe_fields()
     assert "  soup.salt (3)\n      grains of it\n" in shown
     assert "  soup.bowl ('deep')\n      kind [deep|flat]" in shown
     assert "soup.salt" in configs.keys_that("resumable")
@@ -461,14 +461,14 @@ def test_what_may_change_when():
 
 def test_overrides_of_a_finished_run():
     argv = ["--workdir=w", "--config.memory.weight=0.5", "--config.system=memory"]
-    assert configs.after_training_overrides(argv) == (
+    assert cli.after_training_overrides(argv) == (
         ["--workdir=w"],
         {"memory.weight": "0.5", "system": "memory"},
     )
-    assert refusal(configs.after_training_overrides, ["--config.steps=3"]) == (
+    assert refusal(cli.after_training_overrides, ["--config.steps=3"]) == (
         "--config.steps is for training: a finished run can only change system, "
         "data.path, memory.*"
     )
     assert "did you mean 'memory.weight'" in refusal(
-        configs.after_training_overrides, ["--config.memory.weigh=1"]
+        cli.after_training_overrides, ["--config.memory.weigh=1"]
     )

@@ -21,7 +21,7 @@ COMMON = ("seed", "model.block_size", "gssm.graph", "gssm.graph_seed")
 
 def command(argv: list[str]) -> None:
     """Parses arguments and prints the figures."""
-    options, overrides = configs.split_overrides(argv)
+    options, overrides = cli.split_overrides(argv)
     args = _parse(options)
     if args.graph:
         config = configs.override(configs.base(), {"gssm.graph": args.graph})

@@ -17,7 +17,7 @@ COMMON = ("seed", "batch_size", "model.block_size", "gssm.graph", "gssm.graph_se
 
 def command(argv: list[str]) -> None:
     """Parses arguments and writes the file."""
-    options, overrides = configs.split_overrides(argv)
+    options, overrides = cli.split_overrides(argv)
     parser = cli.Parser(
         "jaxgpt.systems.gssm.generate", __doc__, configs.options(), COMMON
     )
