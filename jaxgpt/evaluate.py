@@ -3,6 +3,7 @@
 python -m jaxgpt.evaluate --workdir=runs/sigma_char --split=val --json=-
 python -m jaxgpt.evaluate --workdir=DIR --tokens=F.npy --order=O.npy --json=-
 python -m jaxgpt.evaluate --workdir=DIR --num_orders=16 --infill=0.15,0.5,0.85
+python -m jaxgpt.evaluate --workdir=DIR --memory=notes.memory --document=F.txt
 python -m jaxgpt.evaluate --workdir=runs/gssm-easy --split=test --num_sequences=4096
 """
 
@@ -13,6 +14,7 @@ import argparse
 from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError, require
+from jaxgpt.systems.memory.options import add_allow_other_model
 from jaxgpt.systems.registry import ANY_ORDER, LEFT_TO_RIGHT
 
 DEFAULT_LENGTHS = "1x,2x,4x,8x"
@@ -43,6 +45,29 @@ def _check_system(system: str, args: argparse.Namespace) -> None:
     for name in ("num_sequences", "positions"):
         if getattr(args, name) is not None and system != "gssm":
             raise UserError(f"--{name} is for runs of a graph (system gssm)")
+
+
+def _add_memory(parser: cli.Parser) -> argparse._ArgumentGroup:
+    """Adds the options of a memory, which is only read."""
+    group = parser.add_argument_group(
+        "of runs with a memory, and of causal ones that are given one"
+    )
+    group.add_argument(
+        "--memory",
+        help="a file of jaxgpt.memory: the loss with what it holds, and without; it "
+        "does not change",
+    )
+    group.add_argument(
+        "--document", help="with --memory: a text file, instead of --split"
+    )
+    group.add_argument(
+        "--tune",
+        action="store_true",
+        help="with a --memory of mode output: choose neighbours, temperature and "
+        "weight on the validation split first",
+    )
+    add_allow_other_model(group)
+    return group
 
 
 def command(argv: list[str]) -> None:
@@ -81,12 +106,24 @@ def command(argv: list[str]) -> None:
         "--infill",
         help="also how well spans are filled, of these shares of a window: 0.15,0.5",
     )
+    group = _add_memory(parser)
+    if system not in ("memory", "causal"):
+        parser.rare.append(group)
     args = parser.parse_args(argv)
     names = ("num_orders", "infill", "eval_lengths", "num_sequences", "positions")
     given = [name for name in names if getattr(args, name) is not None]
-    if args.tokens and given:
+    if args.tokens and (given or args.memory):
         raise UserError(
-            f"--{given[0]} is incompatible with --tokens: it measures a --split"
+            f"--{[*given, 'memory'][0]} is incompatible with --tokens: it measures a "
+            "--split"
+        )
+    if args.memory and given:
+        raise UserError(
+            f"--{given[0]} is incompatible with --memory: measure it without"
+        )
+    if not args.memory and (args.document or args.tune or args.allow_other_model):
+        raise UserError(
+            "--document, --tune and --allow_other_model need --memory, the file to read"
         )
     if args.num_sequences is not None:
         require(args.num_sequences >= 1, "--num_sequences", ">= 1", args.num_sequences)

@@ -35,8 +35,12 @@ OPTIONS = {
     ],
     "verify": ["--workdir", "--json"],
 }
-OF_A_MEMORY = ["--memory", "--document", "--explain", "--forget"]
-OF_A_MEMORY += ["--allow_other_model"]
+OF_A_MEMORY = {
+    "sample": [
+        *("--memory", "--document", "--explain", "--forget", "--allow_other_model"),
+    ],
+    "evaluate": ["--memory", "--document", "--tune", "--allow_other_model"],
+}
 # Of those that other files test.
 OTHERS = {
     "convert": ["--format", "--source", "--output", "--tokenizer", "--step"],
@@ -224,7 +228,7 @@ def test_help_has_every_option_of_a_command_and_fits_two_screens(name, capsys):
 def test_helpfull_has_everything(name, capsys):
     text, options = help_of(capsys, name, "--helpfull")
     known = {"--help", "--helpfull", *(OPTIONS | OTHERS)[name]}
-    known |= set(OF_A_MEMORY) if name == "sample" else set()
+    known |= set(OF_A_MEMORY.get(name, ()))
     assert options == known if name in OPTIONS else options >= known
     fields = {"convert": [], "verify": [], "grid": []}
     after = configs.keys_that("after_training")
@@ -241,7 +245,7 @@ def test_help_for_a_run_has_the_options_of_its_system(name, tmp_path, capsys):
         text, options = help_of(capsys, name, "--workdir", str(tmp_path), "-h")
         assert ("  memory.mode (" in text) == (system == "memory")
         if name == "sample":
-            assert (set(OF_A_MEMORY) <= options) == (system == "memory")
+            assert (set(OF_A_MEMORY[name]) <= options) == (system == "memory")
     # As is a memory that a causal run is given.
     given = [f"--workdir={tmp_path}", "--config.system=memory", "--help"]
     assert "  memory.mode (" in help_of(capsys, name, *given)[0]

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxgpt import backend, cli
 from jaxgpt import config as configs
+from jaxgpt.commands.memory_files import evaluate_with_memory
 from jaxgpt.data.arrays import read_integers
 from jaxgpt.errors import UserError, require
 from jaxgpt.model import rng
@@ -34,6 +35,9 @@ def execute(
     picture = None
     if args.positions:
         picture = cli.output_path("positions", args.positions, (".png",))
+    if args.memory:
+        _print(evaluate_with_memory(args, overrides), args.json)
+        return
     run = open_run(args.workdir, args.step, overrides)
     if args.tokens:
         with status("scoring the tokens"):
@@ -50,7 +54,11 @@ def execute(
         if lengths:
             with status("scoring longer texts"):
                 figures |= evaluate_lengths(run, args.split, lengths)
-    if args.json:
+    _print(figures, args.json)
+
+
+def _print(figures: dict[str, Any], as_json: str | None) -> None:
+    if as_json:
         cli.print_json(figures)
     else:
         for name, value in figures.items():

@@ -7,6 +7,7 @@ import json
 import pathlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,18 +17,22 @@ from jaxgpt import config as configs
 from jaxgpt.commands.memory import Memory, memory_system
 from jaxgpt.config import user_path
 from jaxgpt.data import reading
-from jaxgpt.data.documents import DocumentData
+from jaxgpt.data.documents import DocumentData, Segments
 from jaxgpt.data.tokenizers import Tokenizer, UnknownCharacterError
-from jaxgpt.errors import UserError, log
+from jaxgpt.errors import UserError, log, require
 from jaxgpt.run import open_run
+from jaxgpt.systems.memory import attached
 from jaxgpt.systems.memory.documents import Memory as Documents
 from jaxgpt.systems.memory.header import peek
 from jaxgpt.systems.memory.options import overrides, said, writing
 from jaxgpt.systems.registry import build_system
+from jaxgpt.training.progress import status
 from jaxgpt.training.run_folder import open_data, read_run
 
 SUFFIXES = (".txt", ".md", ".jsonl")
 REPLACEMENTS = ("\N{REPLACEMENT CHARACTER}", "?", " ", "")
+# What --tune chooses.
+TUNED = ("memory.num_search_results", "memory.temperature", "memory.weight")
 SAVE_EVERY_S = 30  # Of an ingestion: no more than this is lost if it is killed.
 
 
@@ -55,6 +60,7 @@ def ingest(
     """Reads files, or a split of the run's data, into the memory of a file."""
     folder = user_path(args.workdir)
     trained, tokenizer = read_run(folder)
+    named = "memory.memory_size" in changes
     changes = overrides(trained, path) | changes
     config = configs.override(trained.copy_and_resolve_references(), changes)
     replaced = 0
@@ -66,7 +72,7 @@ def ingest(
     with writing(path):
         if args.memory_size is not None:
             changes["memory.memory_size"] = str(args.memory_size)
-        elif "memory.memory_size" not in changes or path.exists():
+        elif not named:
             changes["memory.memory_size"] = str(_room(path, texts, config))
         run = open_run(args.workdir, args.step, changes)
         memory = memory_system(run).open_memory(path, model=run.fingerprint)
@@ -328,3 +334,65 @@ def forget(
         return
     for name, count in gone.items():
         print(f"{count:,} entries of '{name}' forgotten")
+
+
+def evaluate_with_memory(
+    args: argparse.Namespace, changes: dict[str, str]
+) -> dict[str, Any]:
+    """Returns the loss of a split or document with a memory, and without it.
+
+    Args:
+      args: of jaxgpt.evaluate.
+      changes: of the run's config.
+
+    Raises:
+      UserError: if the memory is not this model's, or cannot be tuned.
+    """
+    path = user_path(args.memory)
+    if not path.exists():
+        raise UserError(f"--memory='{path}' does not exist: ingest documents first")
+    changes = overrides(configs.load_frozen(user_path(args.workdir)), path) | changes
+    if args.tune:
+        if peek(path).settings["memory.mode"] != "output":
+            raise UserError("--tune is for a memory of mode output: others are learned")
+        for clash in {*TUNED} & {*changes}:
+            raise UserError(f"--tune chooses {clash}: leave that out")
+        changes |= {TUNED[0]: str(max(attached.RESULTS))}
+    run = open_run(args.workdir, args.step, changes)
+    model = run.fingerprint
+    memory = memory_system(run).open_memory(
+        path, model=model, allow_other_model=args.allow_other_model
+    )
+    rows, T = run.config.batch_size, run.system.window
+
+    def of_split(split: str) -> Segments:
+        return run.open_data().eval_windows(split, T)
+
+    figures: dict[str, Any] = {}
+    setting = None
+    if args.tune:
+        with status("tuning on the validation split"):
+            found = attached.find_neighbours(memory, run.params, of_split("val"), rows)
+        setting = attached.tune(found)
+        figures["tuned"] = setting._asdict()
+        flags = (f"--config.{k}={v}" for k, v in zip(TUNED, setting[:3], strict=True))
+        log(
+            f"tuned on val: {' '.join(flags)} ({setting.loss:.4f} nats; without the "
+            f"memory {found.nll_P.mean():.4f})"
+        )
+    if args.document:
+        files = files_of([args.document])
+        texts, _ = texts_of_files(files, run.tokenizer, run.config)
+        (name, tokens_T), *more = texts.items()
+        require(not more, "--document", "one text", args.document)
+        require(len(tokens_T) > 1, f"'{name}'", "two tokens or more", len(tokens_T))
+        segments = attached.of_text(tokens_T, run.config.model.block_size)
+    else:
+        segments = of_split(args.split)
+    with status("scoring with the memory and without"):
+        if setting:
+            found = attached.find_neighbours(memory, run.params, segments, rows)
+            nll = {"on": found.nll(*setting[:3]), "off": found.nll_P}
+        else:
+            nll = attached.losses(memory, run.params, segments, rows)
+    return attached.summary(nll) | {"step": run.step} | figures

@@ -89,6 +89,22 @@ class AttentionMemory(Mode):
         return new, all_kept(tokens_BT)
 
 
+def neighbours(x_BTD: jax.Array, lookup: Lookup) -> tuple[jax.Array, jax.Array]:
+    """Returns slots [B, T, M], -1 for none, and the distances of their keys from x.
+
+    A distance is the mean of the squared differences, infinite for none.
+    """
+    slot, valid = lookup.find(x_BTD[:, :, None])
+    slot_BTM, valid_BTM = slot[:, :, 0], valid[:, :, 0]
+    assert lookup.entries is not None
+    key_BTMD = lookup.take(lookup.entries["key"], slot_BTM)[..., 0, :]
+    distance_BTM = ((x_BTD[:, :, None] - key_BTMD) ** 2).mean(-1)
+    return (
+        jnp.where(valid_BTM, slot_BTM, -1),
+        jnp.where(valid_BTM, distance_BTM, jnp.inf),
+    )
+
+
 class KNNLM(Mode):
     """The tokens that followed similar states (arXiv 1911.00172).
 
@@ -112,11 +128,9 @@ class KNNLM(Mode):
         entries = lookup.entries
         if entries is None or not self.weight:
             return logits_BTV, self.nothing(lookup, x_BTD.shape[1])
-        slot, valid = lookup.find(x_BTD[:, :, None])
-        slot_BTM, valid_BTM = slot[:, :, 0], valid[:, :, 0]
-        key_BTMD = lookup.take(entries["key"], slot_BTM)[..., 0, :]
-        distance_BTM = ((x_BTD[:, :, None] - key_BTMD) ** 2).mean(-1)
-        score_BTM = jnp.where(valid_BTM, -distance_BTM / self.temperature, -jnp.inf)
+        slot_BTM, distance_BTM = neighbours(x_BTD, lookup)
+        valid_BTM = slot_BTM >= 0
+        score_BTM = -distance_BTM / self.temperature
         found_BT1 = valid_BTM.any(-1, keepdims=True)
         p_BTM = jax.nn.softmax(jnp.where(found_BT1, score_BTM, 0), -1)
         p_BTM *= lookup.take(entries["strength"], slot_BTM) * found_BT1
@@ -128,7 +142,6 @@ class KNNLM(Mode):
         # Not the weight itself: the share of faded entries is left to the model.
         share = self.weight * p_BTM.sum(-1, keepdims=True)
         mixed_BTV = (1 - share) * own_BTV + self.weight * p_BTV
-        slot_BTM = jnp.where(valid_BTM, slot_BTM, -1)
         retrieval = Retrieval(lookup.row_B, slot_BTM, self.weight * p_BTM, {})
         return jnp.where(found_BT1, jnp.log(mixed_BTV), logits_BTV), retrieval
 

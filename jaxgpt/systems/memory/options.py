@@ -63,7 +63,11 @@ def overrides(config: ConfigDict, path: pathlib.Path) -> dict[str, str]:
         names = {field.name for field in dataclasses.fields(IndexConfig)} - {"metric"}
         kept = {name: header.index[name] for name in names & header.index.keys()}
         kept["memory_size"] = header.memory_size
-        found |= {f"memory.{name}": str(value) for name, value in kept.items()}
+        found |= {
+            f"memory.{name}": str(value)
+            for name, value in kept.items()
+            if value != config.memory[name]
+        }
     return found
 
 

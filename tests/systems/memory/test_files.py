@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxgpt import config as configs
-from jaxgpt import memory, sample
+from jaxgpt import evaluate, memory, sample
 from jaxgpt.commands.train import train
 from jaxgpt.errors import UserError
 from jaxgpt.run import open_run
@@ -15,6 +15,7 @@ from jaxgpt.systems.memory.documents import Memory
 from jaxgpt.systems.memory.header import peek
 from jaxgpt.systems.memory.options import writing
 from tests.conftest import ROOT, last_json
+from tests.systems.memory.conftest import PLAYS
 
 pytestmark = pytest.mark.unoptimised
 
@@ -252,3 +253,42 @@ def test_a_full_disk_and_damage_lose_nothing(call, notes, tmp_path, monkeypatch)
     path.write_bytes(b"xx")
     with pytest.raises(UserError, match="is not a memory, or damaged"):
         call("list", workdir=None)
+
+
+def test_evaluate_compares_a_document_with_the_memory_and_without(
+    call, notes, played, tmp_path, capsys
+):
+    call("ingest", "notes/a.txt")
+    command = [f"--workdir={played}", f"--memory={tmp_path}/my.memory", "--json=-"]
+    evaluate.command([*command, "--document=notes/b.md"])
+    figures = last_json(capsys)
+    assert figures["tokens"] == len(NOTES["b.md"]) - 1
+    assert figures["loss"] != figures["loss_without"]
+    before = (tmp_path / "my.memory").read_bytes()
+    evaluate.command([*command, "--document=notes/a.txt"])
+    assert "the memory holds 'notes/a.txt'" in capsys.readouterr().err
+    assert (tmp_path / "my.memory").read_bytes() == before
+    with pytest.raises(UserError, match="--tune is for a memory of mode output"):
+        evaluate.command([*command, "--tune"])
+
+
+@pytest.mark.trains
+def test_the_training_set_as_memory_is_tuned_and_read_as_the_model_does(
+    call, documents, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    changes = {"data.path": str(documents), "memory.mode": "output", "steps": "20"}
+    assert train(configs.load(PLAYS, changes), run) == 0
+    call("ingest", "--split=train", workdir=run)
+    command = [f"--workdir={run}", f"--memory={tmp_path}/my.memory", "--json=-"]
+    evaluate.command([*command, "--tune"])
+    figures = last_json(capsys)
+    assert figures["loss"] < figures["loss_without"]
+    assert figures["loss"] == pytest.approx(figures["tuned"].pop("loss"), abs=1e-9)
+    flags = [f"--config.memory.{k}={v}" for k, v in figures["tuned"].items()]
+    evaluate.command([*command, *flags])
+    again = last_json(capsys)
+    assert again["loss"] == pytest.approx(figures["loss"], abs=1e-5)
+    assert again["loss_without"] == pytest.approx(figures["loss_without"], abs=1e-6)
+    with pytest.raises(UserError, match="--tune chooses memory"):
+        evaluate.command([*command, "--tune", "--config.memory.weight=0.5"])
