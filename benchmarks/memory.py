@@ -6,12 +6,23 @@ Two rows of 10,000 clustered vectors of width 768, 64 queries for each, 5 neighb
 one thread, CPU time. The loop does what VardaGPT's does: for every row an IVF index
 whose clusters are trained on zeros, one search for every token, a copy of every hit.
 All sides take turns; medians of the rounds are printed.
+
+python -m benchmarks.memory --large
+
+A store of one row with 10,000 to 1,000,000 clustered vectors of width 128, each in a
+process of its own: how long it takes to index them, how fast 64 queries at once are,
+how much memory all of it takes, and how many bytes a file of it has.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import itertools
 import json
+import math
+import multiprocessing
+import resource
 import statistics
 import time
 
@@ -33,6 +44,11 @@ KINDS = {
     "graph, ef 64": IndexConfig(index_type="graph"),
     "graph, ef 32": IndexConfig(index_type="graph", ef_search=32),
 }
+
+
+LARGE_SIZES = (10_000, 100_000, 1_000_000)
+LARGE_WIDTH, LARGE_QUERIES, PER_CENTRE = 128, 256, SLOTS // CENTRES
+LARGE_KINDS = ("flat", "ivf", "compressed", "graph")
 
 
 def data() -> tuple[np.ndarray, np.ndarray]:
@@ -116,6 +132,88 @@ class Indices:
         return hits / (ROWS * TOKENS * K)
 
 
+def large_config(kind: str, count: int) -> IndexConfig:
+    """Returns the defaults, with as many clusters as suit this many vectors."""
+    clusters = min(4 * math.isqrt(count), count // 100)
+    return IndexConfig(index_type=kind, num_clusters=clusters)
+
+
+def measure_large(kind: str, count: int, rounds: int) -> dict[str, float]:
+    """Returns CPU seconds, recall, bytes and peak memory of a store of this size."""
+    import faiss
+    import jax.numpy as jnp
+    from flax.traverse_util import flatten_dict
+    from safetensors.numpy import save
+
+    from jaxgpt import backend
+    from jaxgpt.systems.memory import entries as ops
+    from jaxgpt.systems.memory.store import Store
+
+    backend.set_up_jax()
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: rng.standard_normal(shape, np.float32)
+    keys = normal(count // PER_CENTRE, LARGE_WIDTH).repeat(PER_CENTRE, 0)
+    rng.shuffle(keys)
+    keys += 0.5 * normal(count, LARGE_WIDTH)
+    near = rng.integers(0, count, LARGE_QUERIES)
+    queries = keys[near] + 0.3 * normal(LARGE_QUERIES, LARGE_WIDTH)
+    faiss.omp_set_num_threads(1)
+    true = faiss.knn(queries, keys, K)[1]
+    numbers = jnp.arange(count, dtype=jnp.int32)[None]
+    entries = ops.empty(1, count, (1, LARGE_WIDTH), {}) | {
+        "key": jnp.asarray(keys)[None, :, None],
+        "strength": jnp.ones((1, count)),
+        **dict.fromkeys(("id", "stamp"), numbers),
+        **dict.fromkeys(("next_id", "clock"), jnp.full(1, count, jnp.int32)),
+    }
+    del keys
+    began = time.process_time()
+    store = Store(entries, large_config(kind, count))
+    build = time.process_time() - began
+    times, found = [], []
+    for turn in range(rounds * LARGE_QUERIES // TOKENS):
+        at = TOKENS * turn % LARGE_QUERIES
+        asked = queries[None, at : at + TOKENS, None]
+        began = time.process_time()
+        found.append(store.search(store.version, [0], asked, K)[0, :, 0])
+        times.append(time.process_time() - began)
+    pairs = zip(np.concatenate(found), itertools.cycle(true))
+    hits = sum(len(set(a) & set(b)) for a, b in pairs)
+    arrays = flatten_dict(entries, sep=".") | store.host_state()
+    file = save({name: np.asarray(array) for name, array in arrays.items()})
+    return {
+        "build_s": build,
+        "queries_per_second": TOKENS / statistics.median(times),
+        "recall": hits / (K * TOKENS * len(times)),
+        "peak_gb": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9,
+        "file_mb": len(file) / 1e6,
+    }
+
+
+def large(sizes: list[int], rounds: int) -> None:
+    """Prints a table of `measure_large`."""
+    print(machine())
+    print(
+        "  entries  index       clusters  build s  queries/s  recall  peak GB  file MB"
+    )
+    jobs = list(itertools.product(sizes, LARGE_KINDS))
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(
+        1, context, max_tasks_per_child=1
+    ) as pool:
+        results = [pool.submit(measure_large, kind, n, rounds) for n, kind in jobs]
+        for (count, kind), result in zip(jobs, results, strict=True):
+            f = result.result()
+            clustered = kind in ("ivf", "compressed")
+            clusters = large_config(kind, count).num_clusters if clustered else ""
+            print(
+                f"{count:9,}  {kind:10}  {clusters:8}  {f['build_s']:7.2f}  "
+                f"{f['queries_per_second']:9,.0f}  {f['recall']:6.3f}  "
+                f"{f['peak_gb']:7.2f}  {f['file_mb']:7.1f}",
+                flush=True,
+            )
+
+
 def host_share() -> dict[str, float]:
     """Returns CPU seconds of a step of GPT-2 124M with a memory, and its host part."""
     import jax
@@ -181,7 +279,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--step", action="store_true", help="also a step of GPT-2 124M")
+    parser.add_argument("--large", action="store_true", help="only the large stores")
+    parser.add_argument("--sizes", type=int, nargs="+", default=LARGE_SIZES)
     args = parser.parse_args()
+    if args.large:
+        return large(args.sizes, args.rounds)
     vectors, queries = data()
     sides = {"loop": Loop(vectors)}
     sides |= {name: Indices(vectors, config) for name, config in KINDS.items()}
