@@ -21,6 +21,7 @@ SIZES = (64, 256, 1024, 4096)
 def measure(workdir: str, split: str, count: int, **overrides: Any) -> dict[str, Any]:
     """Returns the figures of a run's documents; with overrides only the loss."""
     from jaxgpt.run import open_run
+    from jaxgpt.systems.memory.evaluation import report
 
     given = {f"memory.{name}": str(value) for name, value in overrides.items()}
     run = open_run(workdir, "last", given)
@@ -29,7 +30,7 @@ def measure(workdir: str, split: str, count: int, **overrides: Any) -> dict[str,
     if overrides:
         nll = run.system.eval_nll(run.params, windows, rows, run.config.seed)
         return {"loss": float(nll[""].mean())}
-    return run.system.report(run.params, windows, rows)
+    return report(run.system.host, run.params, windows, rows, {})
 
 
 def draw(record: dict[str, Any], path: pathlib.Path) -> None:
