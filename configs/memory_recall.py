@@ -2,7 +2,7 @@
 
 python -m jaxgpt.train --config=configs/memory_recall.py
 
-48 s of CPU time on 2 cores of an Intel Xeon: 0.0014 to 0.0017 nats after 400 steps
+31 s of CPU time on 2 cores of an AMD EPYC: 0.0012 to 0.0013 nats after 400 steps
 (three seeds). Chance is 4.16.
 """
 
