@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -30,6 +29,7 @@ from jaxgpt.sampling.output import (
 )
 from jaxgpt.sampling.state import Callback, SamplerOutput, SamplingParams
 from jaxgpt.systems.base import System
+from jaxgpt.systems.reader import Given, Reader, Texts, TokenIds
 from jaxgpt.systems.sigma import likelihood
 from jaxgpt.training.checkpoint import digests, json_digest
 from jaxgpt.training.run_folder import open_data
@@ -40,24 +40,8 @@ if TYPE_CHECKING:
     from jaxgpt.sampling.options import SamplingOptions
     from jaxgpt.systems.sample_options import SampleSession
 
-# Of texts continued past the block, which a causal model can do.
-LONGEST = 1 << 16
 STOP_EVERY = 32  # Calls between looks for the stop text.
 LOGITS_AT_ONCE = 1 << 26  # Numbers.
-
-
-class Given(NamedTuple):
-    """What a text begins with, or is written around.
-
-    Attributes:
-      tokens: int32 [T] or [N, T].
-      known: bool [T] or [N, T], true where the token is given.
-      note: for the user.
-    """
-
-    tokens: np.ndarray
-    known: np.ndarray
-    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -108,8 +92,12 @@ class Run:
     @property
     def longest(self) -> int:
         """The most tokens of a text, what is generated included."""
-        system = self.system
-        return LONGEST if system.goes_past_block else system.model_config.block_size
+        return self.reader.longest
+
+    @functools.cached_property
+    def reader(self) -> Reader:
+        """Reads what is given to this model."""
+        return Reader(self.system, self.tokenizer, self.config.data.normalize)
 
     def encode(self, text: str, special_tokens: bool = False) -> np.ndarray:
         """Returns the token ids of a text, int32 [T].
@@ -121,9 +109,7 @@ class Run:
         Raises:
           UserError: for a character that is not in the vocabulary.
         """
-        require(isinstance(text, str), "a text", "a str", text)
-        text = prompts.normalize(text, self.config.data.normalize)
-        return prompts.encode(text, self.tokenizer, special_tokens)
+        return self.reader.encode(text, special_tokens)
 
     def decode(self, tokens: np.ndarray) -> str:
         """Returns the text of token ids [T]; without a tokenizer, their numbers.
@@ -136,7 +122,7 @@ class Run:
 
     def generate(
         self,
-        prompt: str | Sequence[int] | np.ndarray = "",
+        prompt: str | TokenIds = "",
         *,
         max_new_tokens: int | None = None,
         num_samples: int = 1,
@@ -161,14 +147,14 @@ class Run:
         Raises:
           UserError: if it does not fit the model, or an option is out of range.
         """
-        given = self.read_prompt(prompt, max_new_tokens, special_tokens)
+        given = self.reader.prompt(prompt, max_new_tokens, special_tokens)
         params = SamplingParams.of(sampling)
         output = self.fill(given, params, num_samples, seed, stop)
         return read_output(output, given.known, self.tokenizer, stop)
 
     def infill(
         self,
-        template: str | Sequence[int] | np.ndarray,
+        template: str | TokenIds,
         *,
         num_samples: int = 1,
         seed: int = 0,
@@ -188,14 +174,12 @@ class Run:
           UserError: if it does not fit the model, or an option is out of range; for a
             model that reads left to right, if a gap is not at the end.
         """
-        given = self.read_template(template, special_tokens)
+        given = self.reader.template(template, special_tokens)
         params = SamplingParams.of(sampling)
         output = self.fill(given, params, num_samples, seed)
         return read_output(output, given.known, self.tokenizer)
 
-    def score(
-        self, texts: prompts.Texts, order: np.ndarray | None = None
-    ) -> np.ndarray:
+    def score(self, texts: Texts, order: np.ndarray | None = None) -> np.ndarray:
         """Returns the negative log-likelihood of each token in nats, float64 [N, T].
 
             np.nanmean(run.score(["To be, or not", "or not, be To"]), 1)
@@ -212,9 +196,9 @@ class Run:
         Raises:
           UserError: if a text does not fit the model, or an order is no permutation.
         """
-        found = self._read_texts(texts, same_length=order is not None)
+        found = self.reader.texts(texts, same_length=order is not None)
         tokens_NT, lengths_N = found.tokens_NT, found.lengths_N
-        order_NT = self._read_orders(order, tokens_NT.shape)
+        order_NT = self.reader.orders(order, tokens_NT.shape)
         _, nll = self.score_tokens(tokens_NT, order_NT, keep_logits=False)
         nll_NT = np.full(tokens_NT.shape, np.nan)
         np.put_along_axis(nll_NT, order_NT[:, -nll.shape[1] :], nll, 1)
@@ -223,7 +207,7 @@ class Run:
 
     def log_prob(
         self,
-        texts: prompts.Texts,
+        texts: Texts,
         given: np.ndarray | None = None,
         *,
         num_orders: int = 16,
@@ -252,34 +236,15 @@ class Run:
                 "log_prob needs a model that reads in any order: score is for this one"
             )
         check_ranges({"num_orders": num_orders, "seed": seed})
-        found = self._read_texts(texts, same_length=True)
-        shape = found.tokens_NT.shape
-        try:
-            given = np.zeros(shape, bool) if given is None else np.asarray(given)
-        except ValueError:  # Rows of different lengths.
-            given = np.array(None)
-        fits = given.dtype == bool and given.shape in (shape, shape[1:])
-        got = f"{given.dtype} {list(given.shape)}"
-        rule = f"bool {list(shape)} or {list(shape[1:])}, like the tokens"
-        require(fits, "given", rule, got)
-        given_NT = np.broadcast_to(given, shape)
-        require(
-            not given_NT.all(1).any(), "given", "false somewhere in each text", True
-        )
-        if not (given_NT.any(1).all() or c.begin_token):
-            raise UserError(
-                "this model cannot predict the token it reads first: given must be "
-                "true somewhere in each text"
-            )
+        found = self.reader.texts(texts, same_length=True)
+        given_NT = self.reader.conditions(given, found.tokens_NT.shape)
         key = rng.stream(seed, "eval_order")
         log_p_NK = likelihood.conditional_log_likelihoods(
             self.system, self.params, found.tokens_NT, given_NT, key, num_orders
         )
         return likelihood.LogProb(log_p_NK[0] if found.single else log_p_NK)
 
-    def logits(
-        self, texts: prompts.Texts, order: np.ndarray | None = None
-    ) -> np.ndarray:
+    def logits(self, texts: Texts, order: np.ndarray | None = None) -> np.ndarray:
         """Returns the model's logits, float32.
 
         [N, T, V] of a causal model, where row t predicts token t + 1; [N, T - 1, V] of
@@ -291,69 +256,9 @@ class Run:
         Raises:
           UserError: as `score`.
         """
-        tokens_NT = self._read_texts(texts, same_length=True).tokens_NT
-        order_NT = self._read_orders(order, tokens_NT.shape)
+        tokens_NT = self.reader.texts(texts, same_length=True).tokens_NT
+        order_NT = self.reader.orders(order, tokens_NT.shape)
         return self.score_tokens(tokens_NT, order_NT)[0]
-
-    def read_prompt(
-        self,
-        prompt: str | Sequence[int] | np.ndarray,
-        max_new_tokens: int | None = None,
-        special_tokens: bool = False,
-    ) -> Given:
-        """Returns a prompt and the room for what is to follow it.
-
-        Args:
-          prompt, max_new_tokens, special_tokens: as in `generate`.
-
-        Raises:
-          UserError: if they do not fit the model.
-        """
-        c, system = self.system.model_config, self.system
-        check_ranges({"max_new_tokens": max_new_tokens})
-        if isinstance(prompt, str):
-            ids = self.encode(prompt, special_tokens)
-        else:
-            ids = prompts.read_ids(prompt, c.vocab_size, "prompt", 1)
-        capacity = system.cache_length(len(ids))
-        given = prompts.continue_prompt(
-            ids, max_new_tokens, c.block_size, capacity, self.longest
-        )
-        return self._started(*given)
-
-    def read_template(
-        self,
-        template: str | Sequence[int] | np.ndarray,
-        special_tokens: bool = False,
-    ) -> Given:
-        """Returns a text with gaps.
-
-        Args:
-          template, special_tokens: as in `infill`.
-
-        Raises:
-          UserError: if it does not fit the model.
-        """
-        c = self.system.model_config
-        if isinstance(template, str):
-            template = prompts.normalize(template, self.config.data.normalize)
-            given = prompts.read_template(
-                template, self.tokenizer, c.block_size, special_tokens
-            )
-        else:
-            given = prompts.read_gaps(template, c.vocab_size, c.block_size)
-        return self._started(*given)
-
-    def _started(self, tokens_T: np.ndarray, known_T: np.ndarray) -> Given:
-        """Returns them with at least one token known, if the model needs one."""
-        if not len(tokens_T):
-            raise UserError("nothing is given and nothing asked for: raise the length")
-        if known_T.any() or self.system.model_config.begin_token:
-            return Given(tokens_T, known_T)
-        tokens_T[0], known_T[0] = prompts.start_token(self.tokenizer), True
-        first = self.decode(tokens_T[:1])
-        note = f"this model cannot begin with nothing; its first token is {first!r}"
-        return Given(tokens_T, known_T, note)
 
     def fill(
         self,
@@ -368,7 +273,7 @@ class Run:
         """Returns num_samples fillings of a text [T], or one of each of N texts [N, T].
 
         Args:
-          given: of `read_prompt` or `read_template`, or [N, T].
+          given: as `reader` returns it, or [N, T].
           sampling: how tokens are drawn.
           num_samples: N.
           seed: of the draws.
@@ -432,22 +337,6 @@ class Run:
     @functools.cached_property
     def _score(self):
         return jax.jit(self.system.score)
-
-    def _read_texts(self, texts: prompts.Texts, same_length: bool):
-        """Returns `prompts.read_texts` for this model."""
-        c = self.system.model_config
-        longest = c.block_size if c.ends_with_block else LONGEST
-        found = prompts.read_texts(texts, self.encode, c.vocab_size, longest)
-        if same_length:
-            lengths = found.lengths_N.tolist()
-            require(len({*lengths}) == 1, "the lengths of texts", "equal", lengths)
-        return found
-
-    def _read_orders(self, order: Any, shape: tuple[int, ...]) -> np.ndarray:
-        """Returns orders [N, T], left to right by default."""
-        if order is not None and not self.system.model_config.any_order:
-            raise UserError("order is for σ-GPT: this model reads left to right")
-        return prompts.read_orders(order, shape)
 
     def open_data(self) -> Dataset:
         """Opens the data of `config.data`: that of the run, or another that was named.

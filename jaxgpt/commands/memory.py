@@ -184,7 +184,7 @@ class Memory:
         """
         run = self._run
         session = MemorySession(run, self._memory, document=document, explain=True)
-        given = run.read_prompt(prompt, max_new_tokens)
+        given = run.reader.prompt(prompt, max_new_tokens)
         params = SamplingParams.of(sampling)
         output = run.fill(given, params, seed=seed, session=session)
         (sample,) = read_output(output, given.known, run.tokenizer)

@@ -11,13 +11,14 @@ from typing import Any
 from jaxgpt import backend, cli
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError, log
-from jaxgpt.inference import Given, Run
+from jaxgpt.inference import Run
 from jaxgpt.run import open_run
 from jaxgpt.sampling import prompts
 from jaxgpt.sampling.display import Screen
 from jaxgpt.sampling.options import SamplingOptions
 from jaxgpt.sampling.output import read_output, split_continuations
 from jaxgpt.sampling.state import SamplingParams
+from jaxgpt.systems.reader import Given
 from jaxgpt.systems.registry import system_class
 from jaxgpt.systems.sample_options import SampleSession, sample_options
 
@@ -72,11 +73,11 @@ def _given(run: Run, args: argparse.Namespace) -> Given:
         )
         return Given(*found)
     if args.template is not None:
-        return run.read_template(args.template, args.special_tokens)
+        return run.reader.template(args.template, args.special_tokens)
     prompt = args.prompt or ""
     if args.prompt_ids is not None:
         prompt = prompts.parse_ids(args.prompt_ids, c.vocab_size)
-    return run.read_prompt(prompt, args.max_new_tokens, args.special_tokens)
+    return run.reader.prompt(prompt, args.max_new_tokens, args.special_tokens)
 
 
 def _sample_text(

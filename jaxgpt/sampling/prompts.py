@@ -7,8 +7,7 @@ is to be generated.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -113,125 +112,6 @@ def read_ids(
     known = ((ids >= least) & (ids < vocab_size)).all()
     require(bool(known), name, f"in [{least}, {vocab_size - 1}]", shown or ids.tolist())
     return ids.astype(np.int32)
-
-
-def read_gaps(
-    given: Any, vocab_size: int, block_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (tokens, known) of token ids [T], -1 where one is missing.
-
-    Raises:
-      UserError: if they are none, not in the vocabulary, or do not fit the block.
-    """
-    ids = read_ids(given, vocab_size, "template", least=-1)
-    fits = ids.ndim == 1 and 1 <= len(ids) <= block_size
-    require(fits, "template", f"one text of 1 to {block_size} tokens", ids.shape)
-    return np.maximum(ids, 0), ids >= 0
-
-
-Texts = str | Sequence[str] | Sequence[int] | np.ndarray
-
-
-class TokenRows(NamedTuple):
-    """Texts as token ids.
-
-    Attributes:
-      tokens_NT: int32, zero past the end of a text.
-      lengths_N: in tokens.
-      single: whether it is one text that was not in a list.
-    """
-
-    tokens_NT: np.ndarray
-    lengths_N: np.ndarray
-    single: bool
-
-
-def read_texts(
-    texts: Texts,
-    encode: Callable[[str], np.ndarray],
-    vocab_size: int,
-    longest: int,
-) -> TokenRows:
-    """Reads one or more texts, or token ids [T] or [N, T].
-
-    Args:
-      texts: to read.
-      encode: returns the ids of a text.
-      vocab_size: of the model.
-      longest: the most tokens a text may have.
-
-    Raises:
-      UserError: for no text, one of less than 2 tokens or too many, or ids that are
-        not in the vocabulary.
-    """
-    if single := isinstance(texts, str):
-        rows = [encode(texts)]
-    elif isinstance(texts, Sequence) and any(isinstance(text, str) for text in texts):
-        rows = [encode(text) for text in texts]  # type: ignore[arg-type]
-    else:
-        ids = read_ids(texts, vocab_size, "texts")
-        rows, single = [*np.atleast_2d(ids)], ids.ndim == 1
-    lengths_N = np.array([len(row) for row in rows])
-    fits = lengths_N.min(initial=longest) >= 2 and lengths_N.max(initial=0) <= longest
-    name, lengths = "the lengths of texts", lengths_N.tolist()
-    require(bool(fits and rows), name, f"in [2, {longest}]", lengths)
-    tokens_NT = np.zeros((len(rows), lengths_N.max()), np.int32)
-    for tokens_T, row in zip(tokens_NT, rows, strict=True):
-        tokens_T[: len(row)] = row
-    return TokenRows(tokens_NT, lengths_N, single)
-
-
-def read_orders(order: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns orders of reading, int32 [N, T]: left to right for None.
-
-    Args:
-      order: [T] or [N, T].
-      shape: [N, T].
-
-    Raises:
-      UserError: unless each row has each position once.
-    """
-    straight_T = np.arange(shape[1], dtype=np.int32)
-    try:
-        order = straight_T if order is None else np.asarray(order)
-    except ValueError:  # Rows of different lengths.
-        order = np.array(None)
-    fits = order.dtype.kind in "iu" and order.shape in (shape, shape[1:])
-    fits = fits and (np.sort(order) == straight_T).all()
-    rule = f"[T] or [N, T], each row with each of 0 .. {shape[1] - 1} once"
-    require(bool(fits), "order", rule, order.tolist())
-    return np.broadcast_to(order.astype(np.int32), shape)
-
-
-def continue_prompt(
-    prompt: np.ndarray, new: int | None, block_size: int, capacity: int, longest: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (tokens, known) of a prompt and the tokens to generate after it.
-
-    Args:
-      prompt: ids.
-      new: how many to generate; None fills the capacity.
-      block_size: of the model, for the message.
-      capacity: tokens that the model holds at once.
-      longest: tokens that a text may have.
-
-    Raises:
-      UserError: where they do not fit.
-    """
-    room = capacity - len(prompt)
-    if room < 0:
-        raise UserError(
-            f"the prompt has {len(prompt)} tokens, but only {block_size} fit the model"
-        )
-    new = room if new is None else new
-    total = len(prompt) + new
-    if total > longest:
-        raise UserError(
-            f"prompt and --max_new_tokens={new} make {total} tokens, but only "
-            f"{longest} fit the model"
-        )
-    tokens = np.concatenate([prompt, np.zeros(new, np.int32)])
-    return tokens, np.arange(total) < len(prompt)
 
 
 def read_template(
