@@ -85,7 +85,8 @@ def command(argv: list[str]) -> None:
     )
     parser.add_argument(
         "--positions",
-        help="a graph's: draw the losses and the KL by position in this .png file",
+        help="a graph's: draw the losses and the KL by position in this .png file, and "
+        "write them beside it as .csv",
     )
     parser.add_argument("--tokens", help=".npy of token ids [B, T] to score instead")
     parser.add_argument("--order", help=".npy [B, T]: the order to read each row in")

@@ -140,13 +140,15 @@ FIGURES = {
             "jaxgpt.train --config=configs/gssm.py:easy --workdir={runs}/gssm",
             "scripts.draw_gssm_graph --graph=data/graphs/easy.yaml "
             "--output={runs}/gssm/graph.png",
+            "jaxgpt.evaluate --workdir={runs}/gssm --split=test --num_sequences=65536 "
+            "--positions={runs}/gssm/test.png",
         ),
         {
             "gssm_loss.png": Picture(
                 "{runs}/gssm/loss.png", "{runs}/gssm/metrics.jsonl", draw_losses
             ),
             "gssm_position.png": Picture(
-                "{runs}/gssm/position.png", "{runs}/gssm/position.csv", draw_positions
+                "{runs}/gssm/test.png", "{runs}/gssm/test.csv", draw_positions
             ),
             "gssm_graph.png": Picture("{runs}/gssm/graph.png"),
         },

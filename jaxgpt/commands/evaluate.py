@@ -19,7 +19,7 @@ from jaxgpt.run import Run, open_run
 from jaxgpt.systems import scoring
 from jaxgpt.systems.base import Evaluation
 from jaxgpt.systems.sigma import likelihood
-from jaxgpt.training import plots
+from jaxgpt.training import metrics, plots
 from jaxgpt.training.progress import status
 
 
@@ -91,7 +91,7 @@ def evaluate_split(
       run: of any system.
       split: of its data.
       count: of windows, instead.
-      picture: where the means by position are drawn, of a system that has them.
+      picture: where the means by position are drawn, and written beside it as .csv.
 
     Raises:
       UserError: if there are fewer windows, or the picture cannot be written.
@@ -112,8 +112,10 @@ def evaluate_split(
     )
     figures |= run.system.extra_metrics(run.params, evaluation)
     if picture:
+        curves = curves or {"model": nll[""].mean(0)}
         try:
-            plots.plot_positions(curves or {"model": nll[""].mean(0)}, picture)
+            metrics.write_curves(curves, picture.with_suffix(".csv"))
+            plots.plot_positions(curves, picture)
         except OSError as error:
             raise UserError(f"--positions='{picture}': {error.strerror}") from None
     return {

@@ -106,11 +106,8 @@ class Recorder:
             return
         self.curves = curves
         path = self.workdir / "position.csv"
-        with self._tolerating_a_full_disk(path), atomic_write(path) as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["position", *curves])
-            values = zip(*curves.values(), strict=True)
-            writer.writerows([i + 1, *row] for i, row in enumerate(values))
+        with self._tolerating_a_full_disk(path):
+            write_curves(curves, path)
 
     @contextlib.contextmanager
     def _tolerating_a_full_disk(self, path: pathlib.Path) -> Iterator[None]:
@@ -121,6 +118,15 @@ class Recorder:
             if path.name not in self.unwritable:
                 log(f"warning: '{path}' cannot be written: {error}")
             self.unwritable.add(path.name)
+
+
+def write_curves(curves: dict[str, Any], path: pathlib.Path) -> None:
+    """Writes {name: means [T]} as columns, after one of positions from 1."""
+    with atomic_write(path) as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["position", *curves])
+        values = zip(*curves.values(), strict=True)
+        writer.writerows([i + 1, *row] for i, row in enumerate(values))
 
 
 def read_rows(workdir: pathlib.Path) -> list[Row]:

@@ -165,9 +165,10 @@ def read_tables(graph: LatentGraph, file: str) -> Tables:
       UserError: if it cannot be read, or as `check_tables`.
     """
     try:
-        with np.load(user_path(file), allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single array")
+        archive = np.load(user_path(file), allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array")
+        with archive:
             return check_tables(graph, archive, file)
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(

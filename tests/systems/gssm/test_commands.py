@@ -242,7 +242,11 @@ def test_nodes_may_have_the_names_that_numpy_uses(tmp_path, capsys):
         (entropy, ["--graph={0}/context.json", "--decompose"], "--kernels"),
         (entropy, ["--graph={0}/g.json", "--beliefs={0}"], "is a folder"),
         (entropy, ["--graph={0}/g.json", "--tokens={0}/none.npy"], "not an .npy file"),
-        (entropy, ["--graph={0}/g.json", "--kernels={0}/t.npy"], "not an .npz file"),
+        (
+            entropy,
+            ["--graph={0}/g.json", "--kernels={0}/t.npy"],
+            "it is a single array",
+        ),
         (entropy, ["--graph={0}/g.json", "--tokens={0}/big.npy"], "got 5"),
         (entropy, ["--graph={0}/g.json", "--tokens={0}/one.npy"], "rows of 1 token"),
         (entropy, ["--graph={0}/context.json", "--tokens={0}/t.npy"], "--kernels"),

@@ -138,6 +138,10 @@ def test_evaluate_reports_the_divergence_beside_the_gap(
     many = evaluate_split(opened, "test", 3000, picture)
     assert many["tokens"] == 3000 * 16
     assert picture.stat().st_size > 10_000
+    header, *rows = picture.with_suffix(".csv").read_text().splitlines()
+    assert header == "position,model,exact,kl"
+    divergences = [float(row.split(",")[3]) for row in rows]
+    assert divergences == many["kl_by_position"]
     assert many["loss_exact"] == pytest.approx(many["loss"] - many["gap"], abs=1e-9)
     few = evaluate_split(opened, "test", 50)
     assert many["gap_error"] < few["gap_error"] / 5
