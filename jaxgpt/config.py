@@ -242,8 +242,8 @@ def check_allowed(keys: Collection[str]) -> None:
         check_key(key)
         if options()[key].architecture:
             raise UserError(
-                f"--allow={key}: a run's parameters have the shape that its config "
-                "says: take another --workdir"
+                f"--allow={key}: it sets the shapes of the run's parameters: use "
+                "another --workdir"
             )
 
 

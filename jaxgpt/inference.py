@@ -194,7 +194,7 @@ class Run:
             reads in any order; default left to right.
 
         Raises:
-          UserError: if a text does not fit the model, or an order is no permutation.
+          UserError: if a text does not fit the model, or an order is not a permutation.
         """
         found = self.reader.texts(texts, same_length=order is not None)
         tokens_NT, lengths_N = found.tokens_NT, found.lengths_N

@@ -93,7 +93,7 @@ def command(argv: list[str]) -> None:
 
 
 def _check(args: argparse.Namespace, overrides: dict[str, str]) -> None:
-    """Raises UserError for options that do not go with each other."""
+    """Raises UserError for options that contradict each other."""
     action, words = args.action, len(args.words)
     if action in ("ingest", "query") and not args.workdir:
         raise UserError(f"{action} needs --workdir, the run that reads the memory")

@@ -68,7 +68,7 @@ def open_run(
         raise UserError(f"'{workdir}' does not fit {asked}: {error}") from None
     except DamagedError as error:
         others = checkpoints.listed(without=chosen)
-        remedy = f"take another --step, there are {others}"
+        remedy = f"use another --step, there are {others}"
         if others == "none":
             remedy = "bring back a copy, it has no other"
         raise UserError(

@@ -46,7 +46,7 @@ def command(argv: list[str]) -> int:
     parser = cli.Parser("jaxgpt.train", __doc__, configs.options(), COMMON)
     parser.add_argument(
         "--config",
-        help=f"{cli.CONFIG}; without it, the run in --workdir goes on with its own",
+        help=f"{cli.CONFIG}; without it, the run in --workdir resumes with its own",
     )
     parser.add_argument("--workdir", help="default: runs/NAME or runs/NAME-variant")
     parser.add_argument(

@@ -166,7 +166,7 @@ def test_the_initial_distribution_is_its(original):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"emb_dim": None}, "does not say its emb_dim"),
+        ({"emb_dim": None}, "does not give its emb_dim"),
         ({"emb_dim": 32}, "emb_dim is 32 in the configuration and 64 in the weights"),
         ({"ffn_dim": 128}, "ffn_dim is 128 in the configuration and 256"),
         ({"nb_layers": 3}, "nb_layers is 3 in the configuration and 2"),

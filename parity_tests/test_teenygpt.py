@@ -145,7 +145,7 @@ def test_the_pytorch_twin_of_the_benchmarks_is_the_same_model(load):
         ),
         ({"n_dim": 32}, "n_dim is 32 in the configuration and 16 in the weights"),
         ({"n_attn_heads": 3}, "model.n_embd must be divisible by model.n_head 3"),
-        ({"n_vocab": None}, "does not say its n_vocab"),
+        ({"n_vocab": None}, "does not give its n_vocab"),
         (
             {"layer_norm_type": "NONE"},
             "has unknown attention_blocks.attention_0.norm_1",

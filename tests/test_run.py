@@ -269,7 +269,7 @@ def test_another_text_is_refused_or_allowed_and_said(moved, refused, text, capsy
     capsys.readouterr()
     setup = opened(TINY, {"data.path": other}, workdir, allowed=["data.path"])
     assert setup.data.tokenizer.to_json() == vocabulary(workdir)
-    assert f"goes on with '{other}', not '{path}'" in capsys.readouterr().err
+    assert f"continues with '{other}', not '{path}'" in capsys.readouterr().err
     text(SENTENCE * 40 + "é", "text.txt")
     assert "holds other data" in refused(TINY, {"data.path": path}, workdir)
     message = refused(TINY, {"data.path": path}, workdir, allowed=["data.path"])
@@ -297,7 +297,7 @@ def test_a_run_without_a_fingerprint_says_so(moved, capsys):
     open_run(str(workdir)).open_data()
     assert f"keeps no fingerprint of its data: '{path}'" in capsys.readouterr().err
     setup = prepare(configs.load_frozen(workdir), workdir)
-    assert f"it goes on with '{path}' as it is now" in capsys.readouterr().err
+    assert f"it continues with '{path}' as it is now" in capsys.readouterr().err
     assert len(setup.config.data.fingerprint) == 64
 
 
@@ -331,7 +331,7 @@ def test_the_files_of_a_task_keep_their_fingerprint(tmp_path, text, capsys):
         UserError, match=r"^task\.path .* other data.*--allow=task\.path"
     ):
         opened(spec, changes, workdir)
-    with pytest.raises(UserError, match=r"^task\.path .*: bring it back$"):
+    with pytest.raises(UserError, match=r"^task\.path .*: restore it$"):
         open_run(str(workdir)).open_data()
     capsys.readouterr()
     opened(spec, changes, workdir, allowed=["task.path"])
@@ -490,7 +490,7 @@ def test_a_system_without_file_locks(tmp_path, text, monkeypatch, capsys):
     setup = opened(TINY, {"data.path": text(SENTENCE * 40)}, tmp_path / "run")
     with exclusive(setup):
         assert (tmp_path / "run").is_dir()
-    assert "keeps a second process out of" in capsys.readouterr().err
+    assert "this system has no file locks" in capsys.readouterr().err
 
 
 # The cache.

@@ -216,7 +216,7 @@ def test_a_missing_tracker_is_one_line(stand_in, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
     config = configs.override(configs.base(), {"wandb_project": "x"})
     assert metrics.open_trackers(config, tmp_path) == []
-    assert "warning: wandb is off" in capsys.readouterr().err
+    assert "warning: wandb is disabled" in capsys.readouterr().err
 
 
 def test_runs_in_folders_of_one_name_have_their_own_ids(tmp_path, monkeypatch):

@@ -197,7 +197,7 @@ def _read_moments(run: Run) -> tuple[dict[str, dict] | None, int]:
         state = checkpoints.restore(run.step, {"opt_state": abstract})["opt_state"]
     except DamagedError as error:
         raise UserError(
-            f"checkpoint {run.step} of '{run.workdir}' is damaged ({error}): take "
+            f"checkpoint {run.step} of '{run.workdir}' is damaged ({error}): use "
             "another --step, or write an .npz file, which holds no moments"
         ) from None
     adam = optax.tree.get(state, ADAM)

@@ -138,7 +138,7 @@ def _sample_task(run: Run, args: argparse.Namespace) -> None:
         )
     if args.max_new_tokens is not None:
         raise UserError(
-            "--max_new_tokens is for texts: a task asks for all it asks for"
+            "--max_new_tokens is for texts: the problems of a task set their length"
         )
     image = cli.output_path("image", args.image, (".png",)) if args.image else None
     split = args.split or "val"

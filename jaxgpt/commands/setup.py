@@ -119,16 +119,16 @@ def _open_run_data(
             raise OtherDataError(f"{key} '{asked}' is other data than this run's")
     except OtherDataError as error:
         raise UserError(
-            f"{error}, from '{had}': take another --workdir, bring it back, or go on "
-            f"with other data with --allow={key}"
+            f"{error}, from '{had}': restore it, use another --workdir, or "
+            f"continue with other data: --allow={key}"
         ) from None
     if found != own and not unknown:
-        notes.append(f"as allowed, '{workdir}' goes on with '{asked}', not '{had}'")
+        notes.append(f"as allowed, '{workdir}' continues with '{asked}', not '{had}'")
     elif found != own and had:
         now = asked if setup.system.is_task else config.data.path
         notes.append(
-            f"'{workdir}' kept no fingerprint of its data: it goes on with '{now}' as "
-            "it is now"
+            f"'{workdir}' kept no fingerprint of its data: it continues with '{now}' "
+            "as it is now"
         )
     if system.reads_text and not tokenizer:
         path, known = config.data.path, old.model.vocab_size

@@ -21,7 +21,7 @@ class Dataset(Protocol):
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """Of a text; None if the tokens are no text."""
+        """Of a text; None if the tokens are not text."""
 
     @property
     def fingerprint(self) -> str:

@@ -204,7 +204,7 @@ def _split_files(path: pathlib.Path, data: ConfigDict) -> dict[str, list[pathlib
         others = sorted(p.name for p in path.iterdir() if p.name not in SPLITS)
         if others:
             names = reading.some(others)
-            log(f"note: '{path}': passed over next to its splits: {names}")
+            log(f"note: '{path}': skipped, in none of its splits: {names}")
         files = {
             s: reading.text_files(f) if f.is_dir() else [] for s, f in folders.items()
         }

@@ -56,7 +56,7 @@ def text_files(
 ) -> list[pathlib.Path]:
     """Returns a text file, or the text files in a folder and those below it.
 
-    What is passed over is logged: other endings, hidden files, empty ones, copies of
+    What is skipped is logged: other endings, hidden files, empty ones, copies of
     others, linked folders.
 
     Args:
@@ -109,7 +109,7 @@ def text_files(
         )
         raise UserError(f"{what}'{path}' holds {also}{end}")
     if said:
-        log(f"note: '{path}': {len(found)} {endings} read; passed over: {said}")
+        log(f"note: '{path}': {len(found)} {endings} read; skipped: {said}")
     return found
 
 

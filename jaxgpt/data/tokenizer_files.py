@@ -61,10 +61,10 @@ def _characters_of_meta(meta: dict[str, Any]) -> str:
     count = meta.get("vocab_size", len(ids))
     faults = {
         "its tables contradict each other": any(t != tables[0] for t in tables),
-        "its ids are not one after another, from 0 on": ids != (*range(len(ids)),),
+        "its ids are not 0, 1, 2, ...": ids != (*range(len(ids)),),
         "a token is not one character": any(len(letter) != 1 for letter in letters),
-        "it has a character twice": len({*letters}) < len(letters),
-        f"its vocab_size {count} is not its {len(ids)} characters": count != len(ids),
+        "it lists a character twice": len({*letters}) < len(letters),
+        f"it has vocab_size {count} but {len(ids)} characters": count != len(ids),
         "it is empty": not ids,
     }
     if found := next((fault for fault, holds in faults.items() if holds), ""):

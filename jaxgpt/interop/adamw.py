@@ -60,7 +60,7 @@ def read_moments(
     held, names = optimizer["state"], [*parameters]
     another = f"'{path}' holds the state of another optimizer"
     if not isinstance(held, Mapping) or set(held) != set(range(len(names))):
-        raise UserError(f"{another}: not one entry for each of {len(names)} arrays")
+        raise UserError(f"{another}: expected {len(names)} entries, one per array")
     moments: dict[str, Arrays] = {"mu": {}, "nu": {}}
     for i, name in enumerate(names):
         entry = held[i] if isinstance(held[i], Mapping) else {}

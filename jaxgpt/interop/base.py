@@ -162,7 +162,7 @@ class Format:
         missing = [key for key in needed if settings.get(key) is None]
         if missing:
             raise UserError(
-                f"'{path}' does not say its {', '.join(missing)}: pass the original's "
+                f"'{path}' does not give its {', '.join(missing)}: pass the original's "
                 "configuration with --source_config=FILE.json, or another --format"
             )
         fields: dict[str, Any] = {}
@@ -202,7 +202,7 @@ class Format:
             )
             more = f" and {len(unknown) - 3} more" if unknown[3:] else ""
             raise UserError(
-                f"'{source.path}' has settings that are not known here: {listed}"
+                f"'{source.path}' has unknown settings: {listed}"
                 f"{more}: if they change no logit, pass --source_config=FILE.json with "
                 f'{{"{shown(unknown[0])}": null}}'
             )

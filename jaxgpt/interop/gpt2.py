@@ -198,11 +198,11 @@ class HuggingFaceGPT2(GPT2Family):
         lines = []
         heads = [n for n in source.state if _is_other_head(self.plain_name(n))]
         if heads:
-            lines.append(f"passed over: {', '.join(map(shown, heads[:5]))}")
+            lines.append(f"skipped: {', '.join(map(shown, heads[:5]))}")
         rates = _dropouts(source.settings)
         if len({*map(str, rates.values())}) > 1:
             listed = ", ".join(f"{key} {shown(rate)}" for key, rate in rates.items())
-            lines.append(f"{listed} are not one probability: model.dropout is 0")
+            lines.append(f"{listed} differ: model.dropout is set to 0")
         return tuple(lines)
 
     def tokenizer(

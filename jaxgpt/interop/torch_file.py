@@ -152,7 +152,7 @@ def _attributes(state: Any) -> Mapping[Any, Any]:
     }
 
 
-def without_opaque(value: Any, path: str, passed_over: list[str]) -> Any:
+def without_opaque(value: Any, path: str, skipped: list[str]) -> Any:
     """Returns a value with plain containers only, and None for what is opaque.
 
     Objects that are nothing but their attributes, such as dataclasses and Namespaces,
@@ -161,7 +161,7 @@ def without_opaque(value: Any, path: str, passed_over: list[str]) -> Any:
     Args:
       value: a part of what `read_torch_file` returns.
       path: what that part is called; "" is the whole.
-      passed_over: gets "PATH (CLASS)" of everything that is left out.
+      skipped: gets "PATH (CLASS)" of everything that is left out.
     """
     # A hostile file can hold a list in itself, or twice in each of a thousand others.
     made: dict[int, Any] = {}
@@ -178,7 +178,7 @@ def without_opaque(value: Any, path: str, passed_over: list[str]) -> Any:
                     return plain(inner, path)
                 source = None
         if name is not None and not (isinstance(source, Mapping) and source):
-            passed_over.append(f"{path} ({name})")
+            skipped.append(f"{path} ({name})")
             return None
         if isinstance(source, Mapping):
             copied = made[id(value)] = {}

@@ -127,15 +127,15 @@ def _read_besides(
     held: Mapping[str, Any], state_key: str, name: str
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Returns what a checkpoint holds besides its state dict, and notes on it."""
-    passed_over: list[str] = []
+    skipped: list[str] = []
     besides = {key: value for key, value in held.items() if key != state_key}
     try:
-        plain = without_opaque(besides, "", passed_over)
+        plain = without_opaque(besides, "", skipped)
     except RecursionError:
         raise UserError(f"'{name}' is damaged: it is nested too deeply") from None
-    more = f" and {len(passed_over) - 5} more" if passed_over[5:] else ""
-    line = f"passed over: {', '.join(map(shown, passed_over[:5]))}{more}"
-    return plain, (line,) if passed_over else ()
+    more = f" and {len(skipped) - 5} more" if skipped[5:] else ""
+    line = f"skipped: {', '.join(map(shown, skipped[:5]))}{more}"
+    return plain, (line,) if skipped else ()
 
 
 def _is_hub_name(name: str) -> bool:
@@ -202,7 +202,8 @@ def _read_folder(folder: pathlib.Path) -> dict[str, Any]:
                 # An index must not make us read files elsewhere on this machine.
                 if pathlib.PurePath(shard).name != shard:
                     raise UserError(
-                        f"'{index}' names '{shown(shard)}': not a file in its folder"
+                        f"'{index}' names '{shown(shard)}': only files in its folder "
+                        "are read"
                     )
                 state |= _read_file(folder / shard)
             return state

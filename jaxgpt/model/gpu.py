@@ -320,7 +320,7 @@ def _logsumexp(x: jax.Array) -> jax.Array:
         total = jnp.where(larger, a[1] + b[1] * factor, a[1] * factor + b[1])
         return jnp.maximum(a[0], b[0]), total
 
-    # Finite, for infinity less infinity is no number.
+    # Finite, for infinity minus infinity is NaN.
     lowest = jnp.finfo(x.dtype).min / 2
     largest, total = lax.reduce(
         (x, jnp.ones_like(x)), (lowest, jnp.zeros((), x.dtype)), join, (x.ndim - 1,)
@@ -332,7 +332,7 @@ def _cross_entropy_bwd(dtype, saved, g_BT):
     logits_BTV, total_BT, targets_BT = saved
     logits_BTV = logits_BTV.astype(total_BT.dtype)
     p_BTV = jnp.exp(logits_BTV - total_BT[..., None])
-    # A comparison with the index, which is stored nowhere, is no scatter.
+    # A comparison with an index, which XLA fuses, instead of a scatter.
     index_BTV = lax.broadcasted_iota(jnp.int32, p_BTV.shape, p_BTV.ndim - 1)
     hit_BTV = index_BTV == targets_BT[..., None]
     return (p_BTV - hit_BTV) * g_BT[..., None], None

@@ -82,7 +82,7 @@ def start(args: argparse.Namespace) -> bool:
             return False  # A TPU VM that is the only host of its slice.
         raise UserError(f"cannot find the processes of this run: {error}") from None
     except RuntimeError:
-        log(f"error: not all processes came within {JOIN_TIMEOUT_S} s: {_START_HINT}")
+        log(f"error: not all processes joined within {JOIN_TIMEOUT_S} s: {_START_HINT}")
         os._exit(2)  # JAX's clean-up would end in a traceback.
     finally:
         joined.set()

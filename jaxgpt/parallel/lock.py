@@ -30,7 +30,7 @@ def hold(path: pathlib.Path, what: str, busy: str, remedy: str) -> Iterator[None
       UserError: naming the process that holds it.
     """
     if fcntl is None:
-        log(f"note: nothing on this system keeps a second process out of '{what}'")
+        log(f"note: this system has no file locks: use '{what}' from one process only")
         yield
         return
     while True:

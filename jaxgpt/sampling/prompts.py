@@ -72,7 +72,7 @@ def _integer(word: str) -> int:
 
 
 def parse_ids(text: str, vocab_size: int) -> np.ndarray:
-    """Reads token ids, "3,1,4", as [T]; UserError where they are none of this model."""
+    """Reads token ids, "3,1,4", as [T]; UserError where they are not of this model."""
     try:
         ids = np.array([_integer(word) for word in text.split(",")], np.int32)
     except (ValueError, OverflowError):
@@ -100,7 +100,7 @@ def read_ids(
       least: the lowest that is allowed.
 
     Raises:
-      UserError: if they are no integers or not in the vocabulary.
+      UserError: if they are not integers, or not in the vocabulary.
     """
     try:
         ids = np.asarray(given) if len(given) else np.zeros(0, np.int32)

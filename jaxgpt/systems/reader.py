@@ -130,12 +130,14 @@ class Reader:
     def _started(self, tokens_T: np.ndarray, known_T: np.ndarray) -> Given:
         """Returns them with at least one token known, if the model needs one."""
         if not len(tokens_T):
-            raise UserError("nothing is given and nothing asked for: raise the length")
+            raise UserError(
+                "the text is empty and no token is to be generated: raise the length"
+            )
         if known_T.any() or self.system.model_config.begin_token:
             return Given(tokens_T, known_T)
         tokens_T[0], known_T[0] = prompts.start_token(self.tokenizer), True
         first = to_text(tokens_T[:1], self.tokenizer)
-        note = f"this model cannot begin with nothing; its first token is {first!r}"
+        note = f"this model needs a token to begin with: {first!r} is used"
         return Given(tokens_T, known_T, note)
 
     def texts(self, texts: Texts, same_length: bool) -> TokenRows:

@@ -175,7 +175,7 @@ class Checkpoints:
     def restore(self, step: int, abstract: State, with_host: bool = False) -> State:
         """Restores items of one checkpoint; checks its files and their arrays.
 
-        Files that were not there when it was saved are no damage: they change nothing.
+        Files that were not there when it was saved are ignored: they change nothing.
 
         Args:
           step: of the checkpoint.
@@ -266,7 +266,7 @@ class Checkpoints:
             except MismatchError as error:
                 raise UserError(
                     f"checkpoint {step} in '{self.folder}' does not fit this config "
-                    f"({error}): undo what changed, or take another --workdir"
+                    f"({error}): undo what changed, or use another --workdir"
                 ) from None
             except DamagedError as error:
                 damaged[step] = error

@@ -18,7 +18,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
       UserError: naming the process that has it, or if the folder cannot be written.
     """
     make_folder(workdir)
-    remedy = "wait for it or stop it, or take another --workdir"
+    remedy = "wait for it or stop it, or use another --workdir"
     held = lock.hold(workdir / "lock", str(workdir), "trained in", remedy)
     with contextlib.ExitStack() as stack:
         with writing(workdir):

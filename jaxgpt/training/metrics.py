@@ -72,7 +72,7 @@ class Recorder:
                 tracker(row)
             except Exception as error:
                 self.trackers.remove(tracker)
-                log(f"warning: a tracker failed and is off from here: {error}")
+                log(f"warning: a tracker failed and is disabled: {error}")
 
     def summarise(self, last: bool = True) -> None:
         """Rewrites metrics.csv, and the figures unless they are recent.
@@ -158,7 +158,7 @@ def open_trackers(config: ConfigDict, workdir: pathlib.Path) -> list[Tracker]:
             try:
                 trackers.append(open_tracker(config, workdir))
             except (Exception, SystemExit) as error:  # W&B may exit where it fails.
-                log(f"warning: {name} is off: {error or type(error).__name__}")
+                log(f"warning: {name} is disabled: {error or type(error).__name__}")
     return trackers
 
 

@@ -49,7 +49,7 @@ def check_same_config(
             for k, (a, b) in changed.items()
         )
         raise UserError(
-            f"'{workdir}' belongs to another config: take another --workdir, {remedy}"
+            f"'{workdir}' belongs to another config: use another --workdir, {remedy}"
             f"\n{rows}"
         )
 
@@ -67,7 +67,7 @@ def changes_arrays(old: ConfigDict, new: ConfigDict, key: str) -> bool:
     try:
         configs.override(changed, {key: configs.flatten(new)[key]})
         return _state_shapes(changed) != _state_shapes(old)
-    except UserError:  # It does not go with the other fields.
+    except UserError:  # It contradicts other fields.
         return True
 
 

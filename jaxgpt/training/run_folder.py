@@ -115,7 +115,7 @@ def open_data(
     except OtherDataError as error:
         other = f", or name other data with --config.data.path={shlex.quote(c.path)}"
         raise UserError(
-            f"{error}: bring it back" + ("" if system.is_task else other)
+            f"{error}: restore it" + ("" if system.is_task else other)
         ) from None
     known = system.model_config.vocab_size
     if not tokenizer:

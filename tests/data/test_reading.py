@@ -197,7 +197,7 @@ def test_what_programs_leave_is_passed_over_and_said(folder, capsys, name):
     assert names(path) == ["a.txt"]
     message = capsys.readouterr().err
     assert message.count("\n") == 1
-    assert f"note: '{path}': 1 .txt read; passed over: 1 {LEFT[name]}" in message
+    assert f"note: '{path}': 1 .txt read; skipped: 1 {LEFT[name]}" in message
 
 
 def test_what_is_read_though_it_looks_odd(folder, capsys):
@@ -235,7 +235,7 @@ def test_what_is_beside_the_splits_of_documents_is_said(folder, capsys):
     )
     open_documents(settings_of(path), 8)
     assert capsys.readouterr().err == (
-        f"note: '{path}': passed over next to its splits: 'extra', 'more.txt'\n"
+        f"note: '{path}': skipped, in none of its splits: 'extra', 'more.txt'\n"
     )
 
 

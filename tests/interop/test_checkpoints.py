@@ -53,10 +53,10 @@ def test_a_configuration_of_a_class_gives_the_sizes(nano, nano_params, read):
 def test_a_class_without_its_values_is_passed_over_and_named(nano, read):
     class_only = GPTConfig.__new__(GPTConfig)
     checkpoint = {"model": nano["model"], "config": class_only}
-    with pytest.raises(UserError, match="does not say its n_layer"):
+    with pytest.raises(UserError, match="does not give its n_layer"):
         read(checkpoint)
     original = read(checkpoint, dataclasses.asdict(GPTConfig()))
-    assert original.notes[0] == f"passed over: config ({__name__}.GPTConfig)"
+    assert original.notes[0] == f"skipped: config ({__name__}.GPTConfig)"
 
 
 def test_numpy_numbers_and_a_namespace_are_read(nano, read):
@@ -64,7 +64,7 @@ def test_numpy_numbers_and_a_namespace_are_read(nano, read):
     config.out_dir, config.min_lr = pathlib.PurePosixPath("out"), np.float64(1e-5)
     original = read(nano | {"config": config, "best_val_loss": np.float64(2.5)})
     assert original.config.optimizer.min_learning_rate == 1e-5
-    assert original.notes[0] == "passed over: config.out_dir (pathlib.PurePosixPath)"
+    assert original.notes[0] == "skipped: config.out_dir (pathlib.PurePosixPath)"
 
 
 @pytest.mark.parametrize("key", ["model_state_dict", "state_dict"])
@@ -79,7 +79,7 @@ def test_notes_are_printed_once_the_run_is_written(nano, tmp_path, capsys):
     convert.command(
         ["--format=nanogpt", f"--source={path}", f"--workdir={tmp_path / 'run'}"]
     )
-    line = f"note: '{path}': passed over: when (pathlib.PurePosixPath)\n"
+    line = f"note: '{path}': skipped: when (pathlib.PurePosixPath)\n"
     assert line in capsys.readouterr().err
 
 
@@ -104,7 +104,7 @@ def test_numbers_as_text_or_of_another_type_are_read(nano, read):
 
 def test_nothing_is_asked_whether_it_is_true_that_may_be_an_array(nano, read):
     array = torch.zeros(3)
-    with pytest.raises(UserError, match="not one entry for each of 28 arrays"):
+    with pytest.raises(UserError, match="expected 28 entries, one per array"):
         read(nano | {"optimizer": nano["optimizer"] | {"state": array}})
     with pytest.raises(UserError, match="decay_lr must be true or false, got array"):
         read(nano | {"config": nano["config"] | {"decay_lr": array}})

@@ -144,7 +144,7 @@ def test_a_workdir_inside_a_file(refused, tmp_path):
 
 def test_a_nanogpt_checkpoint_as_gpt2(refused):
     message = refused("--format=gpt2", f"--source={NANO}")
-    assert "does not say its n_positions" in message
+    assert "does not give its n_positions" in message
     assert "--format" in message
 
 
@@ -163,7 +163,7 @@ def test_a_nanogpt_checkpoint_as_sigma_gpt(refused):
 
 def test_a_gpt2_folder_as_nanogpt(refused, tmp_path):
     message = refused("--format=nanogpt", f"--source={GPT2}")
-    assert "does not say its block_size" in message
+    assert "does not give its block_size" in message
     options = [f"--source={GPT2}", source_config(tmp_path, {"block_size": 32})]
     assert "is --format right?" in refused("--format=nanogpt", *options)
 
@@ -333,7 +333,7 @@ def test_arguments_that_are_no_dict(nano_refused, value):
 @pytest.mark.parametrize("name", ["sigma-gpt", "nanogpt", "gpt2"])
 def test_a_state_dict_without_its_configuration(refused, name):
     message = refused(f"--format={name}", f"--source={SIGMA}")
-    assert "does not say its n_layer, n_head, n_embd" in message
+    assert "does not give its n_layer, n_head, n_embd" in message
     assert "--source_config=FILE.json" in message
 
 
@@ -347,7 +347,7 @@ def test_a_state_dict_without_its_configuration(refused, name):
         (b"[" * 10**6, "is not valid JSON"),
         (b'{"n_layer": ' + b"9" * 5000 + b"}", "is not valid JSON"),
         (b'{"n_layer": NaN}', "n_layer must be an integer >= 1, got nan"),
-        (b'{"n_layer": null}', "does not say its n_layer"),
+        (b'{"n_layer": null}', "does not give its n_layer"),
         (None, "cannot be read: No such file"),
     ],
     ids=range(9),
@@ -367,7 +367,7 @@ def test_a_configuration_that_is_a_folder(refused, tmp_path):
 
 def test_settings_of_another_program_are_refused_by_name(nano_refused, nano):
     message = nano_refused(**arguments(nano, n_kv_head=1, swiglu=True))
-    assert "settings that are not known here: n_kv_head=1, swiglu=True" in message
+    assert "unknown settings: n_kv_head=1, swiglu=True" in message
 
 
 def test_a_setting_is_passed_over_where_it_is_null_or_only_in_the_users_file(
@@ -429,7 +429,7 @@ def test_all_settings_that_transformers_writes_are_known(folder, gpt2_params):
         ({"pruned_heads": {"0": [1]}}, "pruned_heads must be {}, got {'0': [1]}"),
         (
             {"alibi": True, "rope_theta": 1e4},
-            "has settings that are not known here: alibi=True, rope_theta=10000.0: if "
+            "has unknown settings: alibi=True, rope_theta=10000.0: if "
             'they change no logit, pass --source_config=FILE.json with {"alibi": null}',
         ),
         ({"b": 1, "d": 1, "a": 1, "c": 1, "e": 1}, "a=1, b=1, c=1 and 2 more: if they"),
@@ -501,12 +501,12 @@ def test_a_step_that_cannot_be(nano_refused, value):
             "step must be a number of steps, got -1.0",
         ),
         (lambda s: s | {0: {k: s[0][k] for k in ("exp_avg", "exp_avg_sq")}}, "None"),
-        (lambda s: s | {99: s[0]}, "not one entry for each of 28 arrays"),
-        (lambda s: s | {"x": s[0]}, "not one entry for each of 28 arrays"),
-        (lambda s: {0: s[0]}, "not one entry for each of 28 arrays"),
-        (lambda s: [s[0]], "not one entry for each of 28 arrays"),
-        (lambda s: "state", "not one entry for each of 28 arrays"),
-        (lambda s: 3, "not one entry for each of 28 arrays"),
+        (lambda s: s | {99: s[0]}, "expected 28 entries, one per array"),
+        (lambda s: s | {"x": s[0]}, "expected 28 entries, one per array"),
+        (lambda s: {0: s[0]}, "expected 28 entries, one per array"),
+        (lambda s: [s[0]], "expected 28 entries, one per array"),
+        (lambda s: "state", "expected 28 entries, one per array"),
+        (lambda s: 3, "expected 28 entries, one per array"),
     ],
     ids=range(15),
 )
@@ -626,9 +626,9 @@ def test_an_npz_of_what_is_no_number(refused, tmp_path, array):
 @pytest.mark.parametrize(
     "weight_map, expected",
     [
-        ({WTE: "../x"}, "names '../x': not a file in its folder"),
-        ({WTE: "/etc/passwd"}, "names '/etc/passwd': not a file in its folder"),
-        ({WTE: "sub/x.safetensors"}, "not a file in its folder"),
+        ({WTE: "../x"}, "names '../x': only files in its folder"),
+        ({WTE: "/etc/passwd"}, "names '/etc/passwd': only files in its folder"),
+        ({WTE: "sub/x.safetensors"}, "only files in its folder"),
         ({WTE: "two\nlines/x"}, r"names ''two\nlines/x''"),
         ({WTE: ".."}, "does not exist"),
         ({WTE: ""}, "does not exist"),

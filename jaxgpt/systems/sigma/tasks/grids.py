@@ -126,7 +126,7 @@ class Mixing(Task):
 
 
 FLOOR, WALL, COIN, AGENT = range(4)
-# The last one is that of tokens that are no cell.
+# The last one is that of tokens that are not cells.
 CELLS = np.array(
     [(255, 255, 255), (90, 90, 90), (240, 190, 40), (40, 90, 220), (220, 0, 0)]
 )
