@@ -224,16 +224,17 @@ class Memory:
         tokens_T = tokens_T[-block:]
         padded_1T = np.pad(tokens_T, (0, block - len(tokens_T)))[None]
         query_1TGK = _query(self.runtime, params, self.state, padded_1T, recent_1W)
-        query_11GK = np.asarray(query_1TGK)[:, len(tokens_T) - 1 :][:, :1]
-        row, k = np.zeros(1, np.int32), min(k, self.store.size())
-        slot_N = np.unique(self.store.search(self.store.version, row, query_11GK, k))
+        query_11GK = query_1TGK[:, len(tokens_T) - 1 :][:, :1]
+        entries, row_1 = self.state["entries"], jnp.zeros(1, jnp.int32)
+        search = self.runtime.search_of(entries, min(k, self.store.size()))
+        slot_N = np.unique(search(entries["version"], row_1, query_11GK))
         slot_N = slot_N[slot_N >= 0]
         indices = self.store.indices[0]  # One of each head.
         key_NGK = np.stack([index.vectors[slot_N] for index in indices], 1)
         if self.runtime.index_config.metric == "inner_product":
-            score_N = (query_11GK[0] * key_NGK).sum((1, 2))
+            score_N = (np.asarray(query_11GK)[0] * key_NGK).sum((1, 2))
         else:
-            score_N = -((query_11GK[0] - key_NGK) ** 2).sum((1, 2))
+            score_N = -((np.asarray(query_11GK)[0] - key_NGK) ** 2).sum((1, 2))
         document_E = np.asarray(self.store.entries["document"])[0]
         position_E = np.asarray(self.store.entries["position"])[0]
         order = (-score_N).argsort(kind="stable")[:k]

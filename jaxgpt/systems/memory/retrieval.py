@@ -58,6 +58,49 @@ def make_search(stores: dict[int, Store], k: int) -> Search:
     return search
 
 
+def exact_search(entries: Entries, metric: str, k: int) -> Search:
+    """Returns a search of all entries inside the compiled program, without the host.
+
+    Of those that are equally near, the smaller slot comes first. A query that is not
+    finite finds nothing.
+
+    Args:
+      entries: that are searched; a row of the store is a row of theirs.
+      metric: "l2" or "inner_product".
+      k: neighbours of each query.
+    """
+
+    def of_row(asked):
+        row, query_TGK = asked
+        key_REGK, used_RE = entries["key"], ops.used(entries)
+        row = row if len(key_REGK) > 1 else 0  # A constant copies nothing.
+        key_EGK = key_REGK[row]
+        near_GTE = jnp.einsum(
+            "tgk,egk->gte", query_TGK, key_EGK, precision=jax.lax.Precision.HIGHEST
+        )
+        if metric == "l2":
+            # |q|^2 - |q - k|^2: what is left out is the same for all entries.
+            near_GTE = 2 * near_GTE - (key_EGK**2).sum(-1).T[:, None]
+        near_GTE = jnp.where(used_RE[row], near_GTE, -jnp.inf)
+        count = min(k, near_GTE.shape[-1])
+        near_GTM, slot_GTM = jax.lax.top_k(near_GTE, count)
+        slot_GTM = jnp.where(near_GTM > -jnp.inf, slot_GTM, -1)
+        missing = ((0, 0), (0, 0), (0, k - count))
+        return jnp.pad(slot_GTM, missing, constant_values=-1)
+
+    def search(version_2, row_B, query_BTGK):
+        del version_2
+        query_BTGK = jax.lax.stop_gradient(query_BTGK).astype(jnp.float32)
+        finite_BTG1 = jnp.isfinite(query_BTGK).all(-1, keepdims=True)
+        if len(row_B) == 1:  # In a loop XLA would copy the keys.
+            slot_BGTM = of_row((row_B[0], query_BTGK[0]))[None]
+        else:  # Only the scores of one row are held at a time.
+            slot_BGTM = jax.lax.map(of_row, (row_B, query_BTGK))
+        return jnp.where(finite_BTG1, slot_BGTM.swapaxes(1, 2), -1)
+
+    return search
+
+
 @dataclasses.dataclass(frozen=True)
 class Lookup:
     """The memory that a forward pass reads.

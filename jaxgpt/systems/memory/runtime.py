@@ -18,9 +18,15 @@ from jaxgpt.systems.base import Batch, HostState
 from jaxgpt.systems.memory import entries as ops
 from jaxgpt.systems.memory import model
 from jaxgpt.systems.memory.config import IndexConfig
+from jaxgpt.systems.memory.entries import Entries
 from jaxgpt.systems.memory.model import Carried, MemoryModel, SegmentOutput
 from jaxgpt.systems.memory.modes import MODES
-from jaxgpt.systems.memory.retrieval import Lookup, make_search
+from jaxgpt.systems.memory.retrieval import (
+    Lookup,
+    Search,
+    exact_search,
+    make_search,
+)
 from jaxgpt.systems.memory.store import Store
 
 TRAINING = 0  # Serial number of the store that training reads and writes.
@@ -126,15 +132,29 @@ class MemoryRuntime(HostState):
         Args:
           state: the memory.
           reading: "on", "shuffled" or "off".
-          store_row_B: which rows of the store these are; by default the first ones.
+          store_row_B: of training, which rows of the store these are; None is the first
+            ones, and searches where it can in the compiled program.
           decision_key: see `Lookup`.
         """
         row_B = jnp.arange(len(state["recent"])) % len(state["entries"]["id"])
-        store_row_B = row_B if store_row_B is None else store_row_B
+        search = self.search
+        if store_row_B is None:
+            store_row_B = row_B
+            search = self.search_of(state["entries"], self.memory.num_search_results)
         if reading == "shuffled":
             row_B, store_row_B = jnp.roll(row_B, 1), jnp.roll(store_row_B, 1)
         entries = None if reading == "off" else state["entries"]
-        return Lookup(row_B, entries, self.search, store_row_B, decision_key)
+        return Lookup(row_B, entries, search, store_row_B, decision_key)
+
+    def search_of(self, entries: Entries, k: int) -> Search:
+        """Returns a search of entries whose rows are those of their store.
+
+        Exact search needs no index. XLA keeps programs that do not call the host in its
+        disk cache, so that they are not compiled again by every command.
+        """
+        if self.memory.index_type == "flat":
+            return exact_search(entries, self.index_config.metric, k)
+        return make_search(self.stores, k)
 
     def read(
         self,

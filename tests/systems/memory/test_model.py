@@ -198,6 +198,25 @@ def test_one_search_for_each_forward_and_a_stale_index_is_an_error():
         jax.block_until_ready(grad(params, batches[1], carried, None))
 
 
+@pytest.mark.parametrize("kind, calls", [("flat", False), ("graph", True)])
+def test_only_training_and_an_index_call_the_host(kind, calls):
+    """XLA keeps no program with a callback in its disk cache."""
+    system, params = make(**{"memory.index_type": kind})
+    _, state = system.host.open(2)
+    batch = next(segments(1))
+
+    def program(training):
+        def logits(batch):
+            read = system.host.read(params, state, batch, "on", training=training)[1]
+            return read.logits_BTV
+
+        return jax.jit(logits).lower(batch).as_text()
+
+    batch = system.train_batch(batch, None, 0)
+    assert ("callback" in program(False)) == calls
+    assert "callback" in program(True)
+
+
 def test_a_row_reads_no_other_and_shared_rows_read_all():
     for shared in (False, True):
         system, params = make(

@@ -11,7 +11,7 @@ from jaxgpt.systems.memory import entries as ops
 from jaxgpt.systems.memory import index
 from jaxgpt.systems.memory.config import IndexConfig
 from jaxgpt.systems.memory.index import INDEX_TYPES
-from jaxgpt.systems.memory.retrieval import make_search
+from jaxgpt.systems.memory.retrieval import exact_search, make_search
 from jaxgpt.systems.memory.store import Store
 
 pytestmark = pytest.mark.unoptimised
@@ -406,6 +406,38 @@ def test_an_index_out_of_sync_is_an_error():
     with pytest.raises(Exception, match="memory 5 does not exist"):
         jax.block_until_ready(search(np.array([5, 0], np.int32), rows, query))
     jax.block_until_ready(search(store.entries["version"], rows, query))
+
+
+@pytest.mark.parametrize("metric", ["l2", "inner_product"])
+@pytest.mark.parametrize("rows, heads", [(1, 1), (1, 3), (2, 1), (2, 3)])
+def test_the_search_in_a_program_chooses_as_faiss_does(metric, rows, heads):
+    rng = np.random.default_rng(0)
+    entries = ops.empty(rows, 40, (heads, WIDTH), {})
+    new = {name: np.zeros((rows, 40), np.int32) for name in ops.SOURCES}
+    new |= {"key": rng.normal(size=(rows, 40, heads, WIDTH)), "values": {}}
+    entries = write(entries, new, rng.random((rows, 40)) < 0.8)
+    gone = jnp.asarray(rng.random((rows, 40)) < 0.3)
+    entries = ops.next_version(ops.remove(entries, gone))
+    store = Store(entries, IndexConfig(metric=metric))
+    query = rng.normal(size=(2, 5, heads, WIDTH)).astype(np.float32)
+    query[1, 2, 0, 3] = np.nan
+    row = np.arange(2)[::-1] % rows
+    for k in (1, 3, 50):
+        found = jax.jit(exact_search(entries, metric, k))(None, row, query)
+        expected = store.search(store.version, row, query, k)
+        np.testing.assert_array_equal(found, expected)
+    one = exact_search(entries, metric, 3)(None, row[:1], query[:1])
+    np.testing.assert_array_equal(
+        one, store.search(store.version, row[:1], query[:1], 3)
+    )
+
+
+def test_of_equally_near_entries_the_smaller_slots_are_found():
+    store = make()
+    add(store, 0, np.ones((9, WIDTH), np.float32))
+    query = np.ones((1, 2, 1, WIDTH), np.float32)
+    found = exact_search(store.entries, "l2", 3)(None, np.zeros(1, int), query)
+    np.testing.assert_array_equal(found[0, :, 0], [[0, 1, 2], [0, 1, 2]])
 
 
 def test_faiss_missing_is_one_line(monkeypatch):
