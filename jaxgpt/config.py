@@ -9,7 +9,6 @@ file and executes nothing.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import functools
@@ -21,12 +20,13 @@ import pathlib
 import pkgutil
 import re
 import urllib.parse
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxgpt.errors import UserError, atomic_write, require
+from jaxgpt.errors import UserError, atomic_write, os_errors, require
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)  # gs://bucket/run
 NAME = re.compile(r"([\w-]+)(?::([^/\\.]*))?")  # quickstart, sigma_char:laptop
@@ -344,15 +344,9 @@ def make_folder(workdir: pathlib.Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
 
 
-@contextlib.contextmanager
-def writing(workdir: pathlib.Path) -> Iterator[None]:
+def writing(workdir: pathlib.Path) -> AbstractContextManager[None]:
     """Turns an OSError into one line: the folder of the run cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"--workdir '{workdir}' cannot be written: {error.strerror}"
-        ) from None
+    return os_errors(f"--workdir '{workdir}' cannot be written")
 
 
 def save(config: ConfigDict, path: pathlib.Path) -> None:

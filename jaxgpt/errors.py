@@ -34,6 +34,20 @@ def require(condition: bool, name: str, rule: str, got: Any, remedy: str = "") -
         raise UserError(f"{name} must be {rule}, got {shown}{end}")
 
 
+@contextlib.contextmanager
+def os_errors(what: str, remedy: str = "") -> Iterator[None]:
+    """Turns an OSError into "WHAT: REASON: REMEDY".
+
+    Raises:
+      UserError: in its place.
+    """
+    try:
+        yield
+    except OSError as error:
+        end = f": {remedy}" if remedy else ""
+        raise UserError(f"{what}: {error.strerror or error}{end}") from None
+
+
 def silence_non_primary() -> None:
     """Leaves all but errors to the first of several processes."""
     global _silent

@@ -503,7 +503,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(
     monkeypatch.setenv("JAXGPT_CACHE", text("", "file") + "/cache")
     message = refused(spec, {}, tmp_path / "run")
     assert f"the cache '{tmp_path}/file/cache/" in message
-    assert "cannot be written (Not a directory): set JAXGPT_CACHE" in message
+    assert "cannot be written: Not a directory: set JAXGPT_CACHE" in message
     assert "\n" not in message
 
 

@@ -14,7 +14,7 @@ import optax
 from jaxgpt import backend, cli
 from jaxgpt import config as configs
 from jaxgpt.data import tokenizer_files
-from jaxgpt.errors import UserError, log
+from jaxgpt.errors import UserError, log, os_errors
 from jaxgpt.interop import kept, rules
 from jaxgpt.interop.base import Export
 from jaxgpt.interop.formats import get_format
@@ -171,12 +171,8 @@ def export_run(name: str, run: Run, output: pathlib.Path, use_up: bool = False) 
         count=count,
         kept=kept.read(run.workdir),
     )
-    try:
+    with os_errors(f"--output '{output}' cannot be written"):
         form.write(output, export)
-    except OSError as error:
-        raise UserError(
-            f"--output '{output}' cannot be written: {error.strerror or error}"
-        ) from None
     if not form.suffixes or output.suffix != ".npz":
         for note in form.export_notes(export):
             log(f"note: '{output}': {note}")

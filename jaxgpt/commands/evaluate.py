@@ -13,7 +13,7 @@ from jaxgpt import backend, cli
 from jaxgpt import config as configs
 from jaxgpt.commands.memory_files import evaluate_with_memory
 from jaxgpt.data.arrays import read_integers
-from jaxgpt.errors import UserError, require
+from jaxgpt.errors import UserError, os_errors, require
 from jaxgpt.model import rng
 from jaxgpt.run import Run, open_run
 from jaxgpt.systems import scoring
@@ -113,11 +113,9 @@ def evaluate_split(
     figures |= run.system.extra_metrics(run.params, evaluation)
     if picture:
         curves = curves or {"model": nll[""].mean(0)}
-        try:
+        with os_errors(f"--positions='{picture}'"):
             metrics.write_curves(curves, picture.with_suffix(".csv"))
             plots.plot_positions(curves, picture)
-        except OSError as error:
-            raise UserError(f"--positions='{picture}': {error.strerror}") from None
     return {
         "loss": loss,
         "perplexity": math.exp(loss),
@@ -192,10 +190,8 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
         tokens_BT.astype(np.int32), order_BT.astype(np.int32), keep_logits=bool(output)
     )
     if output:
-        try:
+        with os_errors(f"--logits='{logits}'"):
             np.save(output, logits_BTV)
-        except OSError as error:
-            raise UserError(f"--logits='{logits}': {error.strerror}") from None
     loss = float(nll_BT.mean(dtype=np.float64))
     return {
         "loss": loss,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.config import user_path
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, os_errors
 
 
 def read_integers(name: str) -> np.ndarray:
@@ -47,9 +47,8 @@ def read_json_object(path: pathlib.Path) -> dict[str, Any]:
       UserError: if it cannot be read, or holds anything else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be read: {error.strerror}") from None
+        with os_errors(f"'{path}' cannot be read"):
+            value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is not valid JSON: {error}") from None
     if not isinstance(value, dict):

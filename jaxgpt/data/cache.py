@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -26,7 +25,7 @@ from jaxgpt.data.tokenizers import (
     Tokenizer,
     UnknownCharacterError,
 )
-from jaxgpt.errors import UserError, log
+from jaxgpt.errors import UserError, log, os_errors
 
 # Must change whenever what is written changes, or stale tokens are read.
 VERSION = 4
@@ -191,18 +190,6 @@ def keep(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
     build(folder, fill)
 
 
-@contextlib.contextmanager
-def writing_cache(folder: pathlib.Path) -> Iterator[None]:
-    """Turns an OSError into one line that names the folder and the remedy."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"the cache '{folder}' cannot be written ({error.strerror}): set "
-            "JAXGPT_CACHE to a writable folder"
-        ) from None
-
-
 def _model_file(data: ConfigDict) -> pathlib.Path:
     path = user_path(data.sentencepiece_model)
     if not path.is_file():
@@ -215,7 +202,8 @@ def _model_file(data: ConfigDict) -> pathlib.Path:
 
 def build(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
     """Fills a temporary folder, then renames it: it is complete or absent."""
-    with writing_cache(folder.parent):
+    what = f"the cache '{folder.parent}' cannot be written"
+    with os_errors(what, "set JAXGPT_CACHE to a writable folder"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         building = pathlib.Path(tempfile.mkdtemp(dir=folder.parent))
     try:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from jaxgpt.data.tokenizers import END_OF_TEXT_TOKEN
-from jaxgpt.errors import UserError, log
+from jaxgpt.errors import UserError, log, os_errors
 
 CHUNK = 1 << 22  # Bytes read at a time.
 LONGEST_WORD = 1 << 24
@@ -155,11 +155,8 @@ def _without_copies(
 
 def file_digest(path: pathlib.Path) -> str:
     """Returns the SHA-256 of a file; UserError if it cannot be read."""
-    try:
-        with open(path, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be read: {error.strerror}") from None
+    with os_errors(f"'{path}' cannot be read"), open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _original(file: pathlib.Path) -> pathlib.Path | None:

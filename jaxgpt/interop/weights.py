@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from jaxgpt.config import user_path
 from jaxgpt.data.arrays import read_json_object, why_not_loaded
-from jaxgpt.errors import UserError, atomic_write
+from jaxgpt.errors import UserError, atomic_write, os_errors
 from jaxgpt.interop import mapped
 from jaxgpt.interop.rules import shown
 from jaxgpt.interop.torch_file import (
@@ -213,11 +213,8 @@ def _read_folder(folder: pathlib.Path) -> dict[str, Any]:
 def _read_file(path: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"'{path}' does not exist")
-    try:
-        with open(path, "rb") as file:
-            pointer = file.read(len(LFS)) == LFS
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be read: {error.strerror}") from None
+    with os_errors(f"'{path}' cannot be read"), open(path, "rb") as file:
+        pointer = file.read(len(LFS)) == LFS
     if pointer:
         raise UserError(f"'{path}' is a pointer of Git LFS: fetch it with git lfs pull")
     if path.suffix in (".pt", ".pth", ".bin"):
