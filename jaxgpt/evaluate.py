@@ -14,6 +14,7 @@ import argparse
 from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError, require
+from jaxgpt.sampling.options import check_ranges
 from jaxgpt.systems.memory.options import add_allow_other_model
 from jaxgpt.systems.registry import ANY_ORDER, LEFT_TO_RIGHT
 
@@ -126,17 +127,10 @@ def command(argv: list[str]) -> None:
         raise UserError(
             "--document, --tune and --allow_other_model need --memory, the file to read"
         )
-    if args.num_sequences is not None:
-        require(args.num_sequences >= 1, "--num_sequences", ">= 1", args.num_sequences)
-        most = 1 << 24
-        require(
-            args.num_sequences <= most, "--num_sequences", f"<= {most}",
-            args.num_sequences,
-        )  # fmt: skip
-    orders = args.num_orders
-    if orders is not None:
-        require(orders >= 1, "--num_orders", ">= 1", orders)
-        require(orders <= 1 << 16, "--num_orders", f"<= {1 << 16}", orders)
+    if (count := args.num_sequences) is not None:
+        require(count >= 1, "--num_sequences", ">= 1", count)
+        require(count <= 1 << 24, "--num_sequences", f"<= {1 << 24}", count)
+    check_ranges({"num_orders": args.num_orders})
     ratios = _ratios(args.infill) if args.infill else []
     if (args.order or args.logits) and not args.tokens:
         raise UserError("--order and --logits need --tokens")

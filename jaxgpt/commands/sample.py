@@ -60,23 +60,15 @@ def _sampling(args: argparse.Namespace) -> SamplingParams:
 
 def _given(run: Run, args: argparse.Namespace) -> Given:
     """Returns what the texts begin with, or are written around."""
-    c = run.system.model_config
     if args.split:
-        found = prompts.prompts_of_split(
-            run.open_data(),
-            args.split,
-            args.num_samples,
-            args.max_new_tokens,
-            args.seed,
-            c.block_size,
-            run.longest,
-        )
-        return Given(*found)
+        data, new = run.open_data(), args.max_new_tokens
+        return run.reader.split(data, args.split, args.num_samples, new, args.seed)
     if args.template is not None:
         return run.reader.template(args.template, args.special_tokens)
     prompt = args.prompt or ""
     if args.prompt_ids is not None:
-        prompt = prompts.parse_ids(args.prompt_ids, c.vocab_size)
+        vocab_size = run.system.model_config.vocab_size
+        prompt = prompts.parse_ids(args.prompt_ids, vocab_size)
     return run.reader.prompt(prompt, args.max_new_tokens, args.special_tokens)
 
 

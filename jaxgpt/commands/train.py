@@ -70,9 +70,7 @@ def train(
       The exit code: 0, or 128 + the signal that ended it.
 
     Raises:
-      UserError: for input that cannot be used.
-      CheckError: if the loss diverged, an evaluation cannot be right, or the last
-        state was not saved.
+      UserError, CheckError: see `jaxgpt.api.train`.
     """
     backend.use_float64(config.model.dtype)
     setup = prepare(config, configs.user_path(str(workdir)), allowed, given)

@@ -165,37 +165,3 @@ def start_token(tokenizer: Tokenizer | None) -> int:
         return int(tokenizer.encode_rest("\n")[0])
     except (UserError, IndexError):  # It knows no newline.
         return 0
-
-
-def prompts_of_split(
-    data: Any,
-    split: str,
-    count: int,
-    new: int | None,
-    seed: int,
-    block_size: int,
-    longest: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (tokens [count, T], known [T]): half a block of a split, then a gap.
-
-    Args:
-      data: as of `System.open_data`.
-      split: of it.
-      count: prompts, at places that the seed draws.
-      new: tokens of the gap; None fills the block.
-      seed: of the places.
-      block_size: of the model.
-      longest: tokens that prompt and gap may make.
-
-    Raises:
-      UserError: if they do not fit, or the split does not exist.
-    """
-    given = block_size // 2
-    new = block_size - given if new is None else new
-    if given + new > longest:
-        raise UserError(
-            f"a prompt of {given} and --max_new_tokens={new} make {given + new} "
-            f"tokens, but only {longest} fit the model"
-        )
-    given_NT = data.batch_at(seed, split, 0, count, given)
-    return np.pad(given_NT, ((0, 0), (0, new))), np.arange(given + new) < given

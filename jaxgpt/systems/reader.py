@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgpt.data.dataset import Dataset
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError, require
 from jaxgpt.sampling import prompts
@@ -99,14 +100,39 @@ class Reader:
                 "model"
             )
         new = room if max_new_tokens is None else max_new_tokens
-        total = len(ids) + new
+        return self._started(*self._with_room(ids, new))
+
+    def split(
+        self, data: Dataset, split: str, count: int, new: int | None, seed: int
+    ) -> Given:
+        """Returns prompts [count, T], half a block each, and the room for what follows.
+
+        Args:
+          data: as of `System.open_data`.
+          split: of it.
+          count: prompts, at places that the seed draws.
+          new: tokens to follow; None fills the block.
+          seed: of the places.
+
+        Raises:
+          UserError: if they do not fit the model, or the split does not exist.
+        """
+        block = self.system.model_config.block_size
+        ids_NT = data.batch_at(seed, split, 0, count, block // 2)
+        new = block - block // 2 if new is None else new
+        return Given(*self._with_room(ids_NT, new))
+
+    def _with_room(self, ids: np.ndarray, new: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (ids [T] or [N, T] and zeros after them, which are known [T])."""
+        given = ids.shape[-1]
+        total = given + new
         if total > self.longest:
             raise UserError(
-                f"prompt and --max_new_tokens={new} make {total} tokens, but only "
-                f"{self.longest} fit the model"
+                f"a prompt of {given} and --max_new_tokens={new} make {total} tokens, "
+                f"but only {self.longest} fit the model"
             )
-        tokens_T = np.concatenate([ids, np.zeros(new, np.int32)])
-        return self._started(tokens_T, np.arange(total) < len(ids))
+        room = np.zeros((*ids.shape[:-1], new), np.int32)
+        return np.concatenate([ids, room], -1), np.arange(total) < given
 
     def template(self, template: str | TokenIds, special_tokens: bool = False) -> Given:
         """Returns a text with gaps; see `Run.infill`.

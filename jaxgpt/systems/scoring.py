@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.data.arrays import batched
 from jaxgpt.errors import UserError, require
-
-if TYPE_CHECKING:
-    from jaxgpt.systems.base import System
-
-import jax.numpy as jnp
-
 from jaxgpt.model import rng
 from jaxgpt.sampling.state import SamplingParams
 from jaxgpt.systems.base import System
