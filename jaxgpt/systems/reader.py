@@ -118,7 +118,9 @@ class Reader:
           UserError: if they do not fit the model, or the split does not exist.
         """
         block = self.system.model_config.block_size
-        ids_NT = data.batch_at(seed, split, 0, count, block // 2)
+        batch = data.batch_at(seed, split, 0, count, block // 2)
+        # Those of documents also say where a segment stands, and have one token more.
+        ids_NT = batch["tokens"][:, : block // 2] if isinstance(batch, dict) else batch
         new = block - block // 2 if new is None else new
         return Given(*self._with_room(ids_NT, new))
 

@@ -110,6 +110,15 @@ def test_output_mode_reads_any_causal_run(tmp_path, capsys):
         evaluate.command([*command, "--config.memory.mode=associative"])
 
 
+def test_sample_continues_segments_of_documents(played, capsys):
+    options = ["--split=val", "--max_new_tokens=2", "--num_samples=2", "--json=-"]
+    sample.command([f"--workdir={played}", *options])
+    one, two = last_json(capsys)["samples"]
+    half = configs.load_frozen(played).model.block_size // 2
+    assert len(one["tokens"]) == len(two["tokens"]) == half + 2
+    assert one["prompt"] != two["prompt"]
+
+
 def test_sample_carries_explains_and_forgets(played, tmp_path, capsys):
     file = tmp_path / "memory.safetensors"
     common = [f"--workdir={played}", f"--memory={file}", "--json=-"]
