@@ -233,7 +233,7 @@ class Run:
         c = self.system.model_config
         if not c.any_order:
             raise UserError(
-                "log_prob needs a model that reads in any order: score is for this one"
+                "log_prob needs a model that reads in any order: use score for this one"
             )
         check_ranges({"num_orders": num_orders, "seed": seed})
         found = self.reader.texts(texts, same_length=True)

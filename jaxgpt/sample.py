@@ -109,7 +109,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--special_tokens needs --prompt or --template")
     if args.template is not None and args.max_new_tokens is not None:
         raise UserError(
-            "--max_new_tokens is incompatible with --template: gaps have lengths"
+            "--max_new_tokens is incompatible with --template: gaps set their lengths"
         )
     if args.stop and (args.template is not None or args.split):
         raise UserError(

@@ -122,7 +122,7 @@ def test_commands_import_score_and_export(tmp_path, capsys, name):
         assert {f"param/{n}" for n in held} == names
         for key, array in held.items():
             np.testing.assert_array_equal(array, golden[f"param/{key}"])
-    with pytest.raises(UserError, match="is not a nanogpt: model"):
+    with pytest.raises(UserError, match="is not a nanogpt model: model"):
         convert.command(["--format=nanogpt", workdir, f"--output={tmp_path / 'no.pt'}"])
 
 

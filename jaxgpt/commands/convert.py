@@ -146,7 +146,7 @@ def export_run(name: str, run: Run, output: pathlib.Path, use_up: bool = False) 
     try:
         form.check_run(run.config)
     except UserError as error:
-        raise UserError(f"'{run.workdir}' is not a {name}: {error}") from None
+        raise UserError(f"'{run.workdir}' is not a {name} model: {error}") from None
     if output.exists():
         raise UserError(f"--output '{output}' exists: name a new path")
     if form.suffixes:

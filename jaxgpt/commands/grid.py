@@ -123,13 +123,13 @@ def read_study(name: str) -> Study:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{where} cannot be read: {reason}") from None
     if not isinstance(spec, dict):
-        raise UserError(f"{where} has none of the keys {', '.join(KEYS)}")
+        raise UserError(f"{where} must be a mapping with keys among {', '.join(KEYS)}")
     if unknown := sorted(map(str, set(spec) - set(KEYS))):
-        raise UserError(f"{where} has unknown '{unknown[0]}'")
+        raise UserError(f"{where} has an unknown key '{unknown[0]}'")
     given = {key: value for key, value in spec.items() if value is not None}
     listed = "points" in given
     if clash := [key for key in ("grid", "x", "lines") if listed and key in given]:
-        raise UserError(f"{where} lists its points: take '{clash[0]}' out")
+        raise UserError(f"{where} lists its points: remove '{clash[0]}'")
     absent = {"grid": {}, "x": ""} if listed else {"points": []}
     spec = {"overrides": {}, "lines": "", "title": path.stem} | absent | given
     rules: dict[Any, str] = {dict: FIELDS, list: "a list of changes"}

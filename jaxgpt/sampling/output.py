@@ -76,7 +76,7 @@ def until(stop: str, prompt_length: int, tokenizer: Tokenizer | None) -> Callbac
 def length_with_stop(
     row: np.ndarray, given: int, stop: str, tokenizer: Tokenizer | None
 ) -> int:
-    """Returns how many tokens are shown: those up to stop, sought after the prompt."""
+    """Returns how many tokens to show: those up to the first stop after the prompt."""
     if not stop or stop not in _continuation(row[given:], tokenizer):
         return len(row)
     for end in range(given + 1, len(row)):

@@ -283,7 +283,7 @@ class Checkpoints:
             step, reason = next(iter(damaged.items()))
             raise UserError(
                 f"no checkpoint in '{self.folder}' can be restored (step {step}: "
-                f"{reason}): bring back a copy, or start over in another --workdir"
+                f"{reason}): restore a copy, or start over in another --workdir"
             )
         return None
 

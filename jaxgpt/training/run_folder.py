@@ -29,7 +29,7 @@ def read_run(folder: pathlib.Path) -> tuple[ConfigDict, Tokenizer | None]:
         if tokenizer.vocab_size > config.model.vocab_size:
             raise UserError(
                 f"'{file}' has {tokenizer.vocab_size} tokens, its model "
-                f"{config.model.vocab_size}: bring back the run's own, or remove it "
+                f"{config.model.vocab_size}: restore the run's own, or remove it "
                 "and use token ids"
             )
         name_tokenizer(config, tokenizer)

@@ -736,12 +736,16 @@ def export_refused(refused, runs, tmp_path):
         (
             "sigma-gpt",
             "nano",
-            "is not a sigma-gpt: system must be 'sigma', got 'causal'",
+            "is not a sigma-gpt model: system must be 'sigma', got 'causal'",
         ),
-        ("nanogpt", "sigma", "is not a nanogpt: system must be 'causal', got 'sigma'"),
-        ("gpt2", "sigma", "is not a gpt2: system must be 'causal', got 'sigma'"),
+        (
+            "nanogpt",
+            "sigma",
+            "is not a nanogpt model: system must be 'causal', got 'sigma'",
+        ),
+        ("gpt2", "sigma", "is not a gpt2 model: system must be 'causal', got 'sigma'"),
         ("nanogpt", "gpt2", "model.activation must be 'gelu', got 'gelu_tanh'"),
-        ("gpt2", "plain", "is not a gpt2: model.bias must be True, got False"),
+        ("gpt2", "plain", "is not a gpt2 model: model.bias must be True, got False"),
         ("gpt2", "none", "holds no run"),
     ],
 )

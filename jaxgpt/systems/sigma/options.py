@@ -28,8 +28,8 @@ def check_sampling(
         )
     if order == LOW_ENTROPY_FIRST and name != "ar":
         raise UserError(
-            f"--order={LOW_ENTROPY_FIRST} needs --sampler=ar, because it "
-            "chooses anew after every token"
+            f"--order={LOW_ENTROPY_FIRST} needs --sampler=ar: it chooses "
+            "the next position after every token"
         )
     if block_length and order != "block":
         raise UserError("--block_length is for --order=block")
