@@ -251,18 +251,20 @@ def texts_of_split(
 
 def show(path: pathlib.Path, as_json: bool) -> None:
     """Prints the documents of a memory."""
-    memory = Documents.load(path)
-    found, by = memory.documents(), memory.written_by
-    size = path.stat().st_size
+    header = peek(path)
+    found, by, size = header.documents(), header.written_by, path.stat().st_size
+    entries = sum(header.entries)
+    mode, index_type = header.settings["memory.mode"], header.index["index_type"]
     if as_json:
         cli.print_json(
             {
                 "documents": [document._asdict() for document in found],
-                "entries": memory.store.size(),
-                "memory_size": memory.store.stamps.shape[1],
+                "entries": entries,
+                "memory_size": header.memory_size,
                 "bytes": size,
-                "mode": memory.settings["memory.mode"],
-                "index_type": memory.index_config.index_type,
+                "mode": mode,
+                "index_type": index_type,
+                "dtype": header.dtype,
                 "model": by,
             }
         )
@@ -275,9 +277,8 @@ def show(path: pathlib.Path, as_json: bool) -> None:
         )
     model = f"run '{by['run']}', step {by['step']}" if by else "no run yet"
     print(
-        f"{memory.store.size():,} entries of {memory.store.stamps.shape[1]:,}, "
-        f"{size / 1e6:.2f} MB, {memory.settings['memory.mode']}, "
-        f"{memory.index_config.index_type}; written by {model}"
+        f"{entries:,} entries of {header.memory_size:,}, {size / 1e6:.2f} MB, {mode}, "
+        f"{index_type}, {header.dtype}; written by {model}"
     )
 
 

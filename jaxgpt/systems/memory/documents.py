@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import itertools
@@ -18,7 +17,7 @@ from jaxgpt.data import reading
 from jaxgpt.errors import UserError, log
 from jaxgpt.systems.memory import file
 from jaxgpt.systems.memory.config import IndexConfig
-from jaxgpt.systems.memory.header import Header, peek
+from jaxgpt.systems.memory.header import Document, Header, peek
 from jaxgpt.systems.memory.ingestion import ingest, recent
 from jaxgpt.systems.memory.model import Carried
 from jaxgpt.systems.memory.modes import MODES
@@ -37,22 +36,6 @@ class Nearest(NamedTuple):
     document: int
     position: int
     score: float
-
-
-class Document(NamedTuple):
-    """A document of a memory.
-
-    Attributes:
-      name: it is known by.
-      entries: that the memory has of it.
-      tokens: that were read.
-      kept: the share of the entries that its tokens can have; 1.0 is all.
-    """
-
-    name: str
-    entries: int
-    tokens: int
-    kept: float
 
 
 class Memory:
@@ -122,17 +105,24 @@ class Memory:
 
     def documents(self) -> list[Document]:
         """Returns the documents, in the order in which they were first read."""
-        used_RE = np.asarray(self.state["entries"]["id"]) >= 0
-        document_N = np.asarray(self.state["entries"]["document"])[used_RE]
-        counts = np.bincount(document_N, minlength=len(self.names)).tolist()
-        reads = collections.Counter(number for number, _ in self.reads)
-        found = []
-        for number, (name, text) in enumerate(zip(self.names, self.texts, strict=True)):
-            # Nothing has followed the last token of a text yet.
-            ends = reads[number] if self.settings["stores_next"] else 0
-            kept = counts[number] / max(len(text) - ends, 1)
-            found.append(Document(name, counts[number], len(text), kept))
-        return found
+        return self._header().documents()
+
+    def _header(self) -> Header:
+        entries = self.state["entries"]
+        document_N = np.asarray(entries["document"])[np.asarray(entries["id"]) >= 0]
+        counts = np.bincount(document_N, minlength=len(self.names))
+        return Header(
+            names=self.names,
+            entries=counts.tolist(),
+            reads=[list(read) for read in self.reads],
+            settings=self.settings,
+            index=dataclasses.asdict(self.index_config),
+            memory_size=self.store.stamps.shape[1],
+            written_by=self.written_by,
+            evicted=self.evicted,
+            dtype=self.dtype,
+            digest="",
+        )
 
     def number(self, name: str) -> int:
         """Returns the number of a document; UserError if there is none of this name."""
@@ -250,26 +240,17 @@ class Memory:
           UserError: if it cannot, or the file has changed since this memory was read.
         """
         arrays = file.pack(self.store.entries, self.dtype)
-        arrays |= {f"index/{k}": v for k, v in self.store.host_state().items()}
+        # An index of float32 keys is not that of the rounded ones: it is made anew.
+        if self.dtype == file.DTYPES[0]:
+            arrays |= {f"index/{k}": v for k, v in self.store.host_state().items()}
         arrays |= {f"texts/{n}": text for n, text in enumerate(self.texts)}
-        header = Header(
-            names=self.names,
-            reads=[list(read) for read in self.reads],
-            settings=self.settings,
-            index=dataclasses.asdict(self.index_config),
-            memory_size=self.store.stamps.shape[1],
-            written_by=self.written_by,
-            evicted=self.evicted,
-            dtype=self.dtype,
-            digest="",
-        )
         known, digest = self.file
         if known == path and path.exists() and peek(path).digest != digest:
             raise UserError(
                 f"'{path}' has changed since it was read: open it again, so that "
                 "nothing of it is lost"
             )
-        self.file = path, file.write(path, header, arrays).digest
+        self.file = path, file.write(path, self._header(), arrays).digest
 
     @classmethod
     def load(

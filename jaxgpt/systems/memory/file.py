@@ -7,7 +7,7 @@ A safetensors file holds what is stored, not the room there is:
   index/ROW.HEAD.NAME       what the index holds in addition to the keys
   texts/N [T]               int32, the tokens of document N
 
-and in its header, as JSON, a `Header`.
+and in its metadata as "memory" a `Header` in JSON, after the SHA-256 of that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 
 from jaxgpt.errors import UserError, atomic_path
 from jaxgpt.systems.memory.entries import Entries
-from jaxgpt.systems.memory.header import Header, damaged, peek
+from jaxgpt.systems.memory.header import Header, damaged, peek, sha256
 from jaxgpt.systems.memory.store import with_prefix
 
 DTYPES = ("float32", "float16")
@@ -42,7 +42,8 @@ def write(path: pathlib.Path, header: Header, arrays: dict[str, np.ndarray]) -> 
     text = json.dumps(dataclasses.asdict(header))
     try:
         with atomic_path(path) as temporary:
-            save_file(arrays, temporary, {"memory": text})
+            temporary.touch()  # With the usual permissions.
+            save_file(arrays, temporary, {"memory": f"{sha256(text)} {text}"})
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise UserError(f"--memory='{path}' cannot be written: {why}") from None

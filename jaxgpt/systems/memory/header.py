@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxgpt.errors import UserError
 
@@ -19,6 +20,7 @@ class Header:
 
     Attributes:
       names: of the documents.
+      entries: how many each has.
       reads: [document, tokens] of every text that was read, in order.
       settings: of the mode: those that must agree with a model's.
       index: settings of the index.
@@ -31,6 +33,7 @@ class Header:
     """
 
     names: list[str]
+    entries: list[int]
     reads: list[list[int]]
     settings: dict[str, Any]
     index: dict[str, Any]
@@ -40,6 +43,43 @@ class Header:
     dtype: str
     digest: str
     version: int = VERSION
+
+    def documents(self) -> list[Document]:
+        """Returns the documents, in the order in which they were first read."""
+        tokens, reads = [0] * len(self.names), [0] * len(self.names)
+        for number, count in self.reads:
+            tokens[number] += count
+            reads[number] += 1
+        found = []
+        for number, (name, entries) in enumerate(
+            zip(self.names, self.entries, strict=True)
+        ):
+            # Nothing has followed the last token of a text yet.
+            ends = reads[number] if self.settings["stores_next"] else 0
+            kept = entries / max(tokens[number] - ends, 1)
+            found.append(Document(name, entries, tokens[number], kept))
+        return found
+
+
+class Document(NamedTuple):
+    """A document of a memory.
+
+    Attributes:
+      name: it is known by.
+      entries: that the memory has of it.
+      tokens: that were read.
+      kept: the share of the entries that its tokens can have; 1.0 is all.
+    """
+
+    name: str
+    entries: int
+    tokens: int
+    kept: float
+
+
+def sha256(text: str) -> str:
+    """Returns the digest of a header as text."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def damaged(path: pathlib.Path) -> UserError:
@@ -60,8 +100,14 @@ def peek(path: pathlib.Path) -> Header:
         with open(path, "rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
             head = stream.read(size) if size < LONGEST else b""
-        fields = json.loads(json.loads(head)["__metadata__"]["memory"])
-        version = fields.get("version", 1)
+        digest, _, text = json.loads(head)["__metadata__"]["memory"].partition(" ")
+        if digest.startswith("{"):
+            version = 1
+        elif digest != sha256(text):
+            raise ValueError
+        else:
+            fields = json.loads(text)
+            version = fields["version"]
         header = Header(**fields) if version == VERSION else None
     except OSError as error:
         raise UserError(f"--memory='{path}': {error.strerror}") from None

@@ -13,7 +13,7 @@ from jaxgpt.config import user_path
 from jaxgpt.errors import UserError, log, require
 from jaxgpt.parallel import lock
 from jaxgpt.systems.memory.config import IndexConfig
-from jaxgpt.systems.memory.header import peek
+from jaxgpt.systems.memory.header import Document, peek
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from jaxgpt.data.tokenizers import Tokenizer
     from jaxgpt.sampling.state import SamplerOutput
-    from jaxgpt.systems.memory.documents import Document, Memory
+    from jaxgpt.systems.memory.documents import Memory
 
 # Tokens of the source shown before and after a retrieved position.
 BEFORE, AFTER = 8, 3
@@ -58,6 +58,8 @@ def overrides(config: ConfigDict, path: pathlib.Path) -> dict[str, str]:
     found = {}
     if config.system == "causal":
         found = {"system": "memory", "memory.mode": "output"}
+    elif config.system == "memory" and config.memory.reading != "on":
+        found = {"memory.reading": "on"}
     if path.exists():
         header = peek(path)
         names = {field.name for field in dataclasses.fields(IndexConfig)} - {"metric"}

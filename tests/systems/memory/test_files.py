@@ -249,6 +249,9 @@ def test_a_full_disk_and_damage_lose_nothing(call, notes, tmp_path, monkeypatch)
     assert json.loads(json.dumps(peek(path).names)) == ["notes/a.txt"]
     path.write_bytes(before[:-3] + b"abc")
     with pytest.raises(UserError, match="is damaged"):
+        call("forget", "notes/a.txt", workdir=None)
+    path.write_bytes(before.replace(b"notes/a.txt", b"notes/b.txt"))
+    with pytest.raises(UserError, match="is not a memory, or damaged"):
         call("list", workdir=None)
     path.write_bytes(b"xx")
     with pytest.raises(UserError, match="is not a memory, or damaged"):
