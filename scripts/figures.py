@@ -24,7 +24,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from benchmarks import extrapolation, sigma_calls, sigma_pareto
+from benchmarks import extrapolation, knn_lm, sigma_calls, sigma_pareto
 from benchmarks.alternate import machine
 from jaxgpt.commands import grid
 from jaxgpt.training import plots
@@ -225,6 +225,20 @@ FIGURES = {
         {
             "memory.png": Picture(
                 "{runs}/memory.png", "{runs}/memory.json", draw_json(draw_memory.draw)
+            )
+        },
+        10,
+    ),
+    "knn_lm": Figure(
+        (
+            "scripts.plays",
+            LAPTOP.format("memory_gpt2", "plain")
+            + " --config.memory.mode=output --config.memory.reading=off",
+            "benchmarks.knn_lm --workdir={runs}/plain --output={runs}/knn_lm.png",
+        ),
+        {
+            "knn_lm.png": Picture(
+                "{runs}/knn_lm.png", "{runs}/knn_lm.json", draw_json(knn_lm.draw)
             )
         },
         10,

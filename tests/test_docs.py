@@ -63,7 +63,8 @@ class Reader:
             configs.save(configs.base(), pathlib.Path(run) / "config.json")
         for name in ("configs", "data", "studies", "scripts"):
             os.symlink(ROOT / name, name)
-        replaced = dict.fromkeys(("sample", "evaluate", "plan", "grid"), lambda *_: 0)
+        others = ("sample", "evaluate", "plan", "grid", "memory_files")
+        replaced = dict.fromkeys(others, lambda *_: 0)
         replaced |= {"train": self.trained, "convert": self.converted}
         for name, execute in replaced.items():
             monkeypatch.setattr(f"jaxgpt.commands.{name}.execute", execute)

@@ -42,8 +42,10 @@ def write(path: pathlib.Path, header: Header, arrays: dict[str, np.ndarray]) -> 
     text = json.dumps(dataclasses.asdict(header))
     try:
         with atomic_path(path) as temporary:
-            temporary.touch()  # With the usual permissions.
+            temporary.touch()
+            usual = temporary.stat().st_mode
             save_file(arrays, temporary, {"memory": f"{sha256(text)} {text}"})
+            temporary.chmod(usual)  # save_file lets nobody else read it.
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise UserError(f"--memory='{path}' cannot be written: {why}") from None

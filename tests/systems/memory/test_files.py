@@ -53,6 +53,9 @@ def call(played, tmp_path, capsys):
 
 def test_documents_are_read_listed_found_and_forgotten(call, notes, tmp_path, capsys):
     found = call("ingest", "notes")
+    (tmp_path / "usual").touch()
+    modes = [(tmp_path / n).stat().st_mode for n in ("usual", "my.memory")]
+    assert modes[0] == modes[1]
     names = ["notes/a.txt", "notes/b.md", "said", "notes/more/c.jsonl:3"]
     assert [document["name"] for document in found["documents"]] == names
     assert {document["state"] for document in found["documents"]} == {"new"}
