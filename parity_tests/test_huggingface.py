@@ -323,5 +323,6 @@ def test_dropout_comes_along_or_is_said(tmp_path):
     _, original = imported(tmp_path)
     assert original.config.model.dropout == 0.0
     assert original.notes == (
-        "attn_pdrop 0.25, embd_pdrop 0.0, resid_pdrop 0.25 differ: model.dropout is 0",
+        "attn_pdrop 0.25, embd_pdrop 0.0, resid_pdrop 0.25 differ: "
+        "model.dropout is set to 0",
     )
