@@ -6,6 +6,11 @@ python -m jaxgpt.train --config=configs/memory_gpt2.py        # needs GPT-2's we
 pip install -e '.[memory,plays]'; python -m scripts.plays
 python -m jaxgpt.train --config=configs/memory_gpt2.py:laptop
 
+Without any training an imported GPT-2 looks up your own documents:
+
+python -m jaxgpt.convert --format=gpt2 --source=GPT2_FOLDER --workdir=runs/gpt2
+python -m jaxgpt.memory ingest --workdir=runs/gpt2 --memory=notes.memory notes/
+
 variant      what                           hardware             time    val. loss, nats
 (none)       124M on WikiText-2             a GPU or TPU         (not run yet)
 :laptop      3 layers, 128, block 64,       2 cores, AMD EPYC    34 s    4.026, 3.964

@@ -26,7 +26,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from jaxgpt import cli
+from jaxgpt.config import user_path
 from jaxgpt.errors import UserError, require
+from jaxgpt.systems.memory.listing import show
 from jaxgpt.systems.memory.options import add_allow_other_model
 
 if TYPE_CHECKING:
@@ -86,6 +88,14 @@ def command(argv: list[str]) -> None:
     # Names may stand before options and after them.
     args = parser.parse_intermixed_args(argv)
     _check(args, overrides)
+    path = user_path(args.memory)
+    if not path.parent.is_dir():
+        raise UserError(f"--memory='{path}': folder '{path.parent}' does not exist")
+    if args.action != "ingest" and not path.exists():
+        raise UserError(f"--memory='{path}' does not exist: ingest documents first")
+    if args.action == "list":
+        show(path, args.json)
+        return
     # JAX takes seconds, which --help and wrong usage do not need.
     from jaxgpt.commands.memory_files import execute
 

@@ -40,14 +40,8 @@ def execute(args: argparse.Namespace, changes: dict[str, str]) -> None:
     """Does what `args.action` names, and prints it."""
     backend.set_up_jax()
     path = user_path(args.memory)
-    if not path.parent.is_dir():
-        raise UserError(f"--memory='{path}': folder '{path.parent}' does not exist")
-    if args.action != "ingest" and not path.exists():
-        raise UserError(f"--memory='{path}' does not exist: ingest documents first")
     if args.action == "ingest":
         ingest(path, args, changes)
-    elif args.action == "list":
-        show(path, args.json)
     elif args.action == "query":
         query(path, args, changes)
     else:
@@ -176,7 +170,7 @@ def texts_of_files(
 ) -> tuple[dict[str, np.ndarray], int]:
     """Returns {name: tokens [T]}, and how many characters were replaced.
 
-    A line of a .jsonl file is a document, with a "text" and, if it likes, a "name".
+    A line of a .jsonl file is a document, with a "text" and optionally a "name".
 
     Raises:
       UserError: without a tokenizer, for a file that is not text, or a name given
@@ -247,39 +241,6 @@ def texts_of_split(
     part = data.splits[split]
     texts = np.split(np.asarray(part.tokens[: part.ends[-1]]), part.ends[:-1])
     return {f"{split}/{nth}": text.astype(np.int32) for nth, text in enumerate(texts)}
-
-
-def show(path: pathlib.Path, as_json: bool) -> None:
-    """Prints the documents of a memory."""
-    header = peek(path)
-    found, by, size = header.documents(), header.written_by, path.stat().st_size
-    entries = sum(header.entries)
-    mode, index_type = header.settings["memory.mode"], header.index["index_type"]
-    if as_json:
-        cli.print_json(
-            {
-                "documents": [document._asdict() for document in found],
-                "entries": entries,
-                "memory_size": header.memory_size,
-                "bytes": size,
-                "mode": mode,
-                "index_type": index_type,
-                "dtype": header.dtype,
-                "model": by,
-            }
-        )
-        return
-    print(f"{'entries':>10}  {'tokens':>10}  {'kept':>5}  document")
-    for document in found:
-        print(
-            f"{document.entries:>10,}  {document.tokens:>10,}  {document.kept:>5.0%}  "
-            f"{document.name}"
-        )
-    model = f"run '{by['run']}', step {by['step']}" if by else "no run yet"
-    print(
-        f"{entries:,} entries of {header.memory_size:,}, {size / 1e6:.2f} MB, {mode}, "
-        f"{index_type}, {header.dtype}; written by {model}"
-    )
 
 
 def query(
