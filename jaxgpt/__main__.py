@@ -12,7 +12,7 @@ from jaxgpt.errors import UserError
 
 COMMANDS = (
     *("train", "sample", "evaluate", "convert", "verify", "plan", "grid", "memory"),
-    *("systems.gssm.generate", "systems.gssm.entropy"),
+    *("systems.gssm.generate", "systems.gssm.entropy", "systems.gssm.probe"),
 )
 
 

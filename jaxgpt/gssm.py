@@ -27,9 +27,11 @@ from jaxgpt import backend
 from jaxgpt import config as configs
 from jaxgpt.data.arrays import check_integers
 from jaxgpt.errors import require
+from jaxgpt.inference import Run
 from jaxgpt.systems.gssm import information
 from jaxgpt.systems.gssm.graph import Node, load_graph, parse_graph
 from jaxgpt.systems.gssm.kernels import check_tables
+from jaxgpt.systems.gssm.probes import Probes
 from jaxgpt.systems.gssm.process import SPLITS, make_process
 
 DTYPES = ("float32", "float64")
@@ -42,6 +44,7 @@ __all__ = [
     "exact_nll",
     "joint_beliefs",
     "predictive",
+    "probe",
     "sample",
     "sample_states",
 ]
@@ -267,6 +270,40 @@ def decompose(
     """
     tokens_NT = _read(graph, tokens, dtype)
     return information.decompose(graph._process, tokens_NT, dtype)
+
+
+def probe(run: Run, *, num_sequences: int = 512) -> dict[str, Any]:
+    """Returns what linear probes read of the latents off a model's hidden states.
+
+    The same as `python -m jaxgpt.systems.gssm.probe` prints. A probe is a ridge
+    regression from the residual stream at a token; probes of an untrained model of the
+    same config say what needs no training.
+
+        run = jaxgpt.load("runs/gssm-easy", step="best")
+        gssm.probe(run)["trained"]["Z1"]["r2"]
+
+    Args:
+      run: of a graph.
+      num_sequences: to fit the probes to, and as many others to score them on.
+
+    Returns:
+      {"layers": names, the embedding's first; "latents": {latent: {"states": how many,
+      and the accuracies of "commonest", the commonest state, and of "belief", the
+      likeliest one given the tokens so far}}; "trained" and "untrained": {latent:
+      lists with a number for each layer: "r2" of its belief, the share of the variance
+      that is explained, None if there is none; "accuracy" of its state; *_error,
+      standard errors over sequences}}.
+
+    Raises:
+      UserError: for a run of another system, or fewer than 4 sequences.
+    """
+    probes = Probes(run.system, num_sequences)
+    return {
+        "layers": probes.layers,
+        "latents": probes.references(),
+        "trained": probes.measure(run.params),
+        "untrained": probes.measure(probes.untrained()),
+    }
 
 
 def _given(graph: Graph, tokens: ArrayLike, dtype: str, wanted: str) -> Any:

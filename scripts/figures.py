@@ -26,7 +26,7 @@ from collections.abc import Callable
 
 from benchmarks import extrapolation, knn_lm, sigma_calls, sigma_pareto
 from benchmarks.alternate import machine
-from jaxgpt.commands import grid
+from jaxgpt.commands import grid, probe
 from jaxgpt.training import plots
 from scripts import draw_memory
 
@@ -153,6 +153,22 @@ FIGURES = {
             "gssm_graph.png": Picture("{runs}/gssm/graph.png"),
         },
         1,
+        by_default=True,
+    ),
+    "gssm_probe": Figure(
+        (
+            "jaxgpt.train --config=configs/gssm.py:two_chains --config.model.n_layer=4 "
+            "--config.checkpoint_interval=150 --config.keep=8 "
+            "--workdir={runs}/gssm-probe",
+            "jaxgpt.systems.gssm.probe --workdir={runs}/gssm-probe --step=all "
+            "--figure={runs}/probe.png",
+        ),
+        {
+            "gssm_probe.png": Picture(
+                "{runs}/probe.png", "{runs}/probe.json", draw_json(probe.plot)
+            )
+        },
+        2,
         by_default=True,
     ),
     "sigma_calls": Figure(

@@ -49,6 +49,7 @@ OTHERS = {
     "memory": ["--memory", "--workdir", "--step", "--json", "--split", "--k"],
     "systems.gssm.generate": ["--config", "--output", "--num_sequences"],
     "systems.gssm.entropy": ["--config", "--graph", "--kernels", "--tokens"],
+    "systems.gssm.probe": ["--workdir", "--step", "--num_sequences", "--figure"],
 }
 
 
@@ -230,7 +231,7 @@ def test_helpfull_has_everything(name, capsys):
     known = {"--help", "--helpfull", *(OPTIONS | OTHERS)[name]}
     known |= set(OF_A_MEMORY.get(name, ()))
     assert options == known if name in OPTIONS else options >= known
-    fields = {"convert": [], "verify": [], "grid": []}
+    fields = {"convert": [], "verify": [], "grid": [], "systems.gssm.probe": []}
     after = configs.keys_that("after_training")
     fields |= {"sample": after, "evaluate": after, "memory": after}
     for key in fields.get(name, configs.options()):
