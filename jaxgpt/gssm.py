@@ -30,6 +30,7 @@ from jaxgpt.errors import require
 from jaxgpt.inference import Run
 from jaxgpt.systems.gssm import information
 from jaxgpt.systems.gssm.graph import Node, load_graph, parse_graph
+from jaxgpt.systems.gssm.handmade import HandMade, controller, copy, induction, parity
 from jaxgpt.systems.gssm.kernels import check_tables
 from jaxgpt.systems.gssm.probes import Probes
 from jaxgpt.systems.gssm.process import SPLITS, make_process
@@ -38,11 +39,16 @@ DTYPES = ("float32", "float64")
 
 __all__ = [
     "Graph",
+    "HandMade",
     "Node",
     "beliefs",
+    "controller",
+    "copy",
     "decompose",
     "exact_nll",
+    "induction",
     "joint_beliefs",
+    "parity",
     "predictive",
     "probe",
     "sample",
