@@ -16,6 +16,7 @@ True
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,7 +27,7 @@ from numpy.typing import ArrayLike
 from jaxgpt import backend
 from jaxgpt import config as configs
 from jaxgpt.data.arrays import check_integers
-from jaxgpt.errors import require
+from jaxgpt.errors import UserError, require
 from jaxgpt.inference import Run
 from jaxgpt.systems.gssm import information
 from jaxgpt.systems.gssm.graph import Node, load_graph, parse_graph
@@ -46,6 +47,7 @@ __all__ = [
     "copy",
     "decompose",
     "exact_nll",
+    "from_networkx",
     "induction",
     "joint_beliefs",
     "parity",
@@ -53,6 +55,7 @@ __all__ = [
     "probe",
     "sample",
     "sample_states",
+    "to_networkx",
 ]
 
 
@@ -112,6 +115,72 @@ class Graph:
         self.nodes = self._process.graph.order
         self.vocab_size = self._process.vocab_size
         self.kernels = self._process.tables
+
+
+def to_networkx(graph: Graph) -> Any:
+    """Returns a networkx.DiGraph, from parents to children; `from_networkx` reads it.
+
+    A node has the fields of `Node`, and "kernel", as in `Graph.kernels`; an edge
+    "input", the parent's place in the child's list.
+
+    Raises:
+      UserError: if networkx is not installed, or the graph has context nodes.
+    """
+    try:
+        import networkx
+    except ImportError:
+        raise UserError(
+            "to_networkx needs networkx, which is not installed: pip install networkx"
+        ) from None
+    if graph._process.graph.has_context:
+        raise UserError(
+            "the kernels of a context graph are drawn for every batch: to_networkx "
+            "takes graphs without context nodes"
+        )
+    found = networkx.DiGraph()
+    for node in graph.nodes:
+        fields = dataclasses.asdict(node)
+        del fields["parents"]
+        found.add_node(fields.pop("name"), **fields, kernel=graph.kernels[node.name])
+    for node in graph.nodes:
+        for place, parent in enumerate(node.parents):
+            found.add_edge(parent, node.name, input=place)
+    return found
+
+
+def from_networkx(found: Any, **options: Any) -> Graph:
+    """Returns a graph of a networkx.DiGraph, from parents to children.
+
+    Args:
+      found: its nodes have state_dim and alpha, and any other fields of `Node`. Parents
+        are in the order of their edges' "input", or else as the graph lists them. If
+        all nodes have a "kernel", they are the kernels.
+      **options: of `Graph`.
+
+    Raises:
+      UserError: as `Graph`; if it is not directed.
+    """
+    directed = getattr(found, "is_directed", bool)()
+    if not directed or found.is_multigraph():
+        raise UserError(
+            "from_networkx needs a networkx.DiGraph, from parents to children"
+        )
+    nodes, kernels = [], {}
+    for name, attributes in found.nodes(data=True):
+        fields = dict(attributes)
+        if (kernel := fields.pop("kernel", None)) is not None:
+            kernels[name] = kernel
+        edges = found.in_edges(name, data="input", default=0)
+        parents = [parent for parent, _, _ in sorted(edges, key=lambda edge: edge[2])]
+        nodes.append({"name": name, "parents": parents} | fields)
+    if len(kernels) == len(nodes):
+        options = {"kernels": kernels} | options
+    elif kernels:
+        raise UserError(
+            f"{len(kernels)} of {len(nodes)} nodes have a kernel: give one to all of "
+            "them, or to none"
+        )
+    return Graph(nodes, **options)
 
 
 def sample(

@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -168,3 +169,43 @@ def test_the_examples_are_true():
     for found in (doctest.testmod(gssm), page):
         assert found.attempted > 5
         assert not found.failed
+
+
+def test_networkx_takes_a_graph_and_gives_it_back(easy):
+    networkx = pytest.importorskip("networkx")
+    for graph in (easy, gssm.Graph(MIXED, graph_seed=3)):
+        found = gssm.to_networkx(graph)
+        edges = {(p, node.name) for node in graph.nodes for p in node.parents}
+        assert set(found.edges) == edges
+        again = gssm.from_networkx(found)
+        for node, other in zip(graph.nodes, again.nodes, strict=True):
+            assert (node.name, node.parents) == (other.name, other.parents)
+            np.testing.assert_array_equal(
+                graph.kernels[node.name], again.kernels[node.name]
+            )
+        np.testing.assert_array_equal(
+            gssm.sample(graph, 4, 17), gssm.sample(again, 4, 17)
+        )
+    drawn = networkx.DiGraph([("Z", "X")])
+    drawn.add_node("Z", state_dim=3, alpha=0.5, mode="slow")
+    drawn.add_node("X", state_dim=5, alpha=0.1)
+    found = gssm.from_networkx(drawn, graph_seed=2)
+    expected = gssm.Graph([{"name": n, **drawn.nodes[n], "parents": [*drawn.pred[n]]}
+                           for n in "ZX"], graph_seed=2)  # fmt: skip
+    np.testing.assert_array_equal(found.kernels["X"], expected.kernels["X"])
+
+
+def test_networkx_refuses_in_one_line(easy, monkeypatch):
+    networkx = pytest.importorskip("networkx")
+    undirected = networkx.Graph([("Z", "X")])
+    assert "needs a networkx.DiGraph" in refusal(gssm.from_networkx, undirected)
+    assert "needs a networkx.DiGraph" in refusal(gssm.from_networkx, [])
+    assert "node Z has no state_dim" in refusal(
+        gssm.from_networkx, networkx.DiGraph([("Z", "X")])
+    )
+    half = gssm.to_networkx(easy)
+    del half.nodes["Z2"]["kernel"]
+    assert "2 of 3 nodes have a kernel" in refusal(gssm.from_networkx, half)
+    assert "context nodes" in refusal(gssm.to_networkx, gssm.Graph(CONTEXT))
+    monkeypatch.setitem(sys.modules, "networkx", None)
+    assert "pip install networkx" in refusal(gssm.to_networkx, easy)
