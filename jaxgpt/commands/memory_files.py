@@ -72,6 +72,9 @@ def ingest(
         memory = memory_system(run).open_memory(path, model=run.fingerprint)
         memory.dtype = args.dtype or memory.dtype
         began = time.perf_counter()
+        if memory.evicted and run.config.memory.memory_size > peek(path).memory_size:
+            log("note: there is more room: documents that were evicted are read again")
+            memory.read_again(run.params)
         states = _read_all(memory, run.params, texts, path)
         seconds = time.perf_counter() - began
     found = memory.documents()
@@ -209,7 +212,7 @@ def _texts(files: dict[str, pathlib.Path], normalize: str) -> Iterator[tuple[str
             try:
                 document = json.loads(line)
                 text, own = document["text"], document.get("name", f"{name}:{nth}")
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 text = own = None
             if not (isinstance(text, str) and isinstance(own, str) and own):
                 raise UserError(
@@ -239,6 +242,8 @@ def texts_of_split(
     if not isinstance(data, DocumentData):
         raise UserError(f"'{folder}' has no text: --split needs one")
     part = data.splits[split]
+    if not len(part.ends):
+        raise UserError(f"the {split} split of '{folder}' is empty: name another")
     texts = np.split(np.asarray(part.tokens[: part.ends[-1]]), part.ends[:-1])
     return {f"{split}/{nth}": text.astype(np.int32) for nth, text in enumerate(texts)}
 
@@ -330,6 +335,16 @@ def evaluate_with_memory(
     def of_split(split: str) -> Segments:
         return run.open_data().eval_windows(split, T)
 
+    # Before tuning, which takes long, what it is for must be there.
+    if args.document:
+        files = files_of([args.document])
+        texts, _ = texts_of_files(files, run.tokenizer, run.config)
+        (name, tokens_T), *more = texts.items()
+        require(not more, "--document", "one text", args.document)
+        require(len(tokens_T) > 1, f"'{name}'", "two tokens or more", len(tokens_T))
+        segments = attached.of_text(tokens_T, run.config.model.block_size)
+    else:
+        segments = of_split(args.split)
     figures: dict[str, Any] = {}
     setting = None
     if args.tune:
@@ -342,15 +357,6 @@ def evaluate_with_memory(
             f"tuned on val: {' '.join(flags)} ({setting.loss:.4f} nats; without the "
             f"memory {found.nll_P.mean():.4f})"
         )
-    if args.document:
-        files = files_of([args.document])
-        texts, _ = texts_of_files(files, run.tokenizer, run.config)
-        (name, tokens_T), *more = texts.items()
-        require(not more, "--document", "one text", args.document)
-        require(len(tokens_T) > 1, f"'{name}'", "two tokens or more", len(tokens_T))
-        segments = attached.of_text(tokens_T, run.config.model.block_size)
-    else:
-        segments = of_split(args.split)
     with status("scoring with the memory and without"):
         if setting:
             found = attached.find_neighbours(memory, run.params, segments, rows)

@@ -175,7 +175,7 @@ class Memory:
             )
         count = self.documents()[number].entries
         if params is not None and (entangled or self.evicted):
-            self._read_again(number, params)
+            self.read_again(params, number)
         else:
             self.store.forget_document(number)
             self.state = self.state | {"entries": self.store.entries}
@@ -187,8 +187,8 @@ class Memory:
             ]
         return count
 
-    def _read_again(self, without: int, params: dict) -> None:
-        """Empties the memory, and reads all documents but one."""
+    def read_again(self, params: dict, without: int | None = None) -> None:
+        """Empties the memory, and reads all documents but that of one number."""
         names, texts, reads = self.names, self.texts, self.reads
         self.runtime.close(self.store)
         self.store, self.state = self.runtime.open(len(self.state["recent"]))
@@ -245,12 +245,12 @@ class Memory:
             arrays |= {f"index/{k}": v for k, v in self.store.host_state().items()}
         arrays |= {f"texts/{n}": text for n, text in enumerate(self.texts)}
         known, digest = self.file
-        if known == path and path.exists() and peek(path).digest != digest:
+        if known == path.resolve() and path.exists() and peek(path).digest != digest:
             raise UserError(
                 f"'{path}' has changed since it was read: open it again, so that "
                 "nothing of it is lost"
             )
-        self.file = path, file.write(path, self._header(), arrays).digest
+        self.file = path.resolve(), file.write(path, self._header(), arrays).digest
 
     @classmethod
     def load(
@@ -304,7 +304,8 @@ class Memory:
         memory.texts = [arrays[f"texts/{n}"] for n in range(len(memory.names))]
         memory.reads = [(number, tokens) for number, tokens in header.reads]
         memory.written_by, memory.dtype = header.written_by, header.dtype
-        memory.evicted, memory.file = header.evicted, (path, header.digest)
+        memory.evicted = header.evicted
+        memory.file = path.resolve(), header.digest
         return memory
 
 

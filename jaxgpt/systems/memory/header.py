@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -100,7 +101,12 @@ def peek(path: pathlib.Path) -> Header:
         with open(path, "rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
             head = stream.read(size) if size < LONGEST else b""
-        digest, _, text = json.loads(head)["__metadata__"]["memory"].partition(" ")
+            end = stream.seek(0, os.SEEK_END)
+        arrays = json.loads(head)
+        digest, _, text = arrays.pop("__metadata__")["memory"].partition(" ")
+        # A copy that was cut off has a whole header.
+        if end != 8 + size + max(array["data_offsets"][1] for array in arrays.values()):
+            raise ValueError
         if digest.startswith("{"):
             version = 1
         elif digest != sha256(text):
@@ -111,7 +117,7 @@ def peek(path: pathlib.Path) -> Header:
         header = Header(**fields) if version == VERSION else None
     except OSError as error:
         raise UserError(f"--memory='{path}': {error.strerror}") from None
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         raise damaged(path) from None
     if header is None:
         raise UserError(

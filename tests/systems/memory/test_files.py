@@ -118,7 +118,7 @@ def test_the_file_is_that_of_sample_and_grows(call, notes, tmp_path, played, cap
     assert len(grown["entries/key"]) == 112 + 16 + len(NOTES["a.txt"])
 
 
-def test_a_small_memory_says_what_is_left(call, notes, capsys):
+def test_a_small_memory_says_what_is_left(call, notes, tmp_path, capsys):
     found = call("ingest", "notes", "--memory_size=64")
     assert sum(document["entries"] for document in found["documents"]) == 64
     assert found["documents"][0]["kept"] == 0
@@ -127,6 +127,13 @@ def test_a_small_memory_says_what_is_left(call, notes, capsys):
     call("forget", "notes/b.md", "said", "notes/more/c.jsonl:3")
     (left,) = call("list", workdir=None)["documents"]
     assert left["entries"] == 64 and memory_of["notes/a.txt"]["entries"] == 0
+    # So they are when there is room.
+    found = call("ingest", "notes/a.txt", "--memory_size=512")
+    assert [d["state"] for d in found["documents"]] == ["unchanged"]
+    assert (
+        found["documents"][0]["kept"] == 1 and not peek(tmp_path / "my.memory").evicted
+    )
+    assert found["memory_size"] == 512
 
 
 def test_entries_that_depend_on_others_are_read_again(call, notes, tmp_path):
@@ -201,8 +208,9 @@ def test_what_another_has_written_meanwhile_is_not_lost(call, notes, tmp_path, p
     run = open_run(str(played), overrides={"memory.memory_size": "256"})
     stale = Memory.load(path, run.system.host)
     call("ingest", "notes/b.md")
-    with pytest.raises(UserError, match="has changed since it was read"):
-        stale.save(path)
+    for same in (path, tmp_path / "notes/../my.memory"):
+        with pytest.raises(UserError, match="has changed since it was read"):
+            stale.save(same)
     stale.save(tmp_path / "another.memory")
 
 
@@ -216,6 +224,8 @@ def test_what_another_has_written_meanwhile_is_not_lost(call, notes, tmp_path, p
         (["ingest", "binary.txt"], "'binary.txt' is not UTF-8"),
         (["ingest", "bad.jsonl"], "line 2 of 'bad.jsonl' must be a JSON object with"),
         (["ingest", "twice.jsonl"], "two documents are named 'x'"),
+        (["ingest", "deep.jsonl"], "line 1 of 'deep.jsonl' must be a JSON object"),
+        (["ingest", "--split=test"], "' is empty: name another"),
         (["ingest"], "ingest needs files or folders, or --split"),
         (["ingest", "notes", "--memory_size=0"], "--memory_size must be >= 1, got 0"),
         (["query", "the", "king"], "the text of query must be one, in quotes, got 2"),
@@ -229,6 +239,7 @@ def test_wrong_input_is_one_line(call, notes, tmp_path, words, expected):
     (tmp_path / "empty").mkdir()
     (tmp_path / "binary.txt").write_bytes(b"\x00\xff\xfe\x80")
     (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n{"texts": "y"}\n')
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
     (tmp_path / "twice.jsonl").write_text('{"text": "x", "name": "x"}\n' * 2)
     with pytest.raises(UserError) as error:
         call(*words)
@@ -256,9 +267,11 @@ def test_a_full_disk_and_damage_lose_nothing(call, notes, tmp_path, monkeypatch)
     path.write_bytes(before.replace(b"notes/a.txt", b"notes/b.txt"))
     with pytest.raises(UserError, match="is not a memory, or damaged"):
         call("list", workdir=None)
-    path.write_bytes(b"xx")
-    with pytest.raises(UserError, match="is not a memory, or damaged"):
-        call("list", workdir=None)
+    nested = (100_000).to_bytes(8, "little") + b"[" * 100_000
+    for bad in (b"xx", before[:-1], nested):
+        path.write_bytes(bad)
+        with pytest.raises(UserError, match="is not a memory, or damaged"):
+            call("list", workdir=None)
 
 
 def test_evaluate_compares_a_document_with_the_memory_and_without(
@@ -296,5 +309,8 @@ def test_the_training_set_as_memory_is_tuned_and_read_as_the_model_does(
     again = last_json(capsys)
     assert again["loss"] == pytest.approx(figures["loss"], abs=1e-5)
     assert again["loss_without"] == pytest.approx(figures["loss_without"], abs=1e-6)
+    with pytest.raises(UserError, match="no document of the test split"):
+        evaluate.command([*command, "--tune", "--split=test"])
+    assert "tuned" not in capsys.readouterr().err
     with pytest.raises(UserError, match="--tune chooses memory"):
         evaluate.command([*command, "--tune", "--config.memory.weight=0.5"])
