@@ -41,7 +41,8 @@ def write(path: pathlib.Path, header: Header, arrays: dict[str, np.ndarray]) -> 
     header = dataclasses.replace(header, digest=_digest(arrays))
     text = json.dumps(dataclasses.asdict(header))
     try:
-        with atomic_path(path) as temporary:
+        # Of a link it is the file that is replaced: what is forgotten is gone there.
+        with atomic_path(path.resolve()) as temporary:
             temporary.touch()
             usual = temporary.stat().st_mode
             save_file(arrays, temporary, {"memory": f"{sha256(text)} {text}"})

@@ -81,7 +81,8 @@ def writing(path: pathlib.Path) -> Iterator[None]:
       UserError: if one does, or its folder cannot be written.
     """
     what, remedy = f"--memory='{path}'", "wait for it"
-    held = lock.hold(path.with_name(f".{path.name}.lock"), what, "written", remedy)
+    file = path.resolve()  # One lock, whatever links to it.
+    held = lock.hold(file.with_name(f".{file.name}.lock"), what, "written", remedy)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(held)

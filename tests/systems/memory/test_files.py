@@ -202,6 +202,19 @@ def test_one_process_writes_at_a_time(call, notes, tmp_path):
     assert not [*tmp_path.glob(".my*")]
 
 
+def test_a_link_to_a_memory_is_that_memory(call, notes, tmp_path):
+    call("ingest", "notes/a.txt", "notes/b.md")
+    (tmp_path / "link").symlink_to("my.memory")
+    with (
+        writing(tmp_path / "link"),
+        pytest.raises(UserError, match="is being written by"),
+    ):
+        call("forget", "notes/a.txt", workdir=None)
+    call("forget", "notes/a.txt", workdir=None, name="link")
+    assert (tmp_path / "link").is_symlink()
+    assert peek(tmp_path / "my.memory").names == ["notes/b.md"]
+
+
 def test_what_another_has_written_meanwhile_is_not_lost(call, notes, tmp_path, played):
     call("ingest", "notes/a.txt")
     path = tmp_path / "my.memory"
