@@ -214,10 +214,11 @@ def _texts(files: dict[str, pathlib.Path], normalize: str) -> Iterator[tuple[str
                 text, own = document["text"], document.get("name", f"{name}:{nth}")
             except (ValueError, TypeError, KeyError, RecursionError):
                 text = own = None
-            if not (isinstance(text, str) and isinstance(own, str) and own):
+            named = isinstance(own, str) and own and own.isprintable()
+            if not (isinstance(text, str) and named):
                 raise UserError(
                     f"line {nth} of '{file}' must be a JSON object with a \"text\", "
-                    'and a "name" that is text if it has one'
+                    'and a "name" of printable characters if it has one'
                 )
             yield own, reading.normalized(text, normalize)
 
@@ -267,6 +268,8 @@ def query(
     if args.json:
         cli.print_json({"matches": matches})
         return
+    if not matches:
+        log(f"note: '{path}' holds no entries")
     for match in matches:
         print(
             f"{match['distance']:8.4f}  {match['document']} at {match['position']}: "

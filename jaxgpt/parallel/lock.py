@@ -41,7 +41,7 @@ def hold(path: pathlib.Path, what: str, busy: str, remedy: str) -> Iterator[None
             stream.seek(0)
             owner = stream.read().strip() or "another process"
             stream.close()
-            raise UserError(f"'{what}' is being {busy} by {owner}: {remedy}") from None
+            raise UserError(f"{what} is being {busy} by {owner}: {remedy}") from None
         # The previous owner may have removed the file between open and flock.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(stream.fileno()), path.stat()):

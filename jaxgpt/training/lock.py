@@ -19,7 +19,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     """
     make_folder(workdir)
     remedy = "wait for it or stop it, or use another --workdir"
-    held = lock.hold(workdir / "lock", str(workdir), "trained in", remedy)
+    held = lock.hold(workdir / "lock", f"'{workdir}'", "trained in", remedy)
     with contextlib.ExitStack() as stack:
         with writing(workdir):
             stack.enter_context(held)

@@ -237,6 +237,7 @@ def test_what_another_has_written_meanwhile_is_not_lost(call, notes, tmp_path, p
         (["ingest", "binary.txt"], "'binary.txt' is not UTF-8"),
         (["ingest", "bad.jsonl"], "line 2 of 'bad.jsonl' must be a JSON object with"),
         (["ingest", "twice.jsonl"], "two documents are named 'x'"),
+        (["ingest", "lines.jsonl"], 'a "name" of printable characters'),
         (["ingest", "deep.jsonl"], "line 1 of 'deep.jsonl' must be a JSON object"),
         (["ingest", "--split=test"], "' is empty: name another"),
         (["ingest"], "ingest needs files or folders, or --split"),
@@ -253,6 +254,7 @@ def test_wrong_input_is_one_line(call, notes, tmp_path, words, expected):
     (tmp_path / "binary.txt").write_bytes(b"\x00\xff\xfe\x80")
     (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n{"texts": "y"}\n')
     (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    (tmp_path / "lines.jsonl").write_text('{"text": "x", "name": "a\\nb"}\n')
     (tmp_path / "twice.jsonl").write_text('{"text": "x", "name": "x"}\n' * 2)
     with pytest.raises(UserError) as error:
         call(*words)
