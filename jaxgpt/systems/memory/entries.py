@@ -22,7 +22,6 @@ Every function is pure and takes and returns the whole tree:
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -196,30 +195,6 @@ def remove_document(entries: Entries, document: jax.typing.ArrayLike) -> Entries
     number_RE = entries["document"]
     left = remove(entries, used(entries) & (number_RE == document))
     return compact(left | {"document": number_RE - (number_RE > document)})
-
-
-@functools.partial(jax.jit, static_argnames="slots")
-def grow(entries: Entries, slots: int) -> Entries:
-    """Returns the entries in a memory of this many slots.
-
-    If these are fewer, each row keeps its newest entries, compact.
-    """
-    E = entries["id"].shape[1]
-    if slots < E:
-        entries = compact(entries)
-        surplus_R1 = entries["next_id"][:, None] - slots
-        entries = compact(remove(entries, jnp.arange(E) < surplus_R1))
-
-    def fit(array, free=0):
-        pad = [(0, 0)] * array.ndim
-        pad[1] = (0, max(slots - E, 0))
-        return jnp.pad(array[:, :slots], pad, constant_values=free)
-
-    names = ("key", "values", *SOURCES, "strength")
-    return entries | {
-        **jax.tree.map(fit, {name: entries[name] for name in names}),
-        **{name: fit(entries[name], -1) for name in ("id", "stamp")},
-    }
 
 
 def age(entries: Entries, decay: jax.typing.ArrayLike) -> Entries:

@@ -370,27 +370,6 @@ def test_what_older_checkpoints_hold_of_an_index_can_be_restored():
             assert (one.trained_on, one.writes) == (128, 52)
 
 
-@pytest.mark.parametrize("slots", [64, 5, 12])
-def test_another_capacity_keeps_the_newest(slots):
-    store = make(slots=16)
-    keys = random_keys(24)
-    add(store, 0, keys[:16])
-    add(store, 0, keys[16:20])  # The first 4 are evicted.
-    gone = np.zeros((2, 16), bool)
-    gone[0, slots_of(store, 0, [10, 11, 12, 13])] = True
-    update(store, ops.remove(store.entries, gone))
-    kept = [4, 5, 6, 7, 8, 9, 14, 15, 16, 17, 18, 19][-slots:]
-    other = Store(ops.grow(store.entries, slots), CONFIGS["graph"])
-    assert other.stamps.shape == (2, slots) and other.size(1) == 0
-    found, far = search(other, 0, keys[kept], 1)
-    np.testing.assert_array_equal(far, 0)
-    np.testing.assert_array_equal(found[:, 0], np.sort(found[:, 0]))  # Ids: age.
-    np.testing.assert_array_equal(found[:, 0], ids_of(other, 0))
-    add(other, 0, keys[20:])
-    assert other.size(0) == min(len(kept) + 4, slots)
-    assert (search(other, 0, keys[20:], 1)[1] == 0).all()
-
-
 def test_an_index_out_of_sync_is_an_error():
     store = make()
     keys = np.eye(2, WIDTH, dtype=np.float32)
