@@ -173,8 +173,8 @@ def test_a_memory_of_other_settings_is_refused(played, tmp_path):
     file = tmp_path / "memory.safetensors"
     Memory(run.system.host).save(file)
     for change, expected in (
-        ("memory_size=32", "memory.memory_size 64: this one has 32"),
-        ("index_type=graph", "memory.index_type flat: this one has graph"),
+        ("context=1", "memory.context 3: this one has 1"),
+        ("store_layer=0", "memory.store_layer -2: this one has 0"),
     ):
         with pytest.raises(UserError, match=expected):
             sample.command(
