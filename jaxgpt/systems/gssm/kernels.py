@@ -192,7 +192,8 @@ def check_tables(graph: LatentGraph, arrays: Mapping[str, Any], source: str) -> 
             table = tables[node.name] = np.asarray(arrays[name], np.float64)
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"'{source}': {name} is no array of numbers: {why_not_loaded(error)}"
+                f"'{source}': {name} is not an array of numbers: "
+                f"{why_not_loaded(error)}"
             ) from None
         if table.shape != shape:
             raise UserError(
@@ -211,7 +212,7 @@ def check_tables(graph: LatentGraph, arrays: Mapping[str, Any], source: str) -> 
 
 
 def _fault(row: np.ndarray) -> str:
-    """Returns why a row of numbers is no distribution."""
+    """Returns why a row of numbers is not a distribution."""
     if not np.isfinite(row).all():
         return "has a number that is not finite"
     if row.min() < 0:

@@ -321,7 +321,7 @@ def _given_token(
 ) -> tuple[jax.Array, list[int]]:
     """Returns a node's table for old tokens, and where its inputs' axes are.
 
-    Where X is no input the table has no axis of rows, which is axis 0.
+    Where X is not an input the table has no axis of rows, which is axis 0.
     """
     table, inputs, X = tables[node.name], graph.inputs(node), graph.observed.name
     places = [axes[name] for name in inputs if name != X]

@@ -64,7 +64,7 @@ class GSSM(CausalLM):
 
         A thorough evaluation also has the divergence of the exact distribution of each
         next token from the model's. Training sequences may be known by heart, so that
-        the floor is none for them.
+        the floor does not hold for them.
         """
         split = evaluation.split
         if split == "train":

@@ -84,7 +84,7 @@ def sha256(text: str) -> str:
 
 
 def damaged(path: pathlib.Path) -> UserError:
-    """Returns the error for a file that is no memory, or not whole."""
+    """Returns the error for a file that is not a memory, or not whole."""
     return UserError(
         f"--memory='{path}' is not a memory, or damaged: restore a copy, or name a "
         "file that does not exist yet"
@@ -95,7 +95,7 @@ def peek(path: pathlib.Path) -> Header:
     """Returns the header of a file.
 
     Raises:
-      UserError: if it cannot be read, is no memory, or of another format.
+      UserError: if it cannot be read, is not a memory, or is of another format.
     """
     try:
         with open(path, "rb") as stream:

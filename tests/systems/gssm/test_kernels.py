@@ -125,7 +125,7 @@ def test_tables_are_read_as_they_were_written(tmp_path):
         ),
         (
             lambda t: t.update({"table/X": np.array([None])}),
-            "no array of numbers: it holds Python objects",
+            "not an array of numbers: it holds Python objects",
         ),
     ],
 )
