@@ -223,7 +223,11 @@ def test_nodes_may_have_the_names_that_numpy_uses(tmp_path, capsys):
         (generate, ["--config.gssm.clip=1"], "gssm.clip must be < 1, got 1.0"),
         (generate, ["--kernels={0}/t.npy"], "not an .npz file"),
         (generate, ["--kernels={0}/k.npz"], "table/Z1 must have shape [4, 4]"),
-        (generate, ['--config.gssm.kernels={{"Z1": [[1, 2], [3]]}}'], "is not an array of numbers"),
+        (
+            generate,
+            ['--config.gssm.kernels={{"Z1": [[1, 2], [3]]}}'],
+            "is not an array of numbers",
+        ),
         (generate, ["--config.gssm.kernels={{}}"], "has no array table/Z1"),
         (generate, ["--config.gssm.kernels={{1"], "is not valid JSON"),
         (entropy, [], "one of the arguments --config --graph --workdir is required"),
