@@ -22,7 +22,7 @@ import re
 import urllib.parse
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 from ml_collections import ConfigDict
 
@@ -131,7 +131,23 @@ def option(default: int | float | str | bool, help: str, **attributes: Any) -> A
 
 
 class OptionGroup:
-    """Base of the dataclasses in `GROUPS`."""
+    """Base of the dataclasses in `GROUPS`.
+
+    Attributes:
+      parts: what keys begin with that change a part of a field's value, such as
+        gssm.nodes.Z1.alpha; `with_parts` turns them into the field.
+    """
+
+    parts: ClassVar[tuple[str, ...]] = ()
+
+    @staticmethod
+    def with_parts(config: ConfigDict, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns {key: value} of the fields whose parts are changed.
+
+        Raises:
+          UserError: for an unknown part, or a value that it cannot have.
+        """
+        raise NotImplementedError
 
     @staticmethod
     def validate(config: ConfigDict) -> None:
@@ -221,16 +237,24 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     Raises:
       UserError: for an unknown key, or a value that the field cannot have.
     """
+    parts: dict[str, dict[str, Any]] = {}
     for key, value in changes.items():
         check_key(key)
-        parsed = options()[key].parse(key, value)
-        config.update_from_flattened_dict({key: parsed})
+        if key in options():
+            parsed = options()[key].parse(key, value)
+            config.update_from_flattened_dict({key: parsed})
+        else:
+            parts.setdefault(key.partition(".")[0], {})[key] = value
+    # Last: the fields that they are parts of may have been set after them.
+    for group, changed in parts.items():
+        override(config, groups()[group].with_parts(config, changed))
     return config
 
 
 def check_key(key: str) -> None:
     """Raises UserError for an unknown key, suggesting the most similar one."""
-    if key not in options():
+    group = groups().get(key.partition(".")[0], OptionGroup)
+    if key not in options() and not key.startswith(group.parts):
         near = difflib.get_close_matches(key, options(), n=1, cutoff=0.0)
         raise UserError(f"unknown config key '{key}': did you mean '{near[0]}'?")
 

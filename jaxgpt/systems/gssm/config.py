@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from ml_collections import ConfigDict
 
 from jaxgpt.config import MAX_SEED, OptionGroup, option
+from jaxgpt.systems.gssm.graph import change_nodes, load_graph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +18,9 @@ class GSSMConfig(OptionGroup):
 
     # A run keeps the JSON of graph and kernels, and does not need the files any more.
     graph: str = option(
-        "data/graphs/easy.yaml", "a JSON or YAML file, the JSON, or a shipped NAME"
+        "data/graphs/easy.yaml",
+        "a JSON or YAML file, the JSON, or a shipped NAME; gssm.nodes.NODE.FIELD "
+        "changes a node of it",
     )
     sequences: int = option(0, "train on the first N only; 0 on all", min=0)
     graph_seed: int = option(0, "seed of the kernels", min=0, max=MAX_SEED)
@@ -26,3 +33,20 @@ class GSSMConfig(OptionGroup):
     first_token: str = option(
         "start", "a sequence's: the start state 0, or drawn", choices=("start", "drawn")
     )
+
+    parts: ClassVar[tuple[str, ...]] = ("gssm.nodes.",)
+
+    @staticmethod
+    def with_parts(config: ConfigDict, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns gssm.graph with other fields of its nodes, as JSON.
+
+        Args:
+          config: whose graph it is.
+          changes: {"gssm.nodes.NODE.FIELD": value}, which may be text.
+
+        Raises:
+          UserError: for an unknown node or field, or a graph that cannot be.
+        """
+        known = bool(config.gssm.kernels)
+        graph = change_nodes(load_graph(config.gssm.graph), changes, known)
+        return {"gssm.graph": graph.to_json()}

@@ -145,6 +145,51 @@ def load_graph(text: str) -> LatentGraph:
     return parse_graph(_decode(content, text), text)
 
 
+def change_nodes(
+    graph: LatentGraph, changes: Mapping[str, Any], known_kernels: bool = False
+) -> LatentGraph:
+    """Returns a graph with other fields of its nodes.
+
+    Args:
+      graph: to begin with.
+      changes: {"gssm.nodes.NODE.FIELD": value}, which may be text: parents as "Z1,Z2"
+        or "[Z1, Z2]".
+      known_kernels: whether the kernels are given, so that none is drawn.
+
+    Raises:
+      UserError: for an unknown node or field, a field that only matters to kernels
+        that are drawn, or a graph that cannot be.
+    """
+    entries = {node.name: dataclasses.asdict(node) for node in graph.nodes}
+    fields = [f.name for f in dataclasses.fields(Node) if f.name != "name"]
+    for key, value in changes.items():
+        name, _, field = key.removeprefix("gssm.nodes.").rpartition(".")
+        require(bool(name), "a change of the graph", "gssm.nodes.NODE.FIELD", key)
+        if name not in entries:
+            raise UserError(f"{key}: the nodes of gssm.graph are {', '.join(entries)}")
+        if field not in fields:
+            raise UserError(f"{key}: the fields of a node are {', '.join(fields)}")
+        if known_kernels and field in ("alpha", "mode", "kernel_type"):
+            raise UserError(
+                f"{key} says how kernels are drawn, and gssm.kernels gives them: "
+                "remove one of the two"
+            )
+        entries[name][field] = _read_field(field, value, key)
+    return parse_graph(list(entries.values()), "gssm.graph")
+
+
+def _read_field(field: str, value: Any, source: str) -> Any:
+    """Returns a field of a node as parsed from text; other fields read their own."""
+    if not isinstance(value, str):
+        return value
+    if field == "observed":
+        return {"true": True, "false": False}.get(value.lower(), value)
+    if field == "parents":
+        listed = value.lstrip().startswith("[")
+        return _decode(value, source) if listed else value.replace(",", " ").split()
+    return value
+
+
 def _decode(text: str, source: str) -> Any:
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text)  # JSON with tabs is not YAML.

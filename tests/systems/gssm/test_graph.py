@@ -1,7 +1,9 @@
+import dataclasses
 import json
 
 import pytest
 
+from jaxgpt import config as configs
 from jaxgpt.errors import UserError
 from jaxgpt.systems.gssm import graph
 from tests.conftest import ROOT, refusal
@@ -130,3 +132,59 @@ def test_what_is_no_graph_file_is_refused(text, expected):
     with pytest.raises(UserError, match=expected) as caught:
         graph.load_graph(text)
     assert "\n" not in str(caught.value)
+
+
+def changed(*words, **fields):
+    changes = {f"gssm.{word}".split("=")[0]: word.split("=")[1] for word in words}
+    found = configs.load(f"{ROOT}/configs/gssm.py:easy", changes | fields)
+    return graph.load_graph(found.gssm.graph)
+
+
+def test_a_field_of_a_node_is_a_change_of_the_graph():
+    """The graph is set first, though it comes last, and all fields at once."""
+    found = changed(
+        *("nodes.Z1.alpha=1e-1", "nodes.Z2.parents=", "nodes.Z2.mode=slow"),
+        *("nodes.Z2.kernel_type=product", "nodes.Z2.state_dim=5"),
+        *("nodes.Z3.parents=Z1, Z2", "nodes.Z4.parents=['Z3', \"X\"]"),
+        "graph=low_entropy",
+    ).by_name
+    low = graph.load_graph("low_entropy").by_name
+    assert (found["Z1"].alpha, low["Z1"].alpha) == (0.1, 0.01)
+    replaced = {"mode": "slow", "kernel_type": "product", "state_dim": 5}
+    assert found["Z2"] == dataclasses.replace(low["Z2"], **replaced)
+    assert found["Z3"].parents == ("Z1", "Z2")
+    assert found["Z4"].parents == ("Z3", "X")
+    assert found["X"] == low["X"]
+
+
+def test_a_changed_node_leaves_no_field_behind(tmp_path):
+    given = {"gssm.nodes.Z1.alpha": 0.1, "gssm.nodes.X.observed": "True"}
+    found = configs.load(f"{ROOT}/configs/gssm.py:easy", given)
+    assert configs.flatten(found).keys() == configs.options().keys()
+    configs.save(found, tmp_path / "config.json")
+    assert configs.load_frozen(tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("nodes.Z9.alpha=1", "nodes.Z9.alpha: the nodes of gssm.graph are Z1, Z2, X"),
+        ("nodes.Z1.aplha=1", "aplha: the fields of a node are state_dim, alpha, par"),
+        ("nodes.Z1.name=A", "the fields of a node are state_dim"),
+        ("nodes.Z1=A", "must be gssm.nodes.NODE.FIELD, got 'gssm.nodes.Z1'"),
+        ("nodes=A", "unknown config key 'gssm.nodes'"),
+        ("nodes.Z1.alpha=x", "node Z1: alpha must be a number from 1e-30 to 1e30"),
+        ("nodes.Z1.parents=Q", "node Z1: its parent Q is not a node"),
+        ("nodes.Z1.parents=[Q", "parents' is neither JSON nor YAML"),
+        ("nodes.Z1.observed=yes", "observed must be true or false, got 'yes'"),
+        ("nodes.Z1.observed=true", "needs one observed node: Z1 and X are marked"),
+    ],
+)
+def test_a_node_that_cannot_be_changed_is_refused(change, expected):
+    assert expected in refusal(changed, change)
+
+
+@pytest.mark.parametrize("field", ["alpha=1", "mode=slow", "kernel_type=product"])
+def test_how_kernels_are_drawn_is_refused_where_they_are_given(field):
+    message = refusal(changed, f"nodes.Z1.{field}", "kernels=K.npz")
+    assert message.endswith("gssm.kernels gives them: remove one of the two")
