@@ -29,6 +29,7 @@ def test_a_run_leaves_what_the_contract_names(straight):
         "metrics.jsonl",
         "metrics.csv",
         "loss.png",
+        "cost.json",
     }
     assert names == files | {"checkpoints"}
     rows = metrics.read_rows(straight)

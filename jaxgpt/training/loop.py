@@ -16,6 +16,7 @@ from jaxgpt.systems.base import Evaluation
 from jaxgpt.systems.scoring import mean_losses
 from jaxgpt.training import metrics, optimizers
 from jaxgpt.training.checkpoint import Checkpoints, DamagedError, MismatchError
+from jaxgpt.training.cost import Cost
 from jaxgpt.training.nonfinite import NonFinitePolicy
 from jaxgpt.training.profiling import Profiler
 from jaxgpt.training.progress import Progress
@@ -39,6 +40,7 @@ class Trainer:
 
     def __init__(self, setup: Setup, callback: Callback = go_on):
         """Restores the run in `setup.workdir`, or begins it."""
+        cost = Cost(setup.workdir)
         self.callback = callback
         self.setup, self.system, self.workdir = setup, setup.system, setup.workdir
         self.config = c = setup.config
@@ -53,6 +55,7 @@ class Trainer:
             self.step,
             metrics.open_trackers(c, self.workdir) if is_primary else [],
             writes=is_primary,
+            cost=cost,
         )
         self.max_over_processes = distributed.PipelinedMax(setup.mesh)
         self.profiler = Profiler(c, self.workdir)
@@ -61,6 +64,7 @@ class Trainer:
         self.parameters = count_parameters(self.train_state.arrays["params"])
         flops = flops_per_token(self.system.model_config, self.parameters)
         peak = peak_flops(jax.devices()[0].device_kind)
+        cost.fixed = {"parameters": self.parameters, "flops_per_token": flops}
         self.mfu_per_token = flops / (peak * jax.device_count()) if peak else None
 
     @property

@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 
 from jaxgpt.errors import atomic_write, log
 from jaxgpt.training import plots
+from jaxgpt.training.cost import NAME as COST
+from jaxgpt.training.cost import Cost
 
 # While training goes on figures are drawn at most this often: each drawing keeps the
 # loop waiting for half a second.
@@ -33,12 +35,16 @@ class Recorder:
         start: int,
         trackers: list[Tracker],
         writes: bool = True,
+        cost: Cost | None = None,
     ):
         """Keeps the rows up to step `start`; without `writes` another process writes.
+
+        With every row, and at the end, goes what the run has cost.
 
         A run that starts over (0) begins with no rows: it evaluates step 0 again.
         """
         self.workdir, self.trackers, self.writes = workdir, trackers, writes
+        self.cost = cost
         self.unwritable: set[str] = set()
         self.curves: dict[str, Any] = {}
         self.drawn = time.monotonic()
@@ -67,6 +73,7 @@ class Recorder:
             else:
                 with open(path, "a") as stream:
                     stream.write(json.dumps(row) + "\n")
+        self._write_cost()
         for tracker in list(self.trackers):
             try:
                 tracker(row)
@@ -88,6 +95,7 @@ class Recorder:
             writer = csv.DictWriter(stream, names)
             writer.writeheader()
             writer.writerows(self.rows)
+        self._write_cost()
         now = time.monotonic()
         if not last and now - self.drawn < DRAWING_INTERVAL_S:
             return
@@ -108,6 +116,11 @@ class Recorder:
         path = self.workdir / "position.csv"
         with self._tolerating_a_full_disk(path):
             write_curves(curves, path)
+
+    def _write_cost(self) -> None:
+        if self.cost:
+            with self._tolerating_a_full_disk(self.workdir / COST):
+                self.cost.write()
 
     @contextlib.contextmanager
     def _tolerating_a_full_disk(self, path: pathlib.Path) -> Iterator[None]:
