@@ -24,7 +24,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from benchmarks import extrapolation, knn_lm, sigma_calls, sigma_pareto
+from benchmarks import extrapolation, knn_lm, sigma_calls, sigma_pareto, timescales
 from benchmarks.alternate import machine
 from jaxgpt.commands import grid, probe
 from jaxgpt.training import plots
@@ -170,6 +170,20 @@ FIGURES = {
         },
         2,
         by_default=True,
+    ),
+    "timescales": Figure(
+        (
+            "benchmarks.timescales --workdir={runs}/timescales "
+            "--figure={runs}/timescales.png",
+        ),
+        {
+            "gssm_timescales.png": Picture(
+                "{runs}/timescales.png",
+                "{runs}/timescales.json",
+                draw_json(timescales.draw),
+            )
+        },
+        12,
     ),
     "sigma_calls": Figure(
         ("benchmarks.sigma_calls --figure={runs}/sigma_calls.png",),
