@@ -67,7 +67,7 @@ class Graph:
       vocab_size: states of the observed node.
       kernels: {node: float64 [inputs ..., state_dim]}, p(new state | inputs), where the
         inputs are a latent's own old state, then the parents as listed. Those of
-        context nodes are not used: theirs are drawn for every batch.
+        context nodes are not used: theirs are drawn for every batch or sequence.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Graph:
         graph_seed: int = 0,
         clip: float = 1e-10,
         first_token: str = "start",
+        context: str = "batch",
         kernels: Mapping[str, ArrayLike] | None = None,
     ):
         """Draws the kernels, or takes those given.
@@ -88,6 +89,8 @@ class Graph:
           clip: no probability is drawn below it.
           first_token: "start" if sequences begin with the state 0 of time 0, "drawn" if
             with the first state drawn.
+          context: whether the kernels of context nodes are drawn for each "batch" or
+            each "sequence".
           kernels: as the attribute.
 
         Raises:
@@ -108,6 +111,7 @@ class Graph:
                 "gssm.graph_seed": graph_seed,
                 "gssm.clip": clip,
                 "gssm.first_token": first_token,
+                "gssm.context": context,
             },
         )
         backend.set_up_jax()
@@ -134,8 +138,8 @@ def to_networkx(graph: Graph) -> Any:
         ) from None
     if graph._process.graph.has_context:
         raise UserError(
-            "the kernels of a context graph are drawn for every batch: to_networkx "
-            "takes graphs without context nodes"
+            "the kernels of context nodes are drawn anew: to_networkx takes graphs "
+            "without them"
         )
     found = networkx.DiGraph()
     for node in graph.nodes:

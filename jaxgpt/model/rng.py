@@ -18,6 +18,8 @@ STREAMS = (
     "eval_order",
     "graph",
     "memory",
+    "kernels",
+    "particles",
 )
 
 

@@ -30,6 +30,11 @@ class GSSMConfig(OptionGroup):
     clip: float = option(
         1e-10, "minimum probability in a kernel; 0 leaves zeros", min=0, below=1
     )
+    context: str = option(
+        "batch",
+        "kernels of context nodes are drawn for each batch or each sequence",
+        choices=("batch", "sequence"),
+    )
     first_token: str = option(
         "start", "a sequence's: the start state 0, or drawn", choices=("start", "drawn")
     )

@@ -157,7 +157,7 @@ def check_dataset(name: str, config: ConfigDict) -> None:
       UserError: if it is not a dataset, truncated, or of other fields.
     """
     attributes, _ = read_dataset(name)
-    for field in ("graph", "graph_seed", "clip", "first_token"):
+    for field in ("graph", "graph_seed", "clip", "first_token", "context"):
         if attributes.get(field, config.gssm[field]) != config.gssm[field]:
             raise _another_graph(name, attributes)
 
@@ -243,6 +243,7 @@ def write_dataset(
         "graph_seed": config.gssm.graph_seed,
         "clip": config.gssm.clip,
         "first_token": config.gssm.first_token,
+        "context": config.gssm.context,
         "seed": config.seed,
         "batch_size": rows,
         "digest": process.digest,

@@ -42,7 +42,7 @@ class Node:
       alpha: of the symmetric Dirichlet distribution that kernel rows are drawn from.
       parents: names of the nodes it reads.
       mode: in "slow" the likeliest new state is the old one, in "dead" it is 0;
-        "context" draws a new kernel for every batch.
+        "context" draws a new kernel for every batch, or every sequence.
       kernel_type: "fullrank" draws a row for every combination of inputs; "product"
         multiplies one factor for each input.
       observed: whether its states are the tokens.
@@ -95,8 +95,13 @@ class LatentGraph:
 
     @property
     def has_context(self) -> bool:
-        """Whether some kernel is redrawn for every batch."""
-        return any(node.mode == "context" for node in self.order)
+        """Whether some kernel is redrawn for every batch or sequence."""
+        return any(self.context)
+
+    @property
+    def context(self) -> tuple[Node, ...]:
+        """The nodes that evolve by a kernel that is redrawn."""
+        return tuple(node for node in self.order if node.mode == "context")
 
     def inputs(self, node: Node) -> tuple[str, ...]:
         """Returns the axes of a node's table but the last: own old state, parents."""

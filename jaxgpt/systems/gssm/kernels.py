@@ -8,6 +8,8 @@ factors, or a row drawn with a small alpha, does not underflow.
 from __future__ import annotations
 
 import json
+import math
+import os
 import zipfile
 from collections.abc import Mapping
 from types import ModuleType
@@ -21,7 +23,7 @@ from jaxgpt.config import user_path
 from jaxgpt.data.arrays import why_not_loaded
 from jaxgpt.errors import UserError
 from jaxgpt.model import rng
-from jaxgpt.systems.gssm.graph import LatentGraph, Node
+from jaxgpt.systems.gssm.graph import COPIES, LARGEST_INDEX, LatentGraph, Node
 
 Tables = dict[str, np.ndarray]
 
@@ -59,7 +61,7 @@ def draw_tables(graph: LatentGraph, seed: int, clip: float) -> Tables:
 def draw_context_tables(
     key: jax.Array, graph: LatentGraph, clip: float
 ) -> dict[str, jax.Array]:
-    """Draws the log tables, float32, of the context nodes for one batch."""
+    """Draws log tables, float32, of the context nodes: those of one key."""
     tables = {}
     for index, node in enumerate(graph.nodes):
         if node in graph.order and node.mode == "context":
@@ -72,6 +74,20 @@ def draw_context_tables(
             ]
             tables[node.name] = _log_table(drawn, graph, node, clip, jnp)
     return tables
+
+
+def check_size(graph: LatentGraph, rows: int) -> None:
+    """Raises UserError if the context nodes' tables of so many sequences do not fit."""
+    size = rows * sum(math.prod(graph.shape(node)) for node in graph.context)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # Twice as many where a row is filled up for binary search, indexed by int32.
+    most = min(memory // (4 * COPIES), LARGEST_INDEX // 2)
+    if size > most:
+        raise UserError(
+            f"gssm.context=sequence: the kernels of {rows} sequences have {size:,} "
+            f"entries in all, and this machine takes {most:,}: lower batch_size or "
+            "state_dim"
+        )
 
 
 def _factors(graph: LatentGraph, node: Node) -> list[tuple[int, ...]]:

@@ -47,6 +47,7 @@ def forward(
     first_token: str = "start",
     dtype: str = "float32",
     wanted: str = "nll",
+    own: Arrays | None = None,
 ) -> Any:
     """Returns what the forward algorithm says of sequences, as float64.
 
@@ -64,6 +65,7 @@ def forward(
         "predictive": p(next token | tokens 0 .. t), [B, T - 1, V];
         "beliefs": {latent: p(its state at t | tokens 0 .. t), [B, T, states]};
         "joint": p(all latents' states at t | tokens 0 .. t), [B, T, d_1 .. d_n].
+      own: tables that each sequence has for itself, [B, ...], in place of those above.
 
     Raises:
       UserError: if a token is not a state of the observed node, or the joint state
@@ -77,7 +79,11 @@ def forward(
         "beliefs": sum(node.state_dim for node in graph.latents),
         "joint": joint_states(graph),
     }[wanted]
-    found = by_rows(graph, tables, tokens_BT, dtype, function, size)
+    work = 0
+    if own:
+        dense = joint_states(graph) ** 2 if joint_states(graph) <= DENSE_STATES else 0
+        work = sum(math.prod(table.shape[1:]) for table in own.values()) + dense
+    found = by_rows(graph, tables, tokens_BT, dtype, function, size, work, own)
     if wanted == "beliefs":  # JAX sorts keys.
         return {node.name: found[node.name] for node in graph.latents}
     return found
@@ -91,6 +97,7 @@ def by_rows(
     function: Callable[..., Any],
     size: int,
     work: int = 0,
+    own: Arrays | None = None,
 ) -> Any:
     """Returns function(tables, tokens), of as many rows at a time as fit; float64.
 
@@ -102,6 +109,7 @@ def by_rows(
       function: returns a tree of arrays [B, ...].
       size: numbers of it for each token.
       work: numbers it holds at a time for each row, if they are many.
+      own: as of `forward`.
 
     Raises:
       UserError: if the joint state of the latents, or the result, is too large.
@@ -133,12 +141,29 @@ def by_rows(
         for start in range(0, B, rows):
             # A last short part is filled up rather than compiled for.
             index = np.arange(start, start + rows) % B
-            part = jax.device_get(function(arrays, tokens_BT[index]))
+            if own:
+                of_rows = {n: jnp.asarray(t[index], dtype) for n, t in own.items()}
+                found = _each_row(function, arrays, of_rows, tokens_BT[index])
+            else:
+                found = function(arrays, tokens_BT[index])
+            part = jax.device_get(found)
             keep = lambda array, count=B - start: np.asarray(array, np.float64)[:count]
             parts.append(jax.tree.map(keep, part))
     if len(parts) == 1:
         return parts[0]
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def _each_row(
+    function: Callable[..., Any], tables: Arrays, own: Arrays, tokens_BT: np.ndarray
+) -> Any:
+    """Returns function(tables, tokens) where each row has tables of its own."""
+
+    def one(own: Arrays, tokens_T: Any) -> Any:
+        found = function({**tables, **own}, tokens_T[None])
+        return jax.tree.map(lambda array: array[0], found)
+
+    return jax.vmap(one)(own, tokens_BT)
 
 
 def check_tokens(graph: LatentGraph, tokens_BT: np.ndarray, first_token: str) -> None:

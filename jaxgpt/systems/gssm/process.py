@@ -24,7 +24,8 @@ SPLITS = ("train", "val", "fit", "test")
 class GraphProcess:
     """Samples and scores sequences; batch `step` of a split is a pure function.
 
-    The kernels of context nodes are redrawn for every batch, shared by its rows.
+    The kernels of context nodes are redrawn for every batch, whose rows share them, or
+    for every sequence (`context`).
     """
 
     def __init__(
@@ -33,16 +34,19 @@ class GraphProcess:
         tables: kernels.Tables,
         first_token: str = "start",
         clip: float = 0.0,
+        context: str = "batch",
     ):
         self.graph, self.tables, self.first_token = graph, tables, first_token
         self.clip = clip
+        # Whether each sequence has its own kernels.
+        self.by_sequence = graph.has_context and context == "sequence"
         self.vocab_size = graph.observed.state_dim
         self.thresholds = {
             name: sequences.cumulative(table, jnp.float32)
             for name, table in tables.items()
         }
         self._sample = jax.jit(self._sample_batch, static_argnums=(2, 3, 4))
-        self._context = jax.jit(self._context_tables)
+        self._context = jax.jit(self._context_tables, static_argnums=1)
 
     @property
     def floor_name(self) -> str:
@@ -54,8 +58,8 @@ class GraphProcess:
         return "estimate" if self.graph.has_context else "exact"
 
     def dependent_rows(self, rows: int) -> int:
-        """Returns how many neighbouring held-out sequences share kernels: a batch."""
-        return rows if self.graph.has_context else 1
+        """Returns how many neighbouring held-out sequences share drawn kernels."""
+        return rows if self.graph.has_context and not self.by_sequence else 1
 
     def sample(
         self, seed: int, split: str, step: int, rows: int, length: int
@@ -76,28 +80,41 @@ class GraphProcess:
         """Samples {name: int32 states [rows, length]} of nodes, on the device.
 
         Raises:
-          UserError: for a batch that needs 2^32 uniform numbers or more.
+          UserError: for a batch that needs 2^32 uniform numbers or more, or kernels
+            that do not fit.
         """
         states, remedy = len(self.graph.order) * rows * length, "lower batch_size"
         require(states < 1 << 32, "states of a batch", "< 2^32", states, remedy)
+        self._check_kernels(rows)
         place = _place(seed, split, step)
         return self._sample(self.thresholds, place, names, rows, length)
 
     def _sample_batch(self, thresholds, place, names, rows, length):
-        thresholds = thresholds | {
-            name: sequences.cumulative(table, jnp.float32)
-            for name, table in self._context_tables(place).items()
-        }
+        found = functools.partial(sequences.cumulative, dtype=jnp.float32)
+        found = jax.vmap(found) if self.by_sequence else found
+        context = self._context_tables(place, rows)
+        thresholds = thresholds | {name: found(context[name]) for name in context}
         key = jax.random.fold_in(_key(place), 1)
         states = sequences.sample_nodes(
             self.graph, thresholds, key, rows, length, self.first_token
         )
         return {name: states[name] for name in names}
 
-    def _context_tables(self, place):
-        key = jax.random.fold_in(_key(place), 0)
-        log_tables = kernels.draw_context_tables(key, self.graph, self.clip)
+    def _context_tables(self, place, rows):
+        """Returns the kernels of the context nodes, [rows, ...] if by sequence."""
+        draw = lambda key: kernels.draw_context_tables(key, self.graph, self.clip)
+        if self.by_sequence:
+            key = _key(place, "kernels")
+            keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
+            log_tables = jax.vmap(draw)(keys)
+        else:
+            log_tables = draw(jax.random.fold_in(_key(place), 0))
         return {name: jnp.exp(log_p) for name, log_p in log_tables.items()}
+
+    def _check_kernels(self, rows: int) -> None:
+        """Raises UserError if the kernels of a batch's sequences are too large."""
+        if self.by_sequence:
+            kernels.check_size(self.graph, rows)
 
     def held_out(
         self, seed: int, split: str, count: int, rows: int, length: int, first: int = 0
@@ -134,18 +151,29 @@ class GraphProcess:
     ) -> Any:
         """Returns the exact score, or what else is wanted, of `held_out` sequences.
 
-        Each batch of a context graph is scored with its own kernels; `first` is the
-        first of them. For the rest see `likelihood.forward`.
+        Those of a context graph are scored with the kernels that were drawn for them;
+        `first` is the first batch. For the rest see `likelihood.forward`.
         """
         if not self.graph.has_context:
             return self.score(tokens_NT, dtype, wanted)
+        self._check_kernels(rows)
         parts = []
         for step, start in enumerate(range(0, len(tokens_NT), rows), first):
-            tables = {**self.tables, **self._context(_place(seed, split, step))}
-            part = tokens_NT[start : start + rows]
+            drawn = self._context(_place(seed, split, step), rows)
+            tables, own = self.tables, None
+            if self.by_sequence:
+                own = drawn
+            else:
+                tables = {**tables, **drawn}
             parts.append(
                 likelihood.forward(
-                    self.graph, tables, part, self.first_token, dtype, wanted
+                    self.graph,
+                    tables,
+                    tokens_NT[start : start + rows],
+                    self.first_token,
+                    dtype,
+                    wanted,
+                    own,
                 )
             )
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
@@ -178,8 +206,10 @@ class GraphProcess:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A hash of the graph, its tables and the convention of the first token."""
-        found = hashlib.sha256(f"{self.graph.to_json()} {self.first_token}".encode())
+        """A hash of the graph, its tables and the conventions of its sequences."""
+        text = f"{self.graph.to_json()} {self.first_token}"
+        # Files of graphs without context nodes have the digest they always had.
+        found = hashlib.sha256((text + " sequence" * self.by_sequence).encode())
         for name in sorted(self.tables):
             found.update(np.float32(self.tables[name]).tobytes())
         return found.hexdigest()
@@ -189,9 +219,9 @@ def _place(seed: int, split: str, step: int) -> tuple[np.uint32, ...]:
     return np.uint32(seed), np.uint32(SPLITS.index(split)), np.uint32(step)
 
 
-def _key(place: tuple[Any, ...]) -> jax.Array:
+def _key(place: tuple[Any, ...], stream: str = "data") -> jax.Array:
     seed, split, step = place
-    return jax.random.fold_in(rng.at(seed, "data", step), split)
+    return jax.random.fold_in(rng.at(seed, stream, step), split)
 
 
 def make_process(
@@ -214,4 +244,4 @@ def make_process(
     if tables is not None:
         return GraphProcess(graph.known(), tables, c.first_token)
     tables = kernels.draw_tables(graph, c.graph_seed, c.clip)
-    return GraphProcess(graph, tables, c.first_token, c.clip)
+    return GraphProcess(graph, tables, c.first_token, c.clip, c.context)

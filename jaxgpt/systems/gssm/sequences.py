@@ -22,7 +22,8 @@ def cumulative(table: jax.Array | np.ndarray, dtype: jax.typing.DTypeLike) -> ja
       dtype: of the result.
 
     Returns:
-      [rows, W], W the next power of two at or above the number of states.
+      [N, W]: N combinations of inputs, W the next power of two at or above the number
+      of states.
     """
     xp = np if isinstance(table, np.ndarray) else jnp
     states = table.shape[-1]
@@ -34,10 +35,10 @@ def cumulative(table: jax.Array | np.ndarray, dtype: jax.typing.DTypeLike) -> ja
     return jnp.asarray(padded, dtype)
 
 
-def _search(thresholds_NW: jax.Array, row_B: jax.Array, u_B: jax.Array) -> jax.Array:
+def _search(thresholds: jax.Array, row_B: jax.Array, u_B: jax.Array) -> jax.Array:
     """Returns how many thresholds of each row are <= u: the new state [B]."""
-    width = thresholds_NW.shape[1]
-    flat, first_B = thresholds_NW.reshape(-1), row_B * width
+    width = thresholds.shape[-1]
+    flat, first_B = thresholds.reshape(-1), row_B * width
     state_B = jnp.zeros_like(row_B)
     step = width // 2
     # As many lookups as a state has bits, not as many as there are states.
@@ -58,7 +59,8 @@ def step_states(
 
     Args:
       graph: its nodes, in the order of `graph.order`, are those of the next arguments.
-      thresholds: of each node, from `cumulative`.
+      thresholds: of each node, from `cumulative`, [N, W]; or [B, N, W] where each
+        sequence has its own.
       states: N int32 arrays [B], the old states. A tuple: stacked into one array,
         XLA:CPU is several times slower.
       uniforms: N arrays [B] in [0, 1), one number for each new state.
@@ -69,12 +71,15 @@ def step_states(
     index = {node.name: i for i, node in enumerate(graph.order)}
     new: dict[str, jax.Array] = {}
     for i, node in enumerate(graph.order):
+        table = thresholds[node.name]
         row_B = jnp.zeros_like(states[i])
+        if table.ndim == 3:
+            row_B = jnp.arange(len(table), dtype=row_B.dtype)
         for name in graph.inputs(node):
             # Only a latent's own state and X's are read before they move.
             value_B = new[name] if name in new else states[index[name]]
             row_B = row_B * graph.by_name[name].state_dim + value_B
-        new[node.name] = _search(thresholds[node.name], row_B, uniforms[i])
+        new[node.name] = _search(table, row_B, uniforms[i])
     return tuple(new[node.name] for node in graph.order)
 
 

@@ -19,10 +19,10 @@ for node in PRODUCT:
     node |= {"kernel_type": "product", "observed": node["name"] == "O"}
 
 
-def make(nodes, seed=0, first_token="start", clip=1e-10):
+def make(nodes, seed=0, first_token="start", clip=1e-10, context="batch"):
     graph = parse_graph(nodes, "test")
     tables = kernels.draw_tables(graph, seed, clip)
-    return GraphProcess(graph, tables, first_token, clip)
+    return GraphProcess(graph, tables, first_token, clip, context)
 
 
 @pytest.fixture(params=["mixed", "product"])

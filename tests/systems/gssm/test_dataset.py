@@ -116,6 +116,19 @@ def test_a_file_of_another_graph_is_refused(write):
     refused(path, "sequences of another graph", gssm__first_token="drawn")
 
 
+def test_a_file_of_a_context_graph_knows_how_its_kernels_were_drawn(write):
+    chain = '[{"name": "X", "state_dim": 3, "alpha": 1, "mode": "context"}]'
+    changes = {"gssm__graph": chain, "gssm__context": "sequence"}
+    config = load(**changes)
+    path = write("f.h5", 12, 4, config)
+    made = make_process(config)
+    expected = made.held_out(config.seed, "train", 12, config.batch_size, 17)
+    np.testing.assert_array_equal(dataset.open_tokens(str(path), made), expected)
+    refused(path, "sequences of another graph", gssm__graph=chain)
+    with pytest.raises(UserError, match="sequences of another graph"):
+        dataset.check_dataset(str(path), load(gssm__graph=made.graph.to_json()))
+
+
 def test_a_truncated_file_is_refused(write):
     path = write("f.h5", 400, 400)
     content = path.read_bytes()
