@@ -55,12 +55,12 @@ def advance(
       bound: nats of entropy a call may take on; infinite decodes `most` every time.
     """
     # Drawn for positions, not slots: slots change places until they are decoded.
-    uniform_BS = uniforms(decode_params.key, state.tokens_BS.shape)
+    uniform_BS = uniforms(decode_params.key_B, state.tokens_BS.shape)
     last = state.num_forward_passes_B + limit
 
     def going(state):
         return (
-            (state.num_decoded_B < decode_params.end)
+            (state.num_decoded_B < decode_params.end_B)
             & (state.num_forward_passes_B < last)
         ).any()
 
@@ -75,7 +75,7 @@ def advance(
 def _call(decoder, params, state, decode_params, uniform_BS, rank, most, bound):
     B, S = state.tokens_BS.shape
     n_B = state.num_decoded_B
-    left_B = jnp.maximum(decode_params.end - n_B, 0)
+    left_B = jnp.maximum(decode_params.end_B - n_B, 0)
     # The cache lacks what the call before decoded, and the token it asked by.
     fresh_BS = (state.decode_step_BS == state.num_forward_passes_B[:, None]) & (
         state.decode_step_BS > 0

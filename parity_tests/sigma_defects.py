@@ -20,7 +20,7 @@ import numpy as np
 from jaxgpt import config as configs
 from jaxgpt.data.tokenizers import CharTokenizer
 from jaxgpt.errors import UserError
-from jaxgpt.sampling.state import ModelDecoder, SamplingParams, prefill
+from jaxgpt.sampling.state import Draws, ModelDecoder, SamplingParams, prefill
 from jaxgpt.systems.registry import build_system
 from jaxgpt.systems.sigma import orders
 from jaxgpt.systems.sigma.samplers import best_of, speculative, window
@@ -61,7 +61,7 @@ def drafts(garbage: int):
     given = jnp.array([4])
     state = prefill(decoder, params, tokens, own, jnp.roll(own, -1, 1), given)
     uniform = jnp.zeros((1, T - 4))
-    task = SamplingParams().decode_params(T, jax.random.key(0))
+    task = SamplingParams().decode_params(T, Draws.of(jax.random.key(0), 1))
     draft = jax.jit(lambda *arguments: window.draft(decoder, *arguments).logits_BWV)
     return tokens, own, draft(params, state, task, uniform)[0]
 

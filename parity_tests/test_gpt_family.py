@@ -153,7 +153,7 @@ def test_cached_logits_and_cache_of_sigma_gpt():
 
 def test_burst_drafts_are_the_true_conditionals():
     """The original's own drafts are not: `burst_logits_ref` in the same file."""
-    from jaxgpt.sampling.state import ModelDecoder, SamplingParams, prefill
+    from jaxgpt.sampling.state import Draws, ModelDecoder, SamplingParams, prefill
     from jaxgpt.systems.sigma.samplers import window
 
     case = load("sigma-gpt", "tiny_bias_perturbed.npz")
@@ -166,7 +166,7 @@ def test_burst_drafts_are_the_true_conditionals():
     state = prefill(
         decoder, params, tokens, order, jnp.roll(order, -1, 1), jnp.full(B, P)
     )
-    task = SamplingParams().decode_params(N, jax.random.key(0))
+    task = SamplingParams().decode_params(N, Draws.of(jax.random.key(0), B))
     draft = jax.jit(lambda *arguments: window.draft(decoder, *arguments).logits_BWV)
     drafted_BWV = draft(params, state, task, jnp.zeros((B, N - P)))
     assert relative(drafted_BWV, golden["burst_logits_exact"]) < FLOAT32["logits"]

@@ -15,7 +15,7 @@ from jaxgpt import config as configs
 from jaxgpt.interop import rules
 from jaxgpt.model import positions
 from jaxgpt.model.config import ModelConfig
-from jaxgpt.sampling.state import ModelDecoder, SamplingParams, prefill
+from jaxgpt.sampling.state import Draws, ModelDecoder, SamplingParams, prefill
 from jaxgpt.systems.base import System
 from jaxgpt.systems.registry import build_system
 from jaxgpt.systems.sigma.samplers import window
@@ -164,7 +164,7 @@ def test_a_burst_drafts_from_the_true_conditionals(golden, system, params):
         decoder, params, *map(jnp.asarray, (read_BS, own_BS, np.roll(own_BS, -1, 1))),
         jnp.full(B, P + 1),
     )  # fmt: skip
-    task = SamplingParams().decode_params(T + 1, jax.random.key(0))
+    task = SamplingParams().decode_params(T + 1, Draws.of(jax.random.key(0), B))
     draft = jax.jit(lambda *arguments: window.draft(decoder, *arguments).logits_BWV)
     drafted_BWV = draft(params, state, task, jnp.zeros((B, T - P)))
     expected = golden["burst_logits_exact"]

@@ -18,7 +18,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.interop import formats, rules
 from jaxgpt.model.transformer import LanguageModel
 from jaxgpt.sampling.autoregressive import decode_sliding_window
-from jaxgpt.sampling.state import SamplingParams
+from jaxgpt.sampling.state import Draws, SamplingParams
 from parity_tests import measures
 from parity_tests.conftest import GOLDEN, follow, relative, worst
 from parity_tests.measures import TEENY as COMBINATIONS
@@ -83,7 +83,9 @@ def test_greedy_text_token_for_token(load, name):
         params,
         jnp.asarray(np.concatenate([prompt, missing], 1)),
         jnp.int32(prompt.shape[1]),
-        SamplingParams(temperature=0.0).decode_params(0, jax.random.key(0)),
+        SamplingParams(temperature=0.0).decode_params(
+            0, Draws.of(jax.random.key(0), len(prompt))
+        ),
     )[0]
     sure = golden["gen_gap"] > 1e-5
     found = np.asarray(whole)[:, prompt.shape[1] :]

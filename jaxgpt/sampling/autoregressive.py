@@ -31,7 +31,8 @@ def autoregress(
 ) -> DecodeState:
     """Decodes one slot after another, for at most limit forward passes.
 
-    All rows are at the same slot; one with a longer prompt reads on in it meanwhile.
+    All rows are at the same slot; one with a longer prompt reads on in it meanwhile,
+    and one that is full waits.
 
     Args:
       decoder, params: of the model.
@@ -40,15 +41,19 @@ def autoregress(
       limit: forward passes, at most.
       cached: False computes every token from the whole sequence: the oracle.
     """
-    uniform_BS = uniforms(decode_params.key, state.tokens_BS.shape)
+    uniform_BS = uniforms(decode_params.key_B, state.tokens_BS.shape)
     B, S = state.tokens_BS.shape
-    first = state.num_decoded_B.min()
+    end_B = jnp.minimum(decode_params.end_B, decode_params.stop)
+
+    def next_slot(state):
+        n_B = state.num_decoded_B
+        return jnp.where(n_B < end_B, n_B, S).min()
 
     def slot(array, t):
         return lax.dynamic_slice_in_dim(array, t, 1, axis=1)
 
     def body(state):
-        t = state.num_decoded_B.min() - 1
+        t = next_slot(state) - 1
         positions, cache = (state.own_BS, state.target_BS), state.cache
         if cached:
             here = tuple(slot(index, t) for index in positions)
@@ -63,7 +68,7 @@ def autoregress(
         drawn_B = sample_token(
             slot(uniform_BS, t + 1)[:, 0], sampling_probs(logits_BV, decode_params)
         )
-        fills_B = state.num_decoded_B == t + 1
+        fills_B = (state.num_decoded_B == t + 1) & (t + 1 < end_B)
         next_B = jnp.where(fills_B, drawn_B, slot(state.tokens_BS, t + 1)[:, 0])
         log_p_B = jnp.where(fills_B, token_log_prob(logits_BV, next_B), 0)
         num_forward_passes_B = state.num_forward_passes_B + fills_B
@@ -82,9 +87,8 @@ def autoregress(
             ),
         )
 
-    end = jnp.minimum(decode_params.end, first + limit)
-    end = jnp.minimum(end, decode_params.stop)
-    return lax.while_loop(lambda state: state.num_decoded_B.min() < end, body, state)
+    end = jnp.minimum(next_slot(state) + limit, S)
+    return lax.while_loop(lambda state: next_slot(state) < end, body, state)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",))
@@ -112,7 +116,7 @@ def decode_sliding_window(
     model = nnx.merge(graphdef, params)
     B, N = tokens_BN.shape
     block = model.config.block_size
-    uniform_BN = uniforms(decode_params.key, (B, N))
+    uniform_BN = uniforms(decode_params.key_B, (B, N))
 
     def body(t, carry):
         tokens, log_p = carry

@@ -49,14 +49,13 @@ def sample_token(uniform: jax.Array, p: jax.Array) -> jax.Array:
     return jnp.minimum(reached.sum(-1), last).astype(jnp.int32)
 
 
-def uniforms(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Returns uniform numbers [B, ...]; row b's depend on (key, b) alone.
+def uniforms(key_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns uniform numbers [B, ...]; a row's depend on its key alone.
 
     Samplers draw them before their loop: Threefry inside it would cost as much as
     the model.
     """
-    row = lambda b: jax.random.uniform(jax.random.fold_in(key, b), shape[1:])
-    return jax.vmap(row)(jnp.arange(shape[0]))
+    return jax.vmap(lambda key: jax.random.uniform(key, shape[1:]))(key_B)
 
 
 def token_log_prob(logits: jax.Array, tokens: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,58 @@ from jaxgpt.model.positions import Positions, in_order
 from jaxgpt.sampling.options import SamplingOptions, check_ranges
 
 Cache = Any
+
+
+class Draws(NamedTuple):
+    """Which random numbers the rows of a batch are drawn with.
+
+    A row has those of its seed and its number alone, whatever else is in the batch.
+
+    Attributes:
+      key_B: of each row's seed.
+      number_B: int32, a row's place among those of its seed.
+    """
+
+    key_B: jax.Array
+    number_B: np.ndarray
+
+    @classmethod
+    def of(cls, key: jax.Array | Draws, rows: int) -> Draws:
+        """Returns those of so many rows of one seed, from the first on."""
+        if isinstance(key, Draws):
+            return key
+        return cls(jnp.broadcast_to(key, rows), np.arange(rows, dtype=np.int32))
+
+    def fold_in(self, data: int) -> Draws:
+        """Returns others, of every seed."""
+        return Draws(jax.vmap(lambda key: jax.random.fold_in(key, data))(self.key_B),
+                     self.number_B)  # fmt: skip
+
+    def split(self) -> tuple[Draws, Draws]:
+        """Returns two independent ones."""
+        key_B2 = jax.vmap(jax.random.split)(self.key_B)
+        return Draws(key_B2[:, 0], self.number_B), Draws(key_B2[:, 1], self.number_B)
+
+    def row_keys(self) -> jax.Array:
+        """Returns the key [B] that each row draws from."""
+        return jax.vmap(jax.random.fold_in)(self.key_B, jnp.asarray(self.number_B))
+
+    def uniforms(self, length_B: np.ndarray) -> list[np.ndarray]:
+        """Returns distinct uniform numbers for each row, as many as its length.
+
+        Row n of a seed has those of row n of an array of as many rows as are asked for.
+        """
+        found: list[np.ndarray] = [np.zeros(0)] * len(length_B)
+        data_BK = np.asarray(jax.random.key_data(self.key_B))
+        groups: dict[tuple, list[int]] = {}
+        for b, length in enumerate(length_B):
+            groups.setdefault((int(length), *data_BK[b].tolist()), []).append(b)
+        for (length, *_), rows in groups.items():
+            shape = int(self.number_B[rows].max()) + 1, length
+            noise_NT = np.asarray(jax.random.uniform(self.key_B[rows[0]], shape))
+            for b in rows:
+                found[b] = noise_NT[self.number_B[b]]
+        return found
 
 
 class Decoder(Protocol):
@@ -70,7 +122,7 @@ class ModelDecoder:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["end", "key", "temperature", "top_p", "stop"],
+    data_fields=["end_B", "key_B", "temperature", "top_p", "stop"],
     meta_fields=["top_k", "nucleus"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +130,8 @@ class DecodeParams:
     """How the compiled samplers draw; only top_k and nucleus recompile them.
 
     Attributes:
-      end: one past the last slot to fill.
-      key: row b draws from fold_in(key, b), so that rows do not depend on the batch.
+      end_B: one past the last slot to fill of each row.
+      key_B: what each row draws from, so that it does not depend on the others.
       temperature: 0 takes the likeliest token.
       top_p: only the likeliest tokens that together reach this probability are drawn.
       stop: a sampler returns once a row has decoded so many slots, for a larger cache.
@@ -87,8 +139,8 @@ class DecodeParams:
       nucleus: whether top_p applies.
     """
 
-    end: jax.Array
-    key: jax.Array
+    end_B: jax.Array
+    key_B: jax.Array
     temperature: jax.Array
     top_p: jax.Array
     stop: jax.Array
@@ -195,11 +247,17 @@ class SamplingParams:
     block_length: int = 0
     cached: bool = True
 
-    def decode_params(self, end: int, key: jax.Array) -> DecodeParams:
-        """Returns the part that compiled samplers take, for slots up to end."""
+    def decode_params(self, end: int | np.ndarray, draws: Draws) -> DecodeParams:
+        """Returns the part that compiled samplers take.
+
+        Args:
+          end: one past the last slot to fill, of all rows or of each [B].
+          draws: of the rows.
+        """
+        key_B = draws.row_keys()
         return DecodeParams(
-            end=jnp.int32(end),
-            key=key,
+            end_B=jnp.broadcast_to(jnp.int32(end), key_B.shape),
+            key_B=key_B,
             temperature=jnp.float32(self.temperature),
             top_p=jnp.float32(self.top_p),
             stop=jnp.int32(NO_LIMIT),

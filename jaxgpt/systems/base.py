@@ -29,6 +29,7 @@ from jaxgpt.sampling.state import (
     NO_LIMIT,
     Callback,
     DecodeState,
+    Draws,
     ModelDecoder,
     SamplerOutput,
     SamplingParams,
@@ -268,9 +269,15 @@ class System:
         check_left_to_right(order)
 
     def decode_order(
-        self, prompt_mask_BT: np.ndarray, sampling: SamplingParams, key: jax.Array
+        self,
+        prompt_mask_BT: np.ndarray,
+        length_B: np.ndarray,
+        sampling: SamplingParams,
+        draws: Draws,
     ) -> np.ndarray:
         """Returns the order [B, T] in which positions are read: the given ones first.
+
+        Those past the length of a row come last.
 
         Raises:
           UserError: if this system cannot generate in the order asked for.
@@ -294,6 +301,11 @@ class System:
         del T
         return self.model_config.block_size
 
+    def mixes_lengths(self, T: int) -> bool:
+        """Whether `sample` takes rows of different lengths, of T tokens at most."""
+        del T
+        return True
+
     def lookahead(self, sampling: SamplingParams) -> int:
         """Returns how many slots a pass of this sampler takes past the decoded ones."""
         del sampling
@@ -304,10 +316,11 @@ class System:
         params: dict,
         tokens_BT: np.ndarray,
         prompt_mask_BT: np.ndarray,
-        key: jax.Array,
+        key: jax.Array | Draws,
         sampling: SamplingParams = DEFAULT_PARAMS,
         callback: Callback | None = None,
         every: int = 1,
+        length_B: np.ndarray | None = None,
     ) -> SamplerOutput:
         """Fills the unknown positions of each row; what is known is never changed.
 
@@ -315,17 +328,22 @@ class System:
           params: of the model.
           tokens_BT: int32, T at most its `cache_length`.
           prompt_mask_BT: true where the token is given; rows may differ.
-          key: of the random numbers; rows do not depend on the batch.
+          key: of the random numbers, for rows 0 to B - 1 of a seed or for any rows;
+            they do not depend on the batch.
           sampling: sampler, order, temperature and the like.
           callback: is shown the texts after every few forward passes, and returns
             false to stop.
           every: how many passes lie between.
+          length_B: of each row where some are shorter than T and the system
+            `mixes_lengths`; what is past it is left alone.
         """
         B, T = tokens_BT.shape
         c = self.model_config
         params = gpu.for_sampling(params, c)
-        order_key, draw_key = jax.random.split(key)
-        read_BT = self.decode_order(prompt_mask_BT, sampling, order_key)
+        if length_B is None:
+            length_B = np.full(B, T)
+        order_draws, draws = Draws.of(key, B).split()
+        read_BT = self.decode_order(prompt_mask_BT, length_B, sampling, order_draws)
         first = int(c.begin_token)
         slots = gpu.slots(T, self.cache_length(T), c.kernels)
         tokens_BS = np.zeros((B, slots + first), np.int32)
@@ -335,7 +353,8 @@ class System:
         if first:
             tokens_BS[:, 0], own_BS[:, 0] = c.vocab_size, c.block_size
         end = first + T
-        decode_params = sampling.decode_params(end, draw_key)
+        end_B = first + length_B
+        decode_params = sampling.decode_params(end_B, draws)
         advance, decoder = self.sampler(sampling), ModelDecoder(self.graphdef)
         num_decoded_B = first + prompt_mask_BT.sum(1)
         ahead = self.lookahead(sampling)
@@ -371,5 +390,6 @@ class System:
                 if not callback:
                     continue
             filled = in_text_order(state, first, T)
-            if not callback or not callback(filled) or filled.decoded_BT.all():
+            full = (np.asarray(state.num_decoded_B) >= end_B).all()
+            if not callback or not callback(filled) or full:
                 return filled

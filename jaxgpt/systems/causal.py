@@ -17,6 +17,7 @@ from jaxgpt.sampling.autoregressive import decode_sliding_window
 from jaxgpt.sampling.state import (
     DEFAULT_PARAMS,
     Callback,
+    Draws,
     SamplerOutput,
     SamplingParams,
 )
@@ -68,13 +69,14 @@ class CausalLM(System):
         params: dict,
         tokens_BT: np.ndarray,
         prompt_mask_BT: np.ndarray,
-        key: jax.Array,
+        key: jax.Array | Draws,
         sampling: SamplingParams = DEFAULT_PARAMS,
         callback: Callback | None = None,
         every: int = 1,
+        length_B: np.ndarray | None = None,
     ) -> SamplerOutput:
         """Fills what is missing; past the cache, from the last block of tokens."""
-        T = tokens_BT.shape[1]
+        B, T = tokens_BT.shape
         block = self.cache_length(T)
         within = slice(0, min(T, block))
         head = super().sample(
@@ -85,6 +87,7 @@ class CausalLM(System):
             sampling,
             callback,
             every,
+            length_B,
         )
         if block >= T:
             return head
@@ -94,7 +97,7 @@ class CausalLM(System):
             params,
             jnp.asarray(np.pad(head.tokens_BT, missing)),
             jnp.int32(block),
-            sampling.decode_params(T, jax.random.fold_in(key, 1)),
+            sampling.decode_params(T, Draws.of(key, B).fold_in(1)),
         )
         calls_BN = head.num_forward_passes_B[:, None] + np.arange(1, T - block + 1)
         return SamplerOutput(
@@ -106,10 +109,19 @@ class CausalLM(System):
             tokens_processed_B=head.tokens_processed_B + (T - block) * block,
         )
 
+    def mixes_lengths(self, T: int) -> bool:
+        """See `System.mixes_lengths`: past the block rows go on together."""
+        return self.cache_length(T) >= T
+
     def decode_order(
-        self, prompt_mask_BT: np.ndarray, sampling: SamplingParams, key: jax.Array
+        self,
+        prompt_mask_BT: np.ndarray,
+        length_B: np.ndarray,
+        sampling: SamplingParams,
+        draws: Draws,
     ) -> np.ndarray:
         """Reads left to right; what is given must come first."""
+        del length_B, draws
         self.check_order(sampling.order)
         if (np.diff(prompt_mask_BT.astype(np.int8), axis=1) > 0).any():
             raise UserError(

@@ -14,7 +14,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 from jaxgpt import config as configs
 from jaxgpt.model import cpu, gpu, gpu_norm, layers
 from jaxgpt.model.config import ModelConfig
-from jaxgpt.sampling.state import DEFAULT_PARAMS, ModelDecoder
+from jaxgpt.sampling.state import DEFAULT_PARAMS, Draws, ModelDecoder
 from jaxgpt.systems.registry import build_system
 from jaxgpt.training.optimizers import make_optimizer
 from jaxgpt.training.step import init_state, make_step
@@ -273,7 +273,8 @@ def test_the_cache_holds_half_and_gives_what_one_pass_gives(name):
     key = jax.random.key(1)
     cached = system.sample(params, tokens, known, key)
     log_p = np.asarray(cached.log_p_BT)[0, 1:]
-    order = system.decode_order(known, DEFAULT_PARAMS, jax.random.split(key)[0])
+    draws, length = Draws.of(key, 1).split()[0], np.array([12])
+    order = system.decode_order(known, length, DEFAULT_PARAMS, draws)
     nll = system.score(params, jnp.asarray(cached.tokens_BT), jnp.asarray(order))[1]
     again = np.zeros((1, 12))
     again[0, order[0, 1:]] = -np.asarray(nll, np.float64)[0]

@@ -7,7 +7,7 @@ from jaxgpt import config as configs
 from jaxgpt.model import attention, cpu
 from jaxgpt.sampling.autoregressive import autoregress
 from jaxgpt.sampling.logits import sample_token, sampling_probs
-from jaxgpt.sampling.state import ModelDecoder, SamplingParams, grow
+from jaxgpt.sampling.state import Draws, ModelDecoder, SamplingParams, grow
 from jaxgpt.systems import base
 from jaxgpt.systems.registry import build_system
 from jaxgpt.systems.sigma.options import LOW_ENTROPY_FIRST
@@ -68,9 +68,9 @@ def test_a_gap_anywhere_is_filled_and_the_rest_kept():
     for order in ("random", "left-to-right", "fractal"):
         tokens, filled = ask(system, params, known, order=order)
         np.testing.assert_array_equal(filled[known], tokens[known])
-        read = system.decode_order(
-            known, SamplingParams(order=order), jax.random.key(0)
-        )
+        draws = Draws.of(jax.random.key(0), 1)
+        sampling = SamplingParams(order=order)
+        read = system.decode_order(known, np.array([T]), sampling, draws)
         assert sorted(read[0]) == list(range(T))
         assert list(read[0][:4]) == [3, 4, 5, T - 1]
 
@@ -195,7 +195,7 @@ def test_a_small_cache_does_not_grow():
 
 def task(temperature=1.0, top_k=0, top_p=1.0):
     sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
-    return sampling.decode_params(1, jax.random.key(0))
+    return sampling.decode_params(1, Draws.of(jax.random.key(0), 1))
 
 
 def test_draws_follow_the_distribution():

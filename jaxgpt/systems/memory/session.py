@@ -16,6 +16,7 @@ from jaxgpt.sampling.state import (
     Callback,
     DecodeParams,
     DecodeState,
+    Draws,
     SamplerOutput,
     SamplingParams,
     prefill,
@@ -98,7 +99,7 @@ def sample(
     params: dict,
     tokens_BT: np.ndarray,
     prompt_mask_BT: np.ndarray,
-    key: jax.Array,
+    draws: Draws,
     sampling: SamplingParams,
     callback: Callback | None = None,
     document: str = "",
@@ -109,7 +110,8 @@ def sample(
     Args:
       memory: of B rows; read and extended.
       params: of the model.
-      tokens_BT, prompt_mask_BT, key, sampling: as in `System.sample`.
+      tokens_BT, prompt_mask_BT, sampling: as in `System.sample`.
+      draws: of the rows.
       callback: is called after every segment, before it is written to the memory.
       document: name of the text in the memory; default "text N".
       shown: how many tokens of a text [T] the user is shown; the others are not stored.
@@ -140,7 +142,7 @@ def sample(
         prompt_length = int(prompt_mask_BT[:, start:stop].sum(1).min())
         num_decoded = max(prompt_length, 1)
         if num_decoded < size:
-            task = sampling.decode_params(size, jax.random.fold_in(key, start))
+            task = sampling.decode_params(size, draws.fold_in(start))
             state = _generate(memory, params, part_BS, num_decoded, task)
             part_BS = np.array(state.tokens_BS)
             log_p_BT[:, start:stop] += np.asarray(state.log_p_BS)[:, :size]

@@ -25,6 +25,7 @@ from jaxgpt.parallel import sharding
 from jaxgpt.sampling.state import (
     DEFAULT_PARAMS,
     Callback,
+    Draws,
     SamplerOutput,
     SamplingParams,
 )
@@ -178,15 +179,21 @@ class MemoryLM(CausalLM):
             return Memory.load(path, self.host, model, allow_other_model)
         return Memory(self.host, rows, model)
 
+    def mixes_lengths(self, T: int) -> bool:
+        """See `System.mixes_lengths`: segments are read by all rows together."""
+        del T
+        return False
+
     def sample(
         self,
         params: dict,
         tokens_BT: np.ndarray,
         prompt_mask_BT: np.ndarray,
-        key: jax.Array,
+        key: jax.Array | Draws,
         sampling: SamplingParams = DEFAULT_PARAMS,
         callback: Callback | None = None,
         every: int = 1,
+        length_B: np.ndarray | None = None,
         memory: Memory | None = None,
         document: str = "",
         shown: session.Shown | None = None,
@@ -195,16 +202,18 @@ class MemoryLM(CausalLM):
 
         The callback is called after every segment, whatever `every` is.
         """
-        del every
+        del every, length_B
         self.sampler(sampling)
-        self.decode_order(prompt_mask_BT, sampling, key)
-        own = memory or self.open_memory(None, len(tokens_BT))
+        B, T = tokens_BT.shape
+        draws = Draws.of(key, B)
+        self.decode_order(prompt_mask_BT, np.full(B, T), sampling, draws)
+        own = memory or self.open_memory(None, B)
         output = session.sample(
             own,
             params,
             tokens_BT,
             prompt_mask_BT,
-            key,
+            draws,
             sampling,
             callback,
             document,

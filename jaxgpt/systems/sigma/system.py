@@ -20,7 +20,7 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import require
 from jaxgpt.model import layers
 from jaxgpt.model.positions import Positions
-from jaxgpt.sampling.state import DecodeState, SamplingParams
+from jaxgpt.sampling.state import DecodeState, Draws, SamplingParams
 from jaxgpt.systems.base import Batch, System
 from jaxgpt.systems.sigma import options, orders
 from jaxgpt.systems.sigma.config import SAMPLERS, double_positions
@@ -156,25 +156,32 @@ class SigmaGPT(System):
         require(fits, "--order", f"one of {', '.join(known[1:])}", order)
 
     def decode_order(
-        self, prompt_mask_BT: np.ndarray, sampling: SamplingParams, key: jax.Array
+        self,
+        prompt_mask_BT: np.ndarray,
+        length_B: np.ndarray,
+        sampling: SamplingParams,
+        draws: Draws,
     ) -> np.ndarray:
         """Reads the prompt first, left to right, then the rest in order: int32 [B, T].
 
         Raises:
           UserError: for an unknown order, or one that does not fit the prompt.
         """
-        noise_BT = np.asarray(jax.random.uniform(key, prompt_mask_BT.shape))
         self.check_order(sampling.order)
         positions = options.read_positions(sampling.order)
         kind = sampling.order or "random"
         if kind == LOW_ENTROPY_FIRST or positions is not None:
             kind = "left-to-right"  # Where it starts; its sampler reorders the rest.
         length = sampling.block_length or BLOCK_LENGTH
-        rows = []
-        for prompt_mask_T, noise_T in zip(prompt_mask_BT, noise_BT, strict=True):
+        rows, T = [], prompt_mask_BT.shape[1]
+        for mask_T, noise_T in zip(
+            prompt_mask_BT, draws.uniforms(length_B), strict=True
+        ):
+            prompt_mask_T = mask_T[: len(noise_T)]
             missing = orders.GENERATION[kind](prompt_mask_T, noise_T, length)
             if positions is not None:
                 options.match_positions(positions, missing.tolist(), sampling.order)
                 missing = np.array(positions)
-            rows.append(np.concatenate([np.flatnonzero(prompt_mask_T), missing]))
+            past = np.arange(len(noise_T), T)
+            rows.append(np.concatenate([np.flatnonzero(prompt_mask_T), missing, past]))
         return np.array(rows, np.int32)

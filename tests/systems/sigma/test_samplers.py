@@ -13,7 +13,13 @@ from benchmarks import unmasking
 from jaxgpt import config as configs
 from jaxgpt.sampling.autoregressive import autoregress
 from jaxgpt.sampling.logits import sampling_probs
-from jaxgpt.sampling.state import DEFAULT_PARAMS, ModelDecoder, SamplingParams, prefill
+from jaxgpt.sampling.state import (
+    DEFAULT_PARAMS,
+    Draws,
+    ModelDecoder,
+    SamplingParams,
+    prefill,
+)
 from jaxgpt.systems.registry import build_system
 from jaxgpt.systems.sigma import orders
 from jaxgpt.systems.sigma.samplers import best_of, one_by_one, speculative, window
@@ -83,7 +89,8 @@ def draw_texts(
     read = decode_order(prompt_mask_BT, "random") if read is None else read
     tokens_BS, own_BS = arrange(decoder, read, tokens_BT)
     keys = jax.random.split(jax.random.key(7), runs)
-    tasks = jax.vmap(functools.partial(sampling.decode_params, n + 1))(keys)
+    task = lambda key: sampling.decode_params(n + 1, Draws.of(key, B))
+    tasks = jax.vmap(task)(keys)
     given_B = 1 + prompt_mask_BT.sum(1)
     found = draw_many(decoder, advance, params, tokens_BS, own_BS, given_B, tasks)
     texts, calls, evaluations, full = (np.asarray(array) for array in found)
@@ -107,7 +114,7 @@ def law(model, prompt_mask_T, given_T, order_T, sampling):
     fits = (texts == given_T)[:, prompt_mask_T].all(1)
     order_BT = np.tile(order_T, (len(texts), 1))
     tokens_BS, own_BS = arrange(decoder, order_BT, texts)
-    task = sampling.decode_params(1, jax.random.key(0))
+    task = sampling.decode_params(1, Draws.of(jax.random.key(0), 1))
     p = conditionals(decoder, params, tokens_BS, own_BS, task)
     chosen = np.take_along_axis(np.asarray(p, np.float64), tokens_BS[:, 1:, None], 2)
     # Where a prefix is impossible the table knows nothing, and nothing gets there.
@@ -341,7 +348,7 @@ def test_every_draft_is_the_conditional_of_a_plain_pass():
     own = jnp.asarray(orders.random(jax.random.key(2), 3, 9))
     filled = jnp.array([1, 4, 6])
     state = prefill(decoder, params, tokens, own, jnp.roll(own, -1, 1), filled)
-    task = SamplingParams().decode_params(9, jax.random.key(0))
+    task = SamplingParams().decode_params(9, Draws.of(jax.random.key(0), 3))
     draft = jax.jit(lambda *arguments: window.draft(decoder, *arguments).logits_BWV)
     drafted = draft(params, state, task, jnp.zeros((3, 8)))
     plain = jax.jit(lambda params, *args: system.model(params)(*args)[0])

@@ -8,5 +8,5 @@
 Each has a `make_sampler(sampling, max_draft_length)`, a line in `config.SAMPLERS`.
 It returns a compiled loop `advance(decoder, params, state, decode_params, limit)`, from
 a `DecodeState` of `prefill`, which is donated, to the one after about `limit` forward
-passes, or with every slot up to `decode_params.end` filled.
+passes, or with every slot up to `decode_params.end_B` filled.
 """

@@ -41,7 +41,7 @@ def advance(
     """Fills the slots of each row at its own pace, in the best of num_orders orders."""
 
     def missing_B(state):
-        return jnp.maximum(decode_params.end - state.num_decoded_B, 0)
+        return jnp.maximum(decode_params.end_B - state.num_decoded_B, 0)
 
     def advance_round(state, W):
         return _round(
@@ -52,21 +52,22 @@ def advance(
     return window.run_rounds(advance_round, missing_B, state, S, decode_params, limit)
 
 
-def _uniforms(key: jax.Array, round_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Returns uniform numbers [B, ...] of each row's round, whatever rows there are."""
+def _uniforms(key_B: jax.Array, round_B: jax.Array, count: int, W: int) -> jax.Array:
+    """Returns uniform numbers [B, count, W] of each row's round.
 
-    def row(b, index):
-        return jax.random.uniform(
-            jax.random.fold_in(jax.random.fold_in(key, b), index), shape
-        )
+    Those of a slot are the same whatever W is, which depends on the other rows.
+    """
 
-    return jax.vmap(row)(jnp.arange(len(round_B)), round_B)
+    def row(key, index):
+        return jax.random.uniform(jax.random.fold_in(key, index), (W, count)).T
+
+    return jax.vmap(row)(key_B, round_B)
 
 
 def _round(decoder, params, state, decode_params, N, missing_B, W):
     n_B, B = state.num_decoded_B, len(state.num_decoded_B)
     # A row's passes so far number its rounds.
-    uniform = _uniforms(decode_params.key, state.num_forward_passes_B, (2 + N, W))
+    uniform = _uniforms(decode_params.key_B, state.num_forward_passes_B, 2 + N, W)
     draft = window.draft(decoder, params, state, decode_params, uniform[:, 0])
     # Orders of the missing slots; those past the end stay last.
     past_BW = jnp.arange(W) >= missing_B[:, None]

@@ -44,12 +44,12 @@ def advance(
 ) -> DecodeState:
     """Fills the slots of each row, lowest entropy first."""
     # Of positions, not slots: slots change places until they are decoded.
-    uniform_BS = uniforms(decode_params.key, state.tokens_BS.shape)
+    uniform_BS = uniforms(decode_params.key_B, state.tokens_BS.shape)
     last_B = state.num_forward_passes_B + limit
 
     def unfinished(state):
         return (
-            (state.num_decoded_B < decode_params.end)
+            (state.num_decoded_B < decode_params.end_B)
             & (state.num_forward_passes_B < last_B)
         ).any()
 
@@ -62,7 +62,7 @@ def advance(
 def _decode_surest(decoder, params, state, decode_params, uniform_BS):
     B, S = state.tokens_BS.shape
     n_B = state.num_decoded_B
-    missing_B = jnp.maximum(decode_params.end - n_B, 0)
+    missing_B = jnp.maximum(decode_params.end_B - n_B, 0)
     # The cache lacks the token that the last pass decoded, so this pass reads it first
     # and then asks for all missing slots, each by the last decoded token.
     is_new_BS = (state.decode_step_BS == state.num_forward_passes_B[:, None]) & (

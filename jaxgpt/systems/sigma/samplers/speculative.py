@@ -51,11 +51,11 @@ def advance(
     # One number a slot for each use, drawn before the loop. Where a draft was not
     # decided on, nothing depends on its numbers yet, so that they may be used again.
     B, S = state.tokens_BS.shape
-    uniform_3BS = uniforms(decode_params.key, (B, 3, S)).transpose(1, 0, 2)
+    uniform_3BS = uniforms(decode_params.key_B, (B, 3, S)).transpose(1, 0, 2)
 
     def length_B(state):
         draft_length_B = jnp.minimum(state.draft_length_B, max_draft_length)
-        return jnp.clip(decode_params.end - state.num_decoded_B, 0, draft_length_B)
+        return jnp.clip(decode_params.end_B - state.num_decoded_B, 0, draft_length_B)
 
     def advance_round(state, W):
         return _round(

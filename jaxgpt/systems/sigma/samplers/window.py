@@ -152,7 +152,7 @@ def run_rounds(
 
     def unfinished(state):
         n_B = state.num_decoded_B
-        more_B = (n_B < decode_params.end) & (state.num_forward_passes_B < last_B)
+        more_B = (n_B < decode_params.end_B) & (state.num_forward_passes_B < last_B)
         return more_B.any() & (n_B < decode_params.stop).all()
 
     # A round is compiled for a few widths and runs in the narrowest that holds every
