@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from jaxgpt import config as configs
 from jaxgpt.config import user_path
-from jaxgpt.errors import CheckError, UserError, log
+from jaxgpt.errors import CheckError, UserError, log, os_errors
 from jaxgpt.parallel import hardware
 
 # Help of --config.
@@ -353,6 +353,25 @@ def print_json(value: dict) -> None:
     """Prints a JSON object as one line: UTF-8, or ASCII where that is not UTF-8."""
     utf8 = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
     print(json.dumps(value, ensure_ascii=not utf8), flush=True)
+
+
+def text_of(option: str, value: str | None) -> str | None:
+    """Returns the text that an option gives: itself, or that of the file in @FILE.
+
+    Raises:
+      UserError: if there is no such file, or it is not UTF-8.
+    """
+    if not value or not value.startswith("@"):
+        return value
+    if value.startswith("@@"):
+        return value[1:]
+    what = f"--{option}='{value}'"
+    with os_errors(what, "name a file, or write @@ for a text that begins with @"):
+        content = user_path(value[1:]).read_bytes()
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} is not UTF-8: byte {error.start}") from None
 
 
 def output_path(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -28,7 +29,9 @@ from jaxgpt.sampling.output import (
     until,
 )
 from jaxgpt.sampling.state import Callback, SamplerOutput, SamplingParams
+from jaxgpt.systems import batches
 from jaxgpt.systems.base import System
+from jaxgpt.systems.batches import Row
 from jaxgpt.systems.reader import Given, Reader, Texts, TokenIds
 from jaxgpt.systems.sigma import likelihood
 from jaxgpt.training.checkpoint import digests, json_digest
@@ -272,6 +275,8 @@ class Run:
     ) -> SamplerOutput:
         """Returns num_samples fillings of a text [T], or one of each of N texts [N, T].
 
+        As many at a time as fit into memory.
+
         Args:
           given: as `reader` returns it, or [N, T].
           sampling: how tokens are drawn.
@@ -285,34 +290,66 @@ class Run:
           UserError: if the system cannot sample so.
         """
         check_ranges({"num_samples": num_samples, "seed": seed})
-        require(isinstance(stop, str), "stop", "a str", stop)
-        if stop and not self.tokenizer:
-            raise UserError("stop is a text, and this run has no tokenizer to find it")
-        callback, every = show, 1
-        known = int(given.known.sum())
-        if stop and not show:
-            # Looking waits for the device, so not after every call.
-            callback = until(stop, known, self.tokenizer)
-            every = STOP_EVERY
-        sample = self.system.sample
-        if session:
-            shown = lambda tokens_T: length_with_stop(
-                tokens_T, known, stop, self.tokenizer
-            )
-            sample = functools.partial(session.sample, shown=shown)
         shape = num_samples, given.tokens.shape[-1]
-        output = sample(
-            self.params,
-            np.broadcast_to(given.tokens, shape),
-            np.broadcast_to(given.known, shape),
-            rng.stream(seed, "sample"),
-            sampling,
-            callback,
-            every,
-        )
+        tokens_NT = np.broadcast_to(given.tokens, shape)
+        known_NT = np.broadcast_to(given.known, shape)
+        each = zip(tokens_NT, known_NT, strict=True)
+        rows = [Row(*row, seed, number) for number, row in enumerate(each)]
+        filled = self.fill_rows(rows, sampling, stop, show, session)
+        output = SamplerOutput.joined([output for _, output in filled])
         if given.note:
             log(f"note: {given.note}")
         return output
+
+    def fill_rows(
+        self,
+        rows: Sequence[Row],
+        sampling: SamplingParams,
+        stop: str = "",
+        show: Callback | None = None,
+        session: SampleSession | None = None,
+    ) -> Iterator[tuple[list[Row], SamplerOutput]]:
+        """Fills texts of any lengths; yields some of the rows at a time, in order.
+
+        Args:
+          rows: the texts.
+          sampling, stop, show, session: as in `fill`; a session takes all at once.
+
+        Raises:
+          UserError: if the system cannot sample so.
+        """
+        require(isinstance(stop, str), "stop", "a str", stop)
+        if stop and not self.tokenizer:
+            raise UserError("stop is a text, and this run has no tokenizer to find it")
+        parts = [[*rows]]
+        if not session:
+            parts = list(batches.batches(self.system, rows, sampling))
+        most = max(map(len, parts))
+        for part in parts:
+            given_B = [int(row.known.sum()) for row in part]
+            callback, every = show, 1
+            if stop and not show:
+                # Looking waits for the device, so not after every call.
+                callback = until(stop, given_B, self.tokenizer)
+                every = STOP_EVERY
+            sample: Any = self.system.sample
+            if session:
+                shown = lambda tokens_T, given=given_B[0]: length_with_stop(
+                    tokens_T, given, stop, self.tokenizer
+                )
+                sample = functools.partial(session.sample, shown=shown)
+            batch = batches.stack(part, most if 2 * len(part) > most else 0)
+            output = sample(
+                self.params,
+                batch.tokens_BT,
+                batch.known_BT,
+                batch.draws,
+                sampling,
+                callback,
+                every,
+                batch.length_B,
+            )
+            yield part, output[: len(part)]
 
     def score_tokens(
         self, tokens_NT: np.ndarray, order_NT: np.ndarray, keep_logits: bool = True

@@ -2,6 +2,7 @@
 
 python -m jaxgpt.sample --workdir=runs/quickstart --prompt="ROMEO:" --live
 python -m jaxgpt.sample --workdir=DIR --template="<missing:20>my lord.<missing:20>"
+python -m jaxgpt.sample --workdir=DIR --input=F.jsonl --output=OUT.jsonl
 python -m jaxgpt.sample --workdir=runs/sigma_task-maze-laptop --image=mazes.png
 """
 
@@ -44,6 +45,8 @@ def _parse(argv: list[str], system: str) -> argparse.Namespace:
     for options in sample_options():
         options.check(args)
     args.sampler, args.order = args.sampler or "", args.order or ""
+    for name in ("prompt", "template"):
+        setattr(args, name, cli.text_of(name, getattr(args, name)))
     _check(args)
     return args
 
@@ -51,10 +54,19 @@ def _parse(argv: list[str], system: str) -> argparse.Namespace:
 def _add_start(parser: cli.Parser) -> None:
     """Adds what the texts begin with, and how long they are."""
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--prompt", type=str, help="text to continue")
+    start.add_argument(
+        "--prompt",
+        type=str,
+        help="text to continue; @FILE reads it from a file, @@ begins one with @",
+    )
     start.add_argument("--prompt_ids", help="token ids to continue, like 3,1,4")
     start.add_argument(
-        "--template", type=str, help="text with gaps written <missing:12>"
+        "--template", type=str, help="text with gaps written <missing:12>, or @FILE"
+    )
+    start.add_argument(
+        "--input",
+        help='a file with an object a line: {"prompt": ...} or {"template": ...}, and '
+        "optionally max_new_tokens, seed and num_samples; needs --output",
     )
     start.add_argument(
         "--split",
@@ -66,6 +78,11 @@ def _add_start(parser: cli.Parser) -> None:
         "--special_tokens",
         action="store_true",
         help="read special tokens written out, like <|endoftext|>, as such",
+    )
+    parser.add_argument(
+        "--output",
+        help="of --input: a new file, with an object for each line: text, tokens, "
+        "log_prob, num_forward_passes; the same command goes on where it was stopped",
     )
     parser.add_argument("--image", help="of a task: draw the samples into this PNG")
     parser.add_argument("--max_new_tokens", type=int, help="default: fill the block")
@@ -105,8 +122,13 @@ def _add_sampling(parser: cli.Parser) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """Raises UserError for options that contradict each other or are out of range."""
-    if args.special_tokens and args.prompt is None and args.template is None:
-        raise UserError("--special_tokens needs --prompt or --template")
+    if (args.input is None) != (args.output is None):
+        raise UserError("--input and --output need each other")
+    if args.live and args.input is not None:
+        raise UserError("--live shows one batch of texts: leave out --input")
+    texts = args.prompt, args.template, args.input
+    if args.special_tokens and all(text is None for text in texts):
+        raise UserError("--special_tokens needs --prompt, --template or --input")
     if args.template is not None and args.max_new_tokens is not None:
         raise UserError(
             "--max_new_tokens is incompatible with --template: gaps set their lengths"

@@ -28,7 +28,7 @@ OPTIONS = {
     ],
     "sample": [
         *("--workdir", "--step", "--json", "--prompt", "--prompt_ids", "--template"),
-        "--special_tokens",
+        *("--special_tokens", "--input", "--output"),
         *("--max_new_tokens", "--sampler", "--order", "--num_samples"),
         *("--temperature", "--top_k", "--seed", "--split", "--num_orders"),
         *("--block_length", "--top_p", "--stop", "--live", "--image"),

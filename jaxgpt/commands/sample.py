@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxgpt import backend, cli
 from jaxgpt import config as configs
+from jaxgpt.commands import sample_lines
 from jaxgpt.errors import UserError, log
 from jaxgpt.inference import Run
 from jaxgpt.run import open_run
@@ -35,6 +36,8 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         raise UserError("--image is for runs of a task: this one writes text")
     if args.image and args.prompt_ids is not None:
         raise UserError("--image draws problems of a split: leave out --prompt_ids")
+    if run.system.is_task and args.input is not None:
+        raise UserError("--input is for runs of text: this one does a task")
     if run.system.is_task and args.prompt_ids is None:
         _sample_task(run, args)
         return
@@ -48,8 +51,14 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
                 cli.print_json(done[0])
             else:
                 print(done[1])
-        else:
+        elif args.input is None:
             _sample_text(run, args, session)
+        elif session:
+            raise UserError(
+                "--memory and --explain are for one text: leave out --input"
+            )
+        else:
+            sample_lines.execute(run, args, _sampling(args))
 
 
 def _sampling(args: argparse.Namespace) -> SamplingParams:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,8 +56,14 @@ def _continuation(tokens: np.ndarray, tokenizer: Tokenizer | None) -> str:
     return tokenizer.decode_rest(tokens) if tokenizer else str(tokens.tolist())
 
 
-def until(stop: str, prompt_length: int, tokenizer: Tokenizer | None) -> Callback:
-    """Returns a callback that ends sampling once every text contains stop."""
+def until(stop: str, given_B: Sequence[int], tokenizer: Tokenizer | None) -> Callback:
+    """Returns a callback that ends sampling once every text contains stop.
+
+    Args:
+      stop: what it looks for.
+      given_B: after so many tokens of each text; there may be more texts.
+      tokenizer: of the texts.
+    """
 
     def unfinished(output: SamplerOutput) -> bool:
         # Left to right, decoded tokens end where the first gap begins.
@@ -64,10 +71,9 @@ def until(stop: str, prompt_length: int, tokenizer: Tokenizer | None) -> Callbac
             int(row.argmin()) if not row.all() else len(row)
             for row in output.decoded_BT
         ]
-        rows = zip(output.tokens_BT, ends, strict=True)
+        rows = zip(output.tokens_BT, given_B, ends, strict=False)
         return not all(
-            stop in _continuation(row[prompt_length:end], tokenizer)
-            for row, end in rows
+            stop in _continuation(row[given:end], tokenizer) for row, given, end in rows
         )
 
     return unfinished
@@ -87,17 +93,26 @@ def length_with_stop(
 
 def read_output(
     output: SamplerOutput,
-    prompt_mask: np.ndarray,
+    prompt_mask: np.ndarray | Sequence[np.ndarray],
     tokenizer: Tokenizer | None,
     stop: str = "",
 ) -> list[Sample]:
-    """Returns the generated texts, cut after stop; prompt_mask is [T] or [N, T]."""
+    """Returns the generated texts, cut after stop.
+
+    Args:
+      output: of N texts.
+      prompt_mask: what is given, [T], [N, T], or N of [T] where lengths differ.
+      tokenizer: of the texts.
+      stop: ends a text.
+    """
     samples = []
-    prompt_mask_BT = np.broadcast_to(prompt_mask, output.tokens_BT.shape)
-    for row, tokens in enumerate(output.tokens_BT):
-        prompt_mask_T, given = prompt_mask_BT[row], int(prompt_mask_BT[row].sum())
+    if isinstance(prompt_mask, np.ndarray):
+        prompt_mask = [*np.broadcast_to(prompt_mask, output.tokens_BT.shape)]
+    for row, prompt_mask_T in enumerate(prompt_mask):
+        T, given = len(prompt_mask_T), int(prompt_mask_T.sum())
+        tokens = output.tokens_BT[row, :T]
         end = length_with_stop(tokens, given, stop, tokenizer)
-        generated = (output.decoded_BT[row] & ~prompt_mask_T)[:end]
+        generated = (output.decoded_BT[row, :T] & ~prompt_mask_T)[:end]
         samples.append(
             Sample(
                 text=tokenizer.decode(tokens[:end]) if tokenizer else None,

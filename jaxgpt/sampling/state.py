@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -305,6 +305,18 @@ class SamplerOutput:
     decode_step_BT: np.ndarray
     num_forward_passes_B: np.ndarray
     tokens_processed_B: np.ndarray
+
+    def __getitem__(self, rows: slice) -> SamplerOutput:
+        """Returns some of the rows."""
+        names = (field.name for field in dataclasses.fields(self))
+        return dataclasses.replace(self, **{n: getattr(self, n)[rows] for n in names})
+
+    @staticmethod
+    def joined(parts: Sequence[SamplerOutput]) -> SamplerOutput:
+        """Returns the rows of all parts."""
+        names = [field.name for field in dataclasses.fields(parts[0])]
+        join = lambda name: np.concatenate([getattr(part, name) for part in parts])
+        return dataclasses.replace(parts[0], **{name: join(name) for name in names})
 
 
 Callback = Callable[[SamplerOutput], bool]

@@ -7,7 +7,7 @@ import datetime
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -109,6 +109,29 @@ class Progress:
 def format_duration(seconds: float) -> str:
     """Returns seconds as "1:02:00"."""
     return str(datetime.timedelta(seconds=round(seconds)))
+
+
+@contextlib.contextmanager
+def counting(text: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Shows how many of `total` are done; yields what is called with the number.
+
+    A bar on a terminal; elsewhere a line every ten seconds.
+    """
+    if sys.stderr.isatty():
+        columns = TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn()
+        with Bar(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
+            task = bar.add_task(text, total=total, completed=done)
+            yield lambda count: bar.update(task, completed=count)
+        return
+    shown = time.monotonic()
+
+    def show(count: int) -> None:
+        nonlocal shown
+        if time.monotonic() > shown + 10:
+            shown = time.monotonic()
+            log(f"{text} {count:,}/{total:,}")
+
+    yield show
 
 
 @contextlib.contextmanager
