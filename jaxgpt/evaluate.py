@@ -3,6 +3,8 @@
 python -m jaxgpt.evaluate --workdir=runs/sigma_char --split=val --json=-
 python -m jaxgpt.evaluate --workdir=DIR --tokens=F.npy --order=O.npy --json=-
 python -m jaxgpt.evaluate --workdir=DIR --num_orders=16 --infill=0.15,0.5,0.85
+python -m jaxgpt.evaluate --workdir=DIR --orders=random,left-to-right,fractal
+python -m jaxgpt.evaluate --workdir=DIR --template="To be, [[or not]] to be"
 python -m jaxgpt.evaluate --workdir=DIR --memory=notes.memory --document=F.txt
 python -m jaxgpt.evaluate --workdir=runs/gssm-easy --split=test --num_sequences=4096
 """
@@ -17,7 +19,12 @@ from jaxgpt.errors import UserError, require
 from jaxgpt.sampling.options import check_ranges
 from jaxgpt.systems.memory.options import add_allow_other_model
 from jaxgpt.systems.registry import ANY_ORDER, LEFT_TO_RIGHT
+from jaxgpt.systems.sigma.config import ORDERS
 
+OF_A_SPLIT = (
+    *("num_orders", "orders", "infill"),
+    *("eval_lengths", "num_sequences", "positions"),
+)
 DEFAULT_LENGTHS = "1x,2x,4x,8x"
 
 
@@ -40,7 +47,7 @@ def _check_system(system: str, args: argparse.Namespace) -> None:
         raise UserError(
             "--eval_lengths is for causal models, which read past their block"
         )
-    for name in ("num_orders", "order"):
+    for name in ("num_orders", "order", "orders"):
         if getattr(args, name) is not None and system in LEFT_TO_RIGHT:
             raise UserError(f"--{name} is for σ-GPT: this model reads left to right")
     for name in ("num_sequences", "positions"):
@@ -102,7 +109,17 @@ def command(argv: list[str]) -> None:
     parser.add_argument(
         "--num_orders",
         type=int,
-        help="σ-GPT: also the likelihood over this many random orders of each window",
+        help="σ-GPT: also the likelihood over this many random orders of each window; "
+        "with --template, orders of what is marked (default 16)",
+    )
+    parser.add_argument(
+        "--orders",
+        help=f"σ-GPT: also the loss in each of these orders: {', '.join(ORDERS)}",
+    )
+    parser.add_argument(
+        "--template",
+        help="score the [[marked]] spans of this text given the rest instead; @FILE "
+        'reads it, @F.jsonl a {"template": ...} from each line',
     )
     parser.add_argument(
         "--infill",
@@ -112,13 +129,19 @@ def command(argv: list[str]) -> None:
     if system not in ("memory", "causal"):
         parser.rare.append(group)
     args = parser.parse_args(argv)
-    names = ("num_orders", "infill", "eval_lengths", "num_sequences", "positions")
-    given = [name for name in names if getattr(args, name) is not None]
+    given = [name for name in OF_A_SPLIT if getattr(args, name) is not None]
     if args.tokens and (given or args.memory):
         raise UserError(
             f"--{[*given, 'memory'][0]} is incompatible with --tokens: it measures a "
             "--split"
         )
+    if args.template is not None:
+        others = [name for name in given if name != "num_orders"]
+        others += [name for name in ("tokens", "memory") if getattr(args, name)]
+        if others:
+            raise UserError(
+                f"--{others[0]} is incompatible with --template: measure it without"
+            )
     if args.memory and given:
         raise UserError(
             f"--{given[0]} is incompatible with --memory: measure it without"
@@ -132,6 +155,9 @@ def command(argv: list[str]) -> None:
         require(count <= 1 << 24, "--num_sequences", f"<= {1 << 24}", count)
     check_ranges({"num_orders": args.num_orders})
     ratios = _ratios(args.infill) if args.infill else []
+    orders = args.orders.split(",") if args.orders is not None else []
+    for name in orders:
+        require(name in ORDERS, "--orders", f"among {', '.join(ORDERS)}", name)
     if (args.order or args.logits) and not args.tokens:
         raise UserError("--order and --logits need --tokens")
     config = configs.load_frozen(configs.user_path(args.workdir))
@@ -139,7 +165,7 @@ def command(argv: list[str]) -> None:
     # JAX takes seconds, which --help and wrong usage do not need.
     from jaxgpt.commands.evaluate import execute
 
-    execute(args, ratios, overrides)
+    execute(args, ratios, orders, overrides)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,7 @@ from jaxgpt.model.layers import count_parameters
 from jaxgpt.model.transformer import LanguageModel
 from jaxgpt.sampling import prompts
 from jaxgpt.sampling.options import check_ranges
-from jaxgpt.sampling.output import (
-    Sample,
-    length_with_stop,
-    read_output,
-    to_text,
-    until,
-)
+from jaxgpt.sampling.output import Sample, read_output, to_text
 from jaxgpt.sampling.state import Callback, SamplerOutput, SamplingParams
 from jaxgpt.systems import batches
 from jaxgpt.systems.base import System
@@ -43,7 +37,6 @@ if TYPE_CHECKING:
     from jaxgpt.sampling.options import SamplingOptions
     from jaxgpt.systems.sample_options import SampleSession
 
-STOP_EVERY = 32  # Calls between looks for the stop text.
 LOGITS_AT_ONCE = 1 << 26  # Numbers.
 
 
@@ -187,9 +180,9 @@ class Run:
 
             np.nanmean(run.score(["To be, or not", "or not, be To"]), 1)
 
-        Column t is of token t of the text, whatever the order. It is NaN at the token
-        that is read first, which nothing predicts, and past the end of texts that are
-        shorter than others.
+        Column t is of token t of the text, whatever the order. It is NaN past the end
+        of texts that are shorter than others, and at the token that is read first,
+        which nothing predicts, unless the model has a beginning token.
 
         Args:
           texts: one or more, or token ids [T] or [N, T].
@@ -208,6 +201,22 @@ class Run:
         nll_NT[np.arange(tokens_NT.shape[1]) >= lengths_N[:, None]] = np.nan
         return nll_NT
 
+    def marked(
+        self, text: str, special_tokens: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (token ids int32 [T], given bool [T]) of a text with marked spans.
+
+            run.log_prob(*run.marked("To be, [[or not]] to be")).mean
+
+        Args:
+          text: what is to be scored stands in double brackets, and is not given.
+          special_tokens: as in `encode`.
+
+        Raises:
+          UserError: if nothing is marked, or as `encode`.
+        """
+        return self.reader.marked(text, special_tokens)
+
     def log_prob(
         self,
         texts: Texts,
@@ -217,6 +226,8 @@ class Run:
         seed: int = 0,
     ) -> likelihood.LogProb:
         """Returns log p(the other tokens | those given) in nats, over random orders.
+
+        Of a model that reads left to right, in its one order.
 
             known = run.encode("my lord")      # p(second half | first half)
             run.log_prob("my lord", given=np.arange(len(known)) < 4).mean
@@ -229,18 +240,17 @@ class Run:
           seed: of the orders.
 
         Raises:
-          UserError: for a model that reads left to right, see `score`; if a text does
-            not fit the model or leaves nothing to predict, or nothing is given to a
-            model that cannot predict its first token.
+          UserError: if a text does not fit the model or leaves nothing to predict;
+            nothing is given to a model that cannot predict its first token; or what is
+            given to one that reads left to right does not come first.
         """
-        c = self.system.model_config
-        if not c.any_order:
-            raise UserError(
-                "log_prob needs a model that reads in any order: use score for this one"
-            )
         check_ranges({"num_orders": num_orders, "seed": seed})
         found = self.reader.texts(texts, same_length=True)
         given_NT = self.reader.conditions(given, found.tokens_NT.shape)
+        if not self.system.model_config.any_order:
+            nll_NT = np.atleast_2d(self.score(found.tokens_NT))
+            log_p_N1 = -np.where(given_NT, 0, nll_NT).sum(1, keepdims=True)
+            return likelihood.LogProb(log_p_N1[0] if found.single else log_p_N1)
         key = rng.stream(seed, "eval_order")
         log_p_NK = likelihood.conditional_log_likelihoods(
             self.system, self.params, found.tokens_NT, given_NT, key, num_orders
@@ -321,40 +331,23 @@ class Run:
         require(isinstance(stop, str), "stop", "a str", stop)
         if stop and not self.tokenizer:
             raise UserError("stop is a text, and this run has no tokenizer to find it")
-        parts = [[*rows]]
-        if not session:
-            parts = list(batches.batches(self.system, rows, sampling))
-        most = max(map(len, parts))
-        for part in parts:
-            given_B = [int(row.known.sum()) for row in part]
-            callback, every = show, 1
-            if stop and not show:
-                # Looking waits for the device, so not after every call.
-                callback = until(stop, given_B, self.tokenizer)
-                every = STOP_EVERY
-            sample: Any = self.system.sample
-            if session:
-                shown = lambda tokens_T, given=given_B[0]: length_with_stop(
-                    tokens_T, given, stop, self.tokenizer
-                )
-                sample = functools.partial(session.sample, shown=shown)
-            batch = batches.stack(part, most if 2 * len(part) > most else 0)
-            output = sample(
-                self.params,
-                batch.tokens_BT,
-                batch.known_BT,
-                batch.draws,
-                sampling,
-                callback,
-                every,
-                batch.length_B,
-            )
-            yield part, output[: len(part)]
+        return batches.fill(
+            self.system,
+            self.params,
+            self.tokenizer,
+            rows,
+            sampling,
+            stop,
+            show,
+            session,
+        )
 
     def score_tokens(
         self, tokens_NT: np.ndarray, order_NT: np.ndarray, keep_logits: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns (logits, negative log-likelihoods in prediction order), float32.
+
+        See `System.score`.
 
         Args:
           tokens_NT: int32.

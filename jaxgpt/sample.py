@@ -99,8 +99,9 @@ def _add_sampling(parser: cli.Parser) -> None:
     )
     parser.add_argument(
         "--order",
-        help="random (σ-GPT's default), left-to-right, fractal, far-apart, block, "
-        "low-entropy-first (with ar), or the missing positions, like 7,5,6",
+        help="random (σ-GPT's default), left-to-right, right-to-left, fractal, "
+        "far-apart, block, low-entropy-first (with ar), or the missing positions, "
+        "like 7,5,6",
     )
     parser.add_argument("--num_orders", type=int, help="of burst; default 5")
     parser.add_argument("--block_length", type=int, help="of order block; default 16")

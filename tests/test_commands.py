@@ -25,6 +25,7 @@ OPTIONS = {
         *("--workdir", "--step", "--json", "--split"),
         *("--tokens", "--order", "--logits", "--eval_lengths"),
         *("--num_orders", "--infill", "--num_sequences", "--positions"),
+        *("--orders", "--template"),
     ],
     "sample": [
         *("--workdir", "--step", "--json", "--prompt", "--prompt_ids", "--template"),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 import pathlib
+import pkgutil
 from typing import Any
 
 import numpy as np
 
 from jaxgpt import backend, cli
 from jaxgpt import config as configs
+from jaxgpt.commands.evaluate_spans import NUM_ORDERS, score_spans
 from jaxgpt.commands.memory_files import evaluate_with_memory
 from jaxgpt.data.arrays import read_integers
 from jaxgpt.errors import UserError, os_errors, require
@@ -19,12 +21,16 @@ from jaxgpt.run import Run, open_run
 from jaxgpt.systems import scoring
 from jaxgpt.systems.base import Evaluation
 from jaxgpt.systems.sigma import likelihood
+from jaxgpt.systems.sigma.config import ORDERS
 from jaxgpt.training import metrics, plots
 from jaxgpt.training.progress import status
 
 
 def execute(
-    args: argparse.Namespace, ratios: list[float], overrides: dict[str, str]
+    args: argparse.Namespace,
+    ratios: list[float],
+    orders: list[str],
+    overrides: dict[str, str],
 ) -> None:
     """Restores the run, measures and prints the figures."""
     backend.set_up_jax()
@@ -39,15 +45,24 @@ def execute(
         _print(evaluate_with_memory(args, overrides), args.json)
         return
     run = open_run(args.workdir, args.step, overrides)
-    if args.tokens:
+    if args.template is not None:
+        with status("scoring the marked spans"):
+            figures = score_spans(run, args.template, args.num_orders or NUM_ORDERS)
+    elif args.tokens:
         with status("scoring the tokens"):
             figures = score_tokens(run, args.tokens, args.order, args.logits)
     else:
         with status(f"scoring the {args.split} split"):
             figures = evaluate_split(run, args.split, args.num_sequences, picture)
+        if args.num_orders or orders or ratios:
+            # Of what follows: the loss above is that of the whole split.
+            figures["windows"] = len(_fixed_windows(run, args.split))
         if args.num_orders:
             with status(f"scoring it in {args.num_orders} orders"):
                 figures |= evaluate_orders(run, args.split, args.num_orders)
+        if orders:
+            with status(f"scoring it in {len(orders)} orders"):
+                figures |= evaluate_named_orders(run, args.split, orders)
         if ratios:
             with status("filling spans"):
                 figures |= evaluate_infilling(run, args.split, ratios)
@@ -74,6 +89,14 @@ def _print(figures: dict[str, Any], as_json: str | None) -> None:
             print(f"{f'kl at position {position}':>20}  {value:.4g}")
         for length, value in figures.get("loss_at_length", {}).items():
             print(f"{'loss at ' + length:>20}  {value:.6g}")
+        for name, found in figures.get("orders", {}).items():
+            error = "" if found["error"] is None else f" ± {found['error']:.2g}"
+            print(f"{name:>20}  {found['loss']:.4f}{error}")
+        for found in figures.get("templates", []):
+            print(f"{' … '.join(found['scored'])!r}:")
+            for name, value in found.items():
+                if isinstance(value, float):
+                    print(f"{name:>20}  {value:.6g}")
         for ratio, found in figures.get("infill", {}).items():
             print(f"{'infill ' + ratio:>20}", end="")
             print("".join(f"  {name} {value:.4g}" for name, value in found.items()))
@@ -126,6 +149,12 @@ def evaluate_split(
     }
 
 
+def _fixed_windows(run: Run, split: str) -> np.ndarray:
+    """Returns the windows [N, T] that evaluations during training score."""
+    count = run.config.eval_sequences
+    return run.open_data().eval_windows(split, run.system.window, count)
+
+
 def evaluate_orders(run: Run, split: str, num_orders: int) -> dict[str, float]:
     """Returns the likelihood over many orders of the fixed windows of a split.
 
@@ -134,13 +163,37 @@ def evaluate_orders(run: Run, split: str, num_orders: int) -> dict[str, float]:
     """
     if not run.system.model_config.any_order:
         raise UserError("--num_orders is for σ-GPT: this model reads left to right")
-    c, T = run.config, run.system.window
-    tokens_BT = run.open_data().eval_windows(split, T, c.eval_sequences)
-    key = rng.stream(c.seed, "eval_order")
+    tokens_BT = _fixed_windows(run, split)
+    key = rng.stream(run.config.seed, "eval_order")
     log_p_BN = likelihood.log_likelihoods(
         run.system, run.params, tokens_BT, key, num_orders
     )
     return likelihood.summary(log_p_BN, run.system.num_predicted)
+
+
+def evaluate_named_orders(
+    run: Run, split: str, names: list[str]
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Returns {"orders": {name: {"loss", "error"}}} of the fixed windows of a split.
+
+    Losses are nats per predicted token, errors standard errors over windows. A random
+    order is drawn for each window.
+
+    Raises:
+      UserError: if the model reads in one order only.
+    """
+    if not run.system.model_config.any_order:
+        raise UserError("--orders is for σ-GPT: this model reads left to right")
+    tokens_NT = _fixed_windows(run, split)
+    key, found = rng.stream(run.config.seed, "eval_order"), {}
+    for name in names:
+        order_NT = pkgutil.resolve_name(ORDERS[name])(key, *tokens_NT.shape)
+        _, nll_NT = run.score_tokens(tokens_NT, np.asarray(order_NT), keep_logits=False)
+        loss_N = nll_NT.mean(1, dtype=np.float64)
+        N = len(loss_N)
+        error = float(loss_N.std(ddof=1)) / math.sqrt(N) if N > 1 else None
+        found[name] = {"loss": float(loss_N.mean()), "error": error}
+    return {"orders": found}
 
 
 def evaluate_infilling(run: Run, split: str, ratios: list[float]) -> dict[str, dict]:
@@ -192,7 +245,13 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
     if output:
         with os_errors(f"--logits='{logits}'"):
             np.save(output, logits_BTV)
+    # Of a model with a beginning token, which predicts the token read first as well.
+    first_B, nll_BT = nll_BT[:, : nll_BT.shape[1] - T + 1], nll_BT[:, 1 - T :]
     loss = float(nll_BT.mean(dtype=np.float64))
+    joint = {}
+    if first_B.size:
+        total_B = first_B.sum(1, np.float64) + nll_BT.sum(1, np.float64)
+        joint = {"first_nll": first_B[:, 0].tolist(), "log_prob": (-total_B).tolist()}
     return {
         "loss": loss,
         "perplexity": math.exp(loss),
@@ -200,4 +259,5 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
         "tokens": nll_BT.size,
         "step": run.step,
         "nll": nll_BT.tolist(),
+        **joint,
     }

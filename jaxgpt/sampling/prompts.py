@@ -16,6 +16,7 @@ from jaxgpt.data.tokenizers import Tokenizer, UnknownCharacterError
 from jaxgpt.errors import UserError, log, require
 
 GAP = re.compile(r"<missing:(\d+)>")
+MARKED = re.compile(r"\[\[(.*?)\]\]", re.DOTALL)
 # What was meant as a gap: <missing>, <missing:-3>, <MISSING:3>, <missing: 3, ...
 NEARLY_GAP = re.compile(r"<\s*missing\s*(?:[:=][^<>]*>?|[-+\d\s]*>)", re.IGNORECASE)
 
@@ -153,6 +154,35 @@ def read_template(
             f"the template makes {total} tokens, but only {block_size} fit the model"
         )
     return np.concatenate(tokens), np.concatenate(prompt_mask)
+
+
+def read_marked(
+    text: str, tokenizer: Tokenizer | None, special_tokens: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (tokens, known) of a text with spans to score, "a [[b]] c".
+
+    Raises:
+      UserError: where nothing is marked, or a mark has no counterpart.
+    """
+    pieces = MARKED.split(text)
+    tokens, known = [], []
+    at = 0  # In the text.
+    for index, piece in enumerate(pieces):
+        scored = index % 2 == 1
+        lone = re.search(r"\[\[" if scored else r"\[\[|\]\]", piece)
+        if lone or (scored and not piece):
+            where = at + (lone.start() if lone else 0)
+            raise UserError(
+                f"{(lone[0] if lone else '[[]]')!r} (at {where}) marks nothing: write "
+                "what is to be scored as [[text]]"
+            )
+        ids = encode(piece, tokenizer, special_tokens, at)
+        at += len(piece) + 2
+        tokens.append(ids)
+        known.append(np.full(len(ids), not scored))
+    if len(pieces) == 1:
+        raise UserError("nothing is marked: write what is to be scored as [[text]]")
+    return np.concatenate(tokens), np.concatenate(known)
 
 
 def start_token(tokenizer: Tokenizer | None) -> int:

@@ -248,7 +248,10 @@ class System:
     def score(
         self, params: dict, tokens_BT: jax.Array, order_BT: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns (logits, nll [B, T - 1] in prediction order) of given tokens."""
+        """Returns (logits, nll [B, T - 1] in prediction order) of given tokens.
+
+        With a beginning token the first one read has a likelihood too: [B, T].
+        """
         raise NotImplementedError
 
     def extra_metrics(self, params: dict, evaluation: Evaluation) -> dict[str, Any]:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.model import attention, rng
-from jaxgpt.sampling.state import Draws, SamplingParams
+from jaxgpt.sampling.output import length_with_stop, until
+from jaxgpt.sampling.state import Callback, Draws, SamplerOutput, SamplingParams
 from jaxgpt.systems.base import System
+
+if TYPE_CHECKING:
+    from jaxgpt.systems.sample_options import SampleSession
 
 # What the rows of a batch may take on the device, and how many there are at most: with
 # more, a row does not get cheaper.
 BYTES_AT_ONCE = 1 << 30
 ROWS_AT_ONCE = 256
+STOP_EVERY = 32  # Calls between looks for the stop text.
 
 
 class Row(NamedTuple):
@@ -94,3 +101,49 @@ def stack(rows: Sequence[Row], size: int = 0) -> Batch:
     key_B = jnp.stack([key_of[row.seed] for row in rows])
     draws = Draws(key_B, np.array([row.number for row in rows], np.int32))
     return Batch(tokens_BT, known_BT, draws, length_B)
+
+
+def fill(
+    system: System,
+    params: dict,
+    tokenizer: Tokenizer | None,
+    rows: Sequence[Row],
+    sampling: SamplingParams,
+    stop: str = "",
+    show: Callback | None = None,
+    session: SampleSession | None = None,
+) -> Iterator[tuple[list[Row], SamplerOutput]]:
+    """Yields some of the rows at a time, in order, and their fillings.
+
+    Args:
+      system, params: of the model.
+      tokenizer: to look for `stop` with.
+      rows: the texts.
+      sampling, stop, show, session: as in `Run.fill`; a session takes all at once.
+    """
+    parts = [[*rows]] if session else list(batches(system, rows, sampling))
+    most = max(map(len, parts))
+    for part in parts:
+        given_B = [int(row.known.sum()) for row in part]
+        callback, every = show, 1
+        if stop and not show:
+            # Looking waits for the device, so not after every call.
+            callback, every = until(stop, given_B, tokenizer), STOP_EVERY
+        sample: Any = system.sample
+        if session:
+            shown = lambda tokens_T, given=given_B[0]: length_with_stop(
+                tokens_T, given, stop, tokenizer
+            )
+            sample = functools.partial(session.sample, shown=shown)
+        batch = stack(part, most if 2 * len(part) > most else 0)
+        output = sample(
+            params,
+            batch.tokens_BT,
+            batch.known_BT,
+            batch.draws,
+            sampling,
+            callback,
+            every,
+            batch.length_B,
+        )
+        yield part, output[: len(part)]

@@ -155,6 +155,14 @@ class Reader:
         require(fits, "template", f"one text of 1 to {c.block_size} tokens", ids.shape)
         return self._started(np.maximum(ids, 0), ids >= 0)
 
+    def marked(
+        self, text: str, special_tokens: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns a text with marked spans; see `Run.marked`."""
+        require(isinstance(text, str), "a text", "a str", text)
+        text = prompts.normalize(text, self.normalize)
+        return prompts.read_marked(text, self.tokenizer, special_tokens)
+
     def _started(self, tokens_T: np.ndarray, known_T: np.ndarray) -> Given:
         """Returns them with at least one token known, if the model needs one."""
         if not len(tokens_T):
@@ -237,6 +245,12 @@ class Reader:
             raise UserError(
                 "this model cannot predict the token it reads first: given must be "
                 "true somewhere in each text"
+            )
+        after = (np.diff(given_NT.astype(np.int8), axis=1) > 0).any()
+        if after and not self.system.model_config.any_order:
+            raise UserError(
+                "this model reads left to right: what is given must come first, and "
+                "what is scored at the end"
             )
         return given_NT
 

@@ -92,13 +92,15 @@ def infill_spans(N: int, T: int, ratio: float, seed: int) -> np.ndarray:
 def _span_nll(system: System, params: dict, tokens_NT, missing_NT, order_NT):
     """Returns the mean negative log-likelihood of missing tokens, read in an order."""
     score = jax.jit(lambda tokens, order: system.score(params, tokens, order)[1])
-    wanted_NT = np.take_along_axis(missing_NT, order_NT, 1)[:, 1:]
+    wanted_NT = np.take_along_axis(missing_NT, order_NT, 1)
     arrays = {"tokens": tokens_NT, "order": order_NT}
     parts = [
         np.asarray(score(**batch), np.float64)[:count]
         for batch, count in batched(arrays, min(64, len(tokens_NT)))
     ]
-    return np.concatenate(parts)[wanted_NT].mean()
+    nll_NT = np.concatenate(parts)
+    # The first token read may have none, and is never missing.
+    return nll_NT[wanted_NT[:, -nll_NT.shape[1] :]].mean()
 
 
 def score_infilling(

@@ -17,6 +17,16 @@ SAMPLERS = {
     "burst": "jaxgpt.systems.sigma.samplers.best_of:make_sampler",
     "ar": "jaxgpt.systems.sigma.samplers.one_by_one:make_sampler",
 }
+# Orders of whole texts by name: a function (key, B, T) -> permutations [B, T], as text.
+ORDERS = {
+    "random": "jaxgpt.systems.sigma.orders:random",
+    "left-to-right": "jaxgpt.systems.sigma.orders:LEFT_TO_RIGHT",
+    "right-to-left": "jaxgpt.systems.sigma.orders:RIGHT_TO_LEFT",
+    "fractal": "jaxgpt.systems.sigma.orders:FRACTAL",
+    "far-apart": "jaxgpt.systems.sigma.orders:FAR_APART",
+    "block": "jaxgpt.systems.sigma.orders:BLOCK",
+    "curriculum": "jaxgpt.systems.sigma.orders:random",  # At its end.
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +36,7 @@ class SigmaConfig(OptionGroup):
     order: str = option(
         "random",
         "generation orders in training",
-        choices=("random", "left-to-right", "fractal", "curriculum"),
+        choices=ORDERS,
     )
     order_start: float = option(
         0.0, "curriculum: share of random orders at step 0", min=0, max=1

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import pkgutil
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxgpt.systems.sigma.config import ORDERS
 
 SPAN = 8  # tokens, of what `gaps` cuts a text into
 
@@ -87,6 +90,7 @@ GENERATION: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
         np.argsort(noise_T[_missing(mask_T)])
     ],
     "left-to-right": lambda mask_T, *_: _missing(mask_T),
+    "right-to-left": lambda mask_T, *_: _missing(mask_T)[::-1],
     "fractal": lambda mask_T, *_: _missing(mask_T)[fractal(len(_missing(mask_T)))],
     "far-apart": lambda mask_T, *_: far_apart(mask_T),
     "block": lambda mask_T, _, length: blocks(mask_T, length),
@@ -96,6 +100,26 @@ GENERATION: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
 def left_to_right(B: int, T: int) -> jax.Array:
     """Returns the identity order [B, T]."""
     return jnp.broadcast_to(jnp.arange(T), (B, T))
+
+
+def fixed(
+    order_of: Callable[[int], np.ndarray],
+) -> Callable[[jax.Array, int, int], jax.Array]:
+    """Returns a function of `config.ORDERS` for one order [T] of all texts."""
+
+    def orders(key: jax.Array, B: int, T: int) -> jax.Array:
+        del key
+        return jnp.broadcast_to(jnp.asarray(order_of(T), jnp.int32), (B, T))
+
+    return orders
+
+
+BLOCK_LENGTH = 16
+LEFT_TO_RIGHT = fixed(np.arange)
+RIGHT_TO_LEFT = fixed(lambda T: np.arange(T)[::-1])
+FRACTAL = fixed(fractal)
+FAR_APART = fixed(lambda T: far_apart(np.zeros(T, bool)))
+BLOCK = fixed(lambda T: blocks(np.zeros(T, bool), BLOCK_LENGTH))
 
 
 def random(key: jax.Array, B: int, T: int) -> jax.Array:
@@ -158,21 +182,16 @@ def training(
     Args:
       key: of this step.
       B, T: rows and tokens.
-      kind: "random", "left-to-right", "fractal", or "curriculum": each row is random
-        with a probability that grows linearly from start to 1, else left to right.
-        The original's two curricula are start = 0 and a start above it.
+      kind: of `config.ORDERS`, or "curriculum": each row is random with a probability
+        that grows linearly from start to 1, else left to right. The original's two
+        curricula are start = 0 and a start above it.
       start: that probability at step 0.
       progress: share of training done, in [0, 1].
       straight: share of rows read left to right in any case, but for those of infill.
       infill: share of rows read as `gaps` says.
     """
     straight_BT = left_to_right(B, T)
-    if kind == "left-to-right":
-        order_BT = straight_BT
-    elif kind == "fractal":
-        order_BT = jnp.broadcast_to(jnp.asarray(fractal(T)), (B, T))
-    else:
-        order_BT = random(key, B, T)
+    order_BT = pkgutil.resolve_name(ORDERS[kind])(key, B, T)
     share = start + (1 - start) * progress if kind == "curriculum" else 1.0
     coin_B1 = jax.random.uniform(jax.random.fold_in(key, 1), (B, 1))
     order_BT = jnp.where(coin_B1 < share * (1 - straight), order_BT, straight_BT)

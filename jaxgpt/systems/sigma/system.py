@@ -26,7 +26,6 @@ from jaxgpt.systems.sigma import options, orders
 from jaxgpt.systems.sigma.config import SAMPLERS, double_positions
 from jaxgpt.systems.sigma.options import LOW_ENTROPY_FIRST
 
-BLOCK_LENGTH = 16
 # On a CPU a forward pass costs more with every token, already from the first on: longer
 # drafts would save passes and lose time.
 CPU_MAX_DRAFT_LENGTH = 8
@@ -112,12 +111,15 @@ class SigmaGPT(System):
     def score(
         self, params: dict, tokens_BT: jax.Array, order_BT: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns logits [B, T - 1, V], row t for position order[t + 1], and nll."""
+        """Returns logits [B, T - 1, V], row t for position order[t + 1], and nll.
+
+        Which is [B, T - 1]; with a beginning token [B, T].
+        """
         read, positions = self.read(tokens_BT, order_BT)
         logits_BTV, _ = self.model(params)(read[:, :-1], positions)
         nll_BT = layers.cross_entropy(logits_BTV, read[:, 1:])
         first = int(self.model_config.begin_token)
-        return logits_BTV[:, first:], nll_BT[:, first:]
+        return logits_BTV[:, first:], nll_BT
 
     def sampler(self, sampling: SamplingParams) -> Callable[..., DecodeState]:
         """Returns `advance` of `SAMPLERS[sampling.sampler]`; exact bursts by default.
@@ -172,7 +174,7 @@ class SigmaGPT(System):
         kind = sampling.order or "random"
         if kind == LOW_ENTROPY_FIRST or positions is not None:
             kind = "left-to-right"  # Where it starts; its sampler reorders the rest.
-        length = sampling.block_length or BLOCK_LENGTH
+        length = sampling.block_length or orders.BLOCK_LENGTH
         rows, T = [], prompt_mask_BT.shape[1]
         for mask_T, noise_T in zip(
             prompt_mask_BT, draws.uniforms(length_B), strict=True
