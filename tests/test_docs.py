@@ -181,6 +181,10 @@ def own_text(tmp_path, monkeypatch):
         os.symlink(ROOT / name, name)
     words = "the quick brown fox jumps over the lazy dog, my lord Once\n"
     pathlib.Path("my_text.txt").write_text(words * 100)
+    lines = re.search(
+        r"```json\n(.*?)```", (ROOT / "docs/sampling.md").read_text(), re.S
+    )
+    pathlib.Path("F.jsonl").write_text(lines[1])
 
 
 @pytest.mark.trains
