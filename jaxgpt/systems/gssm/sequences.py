@@ -27,10 +27,12 @@ def cumulative(table: jax.Array | np.ndarray, dtype: jax.typing.DTypeLike) -> ja
     """
     xp = np if isinstance(table, np.ndarray) else jnp
     states = table.shape[-1]
-    # Without the last sum, which is 1 up to rounding: the last state takes the rest.
     sums = xp.cumsum(table, -1).reshape(-1, states)[:, :-1]
+    # The last sum is 1 up to rounding, or to 1e-6 in a kernel that is given: the last
+    # state that is possible takes the rest. No uniform number reaches 2, as padded.
+    last = states - 1 - (table > 0)[..., ::-1].argmax(-1).reshape(-1, 1)
+    sums = xp.where(xp.arange(states - 1) < last, sums, 2)
     width = 1 << (states - 1).bit_length()
-    # No uniform number reaches the padding of 2.
     padded = xp.pad(sums, ((0, 0), (0, width - states + 1)), constant_values=2)
     return jnp.asarray(padded, dtype)
 

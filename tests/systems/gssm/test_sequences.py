@@ -40,6 +40,19 @@ def test_binary_search_finds_the_first_threshold_above(states):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_states_without_probability_are_never_drawn():
+    """Also where rows sum to less than 1, as kernels that are given may."""
+    table = np.array(
+        [[0.0, 0.5, 0.5 - 1e-6, 0.0, 0.0], [0, 0, 0, 0, 1], [1, 0, 0, 0, 0]]
+    )
+    u = jnp.asarray([2**-24, 0.5, 1 - 2**-24], jnp.float32)
+    for made in (table, jnp.asarray(table, jnp.float32)):
+        thresholds = sequences.cumulative(made, jnp.float32)
+        for row, expected in enumerate([[1, 2, 2], [4, 4, 4], [0, 0, 0]]):
+            found = sequences._search(thresholds, jnp.full(3, row), u)
+            assert found.tolist() == expected
+
+
 def test_transitions_are_those_of_the_tables(any_process):
     """Chi-square of each node on a million transitions; cells expect 5 or more."""
     nodes = any_process.graph
