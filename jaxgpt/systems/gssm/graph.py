@@ -15,14 +15,16 @@ import graphlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
 from jaxgpt.config import find_path, shipped
-from jaxgpt.errors import UserError, require
+from jaxgpt.errors import UserError, log, require
 
+# Their functions are in handmade.py.
+HANDMADE = ("controller", "copy", "induction", "parity")
 MODES = ("default", "slow", "dead", "context")
 KERNELS = ("fullrank", "product")
 LARGEST_INDEX = 2**31 - 1
@@ -44,7 +46,8 @@ class Node:
       mode: in "slow" the likeliest new state is the old one, in "dead" it is 0;
         "context" draws a new kernel for every batch, or every sequence.
       kernel_type: "fullrank" draws a row for every combination of inputs; "product"
-        multiplies one factor for each input.
+        multiplies one factor for each input. The original's newer version has product
+        as its default.
       observed: whether its states are the tokens.
     """
 
@@ -121,12 +124,25 @@ class LatentGraph:
         """Returns the graph as `load_graph` reads it."""
         return json.dumps({"nodes": [dataclasses.asdict(node) for node in self.nodes]})
 
+    def to_yaml(self) -> str:
+        """Returns the graph as a file of `load_graph`: every field of every node.
+
+        Under "gssm:" of a config, the original's newer version reads it too.
+        """
+        nodes = json.loads(self.to_json())  # YAML has no tuples.
+        return yaml.safe_dump(nodes, sort_keys=False, allow_unicode=True, width=1000,
+                              default_flow_style=None)  # fmt: skip
+
 
 def load_graph(text: str) -> LatentGraph:
     """Reads a graph: JSON text, the name of a JSON or YAML file, or of a shipped graph.
 
+    A file may hold the graph anywhere below its top, as the original's configs do. One
+    of several is named by keys that lead to it: "data.yaml:sparse",
+    "data.yaml:gssm.nodes.3".
+
     Raises:
-      UserError: if the file is missing or does not describe a graph.
+      UserError: if the file is missing, does not describe a graph, or holds several.
     """
     if not text:
         raise UserError(
@@ -134,20 +150,80 @@ def load_graph(text: str) -> LatentGraph:
         )
     if text.lstrip().startswith(("{", "[")):
         return parse_graph(_decode(text, "gssm.graph"), "gssm.graph")
-    file = find_path(text)
+    keys, file = "", find_path(text)
     if not file.is_file():
         file = find_path(f"data/graphs/{text}.yaml")
+    if not file.is_file() and ":" in text:
+        # A file's name may have colons of its own.
+        name, _, keys = text.rpartition(":")
+        file = find_path(name)
     if not file.is_file():
+        if text.partition(":")[0] in HANDMADE:
+            raise UserError(
+                f"the nodes of '{text}' are made by hand, with their kernels: "
+                "gssm.nodes cannot change them"
+            )
         graphs = shipped("data/graphs").glob("*.yaml")
         raise UserError(
             f"no graph file '{text}': name JSON or YAML with a list of nodes, or one "
-            f"of {', '.join(sorted(graph.stem for graph in graphs))}"
+            f"of {', '.join(sorted(graph.stem for graph in graphs))}, or of those made "
+            f"by hand: {', '.join(HANDMADE)}"
         )
     try:
         content = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"graph file '{text}' cannot be read: {error}") from None
-    return parse_graph(_decode(content, text), text)
+    nodes = _choose(_decode(content, text), keys, text)
+    graph = parse_graph(nodes, text)
+    _say_kernel_types(graph, nodes, text)
+    return graph
+
+
+def _choose(spec: Any, keys: str, source: str) -> Any:
+    """Returns the list of nodes that keys lead to in a file."""
+    try:
+        found = {".".join(path): nodes for path, nodes in _graphs(spec)}
+    except RecursionError:  # YAML may hold itself.
+        raise UserError(f"graph '{source}' is nested too deeply") from None
+    chosen = [n for n in found if not keys or n == keys or n.startswith(f"{keys}.")]
+    if len(chosen) == 1:
+        return found[chosen[0]]
+    if not found:
+        raise UserError(f"graph '{source}' has no list of nodes")
+    file = source.removesuffix(f":{keys}")
+    names = [n.removesuffix(".nodes").removesuffix(".gssm") for n in chosen or found]
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    what = f"holds {len(chosen)} graphs" if chosen else "names no graph of its file"
+    raise UserError(
+        f"'{source}' {what}: name {file}:KEY, where KEY is one of "
+        f"{', '.join(names[:6])}{more}"
+    )
+
+
+def _graphs(spec: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple, list]]:
+    """Yields (keys, nodes) of the graphs in a file, also of a list of graphs."""
+    if isinstance(spec, list):
+        nodes = all(isinstance(entry, Mapping) for entry in spec)
+        if not path or ("nodes" in path[-2:] and nodes):
+            yield path, spec
+            return
+        spec = dict(enumerate(spec))
+    if isinstance(spec, Mapping):
+        for key, value in spec.items():
+            yield from _graphs(value, (*path, str(key)))
+
+
+def _say_kernel_types(graph: LatentGraph, entries: Any, source: str) -> None:
+    """Says which kernels the original's newer version would make in another way."""
+    newer = any("observed" in entry or "kernel_type" in entry for entry in entries)
+    untold = {entry["name"] for entry in entries if "kernel_type" not in entry}
+    names = [n.name for n in graph.order
+             if n.name in untold and len(graph.inputs(n)) > 1]  # fmt: skip
+    if newer and names:
+        log(
+            f"note: graph '{source}' has no kernel_type for {', '.join(names)}: it is "
+            "fullrank here, product in the original's newer version"
+        )
 
 
 def change_nodes(
@@ -312,8 +388,12 @@ def _check(graph: LatentGraph, where: str) -> None:
     _check_sizes(graph, where)
 
 
+def memory() -> int:
+    """Returns the bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _check_sizes(graph: LatentGraph, where: str) -> None:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     total = 0
     for node in graph.order:
         size = math.prod(graph.shape(node))
@@ -325,9 +405,9 @@ def _check_sizes(graph: LatentGraph, where: str) -> None:
                 f"{where}, node {node.name}: its kernel of {kernel} has more than 2^31 "
                 f"- 1 entries: {remedy}"
             )
-        if (needed := COPIES * 8 * total) > memory:
+        if (needed := COPIES * 8 * total) > memory():
             raise UserError(
                 f"{where}, node {node.name}: drawing its kernel of {kernel} entries "
                 f"needs {needed / 2**30:.1f} GiB ({COPIES} copies), and this machine "
-                f"has {memory / 2**30:.1f}: {remedy}"
+                f"has {memory() / 2**30:.1f}: {remedy}"
             )

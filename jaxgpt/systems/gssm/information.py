@@ -55,9 +55,12 @@ def decompose(
     """
     graph = process.graph
     found = by_token(graph, process.tables, tokens_NT, process.first_token, dtype)
-    if np.isnan(found["entropy"]).any():
+    nan_NT = np.isnan(found["entropy"])
+    if nan_NT.any():
+        row, position = np.argwhere(nan_NT)[0].tolist()
         raise UserError(
-            "some tokens are impossible under this graph: no distribution follows them"
+            f"token {position} of sequence {row}, counted from 0, has probability 0 "
+            "under these kernels: no distribution follows it"
         )
     T = tokens_NT.shape[1]
     prior = prior_information(graph, process.tables, T - 1, process.first_token)
@@ -133,7 +136,7 @@ def prior_information(
 
 def _check_size(graph: LatentGraph) -> int:
     """Returns the joint states of the latents; UserError if G is too large."""
-    V, S = graph.observed.state_dim, likelihood.joint_states(graph)
+    V, S = graph.observed.state_dim, likelihood.check_size(graph)
     size = S * V * (V if _feedback(graph) else 1)
     if size > LARGEST_TABLE:
         raise UserError(

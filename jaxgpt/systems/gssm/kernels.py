@@ -197,7 +197,8 @@ def check_tables(graph: LatentGraph, arrays: Mapping[str, Any], source: str) -> 
     """Returns the arrays table/NAME as the tables of the nodes that evolve.
 
     Raises:
-      UserError: if one is missing, of another shape, or no table of probabilities.
+      UserError: if one is missing, of no node, of another shape, or no table of
+        probabilities.
     """
     tables = {}
     for node in graph.order:
@@ -205,7 +206,7 @@ def check_tables(graph: LatentGraph, arrays: Mapping[str, Any], source: str) -> 
         if name not in arrays:
             raise UserError(f"'{source}' has no array {name}: the graph needs it")
         try:
-            table = tables[node.name] = np.asarray(arrays[name], np.float64)
+            table = tables[node.name] = np.array(arrays[name], np.float64)
         except (ValueError, TypeError) as error:
             raise UserError(
                 f"'{source}': {name} is not an array of numbers: "
@@ -224,6 +225,10 @@ def check_tables(graph: LatentGraph, arrays: Mapping[str, Any], source: str) -> 
                 f"'{source}': {name} must hold probabilities that sum to 1 along the "
                 f"last axis: row {row.tolist()} {_fault(table[tuple(row)])}"
             )
+    known = {f"table/{name}" for name in graph.by_name}
+    unknown = [name for name in arrays if name[:6] == "table/" and name not in known]
+    if unknown:
+        raise UserError(f"'{source}' has {unknown[0]}: the graph has no such node")
     return tables
 
 

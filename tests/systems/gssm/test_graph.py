@@ -48,9 +48,78 @@ def test_yaml_reads_numbers_that_it_takes_for_text(tmp_path):
     assert x.observed
 
 
+LATENT = "{name: Z, state_dim: 3, alpha: 1e-2}"
+OBSERVED = "{name: X, state_dim: 4, parents: [Z], alpha: 1e-1, observed: true}"
+LAYOUTS = {
+    # A run's config, and one of several graphs, of either version of the original.
+    "": f"data: {{seed: 42, gssm: {{nodes: [{LATENT}, {OBSERVED}]}}}}",
+    ":second": f"first: {{gssm: {{nodes: [{OBSERVED}]}}}}\n"
+    f"second: {{seq_len: 9, gssm: {{nodes: [{LATENT}, {OBSERVED}]}}}}",
+    ":gssm.nodes.1": f"seed: [0, 1]\ngssm:\n  nodes:\n  - [{OBSERVED}]\n"
+    f"  - [{LATENT}, {OBSERVED}]",
+    ":run_config": f"launcher: {{slurm: {{nodes: 1}}, grid: {{data: {{gssm: {{nodes: "
+    f"[[{OBSERVED}]]}}}}}}}}\n"
+    f"run_config: {{data: {{gssm: {{nodes: [{LATENT}, {OBSERVED}]}}}}}}",
+}
+
+
+@pytest.mark.parametrize("keys", LAYOUTS)
+def test_a_graph_is_found_in_a_config_of_the_original(tmp_path, keys):
+    file = tmp_path / "10:30.yaml"
+    file.write_text(LAYOUTS[keys])
+    found = graph.load_graph(f"{file}{keys}")
+    assert [(node.name, node.alpha) for node in found.nodes] == [
+        ("Z", 0.01),
+        ("X", 0.1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ("", "holds 2 graphs: name {0}:KEY, where KEY is one of first, second"),
+        (":third", "{0}:third' names no graph of its file: name {0}:KEY, where"),
+        (":first", "graph '{0}:first', node X: its parent Z is not a node"),
+    ],
+)
+def test_one_of_several_graphs_must_be_named(tmp_path, keys, expected):
+    file = tmp_path / "g.yaml"
+    file.write_text(LAYOUTS[":second"])
+    assert expected.format(file) in refusal(graph.load_graph, f"{file}{keys}")
+
+
+def test_a_file_that_holds_itself_is_refused(tmp_path):
+    file = tmp_path / "g.yaml"
+    file.write_text("a: &a {b: *a}")
+    assert "is nested too deeply" in refusal(graph.load_graph, str(file))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, []),  # As the original's older version writes it.
+        ({"observed": True}, ["Y, X"]),
+        ({"kernel_type": "product"}, ["Y"]),
+        ({"mode": "context"}, []),
+    ],
+)
+def test_where_the_versions_differ_in_kernels_is_said(tmp_path, capsys, more, said):
+    nodes = [Z, named("Y", "Z"), named("X", "Z", "Y") | more]
+    file = tmp_path / "g.json"
+    file.write_text(json.dumps(nodes))
+    parsed = graph.load_graph(str(file))
+    notes = capsys.readouterr().err
+    assert [line.split(" for ")[1].split(":")[0] for line in notes.splitlines()] == said
+    # What has been read, or is written anew, says so itself.
+    file.write_text(parsed.to_yaml())
+    assert graph.load_graph(str(file)) == graph.load_graph(parsed.to_json()) == parsed
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "data/graphs").glob("*.yaml")))
-def test_shipped_graphs_are_graphs(file):
+def test_shipped_graphs_are_graphs(file, capsys):
     assert graph.load_graph(f"data/graphs/{file.name}").observed.name == "X"
+    assert capsys.readouterr().err == ""
 
 
 WRONG = {

@@ -110,6 +110,7 @@ def test_tables_are_read_as_they_were_written(tmp_path):
     ("change", "expected"),
     [
         (lambda t: t.pop("table/Z2"), "has no array table/Z2"),
+        (lambda t: t.update({"table/Z9": t["table/X"]}), "table/Z9: .* no such node"),
         (lambda t: t.update({"table/X": t["table/X"].T}), "table/X must have shape"),
         (
             lambda t: t.update({"table/X": t["table/X"] * 2}),
