@@ -2,11 +2,16 @@
 
 A file holds the dataset "tokens" [N, T], in one piece so that it can be memory-mapped,
 on request the latents' states as "latents/NAME", and in its attributes everything it
-was made from; kernels that were given are "kernels/NAME".
+was made from; kernels that were given are "kernels/NAME". The name "data" is a link to
+the tokens: as that the original reads them.
+
+The original's own files hold "data" alone. What drew them is not known, so that they
+are compared with sequences of the graph.
 """
 
 from __future__ import annotations
 
+import math
 import pathlib
 import time
 from typing import Any
@@ -19,16 +24,21 @@ from ml_collections import ConfigDict
 import jaxgpt
 from jaxgpt import backend
 from jaxgpt.config import user_path
-from jaxgpt.data.arrays import epoch_rows
+from jaxgpt.data.arrays import check_integers, epoch_rows
 from jaxgpt.data.cache import fingerprint, resolve_path
-from jaxgpt.errors import UserError, atomic_write, require
+from jaxgpt.errors import UserError, atomic_write, log, require
+from jaxgpt.systems.gssm import baselines, likelihood
 from jaxgpt.systems.gssm.baselines import token_dtype
 from jaxgpt.systems.gssm.graph import load_graph
-from jaxgpt.systems.gssm.kernels import load_tables
-from jaxgpt.systems.gssm.process import GraphProcess, make_process
+from jaxgpt.systems.gssm.process import GraphProcess, make_process, resolve
 
 FORMAT = "jaxgpt.gssm 1"
+ORIGINAL = "data"  # The original's name of the tokens.
 COMMAND = "python -m jaxgpt.systems.gssm.generate"
+# Sequences of a file that are compared with others, and standard errors between the two
+# that chance does not explain.
+COMPARED, TOO_FAR = 256, 8
+ROUNDING = 1e-6
 
 
 class OnlineData:
@@ -123,6 +133,8 @@ def open_data(config: ConfigDict, process: GraphProcess, length: int) -> OnlineD
 def read_dataset(name: str) -> tuple[dict[str, Any], np.ndarray]:
     """Returns the attributes of a file, and its tokens [N, T] memory-mapped.
 
+    A file of the original has no attributes, and is read in the smallest dtype.
+
     Raises:
       UserError: if it is not a dataset, or truncated.
     """
@@ -135,8 +147,13 @@ def read_dataset(name: str) -> tuple[dict[str, Any], np.ndarray]:
     try:
         with h5py.File(path, "r") as file:
             attributes = dict(file.attrs)
+            if not attributes and ORIGINAL in file and "tokens" not in file:
+                return attributes, _read_original(file[ORIGINAL], name)
             if attributes.get("format") != FORMAT or "tokens" not in file:
-                raise UserError(f"'{name}' is not a dataset written by {COMMAND}")
+                raise UserError(
+                    f"'{name}' is not a dataset written by {COMMAND}, nor one of the "
+                    f"original's, which hold '{ORIGINAL}' alone"
+                )
             tokens = file["tokens"]
             # By NumPy rather than h5py, whose indexing by rows is slow. Raises
             # ValueError where the file is shorter than its tokens.
@@ -148,6 +165,20 @@ def read_dataset(name: str) -> tuple[dict[str, Any], np.ndarray]:
             f"'{name}' is truncated or not an HDF5 file ({reason}): generate it again"
         ) from None
     return attributes, tokens_NT
+
+
+def _read_original(tokens: Any, name: str) -> np.ndarray:
+    """Returns tokens of a dataset in chunks, which cannot be memory-mapped."""
+    if not isinstance(tokens, h5py.Dataset) or tokens.ndim != 2 or not tokens.size:
+        raise UserError(f"'{name}': '{ORIGINAL}' must hold integers [rows, tokens]")
+    parts = []
+    rows = max(1, (1 << 22) // tokens.shape[1])
+    for start in range(0, len(tokens), rows):
+        part = check_integers(tokens[start : start + rows], name)
+        low, high = int(part.min()), int(part.max())
+        require(low >= 0, f"tokens of '{name}'", ">= 0", low)
+        parts.append(part.astype(np.min_scalar_type(high)))
+    return np.concatenate(parts)
 
 
 def check_dataset(name: str, config: ConfigDict) -> None:
@@ -163,15 +194,51 @@ def check_dataset(name: str, config: ConfigDict) -> None:
 
 
 def open_tokens(name: str, process: GraphProcess) -> np.ndarray:
-    """Memory-maps the tokens [N, T] of a dataset.
+    """Memory-maps the tokens [N, T] of a dataset, or reads those of the original.
 
     Raises:
       UserError: if it is not a dataset, truncated, or of another graph.
     """
     attributes, tokens_NT = read_dataset(name)
-    if attributes.get("digest") != process.digest:
+    if not attributes:
+        _compare(name, process, tokens_NT)
+    elif attributes.get("digest") != process.digest:
         raise _another_graph(name, attributes)
     return tokens_NT
+
+
+def _compare(name: str, process: GraphProcess, tokens_NT: np.ndarray) -> None:
+    """Says what is not known of a file of the original, unless it is of another graph.
+
+    Raises:
+      UserError: if its sequences cost what sequences of the graph do not.
+    """
+    try:
+        likelihood.check_tokens(process.graph, tokens_NT, process.first_token)
+    except UserError as error:
+        raise UserError(f"'{name}': {error}") from None
+    unknown = f"note: '{name}' does not say what drew it"
+    if process.first_token == "drawn" and not tokens_NT[:, 0].any():
+        log(f"note: '{name}' begins with 0 throughout: gssm.first_token=start?")
+    if process.graph.has_context:
+        log(f"{unknown}: it is taken to be of this graph")
+        return
+    N, T = tokens_NT.shape
+    rows = np.linspace(0, N - 1, min(N, COMPARED)).astype(np.int64)
+    given_NT = process.score(tokens_NT[rows], "float64")
+    if place := likelihood.impossible(given_NT):
+        raise UserError(f"'{name}' is of another graph or kernels: {place}")
+    own_NT = process.held_out(0, "fit", COMPARED, COMPARED, T)
+    own, given = baselines.mean(process.score(own_NT, "float64")), given_NT.mean()
+    costs = f"{given:.4f} nats per token, sequences of this graph {own.value:.4f}"
+    chance = (own.error or 0.0) * math.sqrt(1 + COMPARED / len(rows))
+    if abs(given - own.value) > TOO_FAR * chance + ROUNDING:
+        raise UserError(
+            f"'{name}' is of another graph or kernels: it costs {costs}, with a "
+            f"standard error of {chance:.4f}: give those that drew it, the kernels as "
+            "gssm.kernels"
+        )
+    log(f"{unknown}: it is taken to be of this graph, and costs {costs}")
 
 
 def _another_graph(name: str, attributes: dict[str, Any]) -> UserError:
@@ -197,13 +264,12 @@ def generate(
       OSError: see `write_dataset`.
       UserError: if the graph or its kernels cannot be used.
     """
-    graph = load_graph(config.gssm.graph)  # Its errors come before JAX starts.
-    if config.gssm.kernels:
-        load_tables(graph, config.gssm.kernels)
+    tables = resolve(config)  # Its errors come before JAX starts.
     backend.set_up_jax()
     began = time.perf_counter()
     shape = (sequences, config.model.block_size + 1)
-    write_dataset(output, config, make_process(config), shape, chunk_size, latents)
+    process = make_process(config, tables)
+    write_dataset(output, config, process, shape, chunk_size, latents)
     return {
         "sequences": sequences,
         "tokens": sequences * shape[1],
@@ -263,6 +329,7 @@ def write_dataset(
             )
             for node in nodes
         }
+        file[ORIGINAL] = file["tokens"]
         # 100,000 sequences take under a second, so there is nothing to resume.
         for start in range(0, N, batches * rows):
             count = min(batches * rows, N - start)

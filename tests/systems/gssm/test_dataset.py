@@ -1,3 +1,6 @@
+import contextlib
+import json
+
 import h5py
 import numpy as np
 import pytest
@@ -7,8 +10,13 @@ from jaxgpt.errors import UserError
 from jaxgpt.systems.gssm import dataset
 from jaxgpt.systems.gssm.process import GraphProcess, make_process
 from tests.conftest import ROOT
+from tests.systems.gssm.conftest import MIXED
 
 TINY = f"{ROOT}/configs/gssm_easy.py:tiny"
+SPARSE = [
+    {"name": "Z", "state_dim": 4, "alpha": 1e-30},
+    {"name": "X", "state_dim": 16, "alpha": 1e-30, "parents": ["Z"]},
+]
 
 
 def load(**changes):
@@ -45,7 +53,81 @@ def test_a_file_holds_the_training_sequences_whatever_its_chunks(
         assert file.attrs["graph_seed"] == 1
         assert file.attrs["seed"] == 0
         assert file.attrs["version"]
+        # As the original reads it.
+        np.testing.assert_array_equal(file["data"][[0, 2]], expected[[0, 2]])
     assert [p.name for p in path.parent.iterdir()] == ["f.h5"]
+
+
+@pytest.fixture
+def original(tmp_path):
+    """Writes sequences of a config in the original's layout; returns the path."""
+
+    def write(config, count=300, chunk=64):
+        path = tmp_path / "original.h5"
+        tokens_NT = make_process(config).held_out(7, "val", count, 100, 17)
+        with h5py.File(path, "w") as file:
+            data = file.create_dataset("data", (count, 17), int, chunks=(chunk, 17))
+            data[:] = tokens_NT
+        return path, tokens_NT
+
+    return write
+
+
+def test_a_file_of_the_original_is_read_and_what_is_not_known_is_said(original, capsys):
+    path, tokens_NT = original(load())
+    config = load(data__path=path)
+    dataset.check_dataset(str(path), config)
+    data = dataset.open_data(config, make_process(config), 17)
+    assert data.tokens_NT.dtype == np.uint8
+    np.testing.assert_array_equal(data.tokens_NT, tokens_NT)
+    (note,) = capsys.readouterr().err.splitlines()
+    assert "does not say what drew it: it is taken to be of this graph" in note
+
+
+def test_a_file_of_the_original_that_is_of_another_graph_is_refused(original, capsys):
+    path, _ = original(load())
+    refused(path, r"another graph or kernels: it costs 4\.9", gssm__graph_seed="4")
+    refused(path, "tokens must be states 0 .. 4 of", gssm__graph=json.dumps(MIXED))
+    path, _ = original(load(gssm__first_token="drawn"))
+    refused(path, "do not begin with the start state 0: are they of gssm.first_token=")
+    # Of few sequences too; and where the kernels have zeros.
+    path, _ = original(load(), count=9, chunk=9)
+    refused(path, "another graph or kernels: it costs", gssm__graph_seed="4")
+    refused(path, "counted from 0, has probability 0", gssm__graph_seed="4",
+            gssm__clip="0", gssm__graph=json.dumps(SPARSE))  # fmt: skip
+
+
+def test_the_other_convention_of_the_first_token_is_said(original, capsys):
+    path, _ = original(load())
+    changed = load(data__path=path, gssm__first_token="drawn")
+    with contextlib.suppress(UserError):
+        dataset.open_data(changed, make_process(changed), 17)
+    assert (
+        "begins with 0 throughout: gssm.first_token=start?" in capsys.readouterr().err
+    )
+
+
+def test_a_file_of_the_original_of_context_kernels_is_only_said(original, capsys):
+    nodes = [node | {"mode": "context"} for node in MIXED]
+    path, _ = original(load(gssm__graph=json.dumps(nodes)))
+    changed = load(data__path=path, gssm__graph=json.dumps(nodes))
+    dataset.open_data(changed, make_process(changed), 17)
+    assert "it is taken to be of this graph" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        (np.zeros(4, int), "'data' must hold integers"),
+        (np.zeros((0, 17), int), "'data' must hold integers"),
+        (np.zeros((4, 17)), "must hold integers"),
+        (np.full((4, 17), -1), "must be >= 0, got -1"),
+    ],
+)
+def test_data_that_are_no_tokens_are_refused(tmp_path, tokens, expected):
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["data"] = tokens
+    refused(tmp_path / "f.h5", expected)
 
 
 def test_a_file_appears_only_once_it_is_whole(write, tmp_path, monkeypatch):
