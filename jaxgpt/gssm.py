@@ -27,14 +27,14 @@ from numpy.typing import ArrayLike
 from jaxgpt import backend
 from jaxgpt import config as configs
 from jaxgpt.data.arrays import check_integers
-from jaxgpt.errors import UserError, require
+from jaxgpt.errors import UserError, atomic_write, os_errors, require
 from jaxgpt.inference import Run
-from jaxgpt.systems.gssm import information
+from jaxgpt.systems.gssm import handmade, information
 from jaxgpt.systems.gssm.graph import Node, load_graph, parse_graph
 from jaxgpt.systems.gssm.handmade import HandMade, controller, copy, induction, parity
 from jaxgpt.systems.gssm.kernels import check_tables
 from jaxgpt.systems.gssm.probes import Probes
-from jaxgpt.systems.gssm.process import SPLITS, make_process
+from jaxgpt.systems.gssm.process import SPLITS, GraphProcess, make_process
 
 DTYPES = ("float32", "float64")
 
@@ -59,6 +59,9 @@ __all__ = [
 ]
 
 
+Nodes = HandMade | str | os.PathLike[str] | Sequence[Node | Mapping[str, Any]]
+
+
 class Graph:
     """A graph with its kernels; docs/gssm.md says what it means.
 
@@ -72,7 +75,7 @@ class Graph:
 
     def __init__(
         self,
-        nodes: str | os.PathLike[str] | Sequence[Node | Mapping[str, Any]],
+        nodes: Nodes,
         *,
         graph_seed: int = 0,
         clip: float = 1e-10,
@@ -83,8 +86,10 @@ class Graph:
         """Draws the kernels, or takes those given.
 
         Args:
-          nodes: the name of a shipped graph, such as "easy"; a JSON or YAML file; or
-            the nodes, each a `Node` or a mapping with its fields.
+          nodes: the name of a shipped graph, such as "easy"; a JSON or YAML file, also
+            a config of the original's ("data.yaml:sparse"); the nodes, each a `Node` or
+            a mapping with its fields; or a graph made by hand, also by its name, such
+            as "parity:3", which has its kernels.
           graph_seed: of the kernels; configs/gssm.py:easy has 1, its other graphs 0.
           clip: no probability is drawn below it.
           first_token: "start" if sequences begin with the state 0 of time 0, "drawn" if
@@ -97,11 +102,20 @@ class Graph:
           UserError: if the graph is unusable, or the kernels do not suit it.
         """
         if isinstance(nodes, str | os.PathLike):
-            graph = load_graph(os.fspath(nodes))
-        else:
-            graph = parse_graph(nodes, "nodes")
+            nodes = os.fspath(nodes)
+            nodes = handmade.read(nodes) or load_graph(nodes).nodes
+        if isinstance(nodes, HandMade):
+            if kernels is not None:
+                raise UserError("a graph made by hand has its kernels: give no others")
+            kernels, nodes = nodes.kernels, nodes.nodes
+        graph = parse_graph(nodes, "nodes")
         tables = None
         if kernels is not None:
+            if graph_seed != 0 or clip != 1e-10:
+                raise UserError(
+                    "graph_seed and clip are of kernels that are drawn: leave them out "
+                    "where kernels are given"
+                )
             arrays = {f"table/{name}": table for name, table in kernels.items()}
             tables = check_tables(graph, arrays, "kernels")
         config = configs.override(
@@ -116,16 +130,34 @@ class Graph:
         )
         backend.set_up_jax()
         self._process = make_process(config, tables)
-        self.nodes = self._process.graph.order
+        self._graph = graph  # With the modes of given kernels too.
+        self.nodes = graph.order
         self.vocab_size = self._process.vocab_size
         self.kernels = self._process.tables
 
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Writes the nodes as YAML, which `Graph` reads again; not the kernels.
 
-def to_networkx(graph: Graph) -> Any:
+        Under "gssm:" of a config, the original's newer version reads the same lines.
+
+        Raises:
+          UserError: if the file cannot be written.
+        """
+        path = configs.user_path(os.fspath(file))
+        with os_errors(f"'{path}' cannot be written"), atomic_write(path) as stream:
+            stream.write(self._graph.to_yaml())
+
+
+def _made(graph: Graph | Nodes) -> Graph:
+    """Returns a graph, of its name, file or nodes too: every function takes those."""
+    return graph if isinstance(graph, Graph) else Graph(graph)
+
+
+def to_networkx(graph: Graph | Nodes) -> Any:
     """Returns a networkx.DiGraph, from parents to children; `from_networkx` reads it.
 
     A node has the fields of `Node`, and "kernel", as in `Graph.kernels`; an edge
-    "input", the parent's place in the child's list.
+    "input", the parent's place in the child's list; the graph "first_token".
 
     Raises:
       UserError: if networkx is not installed, or the graph has context nodes.
@@ -136,12 +168,13 @@ def to_networkx(graph: Graph) -> Any:
         raise UserError(
             "to_networkx needs networkx, which is not installed: pip install networkx"
         ) from None
+    graph = _made(graph)
     if graph._process.graph.has_context:
         raise UserError(
             "the kernels of context nodes are drawn anew: to_networkx takes graphs "
             "without them"
         )
-    found = networkx.DiGraph()
+    found = networkx.DiGraph(first_token=graph._process.first_token)
     for node in graph.nodes:
         fields = dataclasses.asdict(node)
         del fields["parents"]
@@ -158,7 +191,7 @@ def from_networkx(found: Any, **options: Any) -> Graph:
     Args:
       found: its nodes have state_dim and alpha, and any other fields of `Node`. Parents
         are in the order of their edges' "input", or else as the graph lists them. If
-        all nodes have a "kernel", they are the kernels.
+        all nodes have a "kernel", they are the kernels; "first_token" is the graph's.
       **options: of `Graph`.
 
     Raises:
@@ -169,6 +202,8 @@ def from_networkx(found: Any, **options: Any) -> Graph:
         raise UserError(
             "from_networkx needs a networkx.DiGraph, from parents to children"
         )
+    if first_token := found.graph.get("first_token"):
+        options = {"first_token": first_token} | options
     nodes, kernels = [], {}
     for name, attributes in found.nodes(data=True):
         fields = dict(attributes)
@@ -188,7 +223,7 @@ def from_networkx(found: Any, **options: Any) -> Graph:
 
 
 def sample(
-    graph: Graph,
+    graph: Graph | Nodes,
     num_sequences: int,
     length: int,
     seed: int = 0,
@@ -202,7 +237,8 @@ def sample(
     model.block_size + 1, and as a training with these fields reads, batch by batch.
 
     Args:
-      graph: of the sequences.
+      graph: of the sequences: a `Graph`, or what it is made of, such as "easy". All
+        functions take either.
       num_sequences: N; the first ones do not depend on it.
       length: T, in tokens.
       seed: of the sequences, not of the kernels.
@@ -215,13 +251,14 @@ def sample(
     >>> sample(Graph("easy", graph_seed=1), num_sequences=2, length=8)[:, 0]
     array([0, 0], dtype=int32)
     """
+    graph = _made(graph)
     X = graph.nodes[-1].name
     place = _place(num_sequences, length, seed, split, batch_size)
     return graph._process.held_out_nodes((X,), *place)[X]
 
 
 def sample_states(
-    graph: Graph,
+    graph: Graph | Nodes,
     num_sequences: int,
     length: int,
     seed: int = 0,
@@ -236,6 +273,7 @@ def sample_states(
     >>> list(sample_states(Graph("easy"), num_sequences=2, length=8))
     ['Z1', 'Z2', 'X']
     """
+    graph = _made(graph)
     names = tuple(node.name for node in graph.nodes)
     place = _place(num_sequences, length, seed, split, batch_size)
     return graph._process.held_out_nodes(names, *place)
@@ -252,7 +290,9 @@ def _place(
     return fields.seed, split, num_sequences, fields.batch_size, length
 
 
-def exact_nll(graph: Graph, tokens: ArrayLike, *, dtype: str = "float64") -> np.ndarray:
+def exact_nll(
+    graph: Graph | Nodes, tokens: ArrayLike, *, dtype: str = "float64"
+) -> np.ndarray:
     """Returns -log p(token t + 1 | tokens 0 .. t) in nats, float64 [N, T - 1].
 
     The same as `python -m jaxgpt.systems.gssm.entropy` writes with --nll. The first
@@ -277,7 +317,7 @@ def exact_nll(graph: Graph, tokens: ArrayLike, *, dtype: str = "float64") -> np.
 
 
 def predictive(
-    graph: Graph, tokens: ArrayLike, *, dtype: str = "float64"
+    graph: Graph | Nodes, tokens: ArrayLike, *, dtype: str = "float64"
 ) -> np.ndarray:
     """Returns p(next token | tokens 0 .. t), float64 [N, T - 1, V]: no guess is better.
 
@@ -294,7 +334,7 @@ def predictive(
 
 
 def beliefs(
-    graph: Graph, tokens: ArrayLike, *, dtype: str = "float64"
+    graph: Graph | Nodes, tokens: ArrayLike, *, dtype: str = "float64"
 ) -> dict[str, np.ndarray]:
     """Returns {latent: p(its state at t | tokens 0 .. t), float64 [N, T, states]}.
 
@@ -311,7 +351,7 @@ def beliefs(
 
 
 def joint_beliefs(
-    graph: Graph, tokens: ArrayLike, *, dtype: str = "float64"
+    graph: Graph | Nodes, tokens: ArrayLike, *, dtype: str = "float64"
 ) -> np.ndarray:
     """Returns p(all latents' states at t | tokens 0 .. t), float64 [N, T, d_1 .. d_n].
 
@@ -324,7 +364,7 @@ def joint_beliefs(
 
 
 def decompose(
-    graph: Graph, tokens: ArrayLike, *, dtype: str = "float64"
+    graph: Graph | Nodes, tokens: ArrayLike, *, dtype: str = "float64"
 ) -> dict[str, Any]:
     """Returns the entropy rate, and what each latent's state says of the next token.
 
@@ -347,8 +387,8 @@ def decompose(
     >>> list(found["latents"]), found["entropy_error"] < 0.02
     (['Z1', 'Z2'], True)
     """
-    tokens_NT = _read(graph, tokens, dtype)
-    return information.decompose(graph._process, tokens_NT, dtype)
+    process = _made(graph)._process
+    return information.decompose(process, _read(process, tokens, dtype), dtype)
 
 
 def probe(run: Run, *, num_sequences: int = 512) -> dict[str, Any]:
@@ -385,14 +425,15 @@ def probe(run: Run, *, num_sequences: int = 512) -> dict[str, Any]:
     }
 
 
-def _given(graph: Graph, tokens: ArrayLike, dtype: str, wanted: str) -> Any:
+def _given(graph: Graph | Nodes, tokens: ArrayLike, dtype: str, wanted: str) -> Any:
     """Returns what is wanted (`likelihood.forward`) of tokens that a user has."""
-    return graph._process.score(_read(graph, tokens, dtype), dtype, wanted)
+    process = _made(graph)._process
+    return process.score(_read(process, tokens, dtype), dtype, wanted)
 
 
-def _read(graph: Graph, tokens: ArrayLike, dtype: str) -> np.ndarray:
+def _read(process: GraphProcess, tokens: ArrayLike, dtype: str) -> np.ndarray:
     """Returns the checked tokens [N, T] that a user has."""
     require(dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}", dtype)
     tokens_NT = check_integers(np.asarray(tokens), "tokens")
-    graph._process.check_given(tokens_NT, "tokens")
+    process.check_given(tokens_NT, "tokens")
     return tokens_NT

@@ -97,6 +97,47 @@ def test_a_graph_is_given_by_name_by_file_or_by_its_nodes(easy, tmp_path):
             np.testing.assert_array_equal(again.kernels[name], table)
 
 
+def test_every_function_takes_what_a_graph_is_made_of(tmp_path):
+    file = tmp_path / "g.yaml"
+    graph = gssm.Graph("easy")
+    graph.save(file)
+    tokens_NT = gssm.sample(graph, 4, 9)
+    for nodes in ("easy", file, graph.nodes):
+        np.testing.assert_array_equal(gssm.sample(nodes, 4, 9), tokens_NT)
+    expected = gssm.sample_states(graph, 4, 9)
+    for name, states in gssm.sample_states("easy", 4, 9).items():
+        np.testing.assert_array_equal(states, expected[name])
+    for function in (gssm.exact_nll, gssm.predictive, gssm.joint_beliefs):
+        np.testing.assert_array_equal(
+            function("easy", tokens_NT), function(graph, tokens_NT)
+        )
+    beliefs = gssm.beliefs(graph, tokens_NT)
+    np.testing.assert_array_equal(gssm.beliefs(file, tokens_NT)["Z1"], beliefs["Z1"])
+    assert gssm.decompose("easy", tokens_NT) == gssm.decompose(graph, tokens_NT)
+    made = gssm.parity(2)
+    assert (gssm.exact_nll(made, gssm.sample(made, 4, 9)) < np.inf).all()
+
+
+def test_a_graph_is_saved_with_the_modes_of_given_kernels(easy, tmp_path):
+    given = gssm.Graph(MIXED, kernels=gssm.Graph(MIXED).kernels)
+    given.save(tmp_path / "g.yaml")
+    again = gssm.Graph(tmp_path / "g.yaml", graph_seed=5)
+    assert again.nodes == given.nodes == gssm.Graph(MIXED).nodes
+    expected = gssm.Graph(MIXED, graph_seed=5).kernels["Z3"]
+    np.testing.assert_array_equal(again.kernels["Z3"], expected)
+    assert "cannot be written" in refusal(easy.save, tmp_path / "none" / "g.yaml")
+
+
+def test_kernels_are_what_was_given_and_stay_so(easy):
+    given = {name: table.copy() for name, table in easy.kernels.items()}
+    graph = gssm.Graph("easy", kernels=given)
+    given["X"][:] = 0
+    np.testing.assert_array_equal(graph.kernels["X"], easy.kernels["X"])
+    for kernels in (easy.kernels, graph.kernels):
+        with pytest.raises(ValueError, match="read-only"):
+            kernels["X"][0, 0, 0] = 0.5
+
+
 def test_states_are_those_behind_the_tokens(easy):
     states = gssm.sample_states(easy, 2048, 65, seed=3)
     assert list(states) == ["Z1", "Z2", "X"]
@@ -123,6 +164,8 @@ def test_states_are_those_behind_the_tokens(easy):
         ({"first_token": "end"}, "gssm.first_token must be one of start, drawn"),
         ({"kernels": {}}, "'kernels' has no array table/Z1"),
         ({"kernels": {"Z1": [1.0]}}, "'kernels': table/Z1 must have shape [4, 4]"),
+        ({"kernels": {}, "graph_seed": 1}, "graph_seed and clip are of kernels that"),
+        ({"kernels": {}, "clip": 0.1}, "graph_seed and clip are of kernels that"),
     ],
 )
 def test_an_unusable_graph_is_one_line(options, expected):
@@ -186,6 +229,15 @@ def test_networkx_takes_a_graph_and_gives_it_back(easy):
         np.testing.assert_array_equal(
             gssm.sample(graph, 4, 17), gssm.sample(again, 4, 17)
         )
+    # Parents in another order than nodes and edges, modes, and the first token.
+    mixed = gssm.Graph(MIXED, graph_seed=3, first_token="drawn")
+    shuffled = networkx.DiGraph(**gssm.to_networkx(mixed).graph)
+    shuffled.add_nodes_from(reversed(list(gssm.to_networkx(mixed).nodes(data=True))))
+    shuffled.add_edges_from(reversed(list(gssm.to_networkx(mixed).edges(data=True))))
+    again = gssm.from_networkx(shuffled)
+    assert again.nodes == mixed.nodes
+    assert gssm.to_networkx(again).nodes["Z1"]["mode"] == "slow"
+    np.testing.assert_array_equal(gssm.sample(again, 4, 9), gssm.sample(mixed, 4, 9))
     drawn = networkx.DiGraph([("Z", "X")])
     drawn.add_node("Z", state_dim=3, alpha=0.5, mode="slow")
     drawn.add_node("X", state_dim=5, alpha=0.1)

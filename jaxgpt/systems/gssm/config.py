@@ -19,8 +19,8 @@ class GSSMConfig(OptionGroup):
     # A run keeps the JSON of graph and kernels, and does not need the files any more.
     graph: str = option(
         "data/graphs/easy.yaml",
-        "a JSON or YAML file, the JSON, or a shipped NAME; gssm.nodes.NODE.FIELD "
-        "changes a node of it",
+        "a JSON or YAML file, the JSON, a shipped NAME, or parity:3 and others made by "
+        "hand; gssm.nodes.NODE.FIELD changes a node of it",
     )
     sequences: int = option(0, "train on the first N only; 0 on all", min=0)
     graph_seed: int = option(0, "seed of the kernels", min=0, max=MAX_SEED)

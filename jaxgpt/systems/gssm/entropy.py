@@ -10,6 +10,7 @@ python -m jaxgpt.systems.gssm.entropy --workdir=RUN --save_kernels=K.npz
 from __future__ import annotations
 
 import argparse
+import math
 
 from jaxgpt import cli
 from jaxgpt import config as configs
@@ -36,15 +37,15 @@ def command(argv: list[str]) -> None:
         require(config.system == "gssm", name, "gssm", config.system)
     outputs = {
         name: cli.output_path(name, path)
-        for name in ("nll", "predictive", "beliefs", "save_kernels")
+        for name in ("nll", "predictive", "beliefs", "save_kernels", "save_graph")
         if (path := getattr(args, name))
     }
     # JAX takes seconds, which --help and wrong usage do not need.
     from jaxgpt.systems.gssm.measure import measure
 
     figures = measure(args, config, outputs)
-    if args.json:
-        cli.print_json(figures)
+    if args.json:  # Which has no infinity, the cost of impossible tokens.
+        cli.print_json({k: None if v == math.inf else v for k, v in figures.items()})
     else:
         for name, value in configs.flatten(figures).items():
             shown = f"{value:.6g}" if isinstance(value, float) else value
@@ -57,7 +58,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", help=cli.CONFIG)
-    what.add_argument("--graph", help="JSON or YAML file with the nodes, or a NAME")
+    what.add_argument(
+        "--graph",
+        help="JSON or YAML file with the nodes, also a config of the original's "
+        "(FILE:KEY if it holds several); a shipped NAME; or a graph made by hand, such "
+        "as parity:3",
+    )
     what.add_argument("--workdir", help="folder of a run, whose graph it is")
     parser.add_argument(
         "--kernels",
@@ -65,7 +71,16 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "listed, new state]; default: gssm.kernels, or drawn from gssm.graph_seed",
     )
     parser.add_argument("--save_kernels", help="write the kernels to this .npz file")
-    parser.add_argument("--tokens", help=".npy of tokens [B, T]; default: fresh ones")
+    parser.add_argument(
+        "--save_graph",
+        help="write the nodes to this YAML file, which the original's newer version "
+        "reads under gssm: too",
+    )
+    parser.add_argument(
+        "--tokens",
+        help=".npy of tokens [B, T], or an .h5 file that generate or the original "
+        "wrote; default: fresh ones",
+    )
     parser.add_argument("--nll", help="write float64 nats [B, T - 1] to this .npy file")
     parser.add_argument(
         "--predictive",

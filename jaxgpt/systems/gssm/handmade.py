@@ -7,6 +7,7 @@ who knows the rule, and a model that is above the floor has not learned the rule
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxgpt.errors import UserError, require
-from jaxgpt.systems.gssm.graph import LatentGraph, Node
+from jaxgpt.systems.gssm.graph import HANDMADE, LatentGraph, Node
 from jaxgpt.systems.gssm.kernels import Tables, tables_to_json
 
 # Entries of a kernel.
@@ -86,7 +87,7 @@ def copy(symbols: int = 4, length: int = 3) -> HandMade:
     symbols. The entropy rate is log(symbols) / 2.
     """
     _check(symbols >= 2 and length >= 1, "symbols >= 2 and length >= 1",
-           2 * length * symbols ** (length + 1))  # fmt: skip
+           2 * length * symbols ** (2 * min(length, 99) + 1))  # fmt: skip
     V, K, period = symbols, length, 2 * length
 
     def store(register: int, clock: int, token: int) -> int:
@@ -103,9 +104,10 @@ def copy(symbols: int = 4, length: int = 3) -> HandMade:
         return np.eye(V)[register // V**place % V]
 
     states = V**K
+    one_hot = np.eye(states)
     kernels = {
         "C": _clock(period),
-        "R": _table((states, period, V), lambda *at: np.eye(states)[store(*at)]),
+        "R": _table((states, period, V), lambda *at: one_hot[store(*at)]),
         "X": _table((period, states), write),
     }
     nodes = (
@@ -143,7 +145,7 @@ def induction(symbols: int = 3, noise: float = 0.2) -> HandMade:
     """
     V = symbols
     _check(V >= 2 and 0 < noise <= 1, "symbols >= 2 and 0 < noise <= 1",
-           (V * V**V) ** 2 * V)  # fmt: skip
+           (V * V ** min(V, 99)) ** 2 * V)  # fmt: skip
     kept = list(itertools.product(*[range(V)] * (V + 1)))  # Successors, token before.
     place = {state: index for index, state in enumerate(kept)}
 
@@ -156,13 +158,39 @@ def induction(symbols: int = 3, noise: float = 0.2) -> HandMade:
         *after, before = kept[memory]
         return noise / V + (1 - noise) * np.eye(V)[after[before]]
 
+    one_hot = np.eye(len(kept))
     kernels = {
-        "M": _table((len(kept), V), lambda *at: np.eye(len(kept))[store(*at)]),
+        "M": _table((len(kept), V), lambda *at: one_hot[store(*at)]),
         "X": _table((len(kept),), write),
     }
     p_V = kernels["X"][0]
     nodes = _latent("M", len(kept), "X"), _observed(V, "M")
     return HandMade(nodes, kernels, float(-(p_V * np.log(p_V)).sum()))
+
+
+MAKERS: dict[str, Callable[..., HandMade]] = {
+    maker.__name__: maker for maker in (controller, copy, induction, parity)
+}
+
+
+def read(text: str) -> HandMade | None:
+    """Returns the graph of "parity", "copy:4,3"...; None for any other text.
+
+    After the name stand the arguments of its function, as JSON.
+
+    Raises:
+      UserError: for arguments that the function cannot take.
+    """
+    name, _, arguments = text.partition(":")
+    if name not in HANDMADE:
+        return None
+    try:
+        return MAKERS[name](*json.loads(f"[{arguments}]"))
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        raise UserError(
+            f"'{text[:80]}' is not a graph: write parity:BITS, copy:SYMBOLS,LENGTH, "
+            "induction:SYMBOLS,NOISE or controller:TRANSITIONS,EMISSIONS"
+        ) from None
 
 
 def _check(condition: bool, rule: str, size: int) -> None:

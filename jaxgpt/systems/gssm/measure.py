@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 from jaxgpt import backend
 from jaxgpt.data.arrays import read_integers
 from jaxgpt.errors import UserError, atomic_write, log
-from jaxgpt.systems.gssm import baselines, information
+from jaxgpt.systems.gssm import baselines, information, likelihood
+from jaxgpt.systems.gssm.dataset import read_dataset
 from jaxgpt.systems.gssm.graph import load_graph
-from jaxgpt.systems.gssm.kernels import load_tables
-from jaxgpt.systems.gssm.process import make_process
+from jaxgpt.systems.gssm.process import make_process, resolve
 
 
 def measure(
@@ -29,19 +29,20 @@ def measure(
     Args:
       args: its options.
       config: of the graph, and of the sequences where no tokens are given.
-      outputs: {"nll", "predictive", "beliefs" or "save_kernels": where it goes}.
+      outputs: {"nll", "predictive", "beliefs", "save_kernels" or "save_graph": where
+        it goes}.
 
     Raises:
       UserError: if a file cannot be used or written.
     """
+    config.gssm.kernels = args.kernels or config.gssm.kernels
+    tables = resolve(config)
     graph = load_graph(config.gssm.graph)
-    named = args.kernels or config.gssm.kernels
-    tables = load_tables(graph, named) if named else None
     if "save_kernels" in outputs and tables is None and graph.has_context:
         raise UserError(
             "--save_kernels: those of context nodes are drawn for every batch"
         )
-    tokens_NT = read_integers(args.tokens) if args.tokens else None
+    tokens_NT = _read_tokens(args.tokens) if args.tokens else None
     backend.set_up_jax()
     starts = config.gssm.first_token == "start"
     if tokens_NT is not None and starts and tokens_NT[:, 0].any():
@@ -59,17 +60,24 @@ def measure(
     )
     nll_NT = score()
     figures = baselines.summary(process, config, tokens_NT, nll_NT, args.dtype)
+    if place := likelihood.impossible(nll_NT):
+        log(f"note: {place}: these kernels cannot have written it")
     if args.decompose:
         process.check_given(tokens_NT, args.tokens or "fresh sequences")
         figures["decomposition"] = information.decompose(process, tokens_NT, args.dtype)
     for name, path in outputs.items():
-        if name == "save_kernels":
+        found: Any
+        if name == "save_graph":
+            found = graph.to_yaml()
+        elif name == "save_kernels":
             found = {f"table/{node}": table for node, table in process.tables.items()}
         else:
             found = nll_NT if name == "nll" else score(name)
         try:
             with atomic_write(path, "wb") as stream:
-                if isinstance(found, dict):
+                if isinstance(found, str):
+                    stream.write(found.encode())
+                elif isinstance(found, dict):
                     _save_npz(stream, found)
                 else:
                     np.save(stream, found)
@@ -77,6 +85,12 @@ def measure(
             shown = getattr(args, name)
             raise UserError(f"--{name}='{shown}': {error.strerror}") from None
     return figures
+
+
+def _read_tokens(name: str) -> np.ndarray:
+    """Returns tokens [B, T] of an .npy file, or of a dataset."""
+    hdf5 = name.lower().endswith((".h5", ".hdf5"))
+    return read_dataset(name)[1] if hdf5 else read_integers(name)
 
 
 def _save_npz(stream: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:

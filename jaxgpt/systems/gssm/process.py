@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxgpt import config as configs
 from jaxgpt.errors import UserError, log, require
 from jaxgpt.model import rng
-from jaxgpt.systems.gssm import kernels, likelihood, sequences
+from jaxgpt.systems.gssm import handmade, kernels, likelihood, sequences
 from jaxgpt.systems.gssm.graph import LatentGraph, load_graph
 
 # Training, evaluation, fitting the baselines, a last test. A split's place in the list
@@ -40,6 +41,8 @@ class GraphProcess:
         self.clip = clip
         # Whether each sequence has its own kernels.
         self.by_sequence = graph.has_context and context == "sequence"
+        for table in tables.values():
+            table.flags.writeable = False  # Sampling has sums of them.
         self.vocab_size = graph.observed.state_dim
         self.thresholds = {
             name: sequences.cumulative(table, jnp.float32)
@@ -224,23 +227,55 @@ def _key(place: tuple[Any, ...], stream: str = "data") -> jax.Array:
     return jax.random.fold_in(rng.at(seed, stream, step), split)
 
 
+def resolve(config: ConfigDict) -> kernels.Tables | None:
+    """Replaces the name in `gssm.graph` by what it names, as JSON.
+
+    Returns:
+      The kernels, if they are given: by `gssm.kernels`, or by a graph made by hand.
+
+    Raises:
+      UserError: if the graph or its kernels are unusable.
+    """
+    c = config.gssm
+    named = "" if c.kernels.lstrip().startswith("{") else c.kernels
+    if made := handmade.read(c.graph):
+        if c.kernels:
+            raise UserError(
+                f"gssm.graph '{c.graph}' has kernels of its own: leave out gssm.kernels"
+            )
+        named = c.graph
+        config.update_from_flattened_dict(made.fields())
+    graph = load_graph(c.graph)
+    c.graph = graph.to_json()
+    if not c.kernels:
+        return None
+    tables = kernels.load_tables(graph, c.kernels)
+    default = configs.base().gssm
+    unused = [f"gssm.{name}={c[name]}" for name in ("graph_seed", "clip")
+              if c[name] != default[name]]  # fmt: skip
+    if named and unused:
+        without = f"{' and '.join(unused)} without effect"
+        log(f"note: the kernels are those of '{named}', which leaves {without}")
+    return tables
+
+
 def make_process(
     config: ConfigDict, tables: kernels.Tables | None = None
 ) -> GraphProcess:
     """Returns the process of `config.gssm`, by default with its kernels.
 
     Raises:
-      UserError: if its graph or its kernels are unusable.
+      UserError: as `resolve`.
     """
     c = config.gssm
+    if tables is None:
+        tables = resolve(config)
     graph = load_graph(c.graph)
     if unused := [node.name for node in graph.nodes if node not in graph.order]:
         log(
             f"note: {', '.join(unused)} of the graph: no path leads from there to "
             f"{graph.observed.name}, so it is left out"
         )
-    if tables is None and c.kernels:
-        tables = kernels.load_tables(graph, c.kernels)
     if tables is not None:
         return GraphProcess(graph.known(), tables, c.first_token)
     tables = kernels.draw_tables(graph, c.graph_seed, c.clip)

@@ -19,9 +19,9 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import CheckError
 from jaxgpt.systems.base import Evaluation
 from jaxgpt.systems.causal import CausalLM
-from jaxgpt.systems.gssm import baselines, dataset, kernels
+from jaxgpt.systems.gssm import baselines, dataset, kernels, likelihood
 from jaxgpt.systems.gssm.graph import load_graph
-from jaxgpt.systems.gssm.process import GraphProcess, make_process
+from jaxgpt.systems.gssm.process import GraphProcess, make_process, resolve
 
 # A loss this many standard errors below the floor can only be a leak, if there are
 # enough sequences to trust the error and it is not just rounding of float32.
@@ -41,11 +41,10 @@ class GSSM(CausalLM):
     @classmethod
     def resolve(cls, config: ConfigDict) -> None:
         """Replaces names of files by what they hold, and checks `data.path`."""
-        graph = load_graph(config.gssm.graph)
-        config.gssm.graph = graph.to_json()
-        if config.gssm.kernels:
-            tables = kernels.load_tables(graph, config.gssm.kernels)
+        tables = resolve(config)
+        if tables is not None:
             config.gssm.kernels = kernels.tables_to_json(tables)
+        likelihood.check_size(load_graph(config.gssm.graph))
         if config.data.path:
             dataset.check_dataset(config.data.path, config)
 

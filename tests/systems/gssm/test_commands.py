@@ -15,6 +15,7 @@ from jaxgpt.systems.gssm import (
     kernels,
     likelihood,
 )
+from jaxgpt.systems.gssm.system import GSSM
 from tests.conftest import ROOT, last_json, refusal
 from tests.systems.gssm.conftest import MIXED
 from tests.systems.gssm.test_dataset import TINY
@@ -191,6 +192,87 @@ def test_generate_writes_the_latents_behind_the_tokens(tmp_path, capsys):
             np.testing.assert_array_equal(found, expected)
 
 
+def test_entropy_saves_a_graph_that_it_reads_again(files, capsys):
+    folder, parsed, _, _ = files
+    graph_file, options = folder / "g.yaml", ["--num_sequences=2", "--json=-"]
+    kernels_file = f"--kernels={folder / 'k.npz'}"
+    entropy.command([f"--graph={folder / 'g.json'}", kernels_file, *options,
+                     f"--save_graph={graph_file}"])  # fmt: skip
+    first = last_json(capsys)
+    assert graph.load_graph(str(graph_file)) == parsed  # With its modes.
+    entropy.command([f"--graph={graph_file}", kernels_file, *options])
+    assert last_json(capsys) == first
+
+
+def test_entropy_of_a_graph_made_by_hand_and_of_the_tokens_of_a_dataset(
+    tmp_path, capsys
+):
+    made, dataset = "--config.gssm.graph=parity:2", f"{tmp_path}/f.h5"
+    generate.command([f"--config={TINY}", made, f"--output={dataset}",
+                      "--num_sequences=8"])  # fmt: skip
+    note = "the kernels are those of 'parity:2', which leaves gssm.graph_seed=1 without"
+    assert capsys.readouterr().err.count(note) == 1
+    entropy.command(["--graph=parity:2", f"--tokens={dataset}", "--json=-"])
+    found = last_json(capsys)
+    # The tokens after the start are 5 rounds, and the first bit of another.
+    assert found["exact"] == pytest.approx(11 / 16 * np.log(2))
+    assert found["sequences"] == 8
+
+
+def test_which_given_token_is_impossible_is_said(tmp_path, capsys):
+    tokens = gssm.sample("parity:2", 4, 10)
+    tokens[2, 6] = 1 - tokens[2, 6]
+    np.save(tmp_path / "t.npy", tokens)
+    options = ["--graph=parity:2", f"--tokens={tmp_path / 't.npy'}", "--json=-"]
+    entropy.command([*options, f"--nll={tmp_path / 'nll.npy'}"])
+    captured = capsys.readouterr()
+    assert "token 6 of sequence 2, counted from 0, has probability 0" in captured.err
+    figures = json.loads(captured.out)
+    assert figures["exact"] is None and figures["unigram"] < 1
+    rows, _ = np.nonzero(np.isinf(np.load(tmp_path / "nll.npy")))
+    assert set(rows.tolist()) == {2}
+    refused = refusal(entropy.command, [*options, "--decompose"])
+    assert "token 6 of sequence 2, counted from 0, has probability 0" in refused
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"gssm.graph": "parity:x"}, "'parity:x' is not a graph: write parity:BITS"),
+        ({"gssm.graph": "{0}/cycle.yaml"}, "has a cycle: A -> B -> A"),
+        ({"gssm.graph": "{0}/large.yaml"}, "the latents have 1.00e+10 joint states"),
+        ({"gssm.kernels": "{0}/nan.npz"}, "has a number that is not finite"),
+        ({"gssm.kernels": "{0}/sum.npz"}, "row [0, 0] sums to 2"),
+        ({"gssm.kernels": "{0}/shape.npz"}, "table/X must have shape [4, 4, 16]"),
+        ({"gssm.kernels": "{0}/other.npz"}, "has table/Z3: the graph has no such node"),
+    ],
+)
+def test_what_no_command_takes_is_one_line(tmp_path, change, expected):
+    nodes = [{"name": name, "state_dim": 2, "alpha": 1, "parents": [parent]}
+             for name, parent in ("AB", "BA", "XA")]  # fmt: skip
+    (tmp_path / "cycle.yaml").write_text(json.dumps({"data": {"nodes": nodes}}))
+    nodes = [{"name": f"Z{i}", "state_dim": 10, "alpha": 1} for i in range(10)]
+    chain = [node | {"parents": [f"Z{i}"]} for i, node in enumerate(nodes[1:])]
+    X = {"name": "X", "state_dim": 2, "alpha": 1, "parents": ["Z9"]}
+    (tmp_path / "large.yaml").write_text(json.dumps([nodes[0], *chain, X]))
+    easy = {f"table/{name}": t for name, t in gssm.Graph("easy").kernels.items()}
+    for name, table in {
+        "nan": easy["table/X"] * np.nan,
+        "sum": easy["table/X"] * 2,
+        "shape": easy["table/X"][:3],
+    }.items():
+        np.savez(tmp_path / f"{name}.npz", **(easy | {"table/X": table}))
+    np.savez(tmp_path / "other.npz", **easy, **{"table/Z3": easy["table/X"]})
+    changes = {key: value.format(tmp_path) for key, value in change.items()}
+    config = configs.load(TINY, changes)
+    assert expected in refusal(GSSM.resolve, config), "train"
+    options = [f"--config={TINY}", *(f"--config.{k}={v}" for k, v in changes.items())]
+    assert expected in refusal(entropy.command, options)
+    if "joint" not in expected:  # Sequences need no likelihood.
+        output = f"--output={tmp_path / 'f.h5'}"
+        assert expected in refusal(generate.command, [*options, output])
+
+
 def test_kernels_too_large_for_a_config_are_refused(monkeypatch):
     parsed = graph.parse_graph(MIXED, "test")
     tables = kernels.draw_tables(parsed, 0, 1e-10)
@@ -246,6 +328,9 @@ def test_nodes_may_have_the_names_that_numpy_uses(tmp_path, capsys):
         (entropy, ["--graph={0}/context.json", "--decompose"], "--kernels"),
         (entropy, ["--graph={0}/g.json", "--beliefs={0}"], "is a folder"),
         (entropy, ["--graph={0}/g.json", "--tokens={0}/none.npy"], "not an .npy file"),
+        (entropy, ["--graph={0}/g.json", "--tokens={0}/none.h5"], "does not exist"),
+        (entropy, ["--graph=parity", "--kernels={0}/k.npz"], "has kernels of its own"),
+        (entropy, ["--graph={0}/g.json:Z1"], "names no graph of its file"),
         (
             entropy,
             ["--graph={0}/g.json", "--kernels={0}/t.npy"],

@@ -2,7 +2,10 @@ import numpy as np
 import pytest
 
 import jaxgpt
+from jaxgpt import config as configs
 from jaxgpt import gssm
+from jaxgpt.systems.gssm import handmade
+from jaxgpt.systems.gssm.graph import HANDMADE
 from jaxgpt.systems.gssm.process import make_process
 from tests.conftest import refusal
 
@@ -76,6 +79,64 @@ def test_a_controller():
     assert stays.entropy_rate == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("text", "made"),
+    [
+        ("parity", gssm.parity()),
+        ("parity:2", gssm.parity(2)),
+        ("copy:2,1", gssm.copy(2, 1)),
+        ("induction:2, 0.5", gssm.induction(2, 0.5)),
+        ("controller:[[0,1],[0,0]],[[0.5,0.5],[0,1]]",
+         gssm.controller([[0, 1], [0, 0]], [[0.5, 0.5], [0, 1]])),
+    ],
+)  # fmt: skip
+def test_they_are_named(text, made):
+    found = handmade.read(text)
+    assert found.nodes == made.nodes and found.entropy_rate == made.entropy_rate
+    for name, table in made.kernels.items():
+        np.testing.assert_array_equal(found.kernels[name], table)
+    # And are the config's graph, or Python's.
+    process = make_process(configs.override(configs.base(), {"gssm.graph": text}))
+    for graph in (gssm.Graph(text), gssm.Graph(made)):
+        assert graph.nodes == process.graph.nodes == made.nodes
+        tokens_NT = gssm.sample(graph, 4, 9)
+        np.testing.assert_array_equal(tokens_NT, process.held_out(0, "train", 4, 32, 9))
+
+
+def test_their_names_are_all_known():
+    assert tuple(handmade.MAKERS) == HANDMADE
+    assert handmade.read("easy") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("parity:x", "'parity:x' is not a graph: write parity:BITS"),
+        ("parity:1,2", "is not a graph"),
+        ("parity:2.5", "is not a graph"),
+        ("parity:0", "needs bits >= 1"),
+        ("parity:1e300", "is not a graph"),
+        ("controller", "is not a graph"),
+        ("controller:[[0]],[[]]", "one shape [states, tokens]"),
+        ("copy:" + "[" * 100_000, "is not a graph"),
+        ("copy:9,999999999", "entries of its largest kernel must be <= 4194304"),
+    ],
+)
+def test_arguments_that_cannot_be_are_one_line(text, expected):
+    assert expected in refusal(handmade.read, text)
+
+
+def test_no_other_kernels_or_nodes_go_with_them():
+    changed = {"gssm.graph": "parity", "gssm.kernels": "K.npz"}
+    config = configs.override(configs.base(), changed)
+    assert "'parity' has kernels of its own" in refusal(make_process, config)
+    expected = "a graph made by hand has its kernels"
+    assert expected in refusal(gssm.Graph, "parity", kernels={})
+    nodes = {"gssm.graph": "parity:3", "gssm.nodes.X.alpha": 2}
+    refused = refusal(configs.override, configs.base(), nodes)
+    assert "the nodes of 'parity:3' are made by hand" in refused
+
+
 def test_a_training_takes_them():
     config = jaxgpt.config("gssm:easy-tiny", **gssm.parity(2).fields())
     process = make_process(config)
@@ -86,7 +147,8 @@ def test_a_training_takes_them():
     ("function", "arguments", "expected"),
     [
         (gssm.copy, (1, 3), "needs symbols >= 2 and length >= 1"),
-        (gssm.copy, (10, 9), "entries of its largest kernel must be <= "),
+        (gssm.copy, (10, 3), "entries of its largest kernel must be <= "),
+        (gssm.induction, (10**9,), "entries of its largest kernel must be <= "),
         (gssm.parity, (0,), "needs bits >= 1"),
         (gssm.induction, (3, 0.0), "needs symbols >= 2 and 0 < noise <= 1"),
         (gssm.controller, ([[0]], [[0.5, 0.5]]), "one shape [states, tokens]"),
