@@ -23,7 +23,7 @@ import sys
 
 from benchmarks.alternate import machine
 from benchmarks.sigma_quality import Contender, speeds
-from jaxgpt.commands.grid import Study, read_study
+from jaxgpt.commands.study import Study, read_study
 
 # Contenders that are timed in turns: each holds a compiled step.
 GROUP = 5

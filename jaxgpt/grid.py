@@ -3,8 +3,10 @@
 python -m jaxgpt.grid --study=studies/gssm_modes.yaml
 
 A study is a YAML or JSON file: `config`, `overrides` of it, `grid` (a list of values
-for each field: every combination is a point), `y` (a name in metrics.csv), `x` and
-`lines` (fields of the grid), and the `title` of the figure. Instead of a grid with x
+for each field: every combination is a point), `y` (a column of results.csv), `x` and
+`lines` (fields of the grid; x also parameters, flops, flops_per_token or tokens), and
+the `title` of the figure. `test: N` measures each run on N test sequences of its graph;
+`fit: power` fits y = a x^-b, `fit: power+constant` a x^-b + c. Instead of a grid with x
 and lines it can list its `points`: the changes of each run, {} for none. The same
 command resumes.
 """
@@ -22,6 +24,13 @@ def command(argv: list[str]) -> int:
     parser.add_argument("--point", type=int, help="train only this one; no gathering")
     parser.add_argument(
         "--gather", action="store_true", help="train nothing: write CSV and figure"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="points trained at a time, each on its share of the cores and with a log "
+        "file of its own (default 1)",
     )
     args = parser.parse_args(argv)
     # Matplotlib takes a while, which --help does not need.

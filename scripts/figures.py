@@ -26,7 +26,8 @@ from collections.abc import Callable
 
 from benchmarks import extrapolation, knn_lm, sigma_calls, sigma_pareto, timescales
 from benchmarks.alternate import machine
-from jaxgpt.commands import grid, probe
+from jaxgpt.commands import probe, study_plots
+from jaxgpt.commands.study import read_study
 from jaxgpt.training import plots
 from scripts import draw_memory
 
@@ -97,10 +98,9 @@ def study(name: str, minutes: int) -> Figure:
     file, folder = f"studies/gssm_{name}.yaml", f"{{runs}}/gssm_{name}"
 
     def draw(record: pathlib.Path, output: pathlib.Path) -> None:
-        of = grid.read_study(str(ROOT / file))
+        of = read_study(str(ROOT / file))
         with open(record) as stream:
-            rows = [row | {of.y: float(row[of.y])} for row in csv.DictReader(stream)]
-        grid.plot(of, rows, output)
+            study_plots.draw(of, list(csv.DictReader(stream)), output)
 
     return Figure(
         (f"jaxgpt.grid --study={file} --workdir={folder}",),

@@ -11,7 +11,7 @@ import shlex
 import sys
 
 from jaxgpt import cli
-from jaxgpt.commands import grid
+from jaxgpt.commands.study import read_study
 from jaxgpt.config import user_path
 from jaxgpt.errors import UserError
 
@@ -50,7 +50,7 @@ def command(argv: list[str]) -> None:
     for name, least in (("cpus", 1), ("gpus", 0), ("most", 0)):
         if getattr(args, name) < least:
             raise UserError(f"--{name} is at least {least}: not {getattr(args, name)}")
-    study = grid.read_study(args.study)
+    study = read_study(args.study)
     folder = user_path(args.workdir or f"runs/{study.name}")
     text = SBATCH.format(
         name=study.name,

@@ -46,7 +46,7 @@ OF_A_MEMORY = {
 OTHERS = {
     "convert": ["--format", "--source", "--output", "--tokenizer", "--step"],
     "plan": ["--config", "--topology", "--json"],
-    "grid": ["--study", "--workdir", "--point", "--gather"],
+    "grid": ["--study", "--workdir", "--point", "--gather", "--jobs"],
     "memory": ["--memory", "--workdir", "--step", "--json", "--split", "--k"],
     "systems.gssm.generate": ["--config", "--output", "--num_sequences"],
     "systems.gssm.entropy": ["--config", "--graph", "--kernels", "--tokens"],

@@ -9,9 +9,13 @@ import sys
 import pytest
 import yaml
 
-from jaxgpt.commands import grid
+from jaxgpt import config as configs
+from jaxgpt.commands import grid, study_plots
+from jaxgpt.commands import study as studies
 from jaxgpt.errors import UserError
 from jaxgpt.grid import command
+from jaxgpt.parallel import hardware
+from jaxgpt.systems.gssm.graph import load_graph
 from tests.conftest import ROOT
 
 TINY = f"{ROOT}/configs/gssm_easy.py:tiny"
@@ -36,7 +40,7 @@ def study(tmp_path):
 
 
 def test_points_are_all_combinations(study):
-    read = grid.read_study(study())
+    read = studies.read_study(study())
     assert read.points == [
         {"steps": "2", "eval_interval": "2", "gssm.graph_seed": seed,
          "optimizer.learning_rate": rate}
@@ -45,11 +49,31 @@ def test_points_are_all_combinations(study):
 
 
 POINTS = [{}, {"optimizer.learning_rate": 0.01}, {"seed": 7, "steps": 3}]
+
+
+def finish(read, folder, point, *rows):
+    """Leaves what a run of a point leaves."""
+    workdir = read.workdir(folder, point)
+    workdir.mkdir(exist_ok=True)
+    configs.save(configs.load(read.config, read.points[point]), workdir / "config.json")
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (workdir / "metrics.jsonl").write_text(text)
+    return workdir
+
+
+NODES = {
+    "grid": {
+        "gssm.nodes.Z1.alpha": [0.1, 1],
+        "gssm.nodes.X.parents": [["Z1"], ["Z1", "Z2"]],
+    },
+    "x": "gssm.nodes.Z1.alpha",
+    "lines": "",
+}
 LISTED = {"points": POINTS, "grid": None, "x": None, "lines": None}
 
 
 def test_a_study_may_list_its_points(study, tmp_path):
-    read = grid.read_study(study(**LISTED))
+    read = studies.read_study(study(**LISTED))
     fixed = {"steps": "2", "eval_interval": "2"}
     assert read.points == [
         fixed,
@@ -67,12 +91,10 @@ def test_listed_points_are_gathered_and_each_drawn_in_a_row(
 
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
-    read = grid.read_study(study(**LISTED))
+    read = studies.read_study(study(**LISTED))
     for point, steps in ((0, 2), (2, 3)):  # The other is not finished.
-        workdir = read.workdir(tmp_path, point)
-        workdir.mkdir()
         row = {"step": steps, "val_loss": 2.0, "val_gap": 0.1 * steps}
-        (workdir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        finish(read, tmp_path, point, row)
     assert grid.gather(read, tmp_path) == 2
     with open(tmp_path / "results.csv") as stream:
         rows = list(csv.DictReader(stream))
@@ -91,13 +113,15 @@ def test_it_trains_what_is_missing_and_gathers(study, tmp_path, monkeypatch, cap
     folder = tmp_path / "runs"
     options = [f"--study={study()}", f"--workdir={folder}"]
     started = []
-    whole = grid.supervise
+    whole = grid.Supervisor.run
 
-    def interrupted(words):
+    def interrupted(self, words):
         started.append(words)
-        return 130 if len(started) == 3 else whole(words)
+        if len(started) == 3:
+            self.code = 130
+        return self.code or whole(self, words)
 
-    monkeypatch.setattr(grid, "supervise", interrupted)
+    monkeypatch.setattr(grid.Supervisor, "run", interrupted)
     assert command(options) == 130
     assert "2 of 4 runs" in capsys.readouterr().err
     assert command(options) == 0
@@ -111,9 +135,9 @@ def test_it_trains_what_is_missing_and_gathers(study, tmp_path, monkeypatch, cap
 
 
 def test_values_are_shown_whole_and_files_by_name(study, tmp_path):
-    shown = map(grid.short, ["0.05", "1e-3", "-2", "data/graphs/easy.yaml", ""])
+    shown = map(studies.short, ["0.05", "1e-3", "-2", "data/graphs/easy.yaml", ""])
     assert list(shown) == ["0.05", "1e-3", "-2", "easy", ""]
-    read = grid.read_study(study())
+    read = studies.read_study(study())
     names = [read.workdir(tmp_path, point).name for point in range(2)]
     assert names == ["000-graph_seed=0-learning_rate=1e-3",
                      "001-graph_seed=0-learning_rate=0.01"]  # fmt: skip
@@ -126,9 +150,9 @@ def test_the_figure_names_the_values_tried_and_the_field_of_its_lines(
 
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
-    read = grid.read_study(study())
+    read = studies.read_study(study())
     results = [p | {"val_gap": 0.5 / (i + 1)} for i, p in enumerate(read.points)]
-    grid.plot(read, results, tmp_path / "f.png")
+    study_plots.plot(read, results, tmp_path / "f.png", {})
     (axes,) = drawn[0].axes
     assert [t.get_text() for t in axes.get_xticklabels()] == ["1e-3", "0.01"]
     assert [t.get_text() for t in axes.texts] == ["graph_seed 0", "graph_seed 1"]
@@ -137,42 +161,149 @@ def test_the_figure_names_the_values_tried_and_the_field_of_its_lines(
 
 def test_files_are_named_without_what_their_names_have_in_common():
     names = ["modes_slow", "modes_dead"]
-    assert grid.common_start(names) == "modes_"
-    assert grid.common_start(["easy", "eager"]) == grid.common_start([]) == ""
+    assert study_plots.common_start(names) == "modes_"
+    assert (
+        study_plots.common_start(["easy", "eager"])
+        == study_plots.common_start([])
+        == ""
+    )
 
 
 def test_a_run_without_its_last_evaluation_is_not_finished(study, tmp_path):
-    read = grid.read_study(study())
-    workdir = read.workdir(tmp_path, 0)
-    workdir.mkdir()
+    read = studies.read_study(study())
     rows = [{"step": 0, "val_loss": 3.0, "val_gap": 1.0}, {"step": 2, "loss": 2.0}]
-    lines = [json.dumps(row) + "\n" for row in rows]
-    (workdir / "metrics.jsonl").write_text("".join(lines))
+    finish(read, tmp_path, 0, *rows)
     assert read.last_row(tmp_path, 0) is None
     assert grid.gather(read, tmp_path) == 0
     evaluated = rows[1] | {"val_loss": 2.0, "val_gap": 0.5}
-    (workdir / "metrics.jsonl").write_text(lines[0] + json.dumps(evaluated) + "\n")
+    finish(read, tmp_path, 0, rows[0], evaluated)
     assert read.last_row(tmp_path, 0) == evaluated
 
 
 def test_a_run_that_ran_out_of_patience_is_finished(study, tmp_path):
     overrides = {"steps": 100, "patience": 2}
-    read = grid.read_study(study(overrides=overrides))
-    workdir = read.workdir(tmp_path, 0)
-    workdir.mkdir()
+    read = studies.read_study(study(overrides=overrides))
     for losses, finished in (([3.0, 2.0, 2.5], False), ([3.0, 2.0, 2.5, 2.1], True)):
         rows = [{"step": i, "val_loss": loss} for i, loss in enumerate(losses)]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (workdir / "metrics.jsonl").write_text(text)
+        finish(read, tmp_path, 0, *rows)
         expected = rows[-1] if finished else None
         assert read.last_row(tmp_path, 0) == expected
+
+
+def test_a_grid_may_have_fields_of_nodes_and_its_folders_short_names(study, tmp_path):
+    read = studies.read_study(study(**NODES))
+    names = [read.workdir(tmp_path, point).name for point in range(4)]
+    assert names == [
+        "000-X.parents=Z1-Z1.alpha=0.1",
+        "001-X.parents=Z1-Z1.alpha=1",
+        "002-X.parents=Z1+Z2-Z1.alpha=0.1",
+        "003-X.parents=Z1+Z2-Z1.alpha=1",
+    ]
+    last = configs.load(TINY, read.points[3])
+    assert {node.name: node.alpha for node in load_graph(last.gssm.graph).nodes} == {
+        "Z1": 1.0, "Z2": 0.2, "X": 0.05
+    }  # fmt: skip
+
+
+# What such a folder was called before.
+OLD_NAME = (
+    "graph=_nodes_name_Z1_state_dim_4_alpha_0.3_parents_mode_slow_kernel_type_fullrank_"
+    "observed_false_nam"
+)
+
+
+def test_long_values_are_shown_by_their_number(study, tmp_path):
+    graphs = [load_graph(name).to_json() for name in ("easy", "two_chains")]
+    grid_of = {"gssm.graph": ["easy", *graphs], "seed": [0, 1]}
+    read = studies.read_study(study(grid=grid_of, x="gssm.graph", lines=""))
+    names = [read.workdir(tmp_path, point).name for point in range(6)]
+    assert names == ["000-graph=easy-seed=0", "001-graph=easy-seed=1",
+                     "002-graph=v2-seed=0", "003-graph=v2-seed=1",
+                     "004-graph=v3-seed=0", "005-graph=v3-seed=1"]  # fmt: skip
+    before = tmp_path / f"002-{OLD_NAME}"
+    before.mkdir()
+    assert read.workdir(tmp_path, 2) == before
+
+
+def test_a_run_of_another_config_is_not_a_points(study, tmp_path):
+    read = studies.read_study(study(**NODES))
+    row = {"step": 2, "val_loss": 2.0, "val_gap": 0.5}
+    finish(read, tmp_path, 0, row)
+    assert read.last_row(tmp_path, 0) == row
+    for changes in ({"batch_size": 4}, {"gssm.nodes.Z2.alpha": 0.5}):
+        overrides = SPEC["overrides"] | changes
+        other = studies.read_study(study(**NODES, overrides=overrides))
+        assert other.workdir(tmp_path, 0) == read.workdir(tmp_path, 0)
+        assert other.last_row(tmp_path, 0) is None
+    more = studies.read_study(study(**NODES, overrides=SPEC["overrides"] | {"keep": 9}))
+    assert more.last_row(tmp_path, 0) == row  # It could be resumed.
+
+
+def test_results_have_what_a_run_cost_and_its_test_figures(study, tmp_path):
+    read = studies.read_study(study(test=64, y="test_kl"))
+    row = {"step": 2, "tokens": 1000, "val_loss": 2.0}
+    workdir = finish(read, tmp_path, 3, row)
+    cost = {"parameters": 7, "flops_per_token": 42.0, "seconds": 3.5}
+    (workdir / "cost.json").write_text(json.dumps(cost | {"cpu_seconds": None}))
+    assert grid.gather(read, tmp_path) == 0, "not measured yet"
+    words = read.test_command(tmp_path, 3)
+    assert words[2:] == ["jaxgpt.evaluate", "--split=test", f"--workdir={workdir}",
+                         "--step=last", "--num_sequences=64", "--json=-"]  # fmt: skip
+    found = {"loss": 1.9, "perplexity": 6.7, "kl": 0.25, "tokens": 9, "step": 1}
+    file = read.test_file(tmp_path, 3)
+    file.write_text(json.dumps(found))
+    assert grid.gather(read, tmp_path) == 0, "of another checkpoint"
+    file.write_text(json.dumps(found | {"step": 2, "kl_by_position": [0.25]}))
+    assert grid.gather(read, tmp_path) == 1
+    with open(tmp_path / "results.csv") as stream:
+        (line,) = csv.DictReader(stream)
+    assert line == {
+        "point": "3", "gssm.graph_seed": "1", "optimizer.learning_rate": "0.01",
+        "parameters": "7", "flops_per_token": "42.0", "seconds": "3.5",
+        "cpu_seconds": "", "flops": "42000.0", "step": "2", "tokens": "1000",
+        "val_loss": "2.0", "test_sequences": "64", "test_loss": "1.9",
+        "test_kl": "0.25",
+    }  # fmt: skip
+
+
+def test_x_may_be_a_size_that_runs_record(study, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    spec = {"grid": {"model.n_layer": [1, 2, 3], "seed": [0, 1]}, "lines": ""}
+    read = studies.read_study(study(**spec, x="parameters", fit="power"))
+    for point in range(6):
+        size, factor = [10, 40, 160][point // 2], 1 + point % 2
+        row = {"step": 2, "tokens": 5, "val_loss": 2.0, "val_gap": factor * size**-0.5}
+        workdir = finish(read, tmp_path, point, row)
+        (workdir / "cost.json").write_text(json.dumps({"parameters": size}))
+    assert grid.gather(read, tmp_path) == 6
+    (axes,) = drawn[0].axes
+    assert list(axes.lines[0].get_xdata()) == [10, 40, 160]
+    assert [t.get_text() for t in axes.texts] == ["1.41 x^(−0.50 ± 0.00)"]
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert record["lines"][""]["exponent"] == pytest.approx(0.5)
+    assert record["lines"][""]["replicates"] == 2
+
+
+def test_what_cannot_be_fitted_yet_is_said(study, tmp_path, capsys):
+    spec = {"grid": {"steps": [2, 4, 8]}, "x": "steps", "lines": "", "fit": "power"}
+    read = studies.read_study(study(**spec))
+    for point in range(2):
+        finish(read, tmp_path, point, {"step": 9, "val_loss": 2.0, "val_gap": 0.1})
+    assert grid.gather(read, tmp_path) == 2
+    assert (
+        "power: 'power' takes 3 or more values of x, got 2" in capsys.readouterr().err
+    )
+    assert (tmp_path / "results.png").stat().st_size > 5000
 
 
 def test_a_failed_run_is_named_and_the_others_go_on(
     study, tmp_path, monkeypatch, capsys
 ):
     codes = iter([1, 0])
-    monkeypatch.setattr(grid, "supervise", lambda words: next(codes))
+    monkeypatch.setattr(grid.Supervisor, "run", lambda self, words: next(codes))
     path = study(grid={"gssm.graph_seed": [0, 1]}, x="gssm.graph_seed", lines="")
     assert command([f"--study={path}", f"--workdir={tmp_path / 'runs'}"]) == 1
     assert "1 runs failed: 000-graph_seed=0" in capsys.readouterr().err
@@ -183,11 +314,12 @@ import signal, sys, time
 heard = []
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda number, _: heard.append(number))
-print("ready", flush=True)
+write = lambda line: print(line + "\\n", end="", flush=True)  # In one piece.
+write("ready")
 while not heard:
     time.sleep(0.01)
 time.sleep(1)  # Saves.
-print("heard", *heard, flush=True)
+write(f"heard {heard}")
 sys.exit(128 + heard[0])
 """
 
@@ -196,8 +328,11 @@ sys.exit(128 + heard[0])
 STUDY = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
+from concurrent.futures import ThreadPoolExecutor
 from jaxgpt.commands import grid
-sys.exit(grid.supervise(sys.argv[1:]))
+with grid.Supervisor() as supervisor, ThreadPoolExecutor(1) as pool:
+    code = pool.submit(supervisor.run, sys.argv[1:]).result()
+sys.exit(code)
 """
 
 
@@ -211,14 +346,85 @@ def test_a_signal_is_handed_on_once_and_the_run_is_waited_for(number):
     ) as study:  # fmt: skip
         assert study.stdout.readline() == "ready\n"
         os.killpg(study.pid, number)
-        assert study.stdout.readline() == f"heard {int(number)}\n"
+        assert study.stdout.readline() == f"heard [{int(number)}]\n"
         assert study.wait(timeout=60) == 128 + number
+
+
+JOBS = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from jaxgpt.commands import grid
+words = [[sys.executable, "-c", sys.argv[1]]] * 3
+with grid.Supervisor() as supervisor, ThreadPoolExecutor(2) as pool:
+    print(*pool.map(supervisor.run, words), flush=True)
+sys.exit(supervisor.code)
+"""
+
+
+@pytest.mark.process
+def test_a_signal_goes_to_all_runs_and_no_more_begin():
+    with subprocess.Popen(
+        [sys.executable, "-c", JOBS, CHILD],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as study:  # fmt: skip
+        assert [study.stdout.readline() for _ in range(2)] == ["ready\n"] * 2
+        study.terminate()
+        heard, said = study.communicate(timeout=60)
+        assert heard.splitlines() == ["heard [15]"] * 2 + ["143 143 143"]
+        assert said == "SIGTERM: 2 runs are told to end\n"
+        assert study.returncode == 143
+
+
+@pytest.mark.process
+def test_runs_side_by_side_have_their_cores_and_logs(
+    study, tmp_path, monkeypatch, capsys
+):
+    """Stand-ins for training: each says which cores it may use."""
+    cores = sorted(os.sched_getaffinity(0))
+    code = "import os, sys; print(sorted(os.sched_getaffinity(0))); sys.exit(3)"
+    words = [sys.executable, "-c", code]
+    monkeypatch.setattr(studies.Study, "train_command", lambda *_: words)
+    folder = tmp_path / "runs"
+    assert command([f"--study={study()}", f"--workdir={folder}", "--jobs=2"]) == 1
+    logs = sorted(folder.glob("*.log"))
+    assert len(logs) == 4
+    used = {log.read_text() for log in logs}
+    assert used <= {f"{list(part)}\n" for part in grid.shares(cores, 2)}
+    said = capsys.readouterr().err
+    assert f"[1/4] {logs[0].stem}: ended with exit code 3, see {logs[0]}" in said
+    assert os.sched_getaffinity(0) == set(cores)
+
+
+def test_cores_are_shared_out():
+    assert grid.shares([2, 3, 5, 7, 8], 2) == [[2, 3], [5, 7, 8]]
+    assert grid.shares([4], 1) == [[4]]
+    assert grid.shares([0, 1], 3) == [[0], [1], [0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--jobs=0"], "--jobs must be >= 1, got 0"),
+        (["--jobs=2", "--gather"], "omit --point and --gather"),
+        (["--jobs=2", "--point=0"], "omit --point and --gather"),
+    ],
+)
+def test_jobs_that_cannot_be_are_refused(study, tmp_path, options, expected):
+    with pytest.raises(UserError, match=expected):
+        command([f"--study={study()}", f"--workdir={tmp_path}", *options])
+
+
+def test_several_jobs_on_an_accelerator_are_refused(study, tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(hardware, "has_accelerator", lambda: True)
+    with pytest.raises(UserError, match="set JAX_PLATFORMS=cpu, or run an array job"):
+        command([f"--study={study()}", f"--workdir={tmp_path}", "--jobs=2"])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")))
 def test_shipped_studies_can_be_run(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    read = grid.read_study(str(path))
+    read = studies.read_study(str(path))
     assert len({read.workdir(ROOT, i) for i in range(len(read.points))}) >= 12
 
 
@@ -229,7 +435,7 @@ def test_shipped_studies_can_be_run(path, monkeypatch):
         ({"grid": {"stepz": [1]}, "x": "stepz", "lines": ""}, "unknown config key"),
         ({"grid": {"steps": []}}, "grid.steps must be a list of values"),
         ({"grid": {"steps": 3}}, "grid.steps must be a list of values"),
-        ({"x": "steps"}, "x must be a field of its grid, got 'steps'"),
+        ({"x": "steps"}, "x must be a field of its grid, or .* or tokens, got 'steps'"),
         ({"lines": "steps"}, "lines must be a field of its grid, got 'steps'"),
         ({"y": None}, "y must be text, got None"),
         ({"yy": "val_gap"}, "has an unknown key 'yy'"),
@@ -238,11 +444,28 @@ def test_shipped_studies_can_be_run(path, monkeypatch):
         (LISTED | {"points": ["seed"]}, "points must be a list, each a mapping"),
         (LISTED | {"points": [{"stepz": 1}]}, "unknown config key"),
         ({"overrides": {"steps": "many"}}, "steps must be an integer, got 'many'"),
+        ({"fit": "line"}, "fit must be one of power, power.constant, got 'line'"),
+        ({"fit": "power"}, "x must be 3 or more values to fit 'power', got 2"),
+        (
+            {"grid": {"seed": [0, 1, 2]}, "x": "seed", "lines": "", "fit": "power"},
+            "x must be numbers above 0 to fit a power law",
+        ),
+        (LISTED | {"fit": "power"}, "lists its points: remove 'fit'"),
+        ({"test": -1}, "test must be a number of sequences, got -1"),
+        ({"test": True}, "test must be a number of sequences, got True"),
+        (
+            {"test": 8, "overrides": {"system": "causal"}},
+            "system must be gssm with test",
+        ),
+        (
+            NODES | {"overrides": {"gssm.nodes.Z9.alpha": 1}},
+            "nodes of gssm.graph are Z1",
+        ),
     ],
 )
 def test_a_study_that_cannot_be_is_refused(study, changes, expected):
     with pytest.raises(UserError, match=expected) as caught:
-        grid.read_study(study(**changes))
+        studies.read_study(study(**changes))
     assert "\n" not in str(caught.value)
 
 
@@ -250,7 +473,7 @@ def test_a_study_that_cannot_be_is_refused(study, changes, expected):
 def test_what_is_no_study_is_refused(tmp_path, text):
     (tmp_path / "s.yaml").write_text(text)
     with pytest.raises(UserError, match="study"):
-        grid.read_study(str(tmp_path / "s.yaml"))
+        studies.read_study(str(tmp_path / "s.yaml"))
 
 
 def test_a_point_outside_the_study_is_refused(study, tmp_path):

@@ -1,310 +1,226 @@
-"""Trains the points of a study, and gathers and draws their results."""
+"""Trains the points of a study, several at a time if asked, and gathers the results."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
-import dataclasses
-import itertools
+import functools
 import os
 import pathlib
-import re
 import signal
-import statistics
 import subprocess
-import sys
+import threading
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-
-import yaml
 
 from jaxgpt import config as configs
 from jaxgpt import drawing
+from jaxgpt.commands import study_plots
+from jaxgpt.commands.power_law import PowerLaw
+from jaxgpt.commands.study import Study, read_study
 from jaxgpt.errors import UserError, log, require
+from jaxgpt.parallel import hardware
 from jaxgpt.training import signals
-from jaxgpt.training.metrics import out_of_patience, read_rows
 
 # All signals at which training saves a checkpoint and ends.
 SIGNALS = [*signals.SIGNALS, *(n for n in signal.Signals if n.name == "SIGHUP")]
-KEYS = {
-    "config": str, "overrides": dict, "grid": dict, "points": list, "x": str, "y": str,
-    "lines": str, "title": object,
-}  # fmt: skip
-FIELDS = "a mapping of config fields"
-METRICS = {
-    "val_loss": "validation loss, nats per token",
-    "val_gap": "validation loss above the floor,\nnats per token",
-}
 
 
 def execute(args: argparse.Namespace) -> int:
     """Runs the points, and gathers."""
-    study = read_study(args.study)
+    study, jobs = read_study(args.study), args.jobs
     folder = configs.user_path(args.workdir or f"runs/{study.name}")
+    require(jobs >= 1, "--jobs", ">= 1", jobs)
+    if jobs > 1 and (args.gather or args.point is not None):
+        raise UserError("--jobs is for training all points: omit --point and --gather")
+    if jobs > 1 and hardware.has_accelerator() and not hardware.cpu_requested():
+        raise UserError(
+            f"--jobs={jobs} shares out CPU cores, and this machine has an accelerator: "
+            "set JAX_PLATFORMS=cpu, or run an array job (scripts/slurm_array.py)"
+        )
     configs.make_folder(folder)
     if args.point is not None:
         last = len(study.points) - 1
         require(0 <= args.point <= last, "--point", f"in [0, {last}]", args.point)
+        if study.test:
+            return run(study, folder, 1, [args.point])
         words = study.train_command(folder, args.point)
         # Not a child process: a scheduler's signals must reach the run itself.
         os.execv(words[0], words)
-    code = 0 if args.gather else run(study, folder)
+    code = 0 if args.gather else run(study, folder, jobs, range(len(study.points)))
     found = gather(study, folder)
     log(f"{found} of {len(study.points)} runs in {folder / 'results.csv'}")
     return code
 
 
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """A checked study.
-
-    changes are what distinguishes the runs, points all overrides of each. grid and x
-    are empty where the study lists its points.
-    """
-
-    name: str
-    config: str
-    grid: dict[str, list]
-    changes: list[dict[str, str]]
-    points: list[dict[str, str]]
-    x: str
-    y: str
-    lines: str
-    title: str
-
-    def label(self, point: int) -> str:
-        """Returns what a point changes, for people to read."""
-        parts = [
-            f"{key.rsplit('.', 1)[-1]}={short(value)}"
-            for key, value in self.changes[point].items()
-        ]
-        return "-".join(parts) or "unchanged"
-
-    def workdir(self, folder: pathlib.Path, point: int) -> pathlib.Path:
-        """Returns the folder of a point's run."""
-        name = re.sub(r"[^\w.=-]+", "_", self.label(point))[:100]
-        return folder / f"{point:03}-{name}"
-
-    def train_command(self, folder: pathlib.Path, point: int) -> list[str]:
-        """Returns the command that trains a point."""
-        overrides = [f"--config.{k}={v}" for k, v in self.points[point].items()]
-        command = [sys.executable, "-m", "jaxgpt.train", f"--config={self.config}"]
-        return [*command, f"--workdir={self.workdir(folder, point)}", *overrides]
-
-    def last_row(self, folder: pathlib.Path, point: int) -> dict[str, Any] | None:
-        """Returns the last metrics of a point's run, None unless it is finished."""
-        rows = read_rows(self.workdir(folder, point))
-        # A run killed in its last evaluation has a row of the last step without one.
-        if not rows or "val_loss" not in rows[-1]:
-            return None
-        c = configs.load(self.config, self.points[point])
-        ended = rows[-1]["step"] >= c.steps or out_of_patience(rows, c.patience)
-        return rows[-1] if ended else None
-
-
-def short(value: str) -> str:
-    """Returns a value as shown in names: of a file, its name without folder, suffix."""
-    try:
-        float(value)  # 0.05 is not a file 0 with suffix .05.
-    except ValueError:
-        return pathlib.Path(value).stem
-    return value
-
-
-def read_study(name: str) -> Study:
-    """Reads a study file and checks the config of every point.
-
-    Raises:
-      UserError: naming what is wrong in it.
-    """
-    path, where = configs.find_path(name), f"study '{name}'"
-    try:
-        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{where} cannot be read: {reason}") from None
-    if not isinstance(spec, dict):
-        raise UserError(f"{where} must be a mapping with keys among {', '.join(KEYS)}")
-    if unknown := sorted(map(str, set(spec) - set(KEYS))):
-        raise UserError(f"{where} has an unknown key '{unknown[0]}'")
-    given = {key: value for key, value in spec.items() if value is not None}
-    listed = "points" in given
-    if clash := [key for key in ("grid", "x", "lines") if listed and key in given]:
-        raise UserError(f"{where} lists its points: remove '{clash[0]}'")
-    absent = {"grid": {}, "x": ""} if listed else {"points": []}
-    spec = {"overrides": {}, "lines": "", "title": path.stem} | absent | given
-    rules: dict[Any, str] = {dict: FIELDS, list: "a list of changes"}
-    for key, kind in KEYS.items():
-        valid = isinstance(spec.get(key), kind)
-        require(valid, f"{where}: {key}", rules.get(kind, "text"), spec.get(key))
-    grid, changes = spec["grid"], spec["points"]
-    if listed:
-        valid = bool(changes) and all(isinstance(change, dict) for change in changes)
-        require(valid, f"{where}: points", f"a list, each {FIELDS}", changes)
-    else:
-        for key, values in grid.items():
-            valid = isinstance(values, list) and len(values) > 0
-            require(valid, f"{where}: grid.{key}", "a list of values", values)
-        for key in ("x", "lines"):
-            valid = spec[key] in grid or (key == "lines" and not spec[key])
-            require(valid, f"{where}: {key}", "a field of its grid", spec[key])
-        combined = itertools.product(*grid.values())
-        changes = [dict(zip(grid, values, strict=True)) for values in combined]
-    fixed, *changes = (
-        {str(key): str(value) for key, value in change.items()}
-        for change in (spec["overrides"], *changes)
-    )
-    points = [fixed | change for change in changes]
-    for point in points:
-        configs.load(spec["config"], point)
-    shown = {key: str(spec[key]) for key in ("config", "x", "y", "lines", "title")}
-    return Study(path.stem, grid=grid, changes=changes, points=points, **shown)
-
-
 def gather(study: Study, folder: pathlib.Path) -> int:
     """Writes results.csv and results.png of the finished runs; returns their number.
 
+    What is fitted to them is logged, and written as results.json.
+
     Raises:
-      UserError: if a finished run has no metric `study.y`.
+      UserError: if a finished run has no column that the study names as x or y.
     """
     results = []
     fields = dict.fromkeys(key for change in study.changes for key in change)
     for point, values in enumerate(study.points):
-        row = study.last_row(folder, point)
-        if row is not None:
-            metrics = f"a metric of its runs: {', '.join(row)}"
-            require(study.y in row, f"study '{study.name}': y", metrics, study.y)
-            changed = {key: values.get(key, "") for key in fields}
-            results.append({"point": point} | changed | row)
+        row = study.result(folder, point)
+        if row is None:
+            continue
+        changed = {key: values.get(key, "") for key in fields}
+        results.append({"point": point} | changed | row)
+        for key in ("y", "x") if study.grid else ("y",):
+            name, rule = getattr(study, key), f"a column: {', '.join(results[-1])}"
+            require(name in results[-1], f"study '{study.name}': {key}", rule, name)
     if results:
         names = list(dict.fromkeys(name for row in results for name in row))
         with open(folder / "results.csv", "w", newline="") as stream:
             writer = csv.DictWriter(stream, names)
             writer.writeheader()
             writer.writerows(results)
-        draw = plot if study.grid else plot_points
-        draw(study, results, folder / "results.png")
+        picture = folder / "results.png"
+        laws = study_plots.draw(study, results, picture)
+        for line, law in laws.items():
+            log(f"{study.fit}{line and f', {study.lines}={line}'}: {law}")
+        if study.fit:
+            found = {
+                line: vars(law) if isinstance(law, PowerLaw) else {"none": law}
+                for line, law in laws.items()
+            }
+            shown = {"x": study.x, "y": study.y, "fit": study.fit, "lines": found}
+            drawing.write_record(shown, picture)
     return len(results)
 
 
-def plot_points(study: Study, results: list[dict], path: pathlib.Path) -> None:
-    """Draws y of every run as a row of its own, and a line at that of the first."""
-    with drawing.picture(path, 1.2 + 0.25 * len(results)) as figure:
-        axes = figure.subplots()
-        values = [run[study.y] for run in results]
-        axes.plot(values, range(len(results)), "o")
-        axes.axvline(values[0], color=drawing.GREY, linewidth=1)
-        labels = [study.label(run["point"]) for run in results]
-        axes.set_yticks(range(len(results)), labels)
-        axes.invert_yaxis()
-        axes.set(xlabel=y_name(study).replace("\n", " "))
-        drawing.heading(figure, study.title)  # The labels are long: above them too.
+class Supervisor:
+    """Within it processes are run to their end, and get the signals that end training.
 
-
-def plot(study: Study, results: list[dict], path: pathlib.Path) -> None:
-    """Draws y of every run over x, and the medians, for each line.
-
-    The medians are joined where x is a number.
+    Attributes:
+      code: 128 + the first signal that was forwarded or that ended a run, or 0; other
+        than 0, no more runs begin.
     """
-    labels = [str(value) for value in study.grid[study.x]]
-    try:
-        x_of, numeric = {label: float(label) for label in labels}, True
-    except ValueError:
-        x_of, numeric = {label: float(i) for i, label in enumerate(labels)}, False
-    numbers = sorted(x_of.values())
-    ticks, x_name = [short(label) for label in labels], study.x
-    if not numeric and (common := common_start(ticks)):
-        ticks = [tick.removeprefix(common) for tick in ticks]
-        x_name = f"{study.x}: {common}…"
-    lines = list(map(str, study.grid[study.lines])) if study.lines else [""]
-    with drawing.picture(path, 4.5) as figure:
-        axes = figure.subplots()
-        drawn = []
-        for line, color in zip(lines, itertools.cycle(drawing.COLOURS), strict=False):
-            by_x: dict[float, list[float]] = {}
-            for run in results:
-                if not study.lines or run[study.lines] == line:
-                    by_x.setdefault(x_of[run[study.x]], []).append(run[study.y])
-            xs = sorted(by_x)
-            medians = [statistics.median(by_x[x]) for x in xs]
-            style: dict[str, Any] = {"marker": "_", "markersize": 18}
-            style |= {"markeredgewidth": 2}
-            style |= {"linestyle": "-" if numeric else "", "color": color}
-            drawn += axes.plot(xs, medians, **style)
-            for x in xs:
-                ys = by_x[x]
-                axes.plot([x] * len(ys), ys, "o", color=color, alpha=0.4)
-        if all(run[study.y] > 0 for run in results):
-            drawing.log_scale(axes, "y")
-        if numeric and numbers[0] > 0 and numbers[-1] > 8 * numbers[0]:
-            axes.set_xscale("log")
-        if not numeric or axes.get_xscale() == "log":
-            axes.set_xticks(list(x_of.values()), ticks)
-            axes.xaxis.minorticks_off()
-        if not numeric:
-            axes.set_xlim(-0.3, len(labels) - 0.7)
-        axes.set(xlabel=x_name, ylabel=y_name(study), title=study.title)
-        field = study.lines.rpartition(".")[2]
-        named = [f"{field} {short(line)}" if line else "median" for line in lines]
-        drawing.label_ends(axes, drawn, named)
+
+    def __init__(self) -> None:
+        self.code = 0
+        self._processes: set[subprocess.Popen] = set()
+        self._lock = threading.Lock()
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Supervisor:
+        for number in SIGNALS:
+            # Ignored signals stay ignored, as SIGHUP does under nohup.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._forward)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _forward(self, number: int, _: Any) -> None:
+        with self._lock:
+            self.code = self.code or 128 + number
+            if (count := len(self._processes)) > 1:
+                log(f"{signal.Signals(number).name}: {count} runs are told to end")
+            for process in self._processes:
+                process.send_signal(number)
+
+    def run(self, words: Sequence[str], **streams: Any) -> int:
+        """Runs a process, from any thread but the main one, which handles signals.
+
+        Args:
+          words: the command.
+          **streams: files for its stdout and stderr, if not those of this process.
+
+        Returns:
+          Its exit code, or 128 + the first signal forwarded.
+        """
+        with self._lock:
+            if self.code:
+                return self.code
+            # A process group of its own: otherwise a terminal's Ctrl-C would reach it
+            # twice, and at the second one training quits without a checkpoint.
+            process = subprocess.Popen(words, process_group=0, **streams)
+            self._processes.add(process)
+        code = process.wait()
+        with self._lock:
+            self._processes.discard(process)
+            if code > 128:
+                self.code = self.code or code
+        return self.code or code
 
 
-def y_name(study: Study) -> str:
-    """Returns what the metric of a study is, with its unit where that is known."""
-    return METRICS.get(study.y, study.y.replace("_", " "))
-
-
-def common_start(words: list[str]) -> str:
-    """Returns what all words begin with, up to the last underscore in it."""
-    alike = itertools.takewhile(
-        lambda letters: len(set(letters)) == 1, zip(*words, strict=False)
-    )
-    start = "".join(letters[0] for letters in alike)
-    return start[: start.rfind("_") + 1]
-
-
-def supervise(words: list[str]) -> int:
-    """Runs a process to its end, and forwards the signals that end training to it.
+def run(study: Study, folder: pathlib.Path, jobs: int, points: Collection[int]) -> int:
+    """Trains the points that are not finished, `jobs` at a time.
 
     Returns:
-      Its exit code, or 128 + the first signal forwarded.
+      128 + a signal that ended it, 1 if any failed, or 0.
     """
-    received: list[int] = []
-    process = None
+    cores = shares(sorted(os.sched_getaffinity(0)), jobs)
 
-    def forward(number: int, _: Any) -> None:
-        received.append(number)
-        if process:
-            process.send_signal(number)
+    def pin() -> None:
+        # Of this thread, from which its processes inherit it: XLA starts as many
+        # threads as it is allowed cores.
+        os.sched_setaffinity(0, cores.pop())
 
-    # Ignored signals stay ignored, as SIGHUP does under nohup.
-    heard = [n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, forward) for number in heard}
-    try:
-        # A process group of its own: otherwise a terminal's Ctrl-C would reach it
-        # twice, and at the second one training quits without a checkpoint.
-        process = subprocess.Popen(words, process_group=0)
-        code = process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return 128 + received[0] if received else code
-
-
-def run(study: Study, folder: pathlib.Path) -> int:
-    """Trains the runs that are not finished, one at a time; returns an exit code."""
-    failed = []
-    for point in range(len(study.points)):
-        shown = study.workdir(folder, point).name
-        finished = study.last_row(folder, point) is not None
-        end = ": already finished" if finished else ""
-        log(f"[{point + 1}/{len(study.points)}] {shown}{end}")
-        if finished:
-            continue
-        code = supervise(study.train_command(folder, point))
-        if code > 128:
-            return code
-        if code:
-            failed.append(shown)
+    with (
+        Supervisor() as supervisor,
+        ThreadPoolExecutor(jobs, initializer=pin) as pool,
+    ):
+        train = functools.partial(run_point, study, folder, supervisor, jobs > 1)
+        codes = list(pool.map(train, points))
+    if supervisor.code:
+        return supervisor.code
+    ended = zip(points, codes, strict=True)
+    failed = [study.workdir(folder, point).name for point, code in ended if code]
     if failed:
         log(f"error: {len(failed)} runs failed: {', '.join(failed)}")
     return 1 if failed else 0
+
+
+def shares(cores: Sequence[int], jobs: int) -> list[Sequence[int]]:
+    """Returns the cores of each job: neighbours, and one where there are too few."""
+    n = len(cores)
+    parts = [cores[i * n // jobs : (i + 1) * n // jobs] for i in range(jobs)]
+    return parts if n >= jobs else [[cores[i % n]] for i in range(jobs)]
+
+
+def run_point(
+    study: Study,
+    folder: pathlib.Path,
+    supervisor: Supervisor,
+    logs_to_file: bool,
+    point: int,
+) -> int:
+    """Trains a point, and tests it where that is asked for; returns an exit code."""
+    workdir = study.workdir(folder, point)
+    shown = f"[{point + 1}/{len(study.points)}] {workdir.name}"
+    if study.result(folder, point) is not None:
+        log(f"{shown}: already finished")
+        return 0
+    if supervisor.code:
+        return supervisor.code
+    log(shown)
+    said = workdir.with_name(f"{workdir.name}.log")
+    with contextlib.ExitStack() as files:
+        streams: dict[str, Any] = {}
+        if logs_to_file:
+            stream = files.enter_context(open(said, "a"))
+            streams = {"stdout": stream, "stderr": stream}
+        code = 0
+        if study.last_row(folder, point) is None:
+            code = supervisor.run(study.train_command(folder, point), **streams)
+        if study.test and not code:
+            stream = files.enter_context(open(study.test_file(folder, point), "w"))
+            words = study.test_command(folder, point)
+            code = supervisor.run(words, **streams | {"stdout": stream})
+    if code:
+        end = f", see {said}" if logs_to_file else ""
+        log(f"{shown}: ended with exit code {code}{end}")
+    elif row := study.result(folder, point):
+        seconds = row.get("cpu_seconds")
+        spent = "" if seconds is None else f", {seconds:.0f} CPU seconds of training"
+        log(f"{shown}: {study.y} {row[study.y]:.4g}{spent}")
+    return code
