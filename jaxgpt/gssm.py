@@ -32,7 +32,7 @@ from jaxgpt.inference import Run
 from jaxgpt.systems.gssm import handmade, information
 from jaxgpt.systems.gssm.graph import Node, load_graph, parse_graph
 from jaxgpt.systems.gssm.handmade import HandMade, controller, copy, induction, parity
-from jaxgpt.systems.gssm.kernels import check_tables
+from jaxgpt.systems.gssm.kernels import check_tables, load_tables
 from jaxgpt.systems.gssm.probes import Probes
 from jaxgpt.systems.gssm.process import SPLITS, GraphProcess, make_process
 
@@ -81,7 +81,7 @@ class Graph:
         clip: float = 1e-10,
         first_token: str = "start",
         context: str = "batch",
-        kernels: Mapping[str, ArrayLike] | None = None,
+        kernels: Mapping[str, ArrayLike] | str | None = None,
     ):
         """Draws the kernels, or takes those given.
 
@@ -96,7 +96,8 @@ class Graph:
             with the first state drawn.
           context: whether the kernels of context nodes are drawn for each "batch" or
             each "sequence".
-          kernels: as the attribute.
+          kernels: as the attribute; or, as gssm.kernels, the name of an .npz file, or
+            "newer:42" for those that the original's newer version draws from seed 42.
 
         Raises:
           UserError: if the graph is unusable, or the kernels do not suit it.
@@ -116,8 +117,11 @@ class Graph:
                     "graph_seed and clip are of kernels that are drawn: leave them out "
                     "where kernels are given"
                 )
-            arrays = {f"table/{name}": table for name, table in kernels.items()}
-            tables = check_tables(graph, arrays, "kernels")
+            if isinstance(kernels, str):
+                tables = load_tables(graph, kernels)
+            else:
+                arrays = {f"table/{name}": table for name, table in kernels.items()}
+                tables = check_tables(graph, arrays, "kernels")
         config = configs.override(
             configs.base(),
             {

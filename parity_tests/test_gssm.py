@@ -1,11 +1,24 @@
 """The original's generators and forward algorithm, number by number."""
 
+import json
+
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt.systems.gssm import baselines, graph, kernels, likelihood, sequences
+from jaxgpt import config as configs
+from jaxgpt.errors import UserError
+from jaxgpt.systems.gssm import (
+    baselines,
+    dataset,
+    graph,
+    kernels,
+    likelihood,
+    sequences,
+)
+from jaxgpt.systems.gssm.process import make_process
 from parity_tests import GOLDEN, measures
 from parity_tests.measures import GRAPHS
 from parity_tests.measures import RECORDED_GRAPHS as RECORDED
@@ -73,6 +86,60 @@ def test_likelihood_in_float64(name, dense, x64, monkeypatch):
 def test_likelihood_in_float32(name):
     for quantity, found in measures.gssm(name).items():
         assert found.value <= FLOAT32[quantity], quantity
+
+
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [
+        ("g1_product_default.npz", 1000),
+        ("g2_fullrank_slow.npz", 1001),
+        ("g3_product_slow_dead.npz", 1002),
+        ("g4_fullrank_dead_parent_order.npz", 1003),
+        ("o1_X_feedback.npz", 1100),
+        ("o2_plain.npz", 1101),
+    ],
+)
+def test_kernels_are_those_that_the_original_draws(name, seed):
+    golden, nodes, first_token = load(name)
+    version = "older" if first_token == "drawn" else "newer"
+    generator = np.random.default_rng(seed)
+    found = kernels.draw_as_original(nodes, version, generator)
+    assert list(found) == [node.name for node in nodes.order]
+    for name, table in found.items():
+        # Clipped at 1e-10, theirs sum to 1 up to as much.
+        expected = golden[f"table/{name}"]
+        expected = expected / expected.sum(-1, keepdims=True)
+        np.testing.assert_allclose(table, expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", README)
+def test_kernels_of_the_readmes_graphs_are_those_of_their_seed(name):
+    nodes = graph.parse_graph(GRAPHS[name]["nodes"], name)
+    with np.load(GSSM / "readme_configs.npz") as archive:
+        for node, table in kernels.load_tables(nodes, "older:42").items():
+            expected = archive[f"{name}/kernel/{node}/0"].reshape(table.shape)
+            np.testing.assert_allclose(table, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_sequences_of_the_original_are_those_of_its_seed(tmp_path, capsys):
+    """In the layout of its files."""
+    with (
+        np.load(GSSM / "readme_configs.npz") as archive,
+        h5py.File(tmp_path / "f.h5", "w") as file,
+    ):
+        tokens = archive["low_entropy/obs"].astype(np.int64)
+        file.create_dataset("data", data=tokens, chunks=(4, 128))
+    nodes = json.dumps(GRAPHS["low_entropy"]["nodes"])
+    changes = {"gssm.graph": nodes, "gssm.first_token": "drawn"}
+    for seed, expected in ((42, ""), (43, "is of another graph or kernels")):
+        changes["gssm.kernels"] = f"older:{seed}"
+        process = make_process(configs.override(configs.base(), changes))
+        try:
+            dataset.open_tokens(f"{tmp_path}/f.h5", process)
+            refused = ""
+        except UserError as error:
+            refused = str(error)
+        assert expected in refused if expected else not refused
 
 
 @pytest.mark.parametrize("name", README)

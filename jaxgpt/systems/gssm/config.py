@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from ml_collections import ConfigDict
 
 from jaxgpt.config import MAX_SEED, OptionGroup, option
-from jaxgpt.systems.gssm.graph import change_nodes, load_graph
+from jaxgpt.systems.gssm.graph import ORIGINAL_KERNELS, change_nodes, load_graph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,9 @@ class GSSMConfig(OptionGroup):
     sequences: int = option(0, "train on the first N only; 0 on all", min=0)
     graph_seed: int = option(0, "seed of the kernels", min=0, max=MAX_SEED)
     kernels: str = option(
-        "", "an .npz file of kernels (entropy --save_kernels), or the JSON of a run"
+        "",
+        "an .npz file of kernels (entropy --save_kernels), the JSON of a run, or "
+        "older:SEED, newer:SEED: those of that version of the original",
     )
     clip: float = option(
         1e-10, "minimum probability in a kernel; 0 leaves zeros", min=0, below=1
@@ -52,6 +54,7 @@ class GSSMConfig(OptionGroup):
         Raises:
           UserError: for an unknown node or field, or a graph that cannot be.
         """
-        known = bool(config.gssm.kernels)
+        named = config.gssm.kernels
+        known = bool(named) and not ORIGINAL_KERNELS.fullmatch(named)
         graph = change_nodes(load_graph(config.gssm.graph), changes, known)
         return {"gssm.graph": graph.to_json()}

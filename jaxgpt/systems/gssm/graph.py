@@ -15,6 +15,7 @@ import graphlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ import yaml
 from jaxgpt.config import find_path, shipped
 from jaxgpt.errors import UserError, log, require
 
+# gssm.kernels: those that a version of the original draws from its seed.
+ORIGINAL_KERNELS = re.compile(r"(older|newer):([0-9]{1,19})")
 # Their functions are in handmade.py.
 HANDMADE = ("controller", "copy", "induction", "parity")
 MODES = ("default", "slow", "dead", "context")

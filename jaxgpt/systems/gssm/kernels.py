@@ -23,7 +23,13 @@ from jaxgpt.config import user_path
 from jaxgpt.data.arrays import why_not_loaded
 from jaxgpt.errors import UserError
 from jaxgpt.model import rng
-from jaxgpt.systems.gssm.graph import COPIES, LARGEST_INDEX, LatentGraph, Node
+from jaxgpt.systems.gssm.graph import (
+    COPIES,
+    LARGEST_INDEX,
+    ORIGINAL_KERNELS,
+    LatentGraph,
+    Node,
+)
 
 Tables = dict[str, np.ndarray]
 
@@ -144,12 +150,66 @@ def _put_largest(log_p: Any, state: Any, xp: ModuleType) -> Any:
     return xp.where(index == state, log_p.max(-1, keepdims=True), swapped)
 
 
-def load_tables(graph: LatentGraph, text: str) -> Tables:
-    """Reads the tables of nodes that evolve: an .npz file, or JSON of `tables_to_json`.
+def draw_as_original(
+    graph: LatentGraph, version: str, generator: np.random.Generator
+) -> Tables:
+    """Draws the tables that the original draws, normalised.
+
+    Args:
+      graph: of the nodes.
+      version: "older" or "newer".
+      generator: NumPy's, as the original has made it.
 
     Raises:
-      UserError: as `read_tables`.
+      UserError: if that version has no such graph.
     """
+    older, X = version == "older", graph.observed
+    reason = ""
+    if graph.has_context:
+        reason = "kernels of context nodes, which are drawn anew"
+    elif older and any(node.kernel_type == "product" for node in graph.nodes):
+        reason = "product kernels, which the older version does not have"
+    elif not older and any(X.name in node.parents for node in graph.nodes):
+        reason = f"{X.name} as a parent, which the newer version does not have"
+    if reason:
+        raise UserError(f"gssm.kernels={version}: the graph has {reason}")
+    # A node waits at the end until its parents are made. The older version draws for X
+    # last; the newer one stops there.
+    waiting = [n for n in graph.nodes if not (older and n.observed)] + [X] * older
+    made = {X.name} if older else set()
+    tables: Tables = {}
+    while X.name not in tables:
+        node = waiting.pop(0)
+        if not made.issuperset(node.parents):
+            waiting.append(node)
+            continue
+        with np.errstate(divide="ignore"):
+            drawn = [
+                np.log(generator.dirichlet(np.full(d, node.alpha), inputs))
+                for *inputs, d in _factors(graph, node)
+            ]
+        clip = 0.0 if older else 1e-10
+        tables[node.name] = np.exp(_log_table(drawn, graph, node, clip, np))
+        made.add(node.name)
+    arrays = {f"table/{name}": table for name, table in tables.items()}
+    return check_tables(graph, arrays, f"gssm.kernels={version}")
+
+
+def load_tables(graph: LatentGraph, text: str) -> Tables:
+    """Returns the tables of nodes that evolve.
+
+    Args:
+      graph: of the nodes.
+      text: the name of an .npz file; JSON of `tables_to_json`; or "older:SEED" or
+        "newer:SEED", for `draw_as_original` of the seed of the original's config.
+
+    Raises:
+      UserError: as `read_tables` and `draw_as_original`.
+    """
+    if found := ORIGINAL_KERNELS.fullmatch(text):
+        version, seed = found.groups()
+        (child,) = np.random.SeedSequence(int(seed)).spawn(1)
+        return draw_as_original(graph, version, np.random.default_rng(child))
     if not text.lstrip().startswith("{"):
         return read_tables(graph, text)
     try:

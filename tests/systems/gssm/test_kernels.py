@@ -2,8 +2,11 @@ import jax
 import numpy as np
 import pytest
 
+from jaxgpt import config as configs
+from jaxgpt import gssm
 from jaxgpt.errors import UserError
 from jaxgpt.systems.gssm import graph, kernels
+from tests.conftest import refusal
 from tests.systems.gssm.conftest import MIXED, PRODUCT
 
 Z = {"name": "Z", "state_dim": 6, "alpha": 0.2}
@@ -138,6 +141,47 @@ def test_tables_that_do_not_fit_are_refused(tmp_path, change, expected):
     with pytest.raises(UserError, match=expected) as caught:
         kernels.read_tables(parsed, str(tmp_path / "k.npz"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "text", "expected"),
+    [
+        (MIXED, "newer:1", "newer: the graph has X as a parent"),
+        (PRODUCT, "older:1", "older: the graph has product kernels"),
+        ([Z | {"mode": "context"}, X], "newer:1", "the graph has kernels of context"),
+        ([Z, X], "newer:-1", "'newer:-1' is not an .npz file"),
+    ],
+)
+def test_kernels_that_the_original_does_not_draw_are_refused(nodes, text, expected):
+    parsed = graph.parse_graph(nodes, "test")
+    assert expected in refusal(kernels.load_tables, parsed, text)
+
+
+def test_kernels_of_the_original_depend_on_its_seed_and_the_graph():
+    """parity_tests/test_gssm.py compares them with the original's."""
+    found = [
+        kernels.load_tables(graph.parse_graph(nodes, "test"), text)
+        for nodes, text in (
+            ([Z, X], "newer:1"),
+            ([Z, X], "newer:1"),
+            ([Z, X], "newer:2"),
+            ([Z | {"mode": "dead"}, X], "newer:1"),
+        )
+    ]
+    for name, table in found[0].items():
+        np.testing.assert_array_equal(table, found[1][name])
+        assert np.abs(table - found[2][name]).max() > 0.01
+    assert (found[3]["Z"].argmax(-1) == 0).all()
+
+
+def test_a_node_says_how_kernels_of_the_original_are_drawn():
+    changes = {"gssm.graph": "easy", "gssm.nodes.X.alpha": 3}
+    config = configs.override(configs.base(), changes | {"gssm.kernels": "newer:1"})
+    drawn = graph.load_graph(config.gssm.graph)
+    assert drawn.observed.alpha == 3
+    found = gssm.Graph(drawn.nodes, kernels="newer:1").kernels["X"]
+    expected = kernels.load_tables(drawn, "newer:1")["X"]
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x04N."])
