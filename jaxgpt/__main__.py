@@ -12,7 +12,8 @@ from jaxgpt.errors import UserError
 
 COMMANDS = (
     *("train", "sample", "evaluate", "convert", "verify", "plan", "grid", "memory"),
-    *("systems.gssm.generate", "systems.gssm.entropy", "systems.gssm.probe"),
+    *("systems.gssm.generate", "systems.gssm.entropy", "systems.gssm.difficulty"),
+    "systems.gssm.probe",
 )
 
 
@@ -38,7 +39,7 @@ def _described() -> str:
     lines = ["jaxgpt COMMAND is python -m jaxgpt.COMMAND; each has --help:", ""]
     for name in COMMANDS:
         about = _module(name).__doc__ or ""
-        lines.append(f"{name:<22} {about.splitlines()[0]}")
+        lines.append(f"{name:<23} {about.splitlines()[0]}")
     return "\n".join(lines)
 
 

@@ -50,6 +50,7 @@ OTHERS = {
     "memory": ["--memory", "--workdir", "--step", "--json", "--split", "--k"],
     "systems.gssm.generate": ["--config", "--output", "--num_sequences"],
     "systems.gssm.entropy": ["--config", "--graph", "--kernels", "--tokens"],
+    "systems.gssm.difficulty": ["--config", "--floor", "--bigram_gap", "--output"],
     "systems.gssm.probe": ["--workdir", "--step", "--num_sequences", "--figure"],
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 from typing import Any
@@ -37,19 +38,30 @@ class GraphProcess:
         clip: float = 0.0,
         context: str = "batch",
     ):
-        self.graph, self.tables, self.first_token = graph, tables, first_token
+        self.graph, self.first_token = graph, first_token
         self.clip = clip
         # Whether each sequence has its own kernels.
         self.by_sequence = graph.has_context and context == "sequence"
+        self._use(tables)
+        self.vocab_size = graph.observed.state_dim
+        self._sample = jax.jit(self._sample_batch, static_argnums=(2, 3, 4))
+        self._context = jax.jit(self._context_tables, static_argnums=1)
+
+    def with_tables(self, tables: kernels.Tables) -> GraphProcess:
+        """Returns the process with other kernels; nothing is compiled anew."""
+        other = copy.copy(self)
+        other.__dict__.pop("digest", None)  # Cached, of these kernels.
+        other._use(tables)
+        return other
+
+    def _use(self, tables: kernels.Tables) -> None:
         for table in tables.values():
             table.flags.writeable = False  # Sampling has sums of them.
-        self.vocab_size = graph.observed.state_dim
+        self.tables = tables
         self.thresholds = {
             name: sequences.cumulative(table, jnp.float32)
             for name, table in tables.items()
         }
-        self._sample = jax.jit(self._sample_batch, static_argnums=(2, 3, 4))
-        self._context = jax.jit(self._context_tables, static_argnums=1)
 
     @property
     def floor_name(self) -> str:
