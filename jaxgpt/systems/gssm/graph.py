@@ -163,8 +163,8 @@ def load_graph(text: str) -> LatentGraph:
     if not file.is_file():
         if text.partition(":")[0] in HANDMADE:
             raise UserError(
-                f"the nodes of '{text}' are made by hand, with their kernels: "
-                "gssm.nodes cannot change them"
+                f"'{text}' is made by hand, with its kernels: only nodes whose kernels "
+                "are drawn can be changed"
             )
         graphs = shipped("data/graphs").glob("*.yaml")
         raise UserError(

@@ -11,13 +11,12 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
 from ml_collections import ConfigDict
 
 from jaxgpt import backend
 from jaxgpt.errors import CheckError, UserError, atomic_write, os_errors, require
 from jaxgpt.systems.gssm import baselines
-from jaxgpt.systems.gssm.graph import LatentGraph, Node, load_graph
+from jaxgpt.systems.gssm.graph import LatentGraph, load_graph
 from jaxgpt.systems.gssm.kernels import draw_tables
 from jaxgpt.systems.gssm.process import make_process
 
@@ -95,22 +94,12 @@ def write(found: Found, output: pathlib.Path) -> None:
     Raises:
       OSError: if it cannot be written.
     """
-    defaults = {field.name: field.default for field in dataclasses.fields(Node)}
-    lines = [
-        f"# With gssm.graph_seed={found.seed} the floor is {found.floor:.3f} nats per "
-        f"token, and a bigram model {found.bigram_gap:.3f} above it.",
-        "nodes:",
-    ]
-    for node in found.graph.nodes:
-        fields = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in vars(node).items()
-            if value != defaults[name]
-        }
-        flow = yaml.safe_dump(fields, default_flow_style=True, sort_keys=False)
-        lines.append(f"  - {' '.join(flow.split())}")
     with atomic_write(output) as stream:
-        stream.write("\n".join(lines) + "\n")
+        stream.write(
+            f"# With gssm.graph_seed={found.seed} the floor is {found.floor:.3f} nats "
+            f"per token, and a bigram model {found.bigram_gap:.3f} above it.\n"
+            f"{found.graph.to_yaml()}"
+        )
 
 
 class Search:
@@ -120,6 +109,7 @@ class Search:
         """Checks the graph; see `find`."""
         self.args, self.config, c = args, config, config.gssm
         self.graph = load_graph(c.graph)
+        c.graph = self.graph.to_json()  # What is said of a file is said once.
         if c.kernels or self.graph.has_context:
             raise UserError(
                 "difficulty changes alphas, from which kernels are drawn once: omit "

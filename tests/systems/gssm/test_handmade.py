@@ -134,7 +134,7 @@ def test_no_other_kernels_or_nodes_go_with_them():
     assert expected in refusal(gssm.Graph, "parity", kernels={})
     nodes = {"gssm.graph": "parity:3", "gssm.nodes.X.alpha": 2}
     refused = refusal(configs.override, configs.base(), nodes)
-    assert "the nodes of 'parity:3' are made by hand" in refused
+    assert "'parity:3' is made by hand, with its kernels" in refused
 
 
 def test_a_training_takes_them():
