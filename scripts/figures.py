@@ -276,6 +276,7 @@ FIGURES = {
     "modes": study("modes", 30),
     "data": study("data", 30),
     "latents": study("latents", 30),
+    "steps": study("steps", 3),
 }
 
 

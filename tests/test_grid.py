@@ -16,6 +16,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.grid import command
 from jaxgpt.parallel import hardware
 from jaxgpt.systems.gssm.graph import load_graph
+from jaxgpt.systems.registry import system_class
 from tests.conftest import ROOT
 
 TINY = f"{ROOT}/configs/gssm_easy.py:tiny"
@@ -137,6 +138,8 @@ def test_it_trains_what_is_missing_and_gathers(study, tmp_path, monkeypatch, cap
 def test_values_are_shown_whole_and_files_by_name(study, tmp_path):
     shown = map(studies.short, ["0.05", "1e-3", "-2", "data/graphs/easy.yaml", ""])
     assert list(shown) == ["0.05", "1e-3", "-2", "easy", ""]
+    shown = map(studies.short, ["[Z1, Z2]", "induction:3,0.2", "my/F.h5", "runs/mine"])
+    assert list(shown) == ["Z1+Z2", "induction:3,0.2", "F", "mine"]
     read = studies.read_study(study())
     names = [read.workdir(tmp_path, point).name for point in range(2)]
     assert names == ["000-graph_seed=0-learning_rate=1e-3",
@@ -237,6 +240,22 @@ def test_a_run_of_another_config_is_not_a_points(study, tmp_path):
         assert other.last_row(tmp_path, 0) is None
     more = studies.read_study(study(**NODES, overrides=SPEC["overrides"] | {"keep": 9}))
     assert more.last_row(tmp_path, 0) == row  # It could be resumed.
+
+
+@pytest.mark.parametrize("graph", ["easy", "induction:3,0.2"])
+def test_a_run_keeps_its_graph_as_json(study, tmp_path, graph):
+    """The run holds what the study only names."""
+    made = {"gssm.graph": graph}
+    read = studies.read_study(study(overrides=SPEC["overrides"] | made))
+    row = {"step": 2, "val_loss": 2.0, "val_gap": 0.5}
+    workdir = finish(read, tmp_path, 0, row)
+    resolved = configs.load_frozen(workdir)
+    system_class("gssm").resolve(resolved)
+    configs.save(resolved, workdir / "config.json")
+    assert read.last_row(tmp_path, 0) == row
+    other = {"gssm.graph": graph.replace("easy", "two_chains").replace("0.2", "0.3")}
+    read = studies.read_study(study(overrides=SPEC["overrides"] | other))
+    assert read.last_row(tmp_path, 0) is None
 
 
 def test_results_have_what_a_run_cost_and_its_test_figures(study, tmp_path):

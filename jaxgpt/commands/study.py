@@ -16,6 +16,7 @@ import yaml
 from jaxgpt import config as configs
 from jaxgpt.commands.power_law import FORMS
 from jaxgpt.errors import UserError, require
+from jaxgpt.systems.gssm import handmade
 from jaxgpt.systems.gssm.graph import load_graph
 from jaxgpt.training.cost import read_cost
 from jaxgpt.training.metrics import out_of_patience, read_rows
@@ -120,10 +121,13 @@ class Study:
         wanted = configs.load(self.config, self.points[point])
         frozen = configs.load_frozen(workdir)
         keys = {"gssm.graph" if "gssm.nodes." in k else k for k in self.points[point]}
+        keys -= {*configs.keys_that("resumable"), *RESOLVED}
         if "gssm.graph" in keys:
+            if made := handmade.read(wanted.gssm.graph):
+                configs.override(wanted, made.fields())
+                keys.add("gssm.kernels")
             wanted.gssm.graph = load_graph(wanted.gssm.graph).to_json()
-        free = {*configs.keys_that("resumable"), *RESOLVED}
-        return not configs.differences(frozen, wanted).keys() & (keys - free)
+        return not configs.differences(frozen, wanted).keys() & keys
 
     def result(self, folder: pathlib.Path, point: int) -> dict[str, Any] | None:
         """Returns a point's cost, last metrics and test figures; None until finished.
@@ -158,11 +162,11 @@ def short_key(key: str) -> str:
 
 def short(value: str) -> str:
     """Returns a value as shown in names: of a file, its name without folder, suffix."""
-    if _is_number(value):  # 0.05 is not a file 0 with suffix .05.
-        return value
     if value.lstrip()[:1] in ("[", "{"):
         return "+".join(re.findall(r"[\w.-]+", value))
-    return pathlib.Path(value).stem
+    path = pathlib.Path(value)
+    # Neither 0.05 nor induction:3,0.2 is a file with a suffix of digits.
+    return path.stem if re.match(r"\.[A-Za-z]", path.suffix) else path.name
 
 
 def _is_number(value: str) -> bool:
