@@ -56,5 +56,8 @@ class GSSMConfig(OptionGroup):
         """
         named = config.gssm.kernels
         known = bool(named) and not ORIGINAL_KERNELS.fullmatch(named)
-        graph = change_nodes(load_graph(config.gssm.graph), changes, known)
-        return {"gssm.graph": graph.to_json()}
+        prefix, suffix = "gssm.nodes.", ".kernel_type"
+        typed = [key.removeprefix(prefix).removesuffix(suffix)
+                 for key in changes if key.endswith(suffix)]  # fmt: skip
+        graph = load_graph(config.gssm.graph, typed)
+        return {"gssm.graph": change_nodes(graph, changes, known).to_json()}

@@ -16,7 +16,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -137,12 +137,16 @@ class LatentGraph:
                               default_flow_style=None)  # fmt: skip
 
 
-def load_graph(text: str) -> LatentGraph:
+def load_graph(text: str, typed: Collection[str] = ()) -> LatentGraph:
     """Reads a graph: JSON text, the name of a JSON or YAML file, or of a shipped graph.
 
     A file may hold the graph anywhere below its top, as the original's configs do. One
     of several is named by keys that lead to it: "data.yaml:sparse",
     "data.yaml:gssm.nodes.3".
+
+    Args:
+      text: as above.
+      typed: nodes whose kernel_type is set later, whatever the file says of them.
 
     Raises:
       UserError: if the file is missing, does not describe a graph, or holds several.
@@ -178,7 +182,7 @@ def load_graph(text: str) -> LatentGraph:
         raise UserError(f"graph file '{text}' cannot be read: {error}") from None
     nodes = _choose(_decode(content, text), keys, text)
     graph = parse_graph(nodes, text)
-    _say_kernel_types(graph, nodes, text)
+    _say_kernel_types(graph, nodes, typed, text)
     return graph
 
 
@@ -216,16 +220,19 @@ def _graphs(spec: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple, list
             yield from _graphs(value, (*path, str(key)))
 
 
-def _say_kernel_types(graph: LatentGraph, entries: Any, source: str) -> None:
+def _say_kernel_types(
+    graph: LatentGraph, entries: Any, typed: Collection[str], source: str
+) -> None:
     """Says which kernels the original's newer version would make in another way."""
     newer = any("observed" in entry or "kernel_type" in entry for entry in entries)
-    untold = {entry["name"] for entry in entries if "kernel_type" not in entry}
+    told = {entry["name"] for entry in entries if "kernel_type" in entry} | {*typed}
     names = [n.name for n in graph.order
-             if n.name in untold and len(graph.inputs(n)) > 1]  # fmt: skip
+             if n.name not in told and len(graph.inputs(n)) > 1]  # fmt: skip
     if newer and names:
         log(
             f"note: graph '{source}' has no kernel_type for {', '.join(names)}: it is "
-            "fullrank here, product in the original's newer version"
+            "fullrank here, product in the original's newer version; "
+            f"gssm.nodes.{names[0]}.kernel_type sets it"
         )
 
 

@@ -199,7 +199,7 @@ def impossible(nll_NT: np.ndarray) -> str:
     rows = len(np.unique(found[:, 0]))
     return (
         f"token {position + 1} of sequence {row}, counted from 0, has probability 0 "
-        f"({rows} of {len(nll_NT)} sequences have such a token)"
+        f"after those before it ({rows} of {len(nll_NT)} sequences have such a token)"
     )
 
 

@@ -110,6 +110,8 @@ def test_where_the_versions_differ_in_kernels_is_said(tmp_path, capsys, more, sa
     parsed = graph.load_graph(str(file))
     notes = capsys.readouterr().err
     assert [line.split(" for ")[1].split(":")[0] for line in notes.splitlines()] == said
+    graph.load_graph(str(file), typed=["Y", "X"])
+    assert capsys.readouterr().err == ""
     # What has been read, or is written anew, says so itself.
     file.write_text(parsed.to_yaml())
     assert graph.load_graph(str(file)) == graph.load_graph(parsed.to_json()) == parsed
