@@ -260,7 +260,7 @@ memory per chip, GiB
 
 FLOPs: L {m.n_layer}, D {m.n_embd}, T {m.block_size}
   {f["flops_per_token"]:.4g} per token, {f["flops_per_step"]:.4g} per step
-  6 N + 12 L D T: N without tables that are looked up; masked scores are counted
+  {_formula(m.mixer)}
 
 collectives of a step, and MB that each chip sends
 {_table(sent, 1e6) or "  none"}
@@ -274,6 +274,13 @@ tokens/s, at most
 Assumed: the vendor's peak bfloat16 rate, bandwidth and links; rings over all links;
 {ACTIVATION_BYTES} bytes of activations per token, layer and unit of width, written and
 read once; parameters, gradients and moments in float32."""
+
+
+def _formula(mixer: str) -> str:
+    if mixer == "attention":
+        formula = "6 N + 12 L D T: N without tables that are looked up; "
+        return formula + "masked scores are counted"
+    return f"6 N: N without tables that are looked up; of {mixer} only its matrices"
 
 
 def _table(rows: dict[str, float], unit: float) -> str:

@@ -84,6 +84,8 @@ def visible_slots(
 class Attention(nnx.Module):
     """Causal self-attention; `qkv` holds the three projections side by side."""
 
+    empty_cache = staticmethod(empty_cache)
+
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         D, HK = config.n_embd, config.n_head * config.head_key_width
         bias = config.bias and config.attention_bias

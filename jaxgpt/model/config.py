@@ -26,6 +26,13 @@ DOUBLE_POSITIONS = {
     "double-sinusoidal": "jaxgpt.model.positions:DOUBLE_SINUSOIDAL",
     "double-rope": "jaxgpt.model.positions:DOUBLE_ROPE",
 }
+# What mixes the tokens of a block, as text too: a module like `attention.Attention`.
+MIXERS = {
+    "attention": "jaxgpt.model.attention:Attention",
+    "lstm": "jaxgpt.model.recurrent:LSTM",
+    "gru": "jaxgpt.model.recurrent:GRU",
+    "ssm": "jaxgpt.model.recurrent:SSM",
+}
 PAIRS = ("halves", "neighbours")  # of channels of a head
 NORMS = ("layer", "rms", "none")
 
@@ -49,6 +56,11 @@ class ModelConfig(OptionGroup):
     # Training may regularise and compute weights otherwise than where they come from.
     dropout: float = option(
         0.0, "probability of dropping an activation", min=0, below=1
+    )
+    mixer: str = _option(
+        "attention",
+        "what mixes the tokens of a block; ssm is a diagonal state-space model (LRU)",
+        choices=MIXERS,
     )
     positions: str = _option(
         "learned", "σ-GPT's are learned, sinusoidal or rope", choices=POSITIONS
@@ -115,8 +127,11 @@ class ModelConfig(OptionGroup):
 
     def __post_init__(self) -> None:
         """Raises UserError for widths that do not divide or are odd."""
-        rule = f"divisible by model.n_head {self.n_head}"
-        require(self.n_embd % self.n_head == 0, "model.n_embd", rule, self.n_embd)
+        if self.mixer == "attention":
+            rule = f"divisible by model.n_head {self.n_head}"
+            require(self.n_embd % self.n_head == 0, "model.n_embd", rule, self.n_embd)
+        else:
+            self._check_without_attention()
         multiple = {"sinusoidal": 2, "learned-sinusoidal": 2, "double-sinusoidal": 4}
         # Sinusoids are pairs of sine and cosine, double ones two halves of pairs.
         divisor = multiple.get(self.positions, 1)
@@ -135,6 +150,17 @@ class ModelConfig(OptionGroup):
         V = self.vocab_size
         require(V >= 1, "model.vocab_size", ">= 1", V, remedy)
 
+    def _check_without_attention(self) -> None:
+        """Raises UserError for an option of attention with another mixer."""
+        added = not (self.encoding.rotate or self.encoding.bias)
+        for field, allowed, rule in (
+            ("positions", added, "none, or added to the embeddings,"),
+            ("key_width", self.key_width == 0, "0"),
+            ("qk_norm", not self.qk_norm, "False"),
+        ):
+            rule = f"{rule} with model.mixer={self.mixer}"
+            require(allowed, f"model.{field}", rule, getattr(self, field))
+
     @property
     def param_dtype(self) -> str:
         """Parameters are float32 whatever the operands; float64 with float64."""
@@ -144,6 +170,11 @@ class ModelConfig(OptionGroup):
     def head_key_width(self) -> int:
         """Width of a head's queries and keys."""
         return self.key_width or self.n_embd // self.n_head
+
+    @property
+    def token_mixer(self) -> Any:
+        """The module that `mixer` names."""
+        return pkgutil.resolve_name(MIXERS[self.mixer])
 
     @property
     def encoding(self) -> Any:
@@ -171,14 +202,16 @@ class ModelConfig(OptionGroup):
 
 
 def flops_per_token(config: ModelConfig, parameters: int) -> float:
-    """Returns the FLOPs of training on one token: 6 N + 12 L D T.
+    """Returns the FLOPs of training on one token: 6 N + 12 L D T, or 6 N.
 
     N leaves out tables that are looked up, not multiplied. As in nanoGPT (after the
-    PaLM paper, appendix B), the masked half of the attention scores is counted.
+    PaLM paper, appendix B), the masked half of the attention scores is counted. Of
+    other mixers all is in N: what is no matrix product is not counted.
     """
     D, T = config.n_embd, config.block_size
     widths = {"learned": D, "double": D // 2, "double-rope": D // 2}
     tables = T * widths.get(config.positions, 0)
     if not config.tied_head:
         tables += config.vocab_size * D
-    return 6 * (parameters - tables) + 12 * config.n_layer * D * T
+    scores = 12 * config.n_layer * D * T if config.mixer == "attention" else 0
+    return 6 * (parameters - tables) + scores

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxgpt.model import gpu_norm, layers
-from jaxgpt.model.attention import Attention, AttentionHook, KVCache, LayerCache
+from jaxgpt.model.attention import AttentionHook, KVCache, LayerCache
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.model.positions import (
     Modulation,
@@ -39,16 +39,25 @@ POLICIES = {
 
 
 class Block(nnx.Module):
-    """Pre-norm residual block: attention, then feed-forward."""
+    """Pre-norm residual block: attention or another mixer, then feed-forward."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.norm_1 = layers.Norm(config, config.norm)
-        self.attn = Attention(config, rngs=rngs)
+        mixer = config.token_mixer(config, rngs=rngs)
+        if config.mixer == "attention":
+            self.attn = mixer
+        else:
+            self.mixer = mixer
         self.norm_2 = layers.Norm(config, config.norm)
         self.mlp = layers.FeedForward(config, rngs=rngs)
         if config.adaptive_norm:
             self.modulation = Modulation(config, rngs=rngs)
         self.config = config
+
+    @property
+    def mix(self) -> Callable[..., tuple[jax.Array, Any, Any]]:
+        """What mixes the tokens, called as `Attention`."""
+        return self.attn if self.config.mixer == "attention" else self.mixer
 
     def norms(self, target: Target | None) -> tuple[Norm, Norm]:
         """Returns the two norms, adapted to each token's target where configured."""
@@ -78,8 +87,8 @@ class Block(nnx.Module):
         seed_attn, seed_1, seed_2 = (None,) * 3 if seeds_32 is None else seeds_32
         norm_1, norm_2 = self.norms(target)
         rate = self.config.dropout
-        with jax.named_scope("attention"):
-            h_BTD, layer, extra = self.attn(
+        with jax.named_scope(self.config.mixer):
+            h_BTD, layer, extra = self.mix(
                 norm_1(x_BTD), seed_attn, layer, start, mask_TT, hook, positions
             )
             x_BTD = x_BTD + layers.dropout(h_BTD, rate, seed_1)
@@ -94,7 +103,8 @@ class BlockOutputs:
     """What the blocks return besides the last hidden states.
 
     Attributes:
-      cache: keys and values, including those of the new tokens; None without a cache.
+      cache: keys and values, or states, including those of the new tokens; None
+        without a cache.
       hidden: [B, T, D], the input of the first block and the output of each; empty
         unless asked for.
       hooked: {block: what its hook returned}.
@@ -206,9 +216,9 @@ class Transformer(nnx.Module):
         more_BTD = None
         for i, block in enumerate(self.blocks):
             with jax.named_scope(f"block_{i}"):
-                with jax.named_scope("attention"):
+                with jax.named_scope(self.config.mixer):
                     x_BTD, normed_BTD = block.norm_1.after(x_BTD, more_BTD)
-                    more_BTD = block.attn(normed_BTD, positions=positions)[0]
+                    more_BTD = block.mix(normed_BTD, positions=positions)[0]
                 with jax.named_scope("feed_forward"):
                     x_BTD, normed_BTD = block.norm_2.after(x_BTD, more_BTD)
                     more_BTD = block.mlp(normed_BTD)

@@ -33,7 +33,7 @@ RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
     (r"(out|down)/kernel", ("tensor", "fsdp")),
     (r"(qkv|up|unembed)/bias", ("tensor",)),
     (r"kernel", ("fsdp", None)),
-    (r"(scale|bias|gate)", (None,)),
+    (r"(scale|bias|gate|nu_log|theta_log)", (None,)),
     (r"sharpness", ()),
 )
 

@@ -19,7 +19,6 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from jaxgpt.model import attention
 from jaxgpt.model.positions import Positions, in_order
 from jaxgpt.sampling.options import SamplingOptions, check_ranges
 
@@ -107,11 +106,10 @@ class ModelDecoder:
 
     graphdef: nnx.GraphDef
 
-    def init_cache(self, params: dict, batch: int, slots: int) -> attention.KVCache:
+    def init_cache(self, params: dict, batch: int, slots: int) -> Cache:
         """Returns zeros."""
-        return attention.empty_cache(
-            nnx.merge(self.graphdef, params).config, batch, slots
-        )
+        config = nnx.merge(self.graphdef, params).config
+        return config.token_mixer.empty_cache(config, batch, slots)
 
     def forward(self, params, tokens_BT, positions, cache, start, mask_TT=None):
         """See `Decoder.forward`."""
@@ -157,8 +155,8 @@ class DecodeState:
       tokens_BS: int32, in reading order; the first num_decoded_B of a row are decoded.
       own_BS, target_BS: the position of each slot's token, and of the next slot's.
       num_decoded_B: slots decoded, those of the prompt included.
-      cache: of the decoder: keys and values of all decoded slots but the last; it may
-        have fewer slots than the other arrays.
+      cache: of the decoder: keys and values, or states, of all decoded slots but the
+        last; it may have fewer slots than the other arrays.
       num_forward_passes_B: forward passes while the row was incomplete.
       tokens_processed_B: tokens that these computed for the row.
       log_p_BS: log-probability of each generated token, at temperature 1 and among all.

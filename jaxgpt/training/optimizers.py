@@ -28,6 +28,8 @@ DECAYS = {
     "bias": False,
     "sharpness": False,
     "gate": False,
+    "nu_log": False,
+    "theta_log": False,
 }
 
 
@@ -116,7 +118,8 @@ def muon(
 def kind_of(path: tuple) -> str:
     """Returns which part of `muon` a parameter belongs to."""
     name = path_name(path)
-    hidden = name.endswith("kernel") and re.search(r"blocks/\d+/(attn|mlp)/", name)
+    inside = re.search(r"blocks/\d+/(attn|mixer|mlp)/", name)
+    hidden = inside and name.endswith("kernel")
     return "muon" if hidden else "adamw"
 
 

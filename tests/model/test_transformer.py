@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from jaxgpt.errors import UserError
-from jaxgpt.model import attention, positions, rng
+from jaxgpt.model import positions, rng
 from jaxgpt.model.config import ModelConfig, flops_per_token
 from jaxgpt.model.layers import count_parameters
 from jaxgpt.model.transformer import LanguageModel
@@ -45,7 +45,7 @@ def compiled(graphdef, params, call=lambda model, *args: model(*args)[0]):
 
 def read_in_pieces(model, tokens, where, config, slots):
     """Logits of tokens read in three pieces through the cache."""
-    layers = attention.empty_cache(config, len(tokens), slots)
+    layers = config.token_mixer.empty_cache(config, len(tokens), slots)
     pieces = []
     for start, end in ((0, 1), (1, 6), (6, tokens.shape[1])):
         here = tuple(index[..., start:end] for index in where)

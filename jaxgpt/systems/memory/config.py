@@ -96,7 +96,9 @@ class MemoryConfig(IndexConfig):
         """Checks the memory against model, batch and determinism."""
         if config.system != "memory":
             return
-        c = config.memory
+        c, mixer = config.memory, config.model.mixer
+        rule = "attention for system=memory"
+        require(mixer == "attention", "model.mixer", rule, mixer)
         # The memory changes with every segment: micro-batches would not be equal.
         parts = config.accumulation
         require(parts == 1, "accumulation", "1 for system=memory", parts)

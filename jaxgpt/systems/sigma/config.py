@@ -61,6 +61,8 @@ class SigmaConfig(OptionGroup):
         share = config.sigma.infill_share
         require(not shares_prompts, "sigma.infill_share", rule, share, remedy)
         if config.system.startswith("sigma"):
+            mixer = config.model.mixer
+            require(mixer == "attention", "model.mixer", "attention for σ-GPT", mixer)
             double_positions(config.model.positions)
 
 
