@@ -183,6 +183,28 @@ def test_a_run_without_its_last_evaluation_is_not_finished(study, tmp_path):
     assert read.last_row(tmp_path, 0) == evaluated
 
 
+def test_a_column_that_is_not_there_is_named(study, tmp_path, monkeypatch):
+    read = studies.read_study(study(y="val_gapp"))
+    row = {"step": 2, "val_loss": 2.0, "val_gap": 0.1}
+
+    def trained(self, words):
+        for point in range(4):
+            finish(read, tmp_path, point, row)
+        return 0
+
+    monkeypatch.setattr(grid.Supervisor, "run", trained)
+    expected = "y must be a column: point, .*, val_gap, got 'val_gapp'"
+    with pytest.raises(UserError, match=expected):
+        command([f"--study={study(y='val_gapp')}", f"--workdir={tmp_path}"])
+
+
+def test_a_run_of_more_steps_is_refused(study, tmp_path):
+    read = studies.read_study(study())
+    finish(read, tmp_path, 0, {"step": 3, "val_loss": 2.0, "val_gap": 0.1})
+    with pytest.raises(UserError, match="has trained 3 steps, and the study says 2"):
+        grid.gather(read, tmp_path)
+
+
 def test_a_run_that_ran_out_of_patience_is_finished(study, tmp_path):
     overrides = {"steps": 100, "patience": 2}
     read = studies.read_study(study(overrides=overrides))
@@ -309,8 +331,9 @@ def test_x_may_be_a_size_that_runs_record(study, tmp_path, monkeypatch):
 def test_what_cannot_be_fitted_yet_is_said(study, tmp_path, capsys):
     spec = {"grid": {"steps": [2, 4, 8]}, "x": "steps", "lines": "", "fit": "power"}
     read = studies.read_study(study(**spec))
-    for point in range(2):
-        finish(read, tmp_path, point, {"step": 9, "val_loss": 2.0, "val_gap": 0.1})
+    for point, steps in enumerate([2, 4]):
+        row = {"step": steps, "val_loss": 2.0, "val_gap": 0.1}
+        finish(read, tmp_path, point, row)
     assert grid.gather(read, tmp_path) == 2
     assert (
         "power: 'power' takes 3 or more values of x, got 2" in capsys.readouterr().err

@@ -89,8 +89,8 @@ def gather(study: Study, folder: pathlib.Path) -> int:
                 line: vars(law) if isinstance(law, PowerLaw) else {"none": law}
                 for line, law in laws.items()
             }
-            shown = {"x": study.x, "y": study.y, "fit": study.fit, "lines": found}
-            drawing.write_record(shown, picture)
+            record = {"x": study.x, "y": study.y, "fit": study.fit, "lines": found}
+            drawing.write_record(record, picture)
     return len(results)
 
 
@@ -159,6 +159,12 @@ def run(study: Study, folder: pathlib.Path, jobs: int, points: Collection[int]) 
       128 + a signal that ended it, 1 if any failed, or 0.
     """
     cores = shares(sorted(os.sched_getaffinity(0)), jobs)
+    left = []
+    for point in points:  # Before any is trained: a folder may be of another study.
+        if study.result(folder, point) is None:
+            left.append(point)
+        else:
+            log(f"{shown(study, folder, point)}: already finished")
 
     def pin() -> None:
         # Of this thread, from which its processes inherit it: XLA starts as many
@@ -170,10 +176,10 @@ def run(study: Study, folder: pathlib.Path, jobs: int, points: Collection[int]) 
         ThreadPoolExecutor(jobs, initializer=pin) as pool,
     ):
         train = functools.partial(run_point, study, folder, supervisor, jobs > 1)
-        codes = list(pool.map(train, points))
+        codes = list(pool.map(train, left))
     if supervisor.code:
         return supervisor.code
-    ended = zip(points, codes, strict=True)
+    ended = zip(left, codes, strict=True)
     failed = [study.workdir(folder, point).name for point, code in ended if code]
     if failed:
         log(f"error: {len(failed)} runs failed: {', '.join(failed)}")
@@ -187,6 +193,11 @@ def shares(cores: Sequence[int], jobs: int) -> list[Sequence[int]]:
     return parts if n >= jobs else [[cores[i % n]] for i in range(jobs)]
 
 
+def shown(study: Study, folder: pathlib.Path, point: int) -> str:
+    """Returns what a point is called in the log."""
+    return f"[{point + 1}/{len(study.points)}] {study.workdir(folder, point).name}"
+
+
 def run_point(
     study: Study,
     folder: pathlib.Path,
@@ -195,14 +206,10 @@ def run_point(
     point: int,
 ) -> int:
     """Trains a point, and tests it where that is asked for; returns an exit code."""
-    workdir = study.workdir(folder, point)
-    shown = f"[{point + 1}/{len(study.points)}] {workdir.name}"
-    if study.result(folder, point) is not None:
-        log(f"{shown}: already finished")
-        return 0
     if supervisor.code:
         return supervisor.code
-    log(shown)
+    workdir, name = study.workdir(folder, point), shown(study, folder, point)
+    log(name)
     said = workdir.with_name(f"{workdir.name}.log")
     with contextlib.ExitStack() as files:
         streams: dict[str, Any] = {}
@@ -218,9 +225,10 @@ def run_point(
             code = supervisor.run(words, **streams | {"stdout": stream})
     if code:
         end = f", see {said}" if logs_to_file else ""
-        log(f"{shown}: ended with exit code {code}{end}")
+        log(f"{name}: ended with exit code {code}{end}")
     elif row := study.result(folder, point):
-        seconds = row.get("cpu_seconds")
-        spent = "" if seconds is None else f", {seconds:.0f} CPU seconds of training"
-        log(f"{shown}: {study.y} {row[study.y]:.4g}{spent}")
+        parts = [f"{study.y} {row[study.y]:.4g}"] if study.y in row else ["finished"]
+        if (seconds := row.get("cpu_seconds")) is not None:
+            parts.append(f"{seconds:.0f} CPU seconds of training")
+        log(f"{name}: {', '.join(parts)}")
     return code

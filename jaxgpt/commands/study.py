@@ -104,14 +104,24 @@ class Study:
         return self.workdir(folder, point) / f"test-{self.test}.json"
 
     def last_row(self, folder: pathlib.Path, point: int) -> dict[str, Any] | None:
-        """Returns the last metrics of a point's run, None unless it is finished."""
+        """Returns the last metrics of a point's run, None unless it is finished.
+
+        Raises:
+          UserError: if the run went on after the steps of the point.
+        """
         workdir = self.workdir(folder, point)
         rows = read_rows(workdir)
         # A run killed in its last evaluation has a row of the last step without one.
         if not rows or "val_loss" not in rows[-1]:
             return None
         c = configs.load(self.config, self.points[point])
-        ended = rows[-1]["step"] >= c.steps or out_of_patience(rows, c.patience)
+        step = rows[-1]["step"]
+        if step > c.steps:
+            raise UserError(
+                f"'{workdir}' has trained {step} steps, and the study says {c.steps}: "
+                "use another --workdir"
+            )
+        ended = step == c.steps or out_of_patience(rows, c.patience)
         return rows[-1] if ended and self._is_run_of(workdir, point) else None
 
     def _is_run_of(self, workdir: pathlib.Path, point: int) -> bool:
