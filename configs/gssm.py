@@ -70,6 +70,7 @@ TINY = {
     "checkpoint_interval": 10,
     "optimizer.warmup_steps": 5,
 }
+IN_CONTEXT = {"gssm.context": "sequence", "steps": 4000, "eval_interval": 500}
 GRAPHS = {
     "easy": {"gssm.graph_seed": 1},
     "low_entropy": {"steps": 1000},
@@ -86,6 +87,8 @@ GRAPHS = {
         "eval_interval": 50,
         "checkpoint_interval": 50,
     },
+    "icl_chain": IN_CONTEXT,
+    "icl_hmm": IN_CONTEXT,
 }
 
 

@@ -46,6 +46,7 @@ __all__ = [
     "controller",
     "copy",
     "decompose",
+    "estimate_nll",
     "exact_nll",
     "from_networkx",
     "induction",
@@ -299,6 +300,10 @@ def exact_nll(
 ) -> np.ndarray:
     """Returns -log p(token t + 1 | tokens 0 .. t) in nats, float64 [N, T - 1].
 
+    Of a graph with context nodes, whose kernels are drawn anew, it is the Bayes floor:
+    kernels are integrated out. That is exact where X is a context node without latents;
+    elsewhere there is `estimate_nll`.
+
     The same as `python -m jaxgpt.systems.gssm.entropy` writes with --nll. The first
     token is not predicted; an impossible one costs infinity, and so does what follows.
     No model of these sequences has a lower mean, but for chance.
@@ -310,14 +315,47 @@ def exact_nll(
       dtype: "float64" or "float32", computed in.
 
     Raises:
-      UserError: for other tokens, or a graph with context nodes that was not given
-        kernels.
+      UserError: for other tokens, or a graph with context nodes that has no closed form
+        and was not given kernels.
 
     >>> easy = Graph("easy", graph_seed=1)
     >>> exact_nll(easy, sample(easy, 256, 65, split="val")).mean().round(3)
     np.float64(1.306)
     """
     return _given(graph, tokens, dtype, "nll")
+
+
+def estimate_nll(
+    graph: Graph | Nodes, tokens: ArrayLike, *, particles: int = 256, seed: int = 0
+) -> np.ndarray:
+    """Returns an estimate of `exact_nll` where kernels are not known, [N, T - 1].
+
+    The same as `entropy` prints as bayes_estimate. Summed over the tokens of a sequence
+    it is in expectation above the exact value, by less the more particles there are.
+
+    Args:
+      graph: with context nodes.
+      tokens: as of `exact_nll`.
+      particles: of each sequence.
+      seed: of the estimate.
+
+    Raises:
+      UserError: for other tokens, particles that do not fit, or a graph whose
+        likelihood is exact.
+
+    >>> nodes = [Node("Z", 3, 0.2, mode="slow"), Node("X", 4, 0.2, ("Z",), "context")]
+    >>> graph = Graph(nodes, context="sequence")
+    >>> estimate_nll(graph, sample(graph, num_sequences=8, length=17)).shape
+    (8, 16)
+    """
+    process = _made(graph)._process
+    require(process.floor_name == "bayes_estimate", "likelihood of this graph",
+            "without closed form", f"{process.floor_name}: use exact_nll")  # fmt: skip
+    fields = configs.override(
+        configs.base(), {"gssm.particles": particles, "seed": seed}
+    )
+    tokens_NT = _read(process, tokens, "float64")
+    return process.estimate(tokens_NT, fields.seed, "val", count=fields.gssm.particles)
 
 
 def predictive(
@@ -392,6 +430,7 @@ def decompose(
     (['Z1', 'Z2'], True)
     """
     process = _made(graph)._process
+    process.check_known("tokens", "decompose")
     return information.decompose(process, _read(process, tokens, dtype), dtype)
 
 

@@ -17,6 +17,8 @@ from jaxgpt.commands.study import Study, short_key
 METRICS = {
     "val_loss": "validation loss, nats per token",
     "val_gap": "validation loss above the floor,\nnats per token",
+    "val_gap_at_least": "least validation loss above the floor,\nnats per token",
+    "val_gap_at_most": "most validation loss above the floor,\nnats per token",
     "test_gap": "test loss above the floor,\nnats per token",
     "test_kl": "KL(exact || model) on test sequences,\nnats per token",
     "flops": "FLOPs of training",

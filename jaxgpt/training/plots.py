@@ -21,10 +21,11 @@ Points = list[tuple[float, float]]
 def plot_losses(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     """Draws every loss in the rows of metrics.jsonl against the step.
 
-    If there is a floor (`val_gap`), a second panel has what is left above it. The loss
-    before the first step may be far above all others: then it is only written.
+    If there is a floor (`val_gap`, or bounds of it), a second panel has what is left
+    above it. The loss before the first step may be far above all others: then it is
+    only written.
     """
-    gaps = [row for row in rows if "val_gap" in row]
+    gaps = [row for row in rows if _gap_names(row)]
     with drawing.picture(path, 7.0 if gaps else 4.5) as figure:
         axes, *below = figure.subplots(1 + bool(gaps), sharex=True, squeeze=False)[:, 0]
         axes.set(title=_title(rows), ylabel="loss, nats per token")
@@ -49,11 +50,17 @@ def _title(rows: list[dict[str, Any]]) -> str:
     if not evaluated:
         return "Loss of the batches"
     best = min(evaluated, key=lambda row: row["val_loss"])
-    name, end = "val_loss", ""
-    if "val_gap" in best:
-        name, end = "val_gap", " above the floor"
-    loss = f"{_written(best[name])} nats per token{end}"
+    names, end = _gap_names(best), " above the floor"
+    if not names:
+        names, end = ["val_loss"], ""
+    shown = " to ".join(_written(best[name]) for name in names)
+    loss = f"{shown} nats per token{end}"
     return f"Lowest validation loss: {loss}, at step {best['step']:,}"
+
+
+def _gap_names(row: dict[str, Any]) -> list[str]:
+    """Returns the gap, or where the floor is estimated those above and below it."""
+    return [n for n in ("val_gap", "val_gap_at_least", "val_gap_at_most") if n in row]
 
 
 def _draw_losses(axes: Any, rows: list[dict[str, Any]]) -> None:
@@ -61,7 +68,11 @@ def _draw_losses(axes: Any, rows: list[dict[str, Any]]) -> None:
 
     The losses of a kind (its order, for example) have one colour.
     """
-    names = [n for n in dict.fromkeys(k for row in rows for k in row) if "loss" in n]
+    names = [
+        name
+        for name in dict.fromkeys(key for row in rows for key in row)
+        if "loss" in name and not name.endswith("_error")
+    ]
     curves = {n: [(r["step"], r[n]) for r in rows if n in r] for n in names}
     if batches := curves.pop("loss", []):
         axes.plot(*_columns(batches), color="0.85", linewidth=0.8, label="_batches")
@@ -77,7 +88,7 @@ def _draw_losses(axes: Any, rows: list[dict[str, Any]]) -> None:
             label = kind or split
             if name in _floors(rows):
                 style |= {"color": drawing.DARK}
-                label += ", the floor"
+                label += _floor_end(rows)
         else:
             style["color"] = colours.setdefault(
                 kind, drawing.COLOURS[len(colours) % len(drawing.COLOURS)]
@@ -119,36 +130,56 @@ def _set_limits(axes: Any, curves: dict[str, Points], batches: Points) -> None:
 
 
 def _floors(rows: list[dict[str, Any]]) -> list[str]:
-    """Returns the names of the losses that the gap is above."""
-    gaps = [row for row in rows if "val_gap" in row]
-    names = [name for name in (gaps or [{}])[0] if name.startswith("val_loss_")]
-    above = lambda row, name: row["val_loss"] - row["val_gap"] - row[name]
-    return [n for n in names if all(abs(above(row, n)) < 1e-6 for row in gaps)]
+    """Returns the names of the losses that the gap is above, or those of its bounds."""
+    gaps = [row for row in rows if _gap_names(row)]
+    first = (gaps or [{}])[0]
+    names = [name for name in first if name.startswith("val_loss_")]
+    above = lambda row, name, gap: row["val_loss"] - row[gap] - row[name]
+    return [
+        name
+        for name in names
+        for gap in _gap_names(first)
+        if all(abs(above(row, name, gap)) < 1e-6 for row in gaps)
+    ]
+
+
+def _floor_end(rows: list[dict[str, Any]]) -> str:
+    return ", the floor" if len(_floors(rows)) == 1 else ", a bound of the floor"
 
 
 def _draw_gaps(axes: Any, rows: list[dict[str, Any]]) -> None:
     """Draws the validation gap, and dashed those of the baselines."""
-    steps = [row["step"] for row in rows]
-    gaps = [row["val_gap"] for row in rows]
-    errors = [2 * row["val_gap_error"] for row in rows]
-    label = "validation,\n± 2 standard errors"
-    axes.plot(steps, gaps, color=drawing.BLUE, zorder=3, label=label)
-    axes.errorbar(steps, gaps, errors, fmt="o", color=drawing.BLUE, label="_errors")
-    baselines = [name for name in rows[0] if name.startswith("val_loss_")]
+    steps, names = [row["step"] for row in rows], _gap_names(rows[0])
+    curves = [[row[name] for row in rows] for name in names]
+    for name, gaps in zip(names, curves, strict=True):
+        errors = [2 * row[f"{name}_error"] for row in rows]
+        bound = name.removeprefix("val_gap").replace("_", " ")
+        label = f"validation{bound},\n± 2 standard errors"
+        axes.plot(steps, gaps, color=drawing.BLUE, zorder=3, label=label)
+        axes.errorbar(steps, gaps, errors, fmt="o", color=drawing.BLUE, label="_errors")
+    axes.fill_between(steps, curves[0], curves[-1], color=drawing.BLUE, alpha=0.2)
+    baselines = [
+        name
+        for name in rows[0]
+        if name.startswith("val_loss_") and not name.endswith("_error")
+    ]
     style = {"color": drawing.GREY, "linestyle": "--", "linewidth": 1.2}
     for name in [name for name in baselines if name not in _floors(rows)]:
-        excess = [row[name] - row["val_loss"] + row["val_gap"] for row in rows]
-        label = name.removeprefix("val_loss_").replace("_", " ")
-        axes.plot(steps, excess, label=label, **style)
-    if min(gaps) > 0:
+        excess = [row[name] - row["val_loss"] + row[names[0]] for row in rows]
+        if min(excess) > 0:  # Below the floor is no gap.
+            label = name.removeprefix("val_loss_").replace("_", " ")
+            axes.plot(steps, excess, label=label, **style)
+    if min(min(gaps) for gaps in curves) > 0:
         drawing.log_scale(axes, "y")
 
 
 def plot_positions(curves: Mapping[str, Sequence[float]], path: pathlib.Path) -> None:
     """Draws means [T] against the position of the predicted token, from 1.
 
-    The first curve, the model's, lies thin on the others. If there is one named "kl", a
-    second panel has it, and the loss above the floor, whose expectation it is.
+    The first curve, the model's, lies thin on the second, the floor, which is a band
+    where it is known by bounds; what lies below the floor is dashed. If there is one
+    named "kl", a second panel has it, and the loss above the floor, whose expectation
+    it is.
     """
     losses = {name: values for name, values in curves.items() if name != "kl"}
     length = max(map(len, curves.values()))
@@ -158,20 +189,27 @@ def plot_positions(curves: Mapping[str, Sequence[float]], path: pathlib.Path) ->
         axes, *below = rows
         for index, (name, values) in enumerate(losses.items()):
             style: dict[str, Any] = {"color": drawing.BLUE, "linewidth": 1.4}
-            if index:
+            if index == 1:
                 style = {"color": drawing.AMBER, "linewidth": 4, "zorder": 1}
-            axes.plot(range(1, len(values) + 1), values, label=name, **style)
+            elif name == "bayes_lower":
+                upper = losses["bayes_estimate"]
+                axes.fill_between(places, values, upper, color=drawing.AMBER, alpha=0.4)
+                style = {"color": drawing.AMBER, "linewidth": 1.4, "zorder": 1}
+            elif index:
+                style = {"color": drawing.GREY, "linestyle": "--", "linewidth": 1.2}
+            label = name.replace("_", " ")
+            axes.plot(range(1, len(values) + 1), values, label=label, **style)
         axes.set(
             title="Loss by position in the sequence",
             ylabel="loss, nats per token",
             xlim=(1, max(length, 2)),
         )
         for panel in below:
-            model, floor = list(losses.values())[:2]
+            (_, model), (floor_name, floor) = list(losses.items())[:2]
             gap = [m - f for m, f in zip(model, floor, strict=True)]
             style = {"color": drawing.GREY, "marker": ".", "linestyle": ""}
             panel.plot(places, gap, label="loss above the floor", **style)
-            panel.plot(places, curves["kl"], label="KL(exact || model)")
+            panel.plot(places, curves["kl"], label=f"KL({floor_name} || model)")
             panel.set(ylabel="nats per token")
         rows[-1].set_xlabel("position of the predicted token")
         drawing.log_scale(axes, "x", [2**i for i in range(length.bit_length())])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,15 +107,14 @@ def summary(
     process: GraphProcess,
     config: ConfigDict,
     tokens_NT: np.ndarray,
-    nll_NT: np.ndarray,
+    bounds: Mapping[str, np.ndarray],
     dtype: str,
 ) -> dict[str, Any]:
-    """Returns what the entropy command says of tokens and their exact score."""
+    """Returns what the entropy command says of tokens and `process.bounds`."""
     V = process.vocab_size
     found: dict[str, Any] = {}
     group = process.dependent_rows(config.batch_size)
-    scores = {process.floor_name: nll_NT}
-    scores |= fitted_scores(process, config, tokens_NT)
+    scores = {**bounds, **fitted_scores(process, config, tokens_NT)}
     for name, score_NT in scores.items():
         found[name], found[f"{name}_error"] = mean(score_NT, group)
     return found | {
@@ -123,7 +123,7 @@ def summary(
         "zlib_unit": f"nats per token, each sequence compressed as {token_dtype(V)}",
         "unit": "nats per token; errors are standard errors over sequences",
         "sequences": len(tokens_NT),
-        "predicted_tokens": nll_NT.size,
+        "predicted_tokens": tokens_NT[:, 1:].size,
         "joint_states": joint_states(process.graph),
         "first_token": process.first_token,
         "dtype": dtype,

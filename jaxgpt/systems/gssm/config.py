@@ -37,6 +37,14 @@ class GSSMConfig(OptionGroup):
         "kernels of context nodes are drawn for each batch or each sequence",
         choices=("batch", "sequence"),
     )
+    particles: int = option(
+        256,
+        "of a sequence, in estimates of a Bayes floor without closed form",
+        min=1,
+        max=1 << 20,
+        resumable=True,
+        after_training=True,
+    )
     first_token: str = option(
         "start", "a sequence's: the start state 0, or drawn", choices=("start", "drawn")
     )

@@ -81,7 +81,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help=".npy of tokens [B, T], or an .h5 file that generate or the original "
         "wrote; default: fresh ones",
     )
-    parser.add_argument("--nll", help="write float64 nats [B, T - 1] to this .npy file")
+    parser.add_argument(
+        "--nll",
+        help="write float64 nats [B, T - 1] to this .npy file: exact, bayes, or of a "
+        "context graph without closed form bayes_estimate",
+    )
     parser.add_argument(
         "--predictive",
         help="write the exact distributions of the next token, float64 [B, T - 1, V], "

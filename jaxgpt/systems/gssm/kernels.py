@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import zipfile
 from collections.abc import Mapping
 from types import ModuleType
@@ -29,6 +28,7 @@ from jaxgpt.systems.gssm.graph import (
     ORIGINAL_KERNELS,
     LatentGraph,
     Node,
+    memory,
 )
 
 Tables = dict[str, np.ndarray]
@@ -85,15 +85,19 @@ def draw_context_tables(
 def check_size(graph: LatentGraph, rows: int) -> None:
     """Raises UserError if the context nodes' tables of so many sequences do not fit."""
     size = rows * sum(math.prod(graph.shape(node)) for node in graph.context)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     # Twice as many where a row is filled up for binary search, indexed by int32.
-    most = min(memory // (4 * COPIES), LARGEST_INDEX // 2)
+    most = min(memory() // (4 * COPIES), LARGEST_INDEX // 2)
     if size > most:
         raise UserError(
             f"gssm.context=sequence: the kernels of {rows} sequences have {size:,} "
             f"entries in all, and this machine takes {most:,}: lower batch_size or "
             "state_dim"
         )
+
+
+def is_conjugate(graph: LatentGraph, node: Node) -> bool:
+    """Returns whether counts update the distribution that a node's rows come from."""
+    return len(_factors(graph, node)) == 1
 
 
 def _factors(graph: LatentGraph, node: Node) -> list[tuple[int, ...]]:

@@ -131,11 +131,7 @@ def by_rows(
     """
     B, T = tokens_BT.shape
     states = check_size(graph)
-    if (needed := 8 * B * T * size) > memory():
-        raise UserError(
-            f"{size} numbers for each of {B} x {T} tokens need {needed / 2**30:.1f} "
-            f"GiB, and this machine has {memory() / 2**30:.1f}: give fewer sequences"
-        )
+    check_result(tokens_BT, size)
     tokens_BT = np.asarray(tokens_BT, np.int32)
     largest = max(
         [states, work, *(_gathered_size(graph, node) for node in graph.order)]
@@ -161,6 +157,16 @@ def by_rows(
     if len(parts) == 1:
         return parts[0]
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def check_result(tokens_BT: np.ndarray, size: int) -> None:
+    """Raises UserError if `size` float64 numbers for each token do not fit."""
+    B, T = tokens_BT.shape
+    if (needed := 8 * B * T * size) > memory():
+        raise UserError(
+            f"{size} numbers for each of {B} x {T} tokens need {needed / 2**30:.1f} "
+            f"GiB, and this machine has {memory() / 2**30:.1f}: give fewer sequences"
+        )
 
 
 def _each_row(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import pathlib
 import zipfile
 from collections.abc import Mapping
@@ -40,7 +39,8 @@ def measure(
     graph = load_graph(config.gssm.graph)
     if "save_kernels" in outputs and tables is None and graph.has_context:
         raise UserError(
-            "--save_kernels: those of context nodes are drawn for every batch"
+            "--save_kernels: those of context nodes are drawn for every batch or "
+            "sequence"
         )
     tokens_NT = _read_tokens(args.tokens) if args.tokens else None
     backend.set_up_jax()
@@ -49,30 +49,36 @@ def measure(
         log(f"note: '{args.tokens}' does not start in state 0: first_token=drawn")
         config.gssm.first_token = "drawn"
     c, process = config, make_process(config, tables)
+    wanted = [name for name in ("predictive", "beliefs") if name in outputs]
+    for name in wanted + ["decompose"] * args.decompose:
+        process.check_known(args.tokens or "fresh sequences", name)
     if tokens_NT is None:
         count, length = args.num_sequences, c.model.block_size + 1
         tokens_NT = process.held_out(c.seed, "val", count, c.batch_size, length)
+        bounds = process.bounds(tokens_NT, c.seed, "val", c.batch_size, args.dtype)
     else:
         process.check_given(tokens_NT, args.tokens)
-    # Given tokens have no kernels of their own, so that their place does not matter.
-    score = functools.partial(
-        process.score_held_out, tokens_NT, c.seed, "val", c.batch_size, args.dtype
-    )
-    nll_NT = score()
-    figures = baselines.summary(process, config, tokens_NT, nll_NT, args.dtype)
-    if place := likelihood.impossible(nll_NT):
+        if process.floor_name == "bayes_estimate":
+            log("note: the lower bound needs the states behind the tokens: left out")
+            bounds = {"bayes_estimate": process.estimate(tokens_NT, c.seed, "val")}
+        else:
+            bounds = {process.floor_name: process.score(tokens_NT, args.dtype)}
+    floor_NT = bounds[process.floor_name]
+    figures = baselines.summary(process, config, tokens_NT, bounds, args.dtype)
+    if place := likelihood.impossible(floor_NT):
         log(f"note: {place}: these kernels cannot have written it")
     if args.decompose:
-        process.check_given(tokens_NT, args.tokens or "fresh sequences")
         figures["decomposition"] = information.decompose(process, tokens_NT, args.dtype)
     for name, path in outputs.items():
         found: Any
         if name == "save_graph":
             found = graph.to_yaml()
+        elif name == "nll":
+            found = floor_NT
         elif name == "save_kernels":
             found = {f"table/{node}": table for node, table in process.tables.items()}
         else:
-            found = nll_NT if name == "nll" else score(name)
+            found = process.score(tokens_NT, args.dtype, name)
         try:
             with atomic_write(path, "wb") as stream:
                 if isinstance(found, str):

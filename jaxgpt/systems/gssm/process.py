@@ -15,7 +15,14 @@ from ml_collections import ConfigDict
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError, log, require
 from jaxgpt.model import rng
-from jaxgpt.systems.gssm import handmade, kernels, likelihood, sequences
+from jaxgpt.systems.gssm import (
+    context,
+    handmade,
+    kernels,
+    likelihood,
+    particles,
+    sequences,
+)
 from jaxgpt.systems.gssm.graph import LatentGraph, load_graph
 
 # Training, evaluation, fitting the baselines, a last test. A split's place in the list
@@ -37,9 +44,10 @@ class GraphProcess:
         first_token: str = "start",
         clip: float = 0.0,
         context: str = "batch",
+        particles: int = 256,
     ):
         self.graph, self.first_token = graph, first_token
-        self.clip = clip
+        self.clip, self.particles = clip, particles
         # Whether each sequence has its own kernels.
         self.by_sequence = graph.has_context and context == "sequence"
         self._use(tables)
@@ -65,12 +73,14 @@ class GraphProcess:
 
     @property
     def floor_name(self) -> str:
-        """What the exact score is called.
+        """What the lowest expected loss of any model is called.
 
-        An estimate where every batch has its own kernels: it is given those, which a
-        model must infer.
+        "exact", by the kernels; "bayes", of a context graph, whose kernels are not
+        known to a reader; "bayes_estimate" where that has no closed form.
         """
-        return "estimate" if self.graph.has_context else "exact"
+        if not self.graph.has_context:
+            return "exact"
+        return "bayes" if context.has_closed_form(self.graph) else "bayes_estimate"
 
     def dependent_rows(self, rows: int) -> int:
         """Returns how many neighbouring held-out sequences share drawn kernels."""
@@ -107,8 +117,8 @@ class GraphProcess:
     def _sample_batch(self, thresholds, place, names, rows, length):
         found = functools.partial(sequences.cumulative, dtype=jnp.float32)
         found = jax.vmap(found) if self.by_sequence else found
-        context = self._context_tables(place, rows)
-        thresholds = thresholds | {name: found(context[name]) for name in context}
+        drawn = self._context_tables(place, rows)
+        thresholds = thresholds | {name: found(drawn[name]) for name in drawn}
         key = jax.random.fold_in(_key(place), 1)
         states = sequences.sample_nodes(
             self.graph, thresholds, key, rows, length, self.first_token
@@ -162,18 +172,31 @@ class GraphProcess:
         rows: int,
         dtype: str,
         wanted: str = "nll",
-        first: int = 0,
     ) -> Any:
         """Returns the exact score, or what else is wanted, of `held_out` sequences.
 
-        Those of a context graph are scored with the kernels that were drawn for them;
-        `first` is the first batch. For the rest see `likelihood.forward`.
+        Those of a context graph are scored with the kernels that were drawn for them.
+        For the rest see `likelihood.forward`.
         """
         if not self.graph.has_context:
             return self.score(tokens_NT, dtype, wanted)
+        return self._score_drawn(
+            tokens_NT, seed, split, rows, dtype, wanted, self.first_token
+        )
+
+    def _score_drawn(
+        self,
+        tokens_NT: np.ndarray,
+        seed: int,
+        split: str,
+        rows: int,
+        dtype: str,
+        wanted: str,
+        first_token: str,
+    ) -> Any:
         self._check_kernels(rows)
         parts = []
-        for step, start in enumerate(range(0, len(tokens_NT), rows), first):
+        for step, start in enumerate(range(0, len(tokens_NT), rows)):
             drawn = self._context(_place(seed, split, step), rows)
             tables, own = self.tables, None
             if self.by_sequence:
@@ -185,7 +208,7 @@ class GraphProcess:
                     self.graph,
                     tables,
                     tokens_NT[start : start + rows],
-                    self.first_token,
+                    first_token,
                     dtype,
                     wanted,
                     own,
@@ -193,30 +216,111 @@ class GraphProcess:
             )
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
+    def bounds(
+        self, tokens_NT: np.ndarray, seed: int, split: str, rows: int, dtype: str
+    ) -> dict[str, np.ndarray]:
+        """Returns scores of `held_out` sequences, float64 [N, T - 1], in nats.
+
+        Returns:
+          The floor first, under `floor_name`; of a context graph also "known_kernels",
+          the score given the kernels that were drawn. "bayes_estimate" is in
+          expectation above the Bayes floor, "bayes_lower" below it, and
+          "known_kernels" too.
+
+        Raises:
+          UserError: as `likelihood.forward` and `estimate`.
+        """
+        if self.floor_name == "exact":
+            return {"exact": self.score(tokens_NT, dtype)}
+        # From time 0 on, as particles are weighted.
+        whole = context.from_time_0(tokens_NT, self.first_token)
+        known = self._score_drawn(whole, seed, split, rows, dtype, "nll", "start")
+        if self.floor_name == "bayes":
+            found = {"bayes": self.score(tokens_NT)}
+        else:
+            names = tuple(node.name for node in self.graph.order)
+            place = seed, split, len(tokens_NT), rows, tokens_NT.shape[1]
+            states = self.held_out_nodes(names, *place)
+            found = {
+                "bayes_estimate": self.estimate(tokens_NT, seed, split),
+                "bayes_lower": self.estimate(tokens_NT, seed, split, states, known),
+            }
+        return found | {"known_kernels": self._predicted(known)}
+
+    def estimate(
+        self,
+        tokens_NT: np.ndarray,
+        seed: int,
+        split: str,
+        states: dict[str, np.ndarray] | None = None,
+        known: np.ndarray | None = None,
+        count: int = 0,
+    ) -> np.ndarray:
+        """Returns an estimate of the Bayes floor, float64 [N, T - 1]; see particles.py.
+
+        Args:
+          tokens_NT: integers.
+          seed, split: which random numbers are used.
+          states, known: for the bound below, {node: the states [N, T] behind the
+            tokens}, and the score from time 0 on under the kernels behind them.
+          count: of particles; 0 takes `particles`.
+
+        Raises:
+          UserError: for other tokens, or particles that do not fit.
+        """
+        likelihood.check_tokens(self.graph, tokens_NT, self.first_token)
+        key = jax.random.fold_in(rng.stream(seed, "particles"), SPLITS.index(split))
+        key = jax.random.fold_in(key, int(states is not None))
+        whole = lambda states_NT: context.from_time_0(states_NT, self.first_token)
+        given = self.graph, self.tables, whole(tokens_NT), count or self.particles, key
+        if all(kernels.is_conjugate(self.graph, node) for node in self.graph.context):
+            paths = states and {name: whole(path) for name, path in states.items()}
+            nll = particles.filtered(*given, paths)
+        else:
+            nll = particles.weighted(*given, self.clip, known)
+        return self._predicted(nll)
+
+    def _predicted(self, nll: np.ndarray) -> np.ndarray:
+        """Returns a score from time 0 on without the first token, if it is drawn."""
+        return nll[:, int(self.first_token == "drawn") :]
+
     def score(
         self, tokens_BT: np.ndarray, dtype: str = "float32", wanted: str = "nll"
     ) -> Any:
-        """Returns `likelihood.forward` of any sequences, by default their score."""
+        """Returns `likelihood.forward` of any sequences, by default their score.
+
+        Of a context graph it is their Bayes floor.
+
+        Raises:
+          UserError: as `likelihood.forward` and `check_known`.
+        """
+        self.check_known("tokens", wanted)
+        if self.floor_name == "bayes":
+            return context.closed_form(self.graph, tokens_BT, self.first_token, wanted)
         return likelihood.forward(
             self.graph, self.tables, tokens_BT, self.first_token, dtype, wanted
         )
 
     def check_given(self, tokens_BT: np.ndarray, source: str) -> None:
-        """Checks sequences that a user has, which `source` names in errors.
-
-        Raises:
-          UserError: if nothing is predicted, or the kernels that they were drawn with
-            are not known.
-        """
+        """Raises UserError if nothing of tokens that a user has is predicted."""
         if tokens_BT.shape[1] < 2:
             raise UserError(
                 f"'{source}' has rows of 1 token: give 2 or more, since the first is "
                 "not predicted"
             )
-        if self.graph.has_context:
+
+    def check_known(self, source: str, wanted: str) -> None:
+        """Raises UserError if what is wanted needs kernels that are not known.
+
+        Without them there is the Bayes floor where it has a closed form, "nll" and
+        "predictive"; neither beliefs nor a decomposition.
+        """
+        bayes = self.floor_name == "bayes" and wanted in ("nll", "predictive")
+        if self.graph.has_context and not bayes:
+            remedy = "; gssm.estimate_nll needs none" if wanted == "nll" else ""
             raise UserError(
-                "the kernels of a context graph are drawn for every batch: give those "
-                f"of '{source}' with --kernels"
+                f"the kernels of a context graph are drawn anew, and {wanted} needs "
+                f"those of '{source}': give them with --kernels{remedy}"
             )
 
     @functools.cached_property
@@ -291,4 +395,4 @@ def make_process(
     if tables is not None:
         return GraphProcess(graph.known(), tables, c.first_token)
     tables = kernels.draw_tables(graph, c.graph_seed, c.clip)
-    return GraphProcess(graph, tables, c.first_token, c.clip, c.context)
+    return GraphProcess(graph, tables, c.first_token, c.clip, c.context, c.particles)

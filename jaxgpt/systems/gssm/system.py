@@ -1,7 +1,7 @@
 """Graph-structured sequential models: data whose exact likelihood is known.
 
 A causal model learns sequences of the observed node of a graph, and is judged by the
-gap between its loss and the exact likelihood of the same sequences.
+gap between its loss and the lowest that is possible on the same sequences.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class GSSM(CausalLM):
     """A causal model of sequences that a graph generates."""
 
     reads_text = False
-    _references: tuple[np.ndarray, tuple[np.ndarray, dict[str, float]]] | None = None
+    _references: (
+        tuple[np.ndarray, tuple[dict[str, np.ndarray], dict[str, float]]] | None
+    ) = None
 
     @classmethod
     def resolve(cls, config: ConfigDict) -> None:
@@ -70,10 +72,11 @@ class GSSM(CausalLM):
             return {}
         tokens_NT, nll_NT = evaluation.windows, evaluation.nll_NT
         metrics: dict[str, Any] = self.gap_metrics(tokens_NT, nll_NT, split)
-        floor_NT, _ = self.references(tokens_NT, split)
-        curves = {"model": nll_NT.mean(0), self.process.floor_name: floor_NT.mean(0)}
-        if evaluation.thorough:
-            kl_NT = self.divergence(params, tokens_NT, split, evaluation.rows)
+        bounds, _ = self.references(tokens_NT, split)
+        curves = {"model": nll_NT.mean(0)}
+        curves |= {name: bound_NT.mean(0) for name, bound_NT in bounds.items()}
+        if evaluation.thorough and self.process.floor_name != "bayes_estimate":
+            kl_NT = self.divergence(params, tokens_NT, evaluation.rows)
             group = self.process.dependent_rows(self.config.batch_size)
             kl = baselines.mean(kl_NT, group)
             curves["kl"] = kl_NT.mean(0)
@@ -82,35 +85,31 @@ class GSSM(CausalLM):
         evaluation.write_curves(curves)
         return metrics
 
-    def divergence(
-        self, params: dict, tokens_NT: np.ndarray, split: str, rows: int
-    ) -> np.ndarray:
-        """Returns KL(exact || model) of each next token, float64 [N, T - 1], in nats.
+    def divergence(self, params: dict, tokens_NT: np.ndarray, rows: int) -> np.ndarray:
+        """Returns KL(floor || model) of each next token, float64 [N, T - 1], in nats.
 
-        Its expectation is that of the model's loss above the exact one, over sequences
-        of the process; it varies less, since it does not depend on which token came.
+        Its expectation is that of the model's loss above the floor, over sequences of
+        the process; it varies less, since it does not depend on which token came.
 
         Args:
           params: of the model.
-          tokens_NT: the first sequences of the split.
-          split: of the data.
+          tokens_NT: of the process.
           rows: sequences that the model is given at a time, at most.
+
+        Raises:
+          UserError: for a Bayes floor without closed form.
         """
-        c, process = self.config, self.process
+        process = self.process
         per_row = tokens_NT.shape[1] * process.vocab_size
         rows = max(1, min(rows, LARGEST_PREDICTION // per_row))
-        if process.graph.has_context:
-            rows = c.batch_size  # Which share their kernels.
         predict = jax.jit(
             lambda params, tokens_BT: jax.nn.log_softmax(
                 self.model(params)(tokens_BT[:, :-1])[0].astype(jnp.float32)
             )
         )
         parts = []
-        for step, (batch, count) in enumerate(batched({"tokens": tokens_NT}, rows)):
-            p_BTV = process.score_held_out(
-                batch["tokens"], c.seed, split, rows, "float64", "predictive", step
-            )
+        for batch, count in batched({"tokens": tokens_NT}, rows):
+            p_BTV = process.score(batch["tokens"], "float64", "predictive")
             log_q_BTV = np.asarray(predict(params, batch["tokens"]), np.float64)
             parts.append(baselines.divergence(p_BTV, log_q_BTV)[:count])
         return np.concatenate(parts)
@@ -120,38 +119,60 @@ class GSSM(CausalLM):
     ) -> dict[str, float]:
         """Returns the floor and the baselines of the same tokens, and the gap.
 
+        Of a floor that is estimated, the gap is at least and at most what two bounds
+        of it say.
+
         Raises:
           CheckError: for a loss below the floor by more than chance explains.
         """
-        floor_NT, others = self.references(tokens_NT, split)
-        floor_name = self.process.floor_name
-        excess_NT = nll_NT - floor_NT
+        bounds, others = self.references(tokens_NT, split)
+        self._check_leak(nll_NT, bounds)
         group = self.process.dependent_rows(self.config.batch_size)
-        gap = baselines.mean(excess_NT, group)
-        # Given its kernels no sequence has an expected gap below 0. So each sequence is
-        # independent evidence of a leak, even if there are only a few batches.
-        error = baselines.mean(excess_NT).error or 0.0
-        if len(tokens_NT) >= ENOUGH and gap.value < -LEAK * error - ROUNDING:
-            raise CheckError(
-                f"the loss is {-gap.value:.4f} nats below the {floor_name} lower bound "
-                f"(standard error {error:.4f}): targets leak into the inputs"
-            )
-        floor = {f"loss_{floor_name}": float(floor_NT.mean())}
-        return floor | others | {"gap": gap.value, "gap_error": gap.error or 0.0}
+        gaps = {"gap": self.process.floor_name}
+        found = {f"loss_{name}": float(nll.mean()) for name, nll in bounds.items()}
+        if "bayes_lower" in bounds:
+            gaps = {"gap_at_least": "bayes_estimate", "gap_at_most": "bayes_lower"}
+            for name in gaps.values():
+                error = baselines.mean(bounds[name], group).error
+                found[f"loss_{name}_error"] = error or 0.0
+        found |= others
+        for name, bound in gaps.items():
+            gap = baselines.mean(nll_NT - bounds[bound], group)
+            found |= {name: gap.value, f"{name}_error": gap.error or 0.0}
+        return found
+
+    def _check_leak(self, nll_NT: np.ndarray, bounds: dict[str, np.ndarray]) -> None:
+        """Raises CheckError for a loss that can only come from a leak."""
+        for name, bound_NT in bounds.items():
+            if name == "bayes_estimate":
+                continue  # A loss may be below it.
+            # Given its kernels no sequence has an expected gap below 0. So each is
+            # independent evidence of a leak, even if there are only a few batches.
+            group = 1
+            if name.startswith("bayes"):
+                group = self.process.dependent_rows(self.config.batch_size)
+            excess = baselines.mean(nll_NT - bound_NT, group)
+            error = excess.error or 0.0
+            enough = len(nll_NT) >= ENOUGH * group
+            if enough and excess.value < -LEAK * error - ROUNDING:
+                raise CheckError(
+                    f"the loss is {-excess.value:.4f} nats below {name}, a lower bound "
+                    f"(standard error {error:.4f}): targets leak into the inputs"
+                )
 
     def references(
         self, tokens_NT: np.ndarray, split: str = "val"
-    ) -> tuple[np.ndarray, dict[str, float]]:
-        """Returns the floor [N, T - 1] and the losses of the baselines."""
+    ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        """Returns `process.bounds`, and the losses of the baselines."""
         # Those of the last tokens are kept: every evaluation asks for the same.
         if self._references is None or not np.array_equal(
             self._references[0], tokens_NT
         ):
             c = self.config
-            floor_NT = self.process.score_held_out(
+            bounds = self.process.bounds(
                 tokens_NT, c.seed, split, c.batch_size, "float32"
             )
             scores = baselines.fitted_scores(self.process, c, tokens_NT)
             losses = {f"loss_{name}": float(nll.mean()) for name, nll in scores.items()}
-            self._references = tokens_NT, (floor_NT, losses)
+            self._references = tokens_NT, (bounds, losses)
         return self._references[1]

@@ -124,6 +124,44 @@ def test_entropy_writes_predictions_and_beliefs(files, capsys):
         np.testing.assert_array_equal(found, expected)
 
 
+def test_entropy_of_a_graph_whose_kernels_are_not_known(tmp_path, capfd):
+    chain = {"name": "X", "state_dim": 3, "alpha": 1, "mode": "context"}
+    hidden = [{"name": "Z", "state_dim": 2, "alpha": 0.3}, chain | {"parents": ["Z"]}]
+    options = ["--num_sequences=64", "--config.model.block_size=16", "--json=-"]
+    options += ["--config.gssm.particles=16", "--config.batch_size=8"]
+    options.append("--config.seed=0")
+    names = {name: tmp_path / f"{name}.npy" for name in ("nll", "predictive")}
+    for nodes, floor in ([chain], "bayes"), (hidden, "bayes_estimate"):
+        (tmp_path / "g.json").write_text(json.dumps(nodes))
+        graph = f"--graph={tmp_path}/g.json"
+        outputs = [f"--{n}={names[n]}" for n in names if n == "nll" or nodes == [chain]]
+        entropy.command([graph, *options, *outputs])
+        fresh = json.loads(capfd.readouterr()[0])
+        assert fresh["known_kernels"] < fresh[floor] < fresh["uniform"]
+        assert fresh[f"{floor}_error"] > 0 and "exact" not in fresh
+        assert ("bayes_lower" in fresh) == (nodes == hidden)
+        made = gssm.Graph(nodes)
+        tokens = gssm.sample(made, 64, 17, split="val", batch_size=8)
+        if nodes == hidden:
+            expected = gssm.estimate_nll(made, tokens, particles=16)
+            assert "use exact_nll" in refusal(
+                gssm.estimate_nll, gssm.Graph([chain]), tokens
+            )
+        else:
+            expected = gssm.exact_nll(made, tokens)
+            p = gssm.predictive(made, tokens)
+            np.testing.assert_array_equal(np.load(names["predictive"]), p)
+        np.testing.assert_array_equal(np.load(names["nll"]), expected)
+        np.save(tmp_path / "t.npy", tokens)
+        entropy.command([graph, *options, f"--tokens={tmp_path}/t.npy"])
+        printed, notes = capfd.readouterr()
+        given = json.loads(printed)
+        assert given[floor] == pytest.approx(fresh[floor])
+        assert "known_kernels" not in given and "bayes_lower" not in given
+        left_out = "the lower bound needs the states behind the tokens: left out"
+        assert (left_out in notes) == (nodes == hidden)
+
+
 def test_entropy_decomposes_given_and_fresh_tokens(files, capsys):
     folder, parsed, tables, tokens = files
     given = [f"--graph={folder / 'g.json'}", f"--kernels={folder / 'k.npz'}"]
@@ -338,7 +376,21 @@ def test_nodes_may_have_the_names_that_numpy_uses(tmp_path, capsys):
         ),
         (entropy, ["--graph={0}/g.json", "--tokens={0}/big.npy"], "got 5"),
         (entropy, ["--graph={0}/g.json", "--tokens={0}/one.npy"], "rows of 1 token"),
-        (entropy, ["--graph={0}/context.json", "--tokens={0}/t.npy"], "--kernels"),
+        (
+            entropy,
+            ["--graph={0}/context.json", "--predictive={0}/p.npy"],
+            "predictive needs those of 'fresh sequences': give them with --kernels",
+        ),
+        (
+            entropy,
+            ["--graph={0}/context.json", "--tokens={0}/t.npy", "--beliefs={0}/b.npz"],
+            "--kernels",
+        ),
+        (
+            entropy,
+            ["--graph={0}/g.json", "--config.gssm.particles=0"],
+            "gssm.particles must be >= 1, got 0",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(files, command, options, expected):

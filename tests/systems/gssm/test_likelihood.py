@@ -87,7 +87,6 @@ def test_context_kernels_score_with_the_kernels_of_their_batch():
     given = process.score_held_out(tokens, 0, "val", 4, "float32")
     wrong = process.score_held_out(tokens, 1, "val", 4, "float32")
     assert given.mean() < wrong.mean() - 0.5
-    assert process.score(tokens).mean() > given.mean() + 0.5
 
 
 @pytest.mark.parametrize(
