@@ -113,6 +113,15 @@ def study(name: str, minutes: int) -> Figure:
     )
 
 
+def context(name: str, sequences: int) -> tuple[str, str]:
+    run = f"--workdir={{runs}}/{name}"
+    return (
+        f"jaxgpt.train --config=configs/gssm.py:{name} {run}",
+        f"jaxgpt.evaluate {run} --split=test --num_sequences={sequences} "
+        f"--positions={{runs}}/{name}.png",
+    )
+
+
 LAPTOP = "jaxgpt.train --config=configs/{}.py:laptop --workdir={{runs}}/{}"
 FIGURES = {
     "quickstart": Figure(
@@ -153,6 +162,21 @@ FIGURES = {
             "gssm_graph.png": Picture("{runs}/gssm/graph.png"),
         },
         1,
+        by_default=True,
+    ),
+    "gssm_context": Figure(
+        (
+            *context("icl_chain", 4096),
+            *context("icl_hmm", 1024),
+            "jaxgpt.systems.gssm.entropy --config=configs/gssm.py:icl_hmm "
+            "--config.gssm.nodes.X.kernel_type=product",
+        ),
+        {
+            "gssm_context.png": Picture(
+                "{runs}/icl_chain.png", "{runs}/icl_chain.csv", draw_positions
+            )
+        },
+        4,
         by_default=True,
     ),
     "gssm_probe": Figure(

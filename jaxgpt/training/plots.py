@@ -50,11 +50,13 @@ def _title(rows: list[dict[str, Any]]) -> str:
     if not evaluated:
         return "Loss of the batches"
     best = min(evaluated, key=lambda row: row["val_loss"])
-    names, end = _gap_names(best), " above the floor"
-    if not names:
-        names, end = ["val_loss"], ""
-    shown = " to ".join(_written(best[name]) for name in names)
-    loss = f"{shown} nats per token{end}"
+    gaps = [_written(best[name]) for name in _gap_names(best)]
+    if len(gaps) == 2:
+        loss = f"{' to '.join(gaps)} nats above the floor"
+    elif gaps:
+        loss = f"{gaps[0]} nats per token above the floor"
+    else:
+        loss = f"{_written(best['val_loss'])} nats per token"
     return f"Lowest validation loss: {loss}, at step {best['step']:,}"
 
 
@@ -144,7 +146,7 @@ def _floors(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _floor_end(rows: list[dict[str, Any]]) -> str:
-    return ", the floor" if len(_floors(rows)) == 1 else ", a bound of the floor"
+    return ", the floor" if len(_floors(rows)) == 1 else ", a bound"
 
 
 def _draw_gaps(axes: Any, rows: list[dict[str, Any]]) -> None:

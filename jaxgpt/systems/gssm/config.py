@@ -43,7 +43,6 @@ class GSSMConfig(OptionGroup):
         min=1,
         max=1 << 20,
         resumable=True,
-        after_training=True,
     )
     first_token: str = option(
         "start", "a sequence's: the start state 0, or drawn", choices=("start", "drawn")
