@@ -11,7 +11,6 @@ is shown too. Both are also shown for real texts of the validation split.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import pathlib
 import time
@@ -22,26 +21,11 @@ from benchmarks.alternate import machine
 from jaxgpt import drawing
 
 ORDERS = ("random", "left-to-right", "fractal", "far-apart", "block")
-MOST_AT_ONCE = 16  # Of entropy-bounded unmasking, which is compiled for that many.
 
 
 def contenders(system_class, config, block: int) -> dict:
     """Returns {name: (system, Sampling)}."""
-    import jax.numpy as jnp
-
-    from benchmarks import unmasking
     from jaxgpt.sampling.state import SamplingParams
-
-    class Unmasking(system_class):
-        """σ-GPT with the samplers of masked diffusion."""
-
-        def __init__(self, config, rank, most, bound):
-            super().__init__(config)
-            self.options = {"rank": rank, "most": most, "bound": jnp.float32(bound)}
-
-        def sampler(self, sampling):
-            del sampling
-            return functools.partial(unmasking.advance, **self.options)
 
     system = system_class(config)
     found = {}
@@ -53,11 +37,11 @@ def contenders(system_class, config, block: int) -> dict:
         found[f"burst, N={N}"] = (system, SamplingParams("burst", num_orders=N))
     for calls in (4, 8, 16, 32):
         most = -(-(block - 1) // calls)
-        surest = Unmasking(config, "probability", most, np.inf)
-        found[f"top-k unmasking, {calls} calls"] = (surest, SamplingParams())
+        surest = SamplingParams("top-k-unmasking", tokens_per_pass=most)
+        found[f"top-k unmasking, {calls} calls"] = (system, surest)
     for bound in (0.5, 2.0, 8.0):
-        bounded = Unmasking(config, "entropy", min(block, MOST_AT_ONCE), bound)
-        found[f"entropy-bounded, {bound:g} nats"] = (bounded, SamplingParams())
+        bounded = SamplingParams("entropy-bounded-unmasking", entropy_bound=bound)
+        found[f"entropy-bounded, {bound:g} nats"] = (system, bounded)
     return found
 
 

@@ -95,7 +95,8 @@ def _add_sampling(parser: cli.Parser) -> None:
         # No choices: a system may have samplers of its own, and refuses all others.
         help=f"of σ-GPT: {', '.join(SAMPLERS)}. ar: one token a call; exact-burst "
         "(σ-GPT's default): several tokens a call, with the distribution of ar; burst: "
-        "the original's best of N orders, biased",
+        "the original's best of N orders, and unmasking as of masked diffusion models: "
+        "biased",
     )
     parser.add_argument(
         "--order",
@@ -104,6 +105,12 @@ def _add_sampling(parser: cli.Parser) -> None:
         "like 7,5,6",
     )
     parser.add_argument("--num_orders", type=int, help="of burst; default 5")
+    parser.add_argument(
+        "--tokens_per_pass", type=int, help="of unmasking; default 4, at most 16"
+    )
+    parser.add_argument(
+        "--entropy_bound", type=float, help="in nats a pass; default 0.5"
+    )
     parser.add_argument("--block_length", type=int, help="of order block; default 16")
     parser.add_argument("--num_samples", type=int, default=1)
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")

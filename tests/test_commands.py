@@ -33,6 +33,7 @@ OPTIONS = {
         *("--max_new_tokens", "--sampler", "--order", "--num_samples"),
         *("--temperature", "--top_k", "--seed", "--split", "--num_orders"),
         *("--block_length", "--top_p", "--stop", "--live", "--image"),
+        *("--tokens_per_pass", "--entropy_bound"),
     ],
     "verify": ["--workdir", "--json"],
 }
@@ -454,6 +455,10 @@ def test_train_in_a_workdir_with_a_damaged_file(refused, run_copy, name):
         (["--temperature=inf"], "--temperature must be finite"),
         (["--num_orders=0", "--sampler=burst"], "--num_orders must be >= 1, got 0"),
         (["--num_orders=3"], "--num_orders needs --sampler=burst, got exact-burst"),
+        (["--tokens_per_pass=3"], "needs --sampler=top-k-unmasking or entropy-bounded"),
+        (["--sampler=top-k-unmasking", "--entropy_bound=1"], "entropy-bounded-unmask"),
+        (["--sampler=top-k-unmasking", "--tokens_per_pass=0"], ">= 1, got 0"),
+        (["--sampler=top-k-unmasking", "--order=random"], "which chooses its own"),
         (["--sampler=burst", "--order=fractal"], "--order is incompatible with"),
         (["--order=low-entropy-first"], "needs --sampler=ar"),
         (["--block_length=4"], "--block_length is for --order=block"),

@@ -22,6 +22,7 @@ from jaxgpt.sampling.state import SamplingParams
 from jaxgpt.systems.reader import Given
 from jaxgpt.systems.registry import system_class
 from jaxgpt.systems.sample_options import SampleSession, sample_options
+from jaxgpt.systems.sigma.config import INEXACT
 
 
 def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -58,6 +59,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
                 "--memory and --explain are for one text: leave out --input"
             )
         else:
+            _say_if_inexact(args)
             sample_lines.execute(run, args, _sampling(args))
 
 
@@ -81,11 +83,20 @@ def _given(run: Run, args: argparse.Namespace) -> Given:
     return run.reader.prompt(prompt, args.max_new_tokens, args.special_tokens)
 
 
+def _say_if_inexact(args: argparse.Namespace) -> None:
+    if args.sampler in INEXACT:
+        log(
+            f"note: --sampler={args.sampler} is not exact: {INEXACT[args.sampler]}, so "
+            "the texts do not have the model's distribution"
+        )
+
+
 def _sample_text(
     run: Run, args: argparse.Namespace, session: SampleSession | None
 ) -> None:
     """Generates texts and prints them."""
     start = _given(run, args)
+    _say_if_inexact(args)
     prompt_mask = start.known
     fill = functools.partial(
         run.fill,
@@ -141,6 +152,7 @@ def _sample_task(run: Run, args: argparse.Namespace) -> None:
         raise UserError(
             "--max_new_tokens is for texts: the problems of a task set their length"
         )
+    _say_if_inexact(args)
     image = cli.output_path("image", args.image, (".png",)) if args.image else None
     split = args.split or "val"
     system: Any = run.system

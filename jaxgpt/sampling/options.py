@@ -17,20 +17,27 @@ RANGES = {
     "top_k": (1, MAX_INT),
     "num_orders": (1, 1 << 16),
     "block_length": (1, MAX_INT),
+    "tokens_per_pass": (1, MAX_INT),
+    "entropy_bound": (0, math.inf),
     "seed": (0, MAX_SEED),
 }
+REAL = ("temperature", "entropy_bound")
+# Options that only some samplers or orders of σ-GPT have.
+OF_SIGMA = ("num_orders", "block_length", "tokens_per_pass", "entropy_bound")
 
 
 class SamplingOptions(TypedDict, total=False):
     """How tokens are drawn, as keyword arguments: the options of `jaxgpt.sample`."""
 
-    sampler: str  # of σ-GPT: ar, exact-burst (its default) or burst
+    sampler: str  # of σ-GPT: exact-burst (its default), ar, burst, ...
     order: str  # of σ-GPT: random (its default), left-to-right, ...; "7,5,6" or a list
     temperature: float  # 1.0; 0 is greedy
     top_k: int | None  # draw from the k likeliest tokens; None from all
     top_p: float  # draw from the likeliest tokens that reach this probability; 1.0
     num_orders: int | None  # of burst; 5
     block_length: int | None  # of order block; 16
+    tokens_per_pass: int | None  # of unmasking; 4, at most 16 if entropy-bounded
+    entropy_bound: float | None  # of entropy-bounded unmasking, in nats; 0.5
 
 
 def check_ranges(values: Mapping[str, Any]) -> None:
@@ -38,8 +45,8 @@ def check_ranges(values: Mapping[str, Any]) -> None:
     for name, (least, most) in RANGES.items():
         value = values.get(name)
         if value is not None:
-            kind = numbers.Real if name == "temperature" else numbers.Integral
-            rule = "a number" if name == "temperature" else "an integer"
+            kind = numbers.Real if name in REAL else numbers.Integral
+            rule = "a number" if name in REAL else "an integer"
             fits = isinstance(value, kind) and not isinstance(value, bool)
             require(fits, f"--{name}", rule, value)
             require(value >= least, f"--{name}", f">= {least}", value)
@@ -57,11 +64,14 @@ def check_left_to_right(order: str) -> None:
     require(fits, "--order", "left-to-right for this model", order)
 
 
-def check_one_by_one(
-    sampler: str, num_orders: int | None, block_length: int | None
-) -> None:
-    """Raises UserError for all but one token after the other; "" is the default."""
-    require(sampler in ("", "ar"), "--sampler", "ar for this model", sampler)
-    for name, value in (("num_orders", num_orders), ("block_length", block_length)):
-        if value:
+def check_one_by_one(sampling: Any) -> None:
+    """Raises UserError for all but one token after the other.
+
+    Args:
+      sampling: has `SamplingOptions` as attributes; "", 0 and None are the defaults.
+    """
+    ar = sampling.sampler in ("", "ar")
+    require(ar, "--sampler", "ar for this model", sampling.sampler)
+    for name in OF_SIGMA:
+        if getattr(sampling, name):
             raise UserError(f"--{name} is for σ-GPT: this model reads left to right")

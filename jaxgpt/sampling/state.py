@@ -243,6 +243,8 @@ class SamplingParams:
     top_p: float = 1.0
     num_orders: int = 0
     block_length: int = 0
+    tokens_per_pass: int = 0
+    entropy_bound: float = 0.0
     cached: bool = True
 
     def decode_params(self, end: int | np.ndarray, draws: Draws) -> DecodeParams:

@@ -293,7 +293,7 @@ class System:
         Raises:
           UserError: if this system has no such sampler, or options clash.
         """
-        check_one_by_one(sampling.sampler, sampling.num_orders, sampling.block_length)
+        check_one_by_one(sampling)
         return functools.partial(autoregress, cached=sampling.cached)
 
     def cache_length(self, T: int) -> int:

@@ -100,12 +100,10 @@ def check_sampling(system: str, args: argparse.Namespace) -> None:
       UserError: if the system would refuse them.
     """
     if system in ANY_ORDER:
-        options.check_sampling(
-            args.sampler, args.order, args.num_orders, args.block_length
-        )
+        options.check_sampling(args)
     elif system in LEFT_TO_RIGHT:
         check_left_to_right(args.order)
-        check_one_by_one(args.sampler, args.num_orders, args.block_length)
+        check_one_by_one(args)
 
 
 def sample_options() -> list[SampleOptions]:

@@ -24,6 +24,8 @@ SEEDS = [5, 5, 6, 7]
         {"sampler": "exact-burst"},
         {"sampler": "exact-burst", "order": "far-apart"},
         {"sampler": "burst", "num_orders": 2},
+        {"sampler": "top-k-unmasking", "tokens_per_pass": 2},
+        {"sampler": "entropy-bounded-unmasking", "entropy_bound": 2.0},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
@@ -52,3 +54,19 @@ def test_a_row_is_the_same_in_any_batch(sampling):
         for name in ("num_forward_passes_B", "tokens_processed_B"):
             assert getattr(together, name)[b] == getattr(alone, name)[-1]
         assert not together.decoded_BT[b, length:].any()
+
+
+def test_an_entropy_bound_of_nothing_is_lowest_entropy_first():
+    changes = {"system": "sigma", "model.block_size": T, "model.vocab_size": 7}
+    changes |= {"model.n_layer": 1, "model.n_embd": 12, "model.n_head": 2}
+    system = build_system(configs.override(configs.base(), changes))
+    params = jax.tree.map(lambda a: 8 * a, system.init(jax.random.key(0)))
+    tokens, known = np.zeros((3, T), np.int32), np.arange(T) < np.ones((3, 1))
+    fill = lambda *sampling, **options: system.sample(
+        params, tokens, known, jax.random.key(1), SamplingParams(*sampling, **options)
+    )
+    bounded = fill("entropy-bounded-unmasking", entropy_bound=1e-9)
+    surest = fill("ar", "low-entropy-first")
+    np.testing.assert_array_equal(bounded.tokens_BT, surest.tokens_BT)
+    np.testing.assert_array_equal(bounded.decode_step_BT, surest.decode_step_BT)
+    np.testing.assert_allclose(bounded.log_p_BT, surest.log_p_BT, atol=1e-5)

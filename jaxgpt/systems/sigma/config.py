@@ -15,6 +15,10 @@ from jaxgpt.model.config import DOUBLE_POSITIONS
 SAMPLERS = {
     "exact-burst": "jaxgpt.systems.sigma.samplers.speculative:make_sampler",
     "burst": "jaxgpt.systems.sigma.samplers.best_of:make_sampler",
+    "top-k-unmasking": "jaxgpt.systems.sigma.samplers.unmasking:make_top_k",
+    "entropy-bounded-unmasking": (
+        "jaxgpt.systems.sigma.samplers.unmasking:make_entropy_bounded"
+    ),
     "ar": "jaxgpt.systems.sigma.samplers.one_by_one:make_sampler",
 }
 # Orders of whole texts by name: a function (key, B, T) -> permutations [B, T], as text.
@@ -26,6 +30,12 @@ ORDERS = {
     "far-apart": "jaxgpt.systems.sigma.orders:FAR_APART",
     "block": "jaxgpt.systems.sigma.orders:BLOCK",
     "curriculum": "jaxgpt.systems.sigma.orders:random",  # At its end.
+}
+# Those whose samples do not follow the model, and why.
+INEXACT = {
+    "burst": "it keeps the best of several orders",
+    "top-k-unmasking": "tokens of one pass do not see each other",
+    "entropy-bounded-unmasking": "tokens of one pass do not see each other",
 }
 
 

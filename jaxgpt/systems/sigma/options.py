@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from jaxgpt.errors import UserError, require
 from jaxgpt.systems.sigma.config import SAMPLERS
@@ -10,28 +11,44 @@ from jaxgpt.systems.sigma.config import SAMPLERS
 LOW_ENTROPY_FIRST = "low-entropy-first"
 
 
-def check_sampling(
-    sampler: str, order: str, num_orders: int | None, block_length: int | None
-) -> None:
-    """Checks options against each other; "", 0 and None are the defaults.
+UNMASKING = ("top-k-unmasking", "entropy-bounded-unmasking")
+# Which samplers have an option.
+OPTIONS = {
+    "num_orders": ("burst",),
+    "tokens_per_pass": UNMASKING,
+    "entropy_bound": UNMASKING[1:],
+}
+
+
+def check_sampling(sampling: Any) -> None:
+    """Checks options against each other.
+
+    Args:
+      sampling: has `SamplingOptions` as attributes; "", 0 and None are the defaults.
 
     Raises:
       UserError: for an unknown sampler, no list of positions, or a contradiction.
     """
-    name = sampler or "exact-burst"
+    name, order = sampling.sampler or "exact-burst", sampling.order
     require(name in SAMPLERS, "--sampler", f"one of {', '.join(SAMPLERS)}", name)
-    if num_orders and name != "burst":
-        raise UserError(f"--num_orders needs --sampler=burst, got {name}")
+    for option, samplers in OPTIONS.items():
+        if getattr(sampling, option) and name not in samplers:
+            needed = " or ".join(samplers)
+            raise UserError(f"--{option} needs --sampler={needed}, got {name}")
     if order and name == "burst":
         raise UserError(
             "--order is incompatible with --sampler=burst, which tries many orders"
+        )
+    if order and name in UNMASKING:
+        raise UserError(
+            f"--order is incompatible with --sampler={name}, which chooses its own"
         )
     if order == LOW_ENTROPY_FIRST and name != "ar":
         raise UserError(
             f"--order={LOW_ENTROPY_FIRST} needs --sampler=ar: it chooses "
             "the next position after every token"
         )
-    if block_length and order != "block":
+    if sampling.block_length and order != "block":
         raise UserError("--block_length is for --order=block")
     read_positions(order)
 

@@ -127,12 +127,7 @@ class SigmaGPT(System):
         Raises:
           UserError: for an unknown sampler, or options that contradict it.
         """
-        options.check_sampling(
-            sampling.sampler,
-            sampling.order,
-            sampling.num_orders,
-            sampling.block_length,
-        )
+        options.check_sampling(sampling)
         name = sampling.sampler or "exact-burst"
         make_sampler = pkgutil.resolve_name(SAMPLERS[name])
         return make_sampler(sampling, self.max_draft_length)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import unmasking
 from jaxgpt import config as configs
 from jaxgpt.sampling.autoregressive import autoregress
 from jaxgpt.sampling.logits import sampling_probs
@@ -22,7 +21,13 @@ from jaxgpt.sampling.state import (
 )
 from jaxgpt.systems.registry import build_system
 from jaxgpt.systems.sigma import orders
-from jaxgpt.systems.sigma.samplers import best_of, one_by_one, speculative, window
+from jaxgpt.systems.sigma.samplers import (
+    best_of,
+    one_by_one,
+    speculative,
+    unmasking,
+    window,
+)
 from tests.systems.sigma import tables
 
 SAMPLES = 100_000
@@ -248,7 +253,7 @@ def test_unmasking_one_token_at_a_time_has_the_right_law_and_two_do_not():
     expected = np.asarray(MODELS["joint 3^4"][1], np.float64)
     expected /= expected.sum()
     texts, calls, _ = draw_texts(
-        MODELS["joint 3^4"], one_by_one.advance, SAMPLES // ROWS, known
+        MODELS["joint 3^4"], one_by_one.lowest_entropy_first, SAMPLES // ROWS, known
     )
     assert agreement(texts.reshape(-1, 4), 3, expected)[0] <= 1.2
     assert (calls == 4).all()

@@ -3,6 +3,8 @@
   speculative.py  draft, verify in one order, resample: several tokens a forward pass,
                   with exactly the distribution of decoding one by one
   best_of.py      the original's burst: the best of N orders; biased, kept to compare
+  unmasking.py    what masked diffusion models do: several tokens a pass that do not see
+                  each other; biased, kept to compare
   one_by_one.py   one token a forward pass, in a fixed order or lowest entropy first
 
 Each has a `make_sampler(sampling, max_draft_length)`, a line in `config.SAMPLERS`.

@@ -25,8 +25,31 @@ from jaxgpt.sampling.logits import (
     token_log_prob,
     uniforms,
 )
-from jaxgpt.sampling.state import DecodeParams, Decoder, DecodeState
+from jaxgpt.sampling.state import (
+    DecodeParams,
+    Decoder,
+    DecodeState,
+    SamplingParams,
+    grow,
+)
 from jaxgpt.systems.sigma.samplers import window
+
+TOP_K, MOST, BOUND = 4, 16, 0.5  # Defaults.
+
+
+def make_top_k(sampling: SamplingParams, max_draft_length: int):
+    """Returns `advance` for `tokens_per_pass` tokens, the surest ones."""
+    del max_draft_length
+    most = sampling.tokens_per_pass or TOP_K
+    return functools.partial(advance, rank="probability", most=most, bound=jnp.inf)
+
+
+def make_entropy_bounded(sampling: SamplingParams, max_draft_length: int):
+    """Returns `advance` for `entropy_bound`, and `tokens_per_pass` tokens at most."""
+    del max_draft_length
+    most = sampling.tokens_per_pass or MOST
+    bound = sampling.entropy_bound or BOUND
+    return functools.partial(advance, rank="entropy", most=most, bound=bound)
 
 
 @functools.partial(
@@ -54,6 +77,11 @@ def advance(
       most: tokens decoded a call, at most.
       bound: nats of entropy a call may take on; infinite decodes `most` every time.
     """
+    # A pass reads `most` slots before those it asks for, also where fewer are new: the
+    # last it asks for stand past the end.
+    slots = state.tokens_BS.shape[1] + most - 1
+    shapes = jax.tree.map(jnp.shape, state.cache)
+    state = grow(decoder, params, state, slots)
     # Drawn for positions, not slots: slots change places until they are decoded.
     uniform_BS = uniforms(decode_params.key_B, state.tokens_BS.shape)
     last = state.num_forward_passes_B + limit
@@ -69,7 +97,9 @@ def advance(
             decoder, params, state, decode_params, uniform_BS, rank, most, bound
         )
 
-    return lax.while_loop(going, body, state)
+    state = lax.while_loop(going, body, state)
+    fit = lambda array, shape: array[tuple(map(slice, shape))]
+    return state.replace(cache=jax.tree.map(fit, state.cache, shapes))
 
 
 def _call(decoder, params, state, decode_params, uniform_BS, rank, most, bound):
@@ -111,22 +141,16 @@ def _call(decoder, params, state, decode_params, uniform_BS, rank, most, bound):
     before_BS = jnp.cumsum(cost_BS, 1) - cost_BS
     within_B = jnp.where(jnp.isinf(cost_BS), False, before_BS <= bound).sum(1)
     gain_B = jnp.minimum(jnp.minimum(within_B, most), left_B)
-    num_forward_passes_B = state.num_forward_passes_B + (left_B > 0)
-    log_p_BS = token_log_prob(logits_BSV, tokens_BS)
     own_BS = window.put(state.own_BS, n_B, ordered(query_BS), left_B)
-    number_BS = wide(num_forward_passes_B[:, None])
-    return state.replace(
-        tokens_BS=window.put(state.tokens_BS, n_B, ordered(tokens_BS), gain_B),
-        own_BS=own_BS,
-        target_BS=jnp.roll(own_BS, -1, 1),
-        num_decoded_B=n_B + gain_B,
-        cache=cache,
-        num_forward_passes_B=num_forward_passes_B,
-        tokens_processed_B=state.tokens_processed_B
-        + jnp.where(left_B > 0, unread_B + left_B, 0),
-        log_p_BS=window.put(state.log_p_BS, n_B, ordered(log_p_BS), gain_B),
-        decode_step_BS=window.put(state.decode_step_BS, n_B, number_BS, gain_B),
+    state = window.decode(
+        state,
+        ordered(tokens_BS),
+        ordered(token_log_prob(logits_BSV, tokens_BS)),
+        gain_B,
+        left_B > 0,
+        tokens_processed_B=jnp.where(left_B > 0, unread_B + left_B, 0),
     )
+    return state.replace(own_BS=own_BS, target_BS=jnp.roll(own_BS, -1, 1), cache=cache)
 
 
 def _among(unread_B: jax.Array, most: int, S: int) -> jax.Array:
