@@ -5,6 +5,7 @@ python -m jaxgpt.evaluate --workdir=DIR --tokens=F.npy --order=O.npy --json=-
 python -m jaxgpt.evaluate --workdir=DIR --num_orders=16 --infill=0.15,0.5,0.85
 python -m jaxgpt.evaluate --workdir=DIR --orders=random,left-to-right,fractal
 python -m jaxgpt.evaluate --workdir=DIR --template="To be, [[or not]] to be"
+python -m jaxgpt.evaluate --workdir=DIR --judge=RUN --num_samples=256
 python -m jaxgpt.evaluate --workdir=DIR --memory=notes.memory --document=F.txt
 python -m jaxgpt.evaluate --workdir=runs/gssm-easy --split=test --num_sequences=4096
 """
@@ -125,6 +126,17 @@ def command(argv: list[str]) -> None:
         "--infill",
         help="also how well spans are filled, of these shares of a window: 0.15,0.5",
     )
+    parser.add_argument(
+        "--judge",
+        help="folder of another run: its loss on texts that this one generates, how "
+        "varied they are, and the same of texts of the validation split, instead",
+    )
+    parser.add_argument(
+        "--num_samples", type=int, help="with --judge: texts to generate (default 256)"
+    )
+    parser.add_argument(
+        "--samples", help="with --judge: a file of jaxgpt.sample --output instead"
+    )
     group = _add_memory(parser)
     if system not in ("memory", "causal"):
         parser.rare.append(group)
@@ -137,11 +149,23 @@ def command(argv: list[str]) -> None:
         )
     if args.template is not None:
         others = [name for name in given if name != "num_orders"]
-        others += [name for name in ("tokens", "memory") if getattr(args, name)]
+        others += [n for n in ("tokens", "memory", "judge") if getattr(args, n)]
         if others:
             raise UserError(
                 f"--{others[0]} is incompatible with --template: measure it without"
             )
+    if args.judge:
+        others = [*given, *(n for n in ("tokens", "memory") if getattr(args, n))]
+        if others:
+            raise UserError(
+                f"--{others[0]} is incompatible with --judge: measure it without"
+            )
+    if not args.judge and (args.samples or args.num_samples is not None):
+        raise UserError("--samples and --num_samples need --judge")
+    if args.samples and args.num_samples is not None:
+        raise UserError(
+            "--num_samples is incompatible with --samples, which has its own"
+        )
     if args.memory and given:
         raise UserError(
             f"--{given[0]} is incompatible with --memory: measure it without"
@@ -153,7 +177,7 @@ def command(argv: list[str]) -> None:
     if (count := args.num_sequences) is not None:
         require(count >= 1, "--num_sequences", ">= 1", count)
         require(count <= 1 << 24, "--num_sequences", f"<= {1 << 24}", count)
-    check_ranges({"num_orders": args.num_orders})
+    check_ranges({"num_orders": args.num_orders, "num_samples": args.num_samples})
     ratios = _ratios(args.infill) if args.infill else []
     orders = args.orders.split(",") if args.orders is not None else []
     for name in orders:

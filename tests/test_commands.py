@@ -25,7 +25,7 @@ OPTIONS = {
         *("--workdir", "--step", "--json", "--split"),
         *("--tokens", "--order", "--logits", "--eval_lengths"),
         *("--num_orders", "--infill", "--num_sequences", "--positions"),
-        *("--orders", "--template"),
+        *("--orders", "--template", "--judge", "--num_samples", "--samples"),
     ],
     "sample": [
         *("--workdir", "--step", "--json", "--prompt", "--prompt_ids", "--template"),

@@ -209,6 +209,7 @@ def test_the_first_pages_from_make_train_to_verify(own_text, capsys):
         if program == "jaxgpt.train":
             given = {option.partition("=")[0] for option in options}
             training = [o for o in shrunk if o.partition("=")[0] not in given]
+        options = [re.sub("=RUN$", "=runs/quickstart", option) for option in options]
         print(program, options)
         assert not importlib.import_module(program).command([*options, *training])
         done.append(program)

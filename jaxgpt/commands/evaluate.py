@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxgpt import backend, cli
 from jaxgpt import config as configs
+from jaxgpt.commands import evaluate_samples
 from jaxgpt.commands.evaluate_spans import NUM_ORDERS, score_spans
 from jaxgpt.commands.memory_files import evaluate_with_memory
 from jaxgpt.data.arrays import read_integers
@@ -24,6 +25,8 @@ from jaxgpt.systems.sigma import likelihood
 from jaxgpt.systems.sigma.config import ORDERS
 from jaxgpt.training import metrics, plots
 from jaxgpt.training.progress import status
+
+TEXTS = ("samples", "real")
 
 
 def execute(
@@ -48,6 +51,10 @@ def execute(
     if args.template is not None:
         with status("scoring the marked spans"):
             figures = score_spans(run, args.template, args.num_orders or NUM_ORDERS)
+    elif args.judge:
+        with status("judging texts"):
+            count = args.num_samples or evaluate_samples.NUM_SAMPLES
+            figures = evaluate_samples.judge(run, args.judge, count, args.samples)
     elif args.tokens:
         with status("scoring the tokens"):
             figures = score_tokens(run, args.tokens, args.order, args.logits)
@@ -92,6 +99,7 @@ def _print(figures: dict[str, Any], as_json: str | None) -> None:
         for name, found in figures.get("orders", {}).items():
             error = "" if found["error"] is None else f" ± {found['error']:.2g}"
             print(f"{name:>20}  {found['loss']:.4f}{error}")
+        _print_texts({name: figures[name] for name in TEXTS if name in figures})
         for found in figures.get("templates", []):
             print(f"{' … '.join(found['scored'])!r}:")
             for name, value in found.items():
@@ -100,6 +108,22 @@ def _print(figures: dict[str, Any], as_json: str | None) -> None:
         for ratio, found in figures.get("infill", {}).items():
             print(f"{'infill ' + ratio:>20}", end="")
             print("".join(f"  {name} {value:.4g}" for name, value in found.items()))
+
+
+def _print_texts(kinds: dict[str, dict[str, float | None]]) -> None:
+    """Prints the figures of generated and real texts side by side."""
+    if not kinds:
+        return
+    print(f"{'':>20}  " + "".join(f"{name:<20}" for name in kinds))
+    for name in next(iter(kinds.values())):
+        if name.endswith("_error"):
+            continue
+        cells = []
+        for found in kinds.values():
+            error = found.get(f"{name}_error")
+            ending = "" if error is None else f" ± {error:.2g}"
+            cells.append(f"{found[name]:.4f}{ending}")
+        print(f"{name:>20}  " + "".join(f"{cell:<20}" for cell in cells))
 
 
 def evaluate_split(
