@@ -34,7 +34,7 @@ from jaxgpt.systems.gssm.graph import LatentGraph, Node, memory
 
 # Numbers of all particles of the sequences that are estimated at a time.
 LARGEST_PARTICLES = 1 << 22
-# Copies of them that a step holds.
+# Copies of them that are allowed for in a step.
 COPIES = 4
 
 Arrays = Mapping[str, jax.Array]

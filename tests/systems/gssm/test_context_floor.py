@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy.integrate import quad
 from scipy.special import gammaln
 from scipy.stats import beta
@@ -14,8 +15,10 @@ from jaxgpt import config as configs
 from jaxgpt.commands.train import train
 from jaxgpt.errors import CheckError, UserError
 from jaxgpt.systems.gssm import baselines, context, particles
+from jaxgpt.systems.gssm.process import make_process
 from jaxgpt.systems.registry import build_system
-from jaxgpt.training import metrics
+from jaxgpt.training import metrics, plots
+from tests.conftest import ROOT
 from tests.systems.gssm.conftest import make
 from tests.systems.gssm.test_context import LATENT, OF_PRODUCTS
 from tests.systems.gssm.test_dataset import TINY, load
@@ -341,3 +344,52 @@ def test_a_run_of_a_context_graph(tmp_path, nodes):
         assert "val_gap" not in row
         assert header == "position,model,bayes_estimate,bayes_lower,known_kernels"
     assert "val_loss_exact" not in row
+
+
+def test_bounds_are_drawn_as_a_band_and_what_is_below_the_floor_as_no_gap(
+    tmp_path, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    row = {
+        "val_loss": 1.5,
+        "val_loss_bayes_estimate": 1.4,
+        "val_loss_bayes_estimate_error": 0.01,
+        "val_loss_bayes_lower": 1.2,
+        "val_loss_bayes_lower_error": 0.01,
+        "val_loss_known_kernels": 0.9,
+        "val_loss_bigram": 2.0,
+        "val_gap_at_least": 0.1,
+        "val_gap_at_least_error": 0.02,
+        "val_gap_at_most": 0.3,
+        "val_gap_at_most_error": 0.02,
+    }
+    rows = [row | {"step": step} for step in (0, 10)]
+    plots.plot_losses(rows, tmp_path / "loss.png")
+    losses, gaps = drawn[0].axes
+    assert "0.100 to 0.300 nats above the floor" in losses.get_title(loc="left")
+    labels = {line.get_label() for line in losses.lines}
+    assert {"bayes estimate, a bound", "bayes lower, a bound", "bigram",
+            "known kernels"} <= labels  # fmt: skip
+    assert not any("error" in label for label in labels)
+    lines = {line.get_label(): line.get_ydata()[-1] for line in gaps.lines}
+    assert lines["validation at least,\n± 2 standard errors"] == 0.1
+    assert lines["validation at most,\n± 2 standard errors"] == 0.3
+    assert lines["bigram"] == pytest.approx(0.6)
+    assert "known kernels" not in lines
+    curves = {"model": [1.5, 1.4], "bayes_estimate": [1.4, 1.3],
+              "bayes_lower": [1.2, 1.1], "known_kernels": [0.9, 0.8]}  # fmt: skip
+    plots.plot_positions(curves, tmp_path / "position.png")
+    (axes,) = drawn[1].axes
+    (band,) = axes.collections
+    assert band.get_datalim(axes.transData).ymin == pytest.approx(1.1)
+    assert band.get_datalim(axes.transData).ymax == pytest.approx(1.4)
+
+
+@pytest.mark.parametrize(
+    ("name", "floor"), [("icl_chain", "bayes"), ("icl_hmm", "bayes_estimate")]
+)
+def test_the_shipped_graphs_are_drawn_anew_for_every_sequence(name, floor, capfd):
+    process = make_process(configs.load(f"{ROOT}/configs/gssm.py:{name}", {}))
+    assert process.floor_name == floor and process.by_sequence
+    assert "note:" not in capfd.readouterr()[1]
