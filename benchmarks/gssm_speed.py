@@ -32,11 +32,11 @@ CONFIG = "configs/gssm.py:easy"
 
 def process_of(name: str):
     from jaxgpt import backend
-    from jaxgpt.systems.gssm import graph, kernels, process
+    from jaxgpt.systems.gssm import graph_files, kernels, process
 
     backend.set_up_jax()
     text = json.dumps(CHAIN) if name == "chain" else f"data/graphs/{name}.yaml"
-    nodes = graph.load_graph(text)
+    nodes = graph_files.load_graph(text)
     return process.GraphProcess(nodes, kernels.draw_tables(nodes, 0, 1e-10))
 
 

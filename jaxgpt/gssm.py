@@ -30,7 +30,8 @@ from jaxgpt.data.arrays import check_integers
 from jaxgpt.errors import UserError, atomic_write, os_errors, require
 from jaxgpt.inference import Run
 from jaxgpt.systems.gssm import handmade, information
-from jaxgpt.systems.gssm.graph import Node, load_graph, parse_graph
+from jaxgpt.systems.gssm.graph import Node, parse_graph
+from jaxgpt.systems.gssm.graph_files import load_graph
 from jaxgpt.systems.gssm.handmade import HandMade, controller, copy, induction, parity
 from jaxgpt.systems.gssm.kernels import check_tables, load_tables
 from jaxgpt.systems.gssm.probes import Probes

@@ -9,7 +9,8 @@ import pathlib
 
 from jaxgpt import cli, drawing
 from jaxgpt.config import user_path
-from jaxgpt.systems.gssm.graph import LatentGraph, load_graph
+from jaxgpt.systems.gssm.graph import LatentGraph
+from jaxgpt.systems.gssm.graph_files import load_graph
 
 
 def draw(nodes: LatentGraph, name: str, path: pathlib.Path) -> None:

@@ -15,7 +15,7 @@ from jaxgpt.commands import study as studies
 from jaxgpt.errors import UserError
 from jaxgpt.grid import command
 from jaxgpt.parallel import hardware
-from jaxgpt.systems.gssm.graph import load_graph
+from jaxgpt.systems.gssm.graph_files import load_graph
 from jaxgpt.systems.registry import system_class
 from tests.conftest import ROOT
 

@@ -17,7 +17,7 @@ from jaxgpt import config as configs
 from jaxgpt.commands.power_law import FORMS
 from jaxgpt.errors import UserError, require
 from jaxgpt.systems.gssm import handmade
-from jaxgpt.systems.gssm.graph import load_graph
+from jaxgpt.systems.gssm.graph_files import load_graph
 from jaxgpt.training.cost import read_cost
 from jaxgpt.training.metrics import out_of_patience, read_rows
 

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from ml_collections import ConfigDict
 
 from jaxgpt.config import MAX_SEED, OptionGroup, option
-from jaxgpt.systems.gssm.graph import ORIGINAL_KERNELS, change_nodes, load_graph
+from jaxgpt.systems.gssm.graph import ORIGINAL_KERNELS
+from jaxgpt.systems.gssm.graph_files import change_nodes, load_graph
 
 
 @dataclasses.dataclass(frozen=True)

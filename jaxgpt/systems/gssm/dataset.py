@@ -29,7 +29,7 @@ from jaxgpt.data.cache import fingerprint, resolve_path
 from jaxgpt.errors import UserError, atomic_write, log, require
 from jaxgpt.systems.gssm import baselines, likelihood
 from jaxgpt.systems.gssm.baselines import token_dtype
-from jaxgpt.systems.gssm.graph import load_graph
+from jaxgpt.systems.gssm.graph_files import load_graph
 from jaxgpt.systems.gssm.process import GraphProcess, make_process, resolve
 
 FORMAT = "jaxgpt.gssm 1"

@@ -16,7 +16,7 @@ from jaxgpt.data.arrays import read_integers
 from jaxgpt.errors import UserError, atomic_write, log
 from jaxgpt.systems.gssm import baselines, information, likelihood
 from jaxgpt.systems.gssm.dataset import read_dataset
-from jaxgpt.systems.gssm.graph import load_graph
+from jaxgpt.systems.gssm.graph_files import load_graph
 from jaxgpt.systems.gssm.process import make_process, resolve
 
 

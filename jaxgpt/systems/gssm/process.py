@@ -23,7 +23,8 @@ from jaxgpt.systems.gssm import (
     particles,
     sequences,
 )
-from jaxgpt.systems.gssm.graph import LatentGraph, load_graph
+from jaxgpt.systems.gssm.graph import LatentGraph
+from jaxgpt.systems.gssm.graph_files import load_graph
 
 # Training, evaluation, fitting the baselines, a last test. A split's place in the list
 # seeds its sequences.

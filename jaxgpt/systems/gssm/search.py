@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from jaxgpt import backend
 from jaxgpt.errors import CheckError, UserError, atomic_write, os_errors, require
 from jaxgpt.systems.gssm import baselines
-from jaxgpt.systems.gssm.graph import LatentGraph, load_graph
+from jaxgpt.systems.gssm.graph import LatentGraph
+from jaxgpt.systems.gssm.graph_files import load_graph
 from jaxgpt.systems.gssm.kernels import draw_tables
 from jaxgpt.systems.gssm.process import make_process
 

@@ -20,7 +20,7 @@ from jaxgpt.errors import CheckError
 from jaxgpt.systems.base import Evaluation
 from jaxgpt.systems.causal import CausalLM
 from jaxgpt.systems.gssm import baselines, dataset, kernels, likelihood
-from jaxgpt.systems.gssm.graph import load_graph
+from jaxgpt.systems.gssm.graph_files import load_graph
 from jaxgpt.systems.gssm.process import GraphProcess, make_process, resolve
 
 # A loss this many standard errors below the floor can only be a leak, if there are

@@ -11,6 +11,7 @@ from jaxgpt.systems.gssm import (
     entropy,
     generate,
     graph,
+    graph_files,
     information,
     kernels,
     likelihood,
@@ -237,7 +238,7 @@ def test_entropy_saves_a_graph_that_it_reads_again(files, capsys):
     entropy.command([f"--graph={folder / 'g.json'}", kernels_file, *options,
                      f"--save_graph={graph_file}"])  # fmt: skip
     first = last_json(capsys)
-    assert graph.load_graph(str(graph_file)) == parsed  # With its modes.
+    assert graph_files.load_graph(str(graph_file)) == parsed  # With its modes.
     entropy.command([f"--graph={graph_file}", kernels_file, *options])
     assert last_json(capsys) == first
 

@@ -5,7 +5,7 @@ import pytest
 
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError
-from jaxgpt.systems.gssm import graph
+from jaxgpt.systems.gssm import graph, graph_files
 from tests.conftest import ROOT, refusal
 
 Z = {"name": "Z", "state_dim": 3, "alpha": 1.0}
@@ -33,8 +33,8 @@ def test_nodes_evolve_parents_first_in_the_order_x_lists_them():
 
 def test_json_brings_the_same_graph_back():
     parsed = graph.parse_graph([Z, X], "test")
-    assert graph.load_graph(parsed.to_json()) == parsed
-    assert graph.load_graph(json.dumps([Z, X], indent="\t")) == parsed
+    assert graph_files.load_graph(parsed.to_json()) == parsed
+    assert graph_files.load_graph(json.dumps([Z, X], indent="\t")) == parsed
 
 
 def test_yaml_reads_numbers_that_it_takes_for_text(tmp_path):
@@ -43,7 +43,7 @@ def test_yaml_reads_numbers_that_it_takes_for_text(tmp_path):
         "nodes:\n- {name: Z, state_dim: 3, alpha: 1e-2, mode: SLOW}\n"
         "- {name: X, state_dim: 1e1, alpha: 1e3, parents: [Z]}\n"
     )
-    z, x = graph.load_graph(str(file)).nodes
+    z, x = graph_files.load_graph(str(file)).nodes
     assert (z.alpha, z.mode, x.alpha, x.state_dim) == (0.01, "slow", 1000.0, 10)
     assert x.observed
 
@@ -67,7 +67,7 @@ LAYOUTS = {
 def test_a_graph_is_found_in_a_config_of_the_original(tmp_path, keys):
     file = tmp_path / "10:30.yaml"
     file.write_text(LAYOUTS[keys])
-    found = graph.load_graph(f"{file}{keys}")
+    found = graph_files.load_graph(f"{file}{keys}")
     assert [(node.name, node.alpha) for node in found.nodes] == [
         ("Z", 0.01),
         ("X", 0.1),
@@ -85,13 +85,13 @@ def test_a_graph_is_found_in_a_config_of_the_original(tmp_path, keys):
 def test_one_of_several_graphs_must_be_named(tmp_path, keys, expected):
     file = tmp_path / "g.yaml"
     file.write_text(LAYOUTS[":second"])
-    assert expected.format(file) in refusal(graph.load_graph, f"{file}{keys}")
+    assert expected.format(file) in refusal(graph_files.load_graph, f"{file}{keys}")
 
 
 def test_a_file_that_holds_itself_is_refused(tmp_path):
     file = tmp_path / "g.yaml"
     file.write_text("a: &a {b: *a}")
-    assert "is nested too deeply" in refusal(graph.load_graph, str(file))
+    assert "is nested too deeply" in refusal(graph_files.load_graph, str(file))
 
 
 @pytest.mark.parametrize(
@@ -107,20 +107,24 @@ def test_where_the_versions_differ_in_kernels_is_said(tmp_path, capsys, more, sa
     nodes = [Z, named("Y", "Z"), named("X", "Z", "Y") | more]
     file = tmp_path / "g.json"
     file.write_text(json.dumps(nodes))
-    parsed = graph.load_graph(str(file))
+    parsed = graph_files.load_graph(str(file))
     notes = capsys.readouterr().err
     assert [line.split(" for ")[1].split(":")[0] for line in notes.splitlines()] == said
-    graph.load_graph(str(file), typed=["Y", "X"])
+    graph_files.load_graph(str(file), typed=["Y", "X"])
     assert capsys.readouterr().err == ""
     # What has been read, or is written anew, says so itself.
     file.write_text(parsed.to_yaml())
-    assert graph.load_graph(str(file)) == graph.load_graph(parsed.to_json()) == parsed
+    assert (
+        graph_files.load_graph(str(file))
+        == graph_files.load_graph(parsed.to_json())
+        == parsed
+    )
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "data/graphs").glob("*.yaml")))
 def test_shipped_graphs_are_graphs(file, capsys):
-    assert graph.load_graph(f"data/graphs/{file.name}").observed.name == "X"
+    assert graph_files.load_graph(f"data/graphs/{file.name}").observed.name == "X"
     assert capsys.readouterr().err == ""
 
 
@@ -176,7 +180,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_graph_that_cannot_be_is_refused_in_one_line(name):
     nodes, expected = WRONG[name]
-    assert expected in refusal(graph.load_graph, json.dumps({"nodes": nodes}))
+    assert expected in refusal(graph_files.load_graph, json.dumps({"nodes": nodes}))
 
 
 def test_a_table_must_fit_as_often_as_drawing_holds_it(monkeypatch):
@@ -184,10 +188,10 @@ def test_a_table_must_fit_as_often_as_drawing_holds_it(monkeypatch):
     table = 8 * 1024 * (1024 + 1)
     memory = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": graph.COPIES * table}
     monkeypatch.setattr(graph.os, "sysconf", memory.get)
-    assert graph.load_graph(nodes).latents[0].state_dim == 1024
+    assert graph_files.load_graph(nodes).latents[0].state_dim == 1024
     memory["SC_PHYS_PAGES"] -= 1
     with pytest.raises(UserError, match="8 copies"):
-        graph.load_graph(nodes)
+        graph_files.load_graph(nodes)
 
 
 @pytest.mark.parametrize(
@@ -201,14 +205,14 @@ def test_a_table_must_fit_as_often_as_drawing_holds_it(monkeypatch):
 )
 def test_what_is_no_graph_file_is_refused(text, expected):
     with pytest.raises(UserError, match=expected) as caught:
-        graph.load_graph(text)
+        graph_files.load_graph(text)
     assert "\n" not in str(caught.value)
 
 
 def changed(*words, **fields):
     changes = {f"gssm.{word}".split("=")[0]: word.split("=")[1] for word in words}
     found = configs.load(f"{ROOT}/configs/gssm.py:easy", changes | fields)
-    return graph.load_graph(found.gssm.graph)
+    return graph_files.load_graph(found.gssm.graph)
 
 
 def test_a_field_of_a_node_is_a_change_of_the_graph():
@@ -219,7 +223,7 @@ def test_a_field_of_a_node_is_a_change_of_the_graph():
         *("nodes.Z3.parents=Z1, Z2", "nodes.Z4.parents=['Z3', \"X\"]"),
         "graph=low_entropy",
     ).by_name
-    low = graph.load_graph("low_entropy").by_name
+    low = graph_files.load_graph("low_entropy").by_name
     assert (found["Z1"].alpha, low["Z1"].alpha) == (0.1, 0.01)
     replaced = {"mode": "slow", "kernel_type": "product", "state_dim": 5}
     assert found["Z2"] == dataclasses.replace(low["Z2"], **replaced)

@@ -5,7 +5,7 @@ import pytest
 from jaxgpt import config as configs
 from jaxgpt import gssm
 from jaxgpt.errors import UserError
-from jaxgpt.systems.gssm import graph, kernels
+from jaxgpt.systems.gssm import graph, graph_files, kernels
 from tests.conftest import refusal
 from tests.systems.gssm.conftest import MIXED, PRODUCT
 
@@ -177,7 +177,7 @@ def test_kernels_of_the_original_depend_on_its_seed_and_the_graph():
 def test_a_node_says_how_kernels_of_the_original_are_drawn():
     changes = {"gssm.graph": "easy", "gssm.nodes.X.alpha": 3}
     config = configs.override(configs.base(), changes | {"gssm.kernels": "newer:1"})
-    drawn = graph.load_graph(config.gssm.graph)
+    drawn = graph_files.load_graph(config.gssm.graph)
     assert drawn.observed.alpha == 3
     found = gssm.Graph(drawn.nodes, kernels="newer:1").kernels["X"]
     expected = kernels.load_tables(drawn, "newer:1")["X"]

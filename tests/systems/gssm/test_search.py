@@ -7,7 +7,7 @@ import pytest
 
 from jaxgpt.errors import CheckError
 from jaxgpt.systems.gssm import difficulty, entropy
-from jaxgpt.systems.gssm.graph import load_graph
+from jaxgpt.systems.gssm.graph_files import load_graph
 from tests.conftest import ROOT, last_json, refusal
 
 # Few large batches are sampled faster.
