@@ -29,7 +29,7 @@ from benchmarks.alternate import machine
 from jaxgpt.commands import probe, study_plots
 from jaxgpt.commands.study import read_study
 from jaxgpt.training import plots
-from scripts import draw_memory
+from scripts import draw_learners, draw_memory
 
 ROOT = pathlib.Path(__file__).parents[1]
 RUNS = pathlib.Path("runs/figures")  # Made anew each time.
@@ -208,6 +208,22 @@ FIGURES = {
             )
         },
         12,
+    ),
+    "learners": Figure(
+        (
+            "jaxgpt.grid --study=studies/gssm_learners.yaml "
+            "--workdir={runs}/gssm_learners",
+            "scripts.draw_learners --results={runs}/gssm_learners/results.csv "
+            "--output={runs}/learners.png",
+        ),
+        {
+            "gssm_study_learners.png": Picture(
+                "{runs}/learners.png",
+                "{runs}/gssm_learners/results.csv",
+                draw_learners.draw,
+            )
+        },
+        15,
     ),
     "sigma_calls": Figure(
         ("benchmarks.sigma_calls --figure={runs}/sigma_calls.png",),

@@ -25,8 +25,7 @@ from jaxgpt.parallel.sharding import BATCH
 # A state, or the states after each token or slot, each array [B, D] or [B, T, D].
 State = tuple[jax.Array, ...]
 
-# Of the state-space model's decay rates |lambda| at first: from forgetting at once to a
-# memory of a thousand tokens.
+# Of the state-space model's |lambda| at first: its memory is up to a thousand tokens.
 SMALLEST_RADIUS, LARGEST_RADIUS = 0.01, 0.999
 
 
