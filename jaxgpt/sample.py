@@ -94,9 +94,9 @@ def _add_sampling(parser: cli.Parser) -> None:
         "--sampler",
         # No choices: a system may have samplers of its own, and refuses all others.
         help=f"of σ-GPT: {', '.join(SAMPLERS)}. ar: one token a call; exact-burst "
-        "(σ-GPT's default): several tokens a call, with the distribution of ar; burst: "
-        "the original's best of N orders, and unmasking as of masked diffusion models: "
-        "biased",
+        "(σ-GPT's default): several tokens a call, with the distribution of ar. burst, "
+        "the original's best of N orders, and unmasking, as in masked diffusion, are "
+        "not exact",
     )
     parser.add_argument(
         "--order",
