@@ -3,7 +3,7 @@
 python -m scripts.draw_learners --results=runs/gssm_learners/results.csv --output=F.png
 
 Means over seeds with standard errors; a share is of what a bigram model is above the
-the floor on the same sequences.
+floor on the same sequences.
 """
 
 from __future__ import annotations

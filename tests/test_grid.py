@@ -322,7 +322,7 @@ def test_x_may_be_a_size_that_runs_record(study, tmp_path, monkeypatch):
     assert grid.gather(read, tmp_path) == 6
     (axes,) = drawn[0].axes
     assert list(axes.lines[0].get_xdata()) == [10, 40, 160]
-    assert [t.get_text() for t in axes.texts] == ["1.41 x^(−0.50 ± 0.00)"]
+    assert [t.get_text() for t in axes.texts] == ["1.41 x^−0.50\n95 %: −0.50 to −0.50"]
     record = json.loads((tmp_path / "results.json").read_text())
     assert record["lines"][""]["exponent"] == pytest.approx(0.5)
     assert record["lines"][""]["replicates"] == 2

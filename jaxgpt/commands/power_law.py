@@ -56,10 +56,10 @@ class PowerLaw:
         )
 
     def text(self) -> str:
-        """Returns the formula as shown in figures, with its interval."""
+        """Returns the formula as shown in figures, with the exponent's interval."""
         end = f" + {self.constant:.3g}" if self.constant else ""
-        power = f"{-self.exponent:.2f} ± {(self.high - self.low) / 2:.2f}"
-        return f"{self.factor:.3g} x^({power}){end}".replace("-", "−")
+        formula = f"{self.factor:.3g} x^-{self.exponent:.2f}{end}"
+        return f"{formula}\n95 %: -{self.low:.2f} to -{self.high:.2f}".replace("-", "−")
 
 
 def fit(runs: Sequence[Measurement], form: str) -> PowerLaw | str:
