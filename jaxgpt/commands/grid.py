@@ -158,7 +158,8 @@ def run(study: Study, folder: pathlib.Path, jobs: int, points: Collection[int]) 
     Returns:
       128 + a signal that ended it, 1 if any failed, or 0.
     """
-    cores = shares(sorted(os.sched_getaffinity(0)), jobs)
+    pins = hasattr(os, "sched_setaffinity")  # Linux; elsewhere jobs compete.
+    cores = shares(sorted(os.sched_getaffinity(0)), jobs) if pins else []
     left = []
     for point in points:  # Before any is trained: a folder may be of another study.
         if study.result(folder, point) is None:
@@ -169,7 +170,8 @@ def run(study: Study, folder: pathlib.Path, jobs: int, points: Collection[int]) 
     def pin() -> None:
         # Of this thread, from which its processes inherit it: XLA starts as many
         # threads as it is allowed cores.
-        os.sched_setaffinity(0, cores.pop())
+        if pins:
+            os.sched_setaffinity(0, cores.pop())
 
     with (
         Supervisor() as supervisor,

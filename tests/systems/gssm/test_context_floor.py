@@ -180,6 +180,54 @@ def test_the_filter_is_unbiased_on_both_sides(name, first_token):
         assert (sign * mean).mean() < 0
 
 
+def of_20(number):
+    """A graph: ten chains of X, then ten with one or two latents, drawn by number."""
+    rng = np.random.default_rng(number)
+    alpha = lambda: float(rng.uniform(0.1, 1.5))
+    X = {"name": "X", "state_dim": int(rng.integers(2, 6)), "alpha": alpha()}
+    X["mode"] = "context"
+    if number < 10:
+        return [X | {"parents": ["X"] if number % 2 else []}]
+    latents = [
+        {"name": name, "state_dim": 2, "alpha": alpha(), "parents": parents,
+         "mode": str(rng.choice(["default", "context"]))}
+        for name, parents in (("A", []), ("B", ["A"]))[: 1 + number % 2]
+    ]  # fmt: skip
+    return [*latents, X | {"parents": [latents[-1]["name"]]}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(20))
+def test_bounds_hold_the_exact_floor_between_them(number):
+    """Of chains kernels are the particles, as for products: their floor is exact."""
+    process = make(of_20(number), context="sequence")
+    chain, N = number < 10, 128 if number < 10 else 24
+    names = tuple(node.name for node in process.graph.order)
+    states = process.held_out_nodes(names, 0, "val", N, N, 6)
+    tokens = states["X"]
+    if chain:
+        exact = process.score(tokens).sum(1)
+        known = process.score_held_out(tokens, 0, "val", N, "float64")
+        found = [
+            particles.weighted(
+                process.graph, {}, tokens, 64, jax.random.key(1), 1e-10, truth
+            )
+            for truth in (None, known)
+        ]
+    else:
+        exact = np.array(
+            [-np.logaddexp.reduce(every_path(process, row)[1]) for row in tokens]
+        )
+        found = [
+            process.estimate(tokens, 0, "val", given, count=64)
+            for given in (None, states)
+        ]
+    upper, lower = (baselines.mean((nll.sum(1) - exact)[:, None]) for nll in found)
+    assert lower.value - 3 * lower.error <= 0 <= upper.value + 3 * upper.error
+    # And not because they say nothing: less than 0.02 nats a token apart.
+    assert upper.value - lower.value < 0.02 * 5
+
+
 def test_the_filter_without_latents_is_the_closed_form():
     for first_token in ("start", "drawn"):
         process = make(CHAIN, first_token=first_token)
