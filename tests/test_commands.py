@@ -443,7 +443,7 @@ def test_train_in_a_workdir_with_a_damaged_file(refused, run_copy, name):
         (["--max_new_tokens=-1"], "--max_new_tokens must be >= 0, got -1"),
         (["--max_new_tokens=many"], "--max_new_tokens: invalid int value: 'many'"),
         (["--prompt=a", "--special_tokens"], "characters have no special tokens"),
-        (["--special_tokens"], "--special_tokens needs --prompt or --template"),
+        (["--special_tokens"], "needs --prompt, --template or --input"),
         (["--prompt=a", "--template=b"], "not allowed with argument --prompt"),
         (["--template=a<missing:3>", "--max_new_tokens=3"], "--max_new_tokens"),
         (["--temperature=-0.5"], "--temperature must be >= 0, got -0.5"),
