@@ -224,8 +224,8 @@ def test_bounds_hold_the_exact_floor_between_them(number):
         ]
     upper, lower = (baselines.mean((nll.sum(1) - exact)[:, None]) for nll in found)
     assert lower.value - 3 * lower.error <= 0 <= upper.value + 3 * upper.error
-    # And not because they say nothing: less than 0.02 nats a token apart.
-    assert upper.value - lower.value < 0.02 * 5
+    # And not because they say nothing: less than 0.1 nats a token apart.
+    assert upper.value - lower.value < 0.1 * 5
 
 
 def test_the_filter_without_latents_is_the_closed_form():
