@@ -13,6 +13,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from jaxgpt.data.tokenizers import Tokenizer
+from jaxgpt.sampling.output import pieces
 from jaxgpt.sampling.state import SamplerOutput
 
 FRAME = 0.15  # Seconds a picture stays at least.
@@ -76,29 +77,18 @@ class Screen:
     def text(self, filled: SamplerOutput, row: int) -> Text:
         """Returns one text: new tokens lit, given ones coloured, gaps dotted."""
         text = Text(overflow="fold")
-        newest = filled.num_forward_passes_B[row]
+        tokenizer, newest = self.tokenizer, filled.num_forward_passes_B[row]
         decoded_T = filled.decoded_BT[row]
-        part: list[int] = []
-        for t, token in enumerate(filled.tokens_BT[row]):
-            if not decoded_T[t]:
-                text.append(GAP, MISSING)
-                continue
-            part.append(token)
-            shown = self._shown(np.array(part), begins=t + 1 == len(part))
-            # Tokens can be bytes: up to four are a character.
-            more = len(part) < 4 and decoded_T[t + 1 : t + 2].any()
-            if shown.endswith("\ufffd") and more:
-                continue
-            part = []
-            call = filled.decode_step_BT[row, t]
-            style = GIVEN if self.prompt_mask_T[t] else NEW if call == newest else OLD
+        end = 0
+        for start, stop, shown in pieces(filled.tokens_BT[row], decoded_T, tokenizer):
+            text.append(GAP * (start - end), MISSING)
+            end, last = stop, stop - 1
+            call = filled.decode_step_BT[row, last]
+            style = (
+                GIVEN if self.prompt_mask_T[last] else NEW if call == newest else OLD
+            )
             if call == newest and not shown.strip():
                 shown = shown.replace(" ", "␣").replace("\n", "↵\n")
             text.append(shown, style)
+        text.append(GAP * (len(decoded_T) - end), MISSING)
         return text
-
-    def _shown(self, tokens: np.ndarray, begins: bool) -> str:
-        if not self.tokenizer:
-            return f"{tokens[-1]} "
-        decode = self.tokenizer.decode if begins else self.tokenizer.decode_rest
-        return decode(tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,31 @@ def to_text(tokens: np.ndarray, tokenizer: Tokenizer | None) -> str:
 def _continuation(tokens: np.ndarray, tokenizer: Tokenizer | None) -> str:
     """Returns the text of tokens [T] that go on from others."""
     return tokenizer.decode_rest(tokens) if tokenizer else str(tokens.tolist())
+
+
+def pieces(
+    tokens_T: np.ndarray, decoded_T: np.ndarray, tokenizer: Tokenizer | None
+) -> Iterator[tuple[int, int, str]]:
+    """Yields (first token, one past the last, text) of what is decoded of a text.
+
+    As few tokens as make up whole characters: tokens can be bytes, of which up to four
+    are one.
+    """
+    start = 0
+    for t, token in enumerate(tokens_T):
+        if not decoded_T[t]:
+            start = t + 1
+            continue
+        if tokenizer is None:
+            text = f"{token} "
+        else:
+            decode = tokenizer.decode_rest if start else tokenizer.decode
+            text = decode(tokens_T[start : t + 1])
+        more = t + 1 - start < 4 and decoded_T[t + 1 : t + 2].any()
+        if text.endswith("\ufffd") and more:
+            continue
+        yield start, t + 1, text
+        start = t + 1
 
 
 def until(stop: str, given_B: Sequence[int], tokenizer: Tokenizer | None) -> Callback:

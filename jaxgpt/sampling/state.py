@@ -295,6 +295,7 @@ class SamplerOutput:
         decoded before it, at temperature 1; 0 in the prompt.
       decode_step_BT: number of the forward pass that decoded each token; 0 in the
         prompt.
+      rank_BT: int32, the place of each token in the order of reading.
       num_forward_passes_B: without the one over the prompt.
       tokens_processed_B: tokens that these passes computed.
     """
@@ -303,6 +304,7 @@ class SamplerOutput:
     decoded_BT: np.ndarray
     log_p_BT: np.ndarray
     decode_step_BT: np.ndarray
+    rank_BT: np.ndarray
     num_forward_passes_B: np.ndarray
     tokens_processed_B: np.ndarray
 
@@ -325,9 +327,8 @@ Callback = Callable[[SamplerOutput], bool]
 def in_text_order(state: DecodeState, first: int, T: int) -> SamplerOutput:
     """Returns the tokens of slots first .. first + T in text order."""
     own_BT = np.asarray(state.own_BS)[:, first : first + T]
-    decoded_BS = (
-        np.arange(state.own_BS.shape[1]) < np.asarray(state.num_decoded_B)[:, None]
-    )
+    places_S = np.arange(state.own_BS.shape[1], dtype=np.int32)
+    decoded_BS = places_S < np.asarray(state.num_decoded_B)[:, None]
 
     def back(array_BS) -> np.ndarray:
         array_BT = np.asarray(array_BS)[:, first : first + T]
@@ -340,6 +341,7 @@ def in_text_order(state: DecodeState, first: int, T: int) -> SamplerOutput:
         decoded_BT=back(decoded_BS),
         log_p_BT=back(state.log_p_BS),
         decode_step_BT=back(state.decode_step_BS),
+        rank_BT=back(np.broadcast_to(places_S - first, state.own_BS.shape)),
         num_forward_passes_B=np.asarray(state.num_forward_passes_B),
         tokens_processed_B=np.asarray(state.tokens_processed_B),
     )

@@ -105,6 +105,7 @@ class CausalLM(System):
             decoded_BT=np.pad(head.decoded_BT, missing, constant_values=True),
             log_p_BT=np.asarray(log_p) + np.pad(head.log_p_BT, missing),
             decode_step_BT=np.concatenate([head.decode_step_BT, calls_BN], 1),
+            rank_BT=np.tile(np.arange(T, dtype=np.int32), (B, 1)),
             num_forward_passes_B=head.num_forward_passes_B + T - block,
             tokens_processed_B=head.tokens_processed_B + (T - block) * block,
         )

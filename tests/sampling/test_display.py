@@ -27,6 +27,7 @@ def half_done():
         decoded_BT=row(True, True, False, True),
         log_p_BT=row(0.0, 0.0, 0.0, 0.0),
         decode_step_BT=row(0, 4, 0, 2),
+        rank_BT=row(0, 2, 3, 1),
         num_forward_passes_B=np.array([4, 4]),
         tokens_processed_B=np.array([9, 9]),
     )
@@ -81,6 +82,7 @@ def test_pieces_keep_their_spaces_and_bytes_make_characters():
         decoded_BT=row(True),
         log_p_BT=row(0.0),
         decode_step_BT=row(0),
+        rank_BT=row(0),
         num_forward_passes_B=np.array([4]),
         tokens_processed_B=np.array([9]),
     )

@@ -48,7 +48,7 @@ def test_a_row_is_the_same_in_any_batch(sampling):
         # As the last of so many rows of its seed: how a user would ask for it.
         row = lambda array, b=b, n=number, t=length: np.tile(array[b, :t], (n + 1, 1))
         alone = system.sample(params, row(tokens), row(known), keys[b], sampling)
-        for name in ("tokens_BT", "decoded_BT", "decode_step_BT"):
+        for name in ("tokens_BT", "decoded_BT", "decode_step_BT", "rank_BT"):
             got = getattr(together, name)[b, :length]
             np.testing.assert_array_equal(got, getattr(alone, name)[-1])
         for name in ("num_forward_passes_B", "tokens_processed_B"):

@@ -154,6 +154,7 @@ def sample(
             decoded_BT=decoded_BT,
             log_p_BT=log_p_BT,
             decode_step_BT=np.where(prompt_mask_BT, 0, 1 + np.arange(N)),
+            rank_BT=np.tile(np.arange(N, dtype=np.int32), (B, 1)),
             num_forward_passes_B=np.full(B, calls),
             tokens_processed_B=np.full(B, calls),
             weight_BTM=weight_BTM,

@@ -402,6 +402,12 @@ def test_any_mask_is_filled_without_compiling_anew(sampler):
         if sampler != "burst":
             assert (filled.num_forward_passes_B <= missing).all()
         assert ((filled.decode_step_BT > 0) == ~known).all()
+        # Given tokens are read first, and a token after those of earlier passes.
+        by_rank = np.take_along_axis(
+            filled.decode_step_BT, filled.rank_BT.argsort(1), 1
+        )
+        assert (np.diff(by_rank, axis=1) >= 0).all()
+        assert (np.sort(filled.rank_BT, 1) == np.arange(known.shape[-1])).all()
 
     fill(np.zeros((3, 11), bool))
     before = compiled._cache_size(), prefill._cache_size()
