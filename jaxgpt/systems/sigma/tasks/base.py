@@ -13,12 +13,17 @@ from jaxgpt.errors import require
 from jaxgpt.systems.sigma.tasks import pictures
 
 Judgement = dict[str, np.ndarray]
+GIVEN: pictures.Entry = ("given", (0, 0, 0), True)
+RIGHT: pictures.Entry = ("generated, right", pictures.RIGHT, True)
+WRONG: pictures.Entry = ("generated, wrong", pictures.WRONG, True)
 
 
 class Task:
     """What a σ-GPT learns other than text.
 
     Attributes:
+      shows: what its pictures show, as their title.
+      rule: what is right.
       words: what each token is called.
       separator: between words, in `text`.
       length: tokens of a sequence, prompt included.
@@ -27,6 +32,8 @@ class Task:
       distinct: whether no sequence may come twice, in either split.
     """
 
+    shows: str
+    rule: str
     words: Sequence[str]
     separator = " "
     length: int
@@ -117,6 +124,14 @@ class Task:
         """Returns a sequence in words."""
         return self.separator.join(self.words[token] for token in tokens_T)
 
+    def caption(
+        self, verdict: Judgement, legend: Sequence[pictures.Entry]
+    ) -> pictures.Caption:
+        """Returns what stands above a picture of judged sequences."""
+        right_N = verdict["accuracy"]
+        about = f"{int(right_N.sum())} of {len(right_N)} right: {self.rule}."
+        return pictures.Caption(f"{self.config.name}: {self.shows}", about, legend)
+
     def plot(
         self,
         path: pathlib.Path,
@@ -128,12 +143,12 @@ class Task:
 
         Everything generated is right in a row that the judge accepts.
         """
-        right_N = self.judge(tokens_NT, reference_NT, prompt_mask_NT)["accuracy"]
-        right_NT = (tokens_NT == reference_NT) | right_N[:, None]
-        colour_NT = np.where(right_NT, "green", "red")
-        colour_NT = np.where(prompt_mask_NT, "black", colour_NT)
+        verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
+        right_NT = (tokens_NT == reference_NT) | verdict["accuracy"][:, None]
+        kinds = (GIVEN, RIGHT, WRONG)
+        kind_NT = np.where(prompt_mask_NT, 0, np.where(right_NT, 1, 2))
         rows = [
-            [(self.words[token], colour) for token, colour in zip(*row, strict=True)]
-            for row in zip(tokens_NT, colour_NT, strict=True)
+            [(self.words[t], kinds[kind][1]) for t, kind in zip(*row, strict=True)]
+            for row in zip(tokens_NT, kind_NT, strict=True)
         ]
-        pictures.words(path, rows)
+        pictures.words(path, rows, self.caption(verdict, kinds))

@@ -66,4 +66,5 @@ class TaskConfig(OptionGroup):
     probability: float = option(0.1, "product: probability of a one", min=0)
     step_length: int = option(10, "step: ones in a row", min=1)
     colors: int = option(5, "snake, picoclvr: colours", min=1)
+    class_conditional: bool = option(False, "mnist: the class of an image is given")
     digits: int = option(3, "of a number; guessop: of the source", min=1)

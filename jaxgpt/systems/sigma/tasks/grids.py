@@ -22,6 +22,9 @@ class Snake(Task):
     cells that were seen in the first half.
     """
 
+    shows = "a walk over coloured cells; colours seen before are asked for"
+    rule = "every colour asked for"
+
     def __init__(self, config: ConfigDict):
         super().__init__(config)
         c = self.config
@@ -64,6 +67,12 @@ class Mixing(Task):
     A move turns a row or a column by one; `task.length` grids in all. Nothing is
     given: the judge asks whether the first grid is a beginning and all moves are moves.
     """
+
+    shows = "a grid that is mixed move by move, from nothing"
+    rule = (
+        "numbers in order but for a blank row and column, then each time a row or a "
+        "column turned by one"
+    )
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
@@ -118,17 +127,26 @@ class Mixing(Task):
     def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
         """Plots the grids of each sequence in a row, a shade a number, blanks white."""
         c = self.config
-        right = self.judge(tokens_NT, reference_NT, prompt_mask_NT)["accuracy"]
+        verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
         shade = np.linspace(0, 1, self.cells)[:, None]
-        palette = (1 - shade) * (40, 20, 90) + shade * (250, 190, 60)
-        grids = tokens_NT.reshape(-1, c.length, c.height, c.width)
-        pictures.episodes(path, grids, np.vstack([palette, (255, 255, 255)]), right)
+        palette = (1 - shade) * (70, 70, 160) + shade * (250, 200, 90)
+        palette = np.vstack([palette, (255, 255, 255)])
+        numbers, shown = np.array([*self.words[:-1], ""]), []
+        for row, tokens_T in enumerate(tokens_NT):
+            grids = tokens_T.reshape(c.length, c.height, c.width)
+            right = verdict["accuracy"][row]
+            parts = [pictures.grid(palette[g], right, numbers[g]) for g in grids]
+            shown.append(pictures.strip(parts))
+        pictures.tiles(path, shown, self.caption(verdict, pictures.FRAMES))
 
 
 FLOOR, WALL, COIN, AGENT = range(4)
-# The last one is that of tokens that are not cells.
-CELLS = np.array(
-    [(255, 255, 255), (90, 90, 90), (240, 190, 40), (40, 90, 220), (220, 0, 0)]
+CELLS: tuple[pictures.Entry, ...] = (
+    ("floor", (255, 255, 255), True),
+    ("wall", (110, 110, 110), True),
+    ("coin", (240, 190, 40), True),
+    ("agent", (40, 90, 220), True),
+    ("no cell", pictures.WRONG, True),
 )
 
 
@@ -139,6 +157,9 @@ class Greed(Task):
     whether there was a coin. Given are the reward and the first grid; asked for is an
     episode that is possible and earns it. Coins: as many as `task.colors`.
     """
+
+    shows = "an episode; given are the reward and the first grid"
+    rule = "every step, + with a coin, is possible, and they earn the reward"
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
@@ -208,9 +229,19 @@ class Greed(Task):
         return {"accuracy": possible & (earned == target), "possible": possible}
 
     def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Plots the grids of each episode in a row: walls grey, coins yellow."""
-        c = self.config
-        right = self.judge(tokens_NT, reference_NT, prompt_mask_NT)["accuracy"]
-        steps = tokens_NT[:, 1:].reshape(len(tokens_NT), c.length, -1)
-        grids = steps[..., : self.cells].reshape(-1, c.length, c.height, c.width)
-        pictures.episodes(path, grids, CELLS, right)
+        """Plots the grids of each episode in a row, and below them its steps."""
+        c, palette = self.config, np.array([colour for _, colour, _ in CELLS])
+        verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
+        shown = []
+        for row, tokens_T in enumerate(tokens_NT):
+            steps = tokens_T[1:].reshape(c.length, -1)
+            cells = np.minimum(steps[:, : self.cells], len(CELLS) - 1)
+            grids = palette[cells].reshape(c.length, c.height, c.width, 3)
+            right = verdict["accuracy"][row]
+            made = pictures.strip([pictures.grid(grid, right) for grid in grids])
+            total = self.words[reference_NT[row, 0]]
+            note = f"reward {total[1:]}: {self.text(steps[:, self.cells :].ravel())}"
+            made.notes = [(note, (0, 0, 0))]
+            shown.append(made)
+        legend = (*CELLS, *pictures.FRAMES)
+        pictures.tiles(path, shown, self.caption(verdict, legend))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import itertools
+import math
 import pathlib
 import struct
 
@@ -39,6 +41,9 @@ class Picoclvr(Task):
     A property is three tokens: a colour, a relation, and another colour or nothing;
     `task.length` of them or fewer are given. Asked for is an image that has them all.
     """
+
+    shows = "squares are asked for that have the properties given"
+    rule = "the image has every property below it, red those it has not"
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
@@ -128,51 +133,77 @@ class Picoclvr(Task):
 
     def text(self, tokens_T: np.ndarray) -> str:
         """Returns the properties, then the rows of the image by colours' letters."""
-        words, width = [self.words[token] for token in tokens_T], self.config.width
-        properties = [words[i : i + 3] for i in range(0, self.prompt_length, 3)]
-        lines = [
-            "; ".join(
-                " ".join(w for w in p if w != "white")
-                for p in properties
-                if p[0] != "white"
-            )
-        ]
-        cells = ["." if w == "white" else w[:2] for w in words[self.prompt_length :]]
+        width, start = self.config.width, self.prompt_length
+        properties = tokens_T[:start].reshape(-1, 3)
+        lines = ["; ".join(self.property_text(p) for p in properties if p[0])]
+        image = [self.words[token] for token in tokens_T[start:]]
+        cells = ["." if word == "white" else word[:2] for word in image]
         for i in range(0, len(cells), width):
             lines.append(" ".join(f"{cell:2}" for cell in cells[i : i + width]))
         return "\n".join(lines)
 
+    def property_text(self, tokens_3: np.ndarray) -> str:
+        """Returns a property in words."""
+        return " ".join(self.words[token] for token in tokens_3 if token)
+
     def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Plots the images, in green frames where all properties hold, else red."""
+        """Plots the images, below each its properties."""
         c, verdict = self.config, self.judge(tokens_NT, reference_NT, prompt_mask_NT)
-        image = tokens_NT[:, self.prompt_length :].clip(0, c.colors)
-        rgb = PALETTE[image].reshape(-1, c.height, c.width, 3)
-        pictures.tiles(path, rgb, pictures.frames(verdict["accuracy"]))
+        N, start = len(tokens_NT), self.prompt_length
+        image = tokens_NT[:, start:].reshape(N, c.height, c.width)
+        cells = PALETTE[image.clip(0, c.colors)]
+        marks = np.where(image > c.colors, "?", "")  # What is no cell.
+        properties = reference_NT[:, :start].reshape(N, -1, 3)
+        true = self.holds(image.reshape(N, -1).clip(0, c.colors), properties)
+        shown = list(map(pictures.grid, cells, verdict["accuracy"], marks))
+        for tile, each, holds in zip(shown, properties, true, strict=True):
+            for words, right in zip(each, holds, strict=True):
+                if words[0]:
+                    colour = pictures.RIGHT if right else pictures.WRONG
+                    tile.notes.append((self.property_text(words), colour))
+        pictures.tiles(path, shown, self.caption(verdict, pictures.FRAMES))
 
 
-FILES = {"train": "train-images-idx3-ubyte", "val": "t10k-images-idx3-ubyte"}
-GREYS = 16
+IMAGES = {"train": "train-images-idx3-ubyte", "val": "t10k-images-idx3-ubyte"}
+LABELS = {"train": "train-labels-idx1-ubyte", "val": "t10k-labels-idx1-ubyte"}
+GREYS, CLASSES = 16, 10
+# The share of real images that is typical; how many images the judge compares.
+TYPICAL, MOST_COMPARED, MOST_HELD_OUT = 0.95, 10_000, 1000
 
 
 class MNIST(Task):
-    """Handwritten digits of 28 x 28, in sixteen greys; nothing is given.
+    """Handwritten digits, or other images of ten classes, in sixteen greys.
 
-    Read from the IDX files in the folder `task.path`, compressed or not.
+    They are read from the IDX files in the folder `task.path`, compressed or not.
+    Nothing is given, or with `task.class_conditional` the class of the image.
+
+    The judge knows the nearest training image, in Euclidean distance. An image is
+    typical if it is no further away than TYPICAL of the images held out are from
+    theirs; where a class is asked for, it must be that of the nearest image.
     """
 
-    words = tuple(map(str, range(GREYS)))
-    side = 28
-    length = side * side
+    shows = "images"
     distinct = False
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
-        self.paths = {split: self.find(name) for split, name in FILES.items()}
+        self.is_conditional = self.config.class_conditional
+        names = [IMAGES, LABELS] if self.is_conditional else [IMAGES]
+        self.paths = [{s: self.find(name) for s, name in n.items()} for n in names]
+        self.shape = self.images("train").shape[1:]
+        self.prompt_length = int(self.is_conditional)
+        self.length = self.prompt_length + math.prod(self.shape)
+        classes = [f"class{n}" for n in range(CLASSES)] if self.is_conditional else []
+        self.words = [*map(str, range(GREYS)), *classes]
+        self.rule = "no further from the images learned from than real ones are"
+        if self.is_conditional:
+            self.shows = "images of a class that is given"
+            self.rule = "the nearest image of those learned from is of that class"
 
     @property
     def files(self) -> tuple[pathlib.Path, ...]:
-        """Both IDX files."""
-        return tuple(self.paths.values())
+        """The IDX files."""
+        return tuple(path for paths in self.paths for path in paths.values())
 
     def find(self, name: str) -> pathlib.Path:
         """Returns the path of a file of the folder; UserError where it is missing."""
@@ -184,30 +215,107 @@ class MNIST(Task):
             f"task.path '{self.config.path}' must be a folder with {name} or {name}.gz"
         )
 
-    def read_split(self, split: str) -> np.ndarray:
-        """Returns the images of a split as tokens."""
-        path = self.paths[split]
-        opened = gzip.open if path.suffix == ".gz" else open
-        try:
-            with opened(path, "rb") as stream:
-                magic, count, height, width = struct.unpack(">4i", stream.read(16))
-                pixels = np.frombuffer(stream.read(), np.uint8)
-        except (OSError, EOFError, struct.error) as error:
-            raise UserError(f"'{path}' is not an IDX file: {error}") from None
-        if (magic, height, width) != (2051, self.side, self.side):
+    @functools.cache  # noqa: B019 - a task lives as long as its run
+    def images(self, split: str) -> np.ndarray:
+        """Returns the images of a split, their greys [N, H, W]."""
+        return read_idx(self.paths[0][split], 3) // (256 // GREYS)
+
+    @functools.cache  # noqa: B019
+    def labels(self, split: str) -> np.ndarray:
+        """Returns the classes of a split [N]; UserError unless each image has one."""
+        path = self.paths[1][split]
+        labels_N, count = read_idx(path, 1), len(self.images(split))
+        if len(labels_N) != count or labels_N.max() >= CLASSES:
             raise UserError(
-                f"'{path}' is not an IDX file of {self.side} x {self.side} images"
+                f"'{path}' must have a class from 0 to {CLASSES - 1} for each of "
+                f"{count} images"
             )
-        if len(pixels) != count * self.length:
-            raise UserError(f"'{path}' is truncated: its header says {count} images")
-        return pixels.reshape(count, self.length) // (256 // GREYS)
+        return labels_N
+
+    def read_split(self, split: str) -> np.ndarray:
+        """Returns the images of a split as tokens, after their classes if given."""
+        images_NHW = self.images(split)
+        if images_NHW.shape[1:] != self.shape:
+            h, w = self.shape
+            raise UserError(f"'{self.paths[0][split]}' has no images of {h} x {w}")
+        tokens_NT = images_NHW.reshape(len(images_NHW), -1)
+        if self.is_conditional:
+            tokens_NT = np.c_[GREYS + self.labels(split), tokens_NT]
+        return tokens_NT
 
     def judge(self, tokens_NT, reference_NT, prompt_mask_NT) -> Judgement:
-        """Returns the share of ink: nothing here can tell what a digit is."""
-        return {"ink": tokens_NT.mean(1) / (GREYS - 1)}
+        """Is the class as asked for, or the image typical (accuracy); copies; ink.
+
+        `copy`: it is an image learned from.
+        """
+        image_NC = tokens_NT[:, self.prompt_length :]
+        proper = (image_NC < GREYS).all(1)
+        nearest_N, distance_N = self.nearest(image_NC)
+        typical = proper & (distance_N <= self.typical_distance)
+        right = typical
+        if self.is_conditional:
+            asked_N = reference_NT[:, 0] - GREYS
+            right = proper & (self.labels("train")[nearest_N] == asked_N)
+        ink = image_NC.mean(1) / (GREYS - 1)
+        return {
+            "accuracy": right, "typical": typical, "copy": distance_N == 0, "ink": ink,
+        }  # fmt: skip
+
+    def nearest(self, image_NC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns which training image is nearest, and its squared distance."""
+        known_KC = self.images("train")[:MOST_COMPARED].reshape(-1, image_NC.shape[1])
+        known_KC, image_NC = known_KC.astype(np.float32), image_NC.astype(np.float32)
+        # Whole numbers that float32 holds exactly.
+        square_NK = (image_NC**2).sum(1)[:, None] + (known_KC**2).sum(1)
+        square_NK -= 2 * image_NC @ known_KC.T
+        return square_NK.argmin(1), square_NK.min(1)
+
+    @functools.cached_property
+    def typical_distance(self) -> float:
+        """The squared distance that TYPICAL of the held-out images do not exceed."""
+        held_out = self.images("val")[:MOST_HELD_OUT]
+        _, distance_N = self.nearest(held_out.reshape(len(held_out), -1))
+        return float(np.quantile(distance_N, TYPICAL))
 
     def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Plots the images, dark on light."""
-        ink = tokens_NT.reshape(-1, self.side, self.side, 1) * (255 // (GREYS - 1))
-        frames = np.full((len(ink), 3), 200)
-        pictures.tiles(path, (255 - ink).repeat(3, -1), frames, columns=12, scale=2)
+        """Plots the images, dark on light; below them their classes, if asked for."""
+        verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
+        image_NC = tokens_NT[:, self.prompt_length :]
+        dark = 255 // (GREYS - 1) * np.minimum(image_NC, GREYS - 1)
+        pixels = (255 - dark).reshape(-1, *self.shape, 1).repeat(3, -1)
+        size = max(2, min(20, 224 // max(self.shape)))
+        shown = [
+            pictures.grid(image, right, size=size)
+            for image, right in zip(pixels, verdict["accuracy"], strict=True)
+        ]
+        if self.is_conditional:
+            nearest_N, _ = self.nearest(image_NC)
+            asked_N, seen_N = (
+                reference_NT[:, 0] - GREYS,
+                self.labels("train")[nearest_N],
+            )
+            for tile, asked, seen in zip(shown, asked_N, seen_N, strict=True):
+                tile.notes.append((f"asked {asked}, judged {seen}", (0, 0, 0)))
+        pictures.tiles(path, shown, self.caption(verdict, pictures.FRAMES))
+
+
+def read_idx(path: pathlib.Path, dimensions: int) -> np.ndarray:
+    """Returns the bytes of an IDX file as an array of so many dimensions.
+
+    Raises:
+      UserError: where it is none, or is truncated.
+    """
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rb") as stream:
+            header = f">{1 + dimensions}i"
+            magic, *shape = struct.unpack(header, stream.read(struct.calcsize(header)))
+            values = np.frombuffer(stream.read(), np.uint8)
+    except (OSError, EOFError, struct.error) as error:
+        raise UserError(f"'{path}' is not an IDX file: {error}") from None
+    kind = "images" if dimensions == 3 else "labels"
+    if magic != 0x800 + dimensions or 0 in shape:
+        raise UserError(f"'{path}' is not an IDX file of {kind}")
+    if len(values) != math.prod(shape):
+        raise UserError(f"'{path}' is truncated: its header says {shape[0]} {kind}")
+    return values.reshape(shape)

@@ -19,6 +19,8 @@ END = "\n"
 class Lines(Task):
     """`task.path` is TRAIN,VAL; lines are filled up to the longest of both."""
 
+    shows = "the rest of a line"
+    rule = "the line as it is in the text"
     separator = ""
     distinct = False
 

@@ -17,7 +17,19 @@ TRIES = 20
 NO_PROGRESS = 50
 FAR = np.int16(1 << 12)
 
-GREY, BLUE, ORANGE = (128, 128, 128), (60, 120, 220), (255, 160, 0)
+WALL_GREY, PALE, BLUE = (110, 110, 110), (190, 215, 255), (60, 120, 220)
+GREEN, PURPLE, ORANGE = (0, 100, 0), (140, 0, 140), (255, 160, 0)
+LEGEND: tuple[pictures.Entry, ...] = (
+    ("wall", WALL_GREY, True),
+    ("S: start", GREEN, True),
+    ("G: goal", PURPLE, True),
+    ("generated path", BLUE, True),
+    ("the known path where it differs", PALE, True),
+    ("generated where it must not be", pictures.WRONG, True),
+    ("right, a shortest path", pictures.RIGHT, False),
+    ("right, longer", ORANGE, False),
+    pictures.FRAMES[1],
+)
 
 
 class Maze(Task):
@@ -28,6 +40,8 @@ class Maze(Task):
     closed off.
     """
 
+    shows = "a path is asked for in a maze that is given"
+    rule = "one line from start to goal, and the maze as it was"
     words = " #SG·"
 
     def __init__(self, config: ConfigDict):
@@ -130,24 +144,21 @@ class Maze(Task):
         return "\n".join("".join(self.words[cell] for cell in row) for row in drawn[0])
 
     def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Plots targets (hollow) and paths (blue).
-
-        The frame is green where the path is optimal, orange where it is valid but
-        longer, else red; so are cells that must not be touched.
-        """
+        """Plots mazes and generated paths; LEGEND says what is what."""
         verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
         mazes, drawn = self.grids(tokens_NT)
         _, target = self.grids(reference_NT)
         image = np.full((*mazes.shape, 3), 255)
-        image[target == PATH] = (190, 215, 255)
+        image[target == PATH] = PALE
         image[drawn == PATH] = BLUE
-        image[mazes == WALL] = GREY
-        spoilt = (drawn != mazes) & ((drawn != PATH) | (mazes != EMPTY))
-        image[spoilt] = pictures.WRONG
-        image[mazes == START], image[mazes == GOAL] = (0, 100, 0), (140, 0, 140)
-        colours = np.array([pictures.WRONG, ORANGE, pictures.RIGHT])
-        frames = colours[verdict["accuracy"].astype(int) + verdict["optimal"]]
-        pictures.tiles(path, image, frames)
+        image[mazes == WALL] = WALL_GREY
+        image[mazes == START], image[mazes == GOAL] = GREEN, PURPLE
+        image[(drawn != mazes) & ((drawn != PATH) | (mazes != EMPTY))] = pictures.WRONG
+        letters = np.choose(mazes, ["", "", "S", "G", ""])
+        shown = list(map(pictures.grid, image, verdict["accuracy"], letters))
+        for tile, valid, optimal in zip(shown, *verdict.values(), strict=True):
+            tile.frame = ORANGE if valid and not optimal else tile.frame
+        pictures.tiles(path, shown, self.caption(verdict, LEGEND))
 
 
 def _segments(h: int, w: int) -> np.ndarray:

@@ -20,6 +20,8 @@ class Stack(Task):
     of operations.
     """
 
+    shows = "numbers popped from stacks are asked for"
+    rule = "every number popped"
     words = (
         *(f"{name}{n + 1}" for n in range(STACKS) for name in ("push", "pop")),
         *map(str, range(10)),
@@ -62,6 +64,8 @@ class Expression(Task):
     expression has no more than that, and 20 at most.
     """
 
+    shows = "the values of variables after a program are asked for"
+    rule = "every value"
     words, separator, marker = "0123456789+*()=;: #ABCDE", "", " "
     variables = "ABCDE"
     largest = 99
@@ -143,6 +147,8 @@ class RPL(Task):
     It has at most `task.length` instructions.
     """
 
+    shows = "a program is asked for, stacks before and after it are given"
+    rule = "the program does that on every stack"
     runs, inputs, outputs = 5, 3, 6
     # Longer ones hardly ever leave stacks that are short and numbers that are small.
     longest = 12

@@ -15,7 +15,6 @@ from jaxgpt.systems.sigma.tasks.base import Judgement, Task
 
 # Sequences of the true distribution fail the judge this often.
 SIGNIFICANCE = 1e-3
-BLACK, RED = "black", "red"
 
 
 class Toy(Task):
@@ -23,6 +22,10 @@ class Toy(Task):
 
     distinct = False
     words: Sequence[str] = "01"
+    palette: tuple[pictures.Entry, ...] = (
+        ("zero", (255, 255, 255), True),
+        ("one", (40, 40, 40), True),
+    )
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
@@ -30,19 +33,29 @@ class Toy(Task):
         self.check(self.length >= 2, "length", ">= 2")
 
     def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Plots each sequence as a line: black where it is right, else red."""
-        right_N = self.judge(tokens_NT, reference_NT, prompt_mask_NT)["accuracy"]
-        rows = -(-len(tokens_NT) // 6)
-        figure, axes = pictures.figure(rows, 6, figsize=(10, 0.6 * rows + 0.4))
-        for each, tokens_T, right in zip(axes.flat, tokens_NT, right_N, strict=False):
-            colour = BLACK if right else RED
-            each.stairs(tokens_T, color=colour, lw=1, baseline=None)
-            each.set_ylim(-0.2, 1.2)
-        figure.savefig(path, dpi=100)
+        """Plots each sequence as a row of cells."""
+        verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
+        size = max(4, min(pictures.CELL, pictures.WIDEST // (self.length + 3)))
+        colours = np.array([colour for _, colour, _ in self.palette])
+        cells = colours[self.kinds(tokens_NT)]
+        shown = []
+        for row, right in enumerate(verdict["accuracy"]):
+            words = self.text(tokens_NT[row]).split() if size == pictures.CELL else []
+            made = pictures.grid(cells[row, None], right, [words], size)
+            shown.append(made)
+        legend = (*self.palette, *pictures.FRAMES)
+        pictures.tiles(path, shown, self.caption(verdict, legend))
+
+    def kinds(self, tokens_NT: np.ndarray) -> np.ndarray:
+        """Returns which entry of `palette` each token has in a picture, [N, T]."""
+        return tokens_NT
 
 
 class Step(Toy):
     """Zeros, and somewhere a run of `task.step_length` ones; every place as likely."""
+
+    shows = "bits that are one run of ones, from nothing"
+    rule = "one run of ones, as long as task.step_length says"
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
@@ -66,6 +79,9 @@ class Step(Toy):
 class Product(Toy):
     """Independent bits, each one with `task.probability`."""
 
+    shows = "independent bits, from nothing"
+    rule = "as many ones and runs as independent bits have, but for 1 in 1,000"
+
     def __init__(self, config: ConfigDict):
         super().__init__(config)
         self.check(0 < self.config.probability < 1, "probability", "between 0 and 1")
@@ -88,25 +104,6 @@ class Product(Toy):
         least = SIGNIFICANCE / 2
         right = (count_p[ones_N] >= least) & (runs_p[ones_N, runs_N] >= least)
         return {"accuracy": right, "ones": tokens_NT.mean(1)}
-
-    def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Plots the ones of each sequence, and below how often each place has one."""
-        right_N = self.judge(tokens_NT, reference_NT, prompt_mask_NT)["accuracy"]
-        figure, axes = pictures.figure(2, 1, figsize=(8, 7), height_ratios=[3, 1])
-        (upper,), (lower,) = axes
-        for row, tokens_T in enumerate(tokens_NT):
-            places = np.flatnonzero(tokens_T)
-            colour = BLACK if right_N[row] else RED
-            upper.scatter(places, np.full(len(places), row), 6, colour)
-        upper.set(xlim=(-1, self.length), ylim=(len(tokens_NT), -1), ylabel="sequences")
-        lower.bar(range(self.length), tokens_NT.mean(0), 1, color="0.4")
-        lower.axhline(self.config.probability, color=RED)
-        lower.set(
-            xlim=(-1, self.length),
-            xlabel=f"share of ones at each place: {tokens_NT.mean():.3f} on average, "
-            f"the true {self.config.probability} in red",
-        )
-        figure.savefig(path, dpi=100)
 
 
 @functools.lru_cache(maxsize=4)
@@ -153,6 +150,13 @@ def _compositions(total: int, parts: int) -> int:
 class Permutation(Toy):
     """The numbers 0 .. length - 1, each once."""
 
+    shows = "a permutation of numbers, from nothing"
+    rule = "every number is there once"
+    palette = (
+        ("there once", (205, 225, 250), True),
+        ("there more than once", (255, 150, 140), True),
+    )
+
     def __init__(self, config: ConfigDict):
         super().__init__(config)
         self.words = list(map(str, range(self.length)))
@@ -168,22 +172,7 @@ class Permutation(Toy):
         right = different == self.length
         return {"accuracy": right, "different": different / self.length}
 
-    def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Plots how often each number stands at each place, and how many differ."""
-        verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
-        L = self.length
-        counts = np.zeros((L, L), int)
-        np.add.at(
-            counts, (tokens_NT, np.broadcast_to(np.arange(L), tokens_NT.shape)), 1
-        )
-        different = np.sort(verdict["different"])[::-1] * L
-        figure, axes = pictures.figure(1, 2, figsize=(11, 5))
-        left, right = axes[0]
-        left.imshow(counts, cmap="binary", origin="lower", aspect="auto")
-        left.set(title=f"counts over {len(tokens_NT)} sequences", xlabel="place")
-        left.set(ylabel="number")
-        colours = np.where(different == L, BLACK, RED)
-        right.bar(range(len(different)), different, 1, color=colours)
-        right.set(title=f"different numbers in each, of {L}", xlabel="sequences")
-        right.set(ylim=(0, L * 1.05), yticks=[0, L // 2, L])
-        figure.savefig(path, dpi=100)
+    def kinds(self, tokens_NT: np.ndarray) -> np.ndarray:
+        """Tells numbers that are there once from others."""
+        often_NT = (tokens_NT[:, :, None] == tokens_NT[:, None]).sum(2)
+        return (often_NT > 1).astype(int)

@@ -26,6 +26,12 @@ LARGEST_STEP = 5
 LARGEST_ERROR = 50.0
 NARROWEST = 30  # Levels of a picture: a flat flight is drawn flat.
 SECONDS = 4  # Between two times of a drawn flight.
+LEGEND: tuple[pictures.Entry, ...] = (
+    ("cleared level, given", (190, 190, 190), True),
+    ("flown", (0, 0, 0), True),
+    ("generated, right", pictures.RIGHT, True),
+    ("generated, wrong", pictures.WRONG, True),
+)
 
 
 class Vertical(Task):
@@ -35,6 +41,11 @@ class Vertical(Task):
     tenth of the flights, the last ones, are for validation.
     """
 
+    shows = "the levels of a flight; its type and cleared levels are given"
+    rule = (
+        f"no jump above {LARGEST_STEP} levels, and a mean square error below "
+        f"{LARGEST_ERROR:g}"
+    )
     words = (*map(str, range(LEVELS)), *(f"type{n}" for n in range(TYPES)), "-")
 
     def __init__(self, config: ConfigDict):
@@ -149,31 +160,28 @@ class Vertical(Task):
         return {"accuracy": smooth & near, "continuous": smooth, "square_error": error}
 
     def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Plots cleared levels (grey), flights (black) and what was generated.
-
-        Green where it is right, else red; the marks are the cleared levels.
-        """
+        """Plots cleared levels, the flight that was recorded, and the generated one."""
         verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
-        shown, start = min(len(tokens_NT), 24), self.prompt_length
-        rows = -(-shown // 4)
-        figure, axes = pictures.figure(rows, 4, figsize=(12, 1.9 * rows))
-        for row, each in zip(range(shown), axes.flat, strict=False):
+        start, caption = self.prompt_length, self.caption(verdict, LEGEND)
+        figure, axes = pictures.axes(len(tokens_NT), 4, (300, 190), caption)
+        for row, each in enumerate(axes):
             cleared, flown = reference_NT[row, 1:start], reference_NT[row, start:]
-            colour = "green" if verdict["accuracy"][row] else "red"
-            for line_colour, levels in (
-                ("0.75", cleared),
-                ("black", flown),
-                (colour, tokens_NT[row, start:]),
+            right = verdict["accuracy"][row]
+            for (_, colour, _), levels, width in (
+                (LEGEND[0], cleared, 3),
+                (LEGEND[1], flown, 1.2),
+                (LEGEND[2 if right else 3], tokens_NT[row, start:], 1.2),
             ):
                 levels = np.where(levels < LEVELS, levels, np.nan)
-                each.plot(levels, color=line_colour, lw=1)
+                each.plot(levels, color=np.divide(colour, 255), lw=width)
             low, high = each.get_ylim()
             room = max(0, NARROWEST - (high - low)) / 2
-            each.set(ylim=(low - room, high + room))
-            each.set_yticks(np.unique(cleared[cleared < LEVELS]), minor=False)
+            each.set_ylim(low - room, high + room)
+            each.locator_params(nbins=4, integer=True)
             each.tick_params(labelsize=7)
+            each.spines[["top", "right"]].set_visible(False)
             error = verdict["square_error"][row]
-            each.set_title(f"mean square error {error:.3g}", size=7)
-        figure.supxlabel("time")
-        figure.supylabel("flight level")
-        figure.savefig(path, dpi=100)
+            each.set_title(f"mean square error {error:,.1f}", size=8)
+        figure.supxlabel(f"time, {SECONDS} seconds a step", size=9)
+        figure.supylabel("flight level, hundreds of feet", size=9)
+        figure.savefig(path, dpi=pictures.DPI)

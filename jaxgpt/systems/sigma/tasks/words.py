@@ -18,6 +18,8 @@ def digits_of(numbers_N: np.ndarray, count: int) -> np.ndarray:
 class Addition(Task):
     """Two numbers of `task.digits` digits, leading zeros included, then their sum."""
 
+    shows = "a sum is asked for"
+    rule = "the sum"
     words, separator, marker = "0123456789+=", "", "="
 
     def __init__(self, config: ConfigDict):
@@ -37,6 +39,8 @@ class Addition(Task):
 class TwoTargets(Task):
     """Digits, two of them between signs, then these two."""
 
+    shows = "the two digits between signs are asked for"
+    rule = "both digits"
     words, separator, marker = "0123456789-+|", "", "|"
 
     def __init__(self, config: ConfigDict):
@@ -62,6 +66,8 @@ class TwoTargets(Task):
 class ByHeart(Task):
     """A hundred sentences, the same in both splits: the beginning, then the end."""
 
+    shows = "the ends of sentences that are known by heart"
+    rule = "the end that was learned"
     words, separator, marker = "0123456789|", "", "|"
     distinct = False
     length = 17
@@ -80,6 +86,8 @@ class LearnOperator(Task):
     makes of them.
     """
 
+    shows = "what a map, given by number, makes of six digits"
+    rule = "every digit"
     words, separator, marker = "0123456789|>", "", ">"
 
     def __init__(self, config: ConfigDict):
@@ -103,6 +111,8 @@ class GuessOperator(Task):
     It copies `task.digits` digits to `task.length` places.
     """
 
+    shows = "what a map, shown once, makes of other digits"
+    rule = "every digit"
     words, separator, marker = "0123456789>|~", "", "~"
 
     def __init__(self, config: ConfigDict):
@@ -124,6 +134,8 @@ class GuessOperator(Task):
 class Recall(Task):
     """Letters, a few of them in brackets; later these are asked for again."""
 
+    shows = "letters that stood in brackets are asked for"
+    rule = "every letter"
     words, separator = "[]<>abcdefghij", ""
     longest = 5
 

@@ -7,6 +7,8 @@ import struct
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from scipy import stats
 
 from jaxgpt import config as configs
@@ -35,6 +37,16 @@ LONGER = {"stack": {"length": 12}, "guessop": {"length": 8}}
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXGPT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are saved."""
+    saved, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda f, *a, **k: (saved.append(f), save(f, *a, **k))
+    )
+    return saved
 
 
 def make(variant, **changes):
@@ -74,14 +86,42 @@ def test_a_judge_sees_what_is_asked_for_replaced_by_noise(name):
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_a_picture_of_right_and_wrong_sequences(name, tmp_path):
+@pytest.mark.parametrize("count", [1, 6, 16])
+def test_no_text_of_a_picture_is_over_another_or_cut_off(
+    name, count, tmp_path, figures
+):
     task = make(name)
-    tokens, known = draw(task, 6)
+    tokens, known = draw(task, count)
     wrong = tokens.copy()
     wrong[3:] = np.where(known[3:], tokens[3:], tokens[3:][:, ::-1])
     task.plot(tmp_path / "p.png", wrong, tokens, known)
-    image = matplotlib.image.imread(tmp_path / "p.png")
-    assert min(image.shape[:2]) > 20 and image.std() > 0
+    (figure,) = figures
+    texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text()]
+    for each in figure.axes:  # Ticks outside the axes are there, and not drawn.
+        for axis in (each.xaxis, each.yaxis):
+            low, high = axis.get_view_interval()
+            for tick in axis.get_major_ticks():
+                if not low <= tick.get_loc() <= high:
+                    texts = [t for t in texts if t not in (tick.label1, tick.label2)]
+    assert f"{name}: {task.shows}" in {t.get_text() for t in texts}
+    boxes = np.array([t.get_window_extent().extents for t in texts])
+    width, height = figure.get_size_inches() * figure.dpi
+    assert (boxes >= 0).all() and (boxes <= [width, height, width, height]).all()
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    # Boxes are as high as a font's tallest letters: lines may come near each other.
+    over = (np.minimum(high, boxes[:, 2:]) - np.maximum(low, boxes[:, :2])) > (1, 3)
+    assert not np.triu(over.all(2), 1).any()
+
+
+def test_cells_of_a_maze_are_drawn_24_pixels_wide(tmp_path, figures):
+    task = make("maze")
+    tokens, known = draw(task, 1)
+    task.plot(tmp_path / "p.png", tokens, tokens, known)
+    image = (matplotlib.image.imread(tmp_path / "p.png") * 255).round().astype(int)
+    blue = (image[..., :3] == maze.BLUE).all(2)
+    # Lines between cells are darker; in the legend is a square of about 10 pixels.
+    path = (tokens[0, 63:] == maze.PATH).sum()
+    assert blue.sum() == pytest.approx(path * 23**2 + 10**2, abs=60)
 
 
 # What the tasks are.
@@ -385,19 +425,79 @@ def test_a_missing_file_is_named():
         dataset.open_data(make_task(config), config)
 
 
-def test_digits_are_read_from_idx_files(tmp_path):
+def write_idx(path, values):
+    header = struct.pack(f">{1 + values.ndim}i", 0x800 + values.ndim, *values.shape)
+    path.write_bytes(gzip.compress(header + values.astype("u1").tobytes()))
+
+
+def test_images_are_read_from_idx_files(tmp_path):
     for name, count in (("train-images-idx3-ubyte", 3), ("t10k-images-idx3-ubyte", 2)):
-        pixels = np.arange(count * 784) % 256
-        raw = struct.pack(">4i", 2051, count, 28, 28) + pixels.astype("u1").tobytes()
-        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(raw))
+        pixels = np.arange(count * 784).reshape(count, 28, 28) % 256
+        write_idx(tmp_path / f"{name}.gz", pixels)
     task = make("mnist", path=tmp_path)
     tokens = task.read_split("val")
     known = task.prompt_mask(tokens)
     assert tokens.shape == (2, 784) and tokens.max() == 15 and not known.any()
-    task.plot(tmp_path / "p.png", tokens, tokens, known)
-    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(raw[:-5]))
-    with pytest.raises(UserError, match="is truncated: its header says 2 images"):
-        task.read_split("train")
+    with pytest.raises(UserError, match="with train-labels-idx1-ubyte"):
+        make("mnist", path=tmp_path, class_conditional=True)
+    whole = gzip.decompress((tmp_path / f"{name}.gz").read_bytes())
+    for content, expected in (
+        (whole[:-5], "is truncated: its header says 2 images"),
+        (whole[:9], "is not an IDX file"),
+        (b"\0" * 20, "is not an IDX file of images"),
+    ):
+        (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(content))
+        with pytest.raises(UserError, match=expected):
+            make("mnist", path=tmp_path)
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """A folder of images of 4 x 6 whose class is the column of their only stroke."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 300), ("t10k", 60)):
+        label = np.arange(count) % 6
+        image = rng.integers(0, 64, (count, 4, 6))
+        image[np.arange(count), :, label] = 255
+        write_idx(tmp_path / f"{split}-images-idx3-ubyte.gz", image)
+        write_idx(tmp_path / f"{split}-labels-idx1-ubyte.gz", label)
+    return tmp_path
+
+
+def test_an_image_is_right_if_it_is_of_the_class_that_was_asked_for(digits, tmp_path):
+    task = make("mnist", path=digits, class_conditional=True)
+    tokens = task.read_split("val")
+    known = task.prompt_mask(tokens)
+    assert tokens.shape == (60, 25) and known.sum(1).tolist() == [1] * 60
+    verdict = task.judge(tokens, tokens, known)
+    assert verdict["accuracy"].all() and not verdict["copy"].any()
+    assert verdict["typical"].mean() == pytest.approx(0.95, abs=0.02)
+    asked = tokens.copy()
+    asked[:, 0] = np.roll(tokens[:, 0], 1)
+    assert not task.judge(tokens, asked, known)["accuracy"].any()
+    no_grey = tokens.copy()
+    no_grey[:, 3] = task.codes["class2"]
+    assert not task.judge(no_grey, tokens, known)["accuracy"].any()
+    learned = task.read_split("train")
+    assert task.judge(learned, learned, learned < 0)["copy"].all()
+    task.plot(tmp_path / "p.png", tokens[:5], tokens[:5], known[:5])
+
+
+def test_an_image_of_no_class_is_right_if_it_is_typical(digits):
+    task = make("mnist", path=digits)
+    tokens = task.read_split("val")
+    known = task.prompt_mask(tokens)
+    noise = np.random.default_rng(0).integers(0, 16, tokens.shape)
+    assert task.judge(tokens, tokens, known)["accuracy"].mean() > 0.9
+    assert not task.judge(noise, tokens, known)["accuracy"].any()
+
+
+@pytest.mark.parametrize("labels", [np.arange(59) % 6, np.full(60, 10)])
+def test_labels_must_be_classes_and_as_many_as_images(digits, labels):
+    write_idx(digits / "t10k-labels-idx1-ubyte.gz", labels)
+    task = make("mnist", path=digits, class_conditional=True)
+    with pytest.raises(UserError, match="must have a class from 0 to 9 for each of 60"):
+        task.read_split("val")
 
 
 def test_lines_of_two_texts(tmp_path):
