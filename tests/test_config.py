@@ -449,7 +449,8 @@ def test_what_may_change_when():
         configs.keys_that("resumable")
     )
     architecture = set(configs.keys_that("architecture"))
-    assert {key for key in configs.options() if key.startswith("model.")} == {
+    model = {key for key in configs.options() if key.startswith("model.")}
+    assert model | {"sigma.separate_tables"} == {
         *("model.dropout", "model.dtype", "model.remat", "model.scan_layers"),
         *architecture,
     }

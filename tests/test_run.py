@@ -211,6 +211,37 @@ def test_a_smaller_block_where_no_parameter_depends_on_it(text, tmp_path):
     assert setup.config.model.positions == "rope"
 
 
+@pytest.mark.parametrize("positions", ["learned", "rope"])
+def test_sigma_gpt_starts_from_a_causal_run_and_says_so(
+    refused, capsys, text, tmp_path, positions
+):
+    changes = {"data__path": text(SENTENCE * 40), "model__positions": positions}
+    changes |= {k.replace(".", "__"): v for k, v in ENDS.items()}
+    start = begun(tmp_path / "start", CAUSAL, **changes)
+    changes = {"init_from": str(start), "data.path": str(tmp_path / "text.txt")}
+    setup = opened(TINY, changes, tmp_path / "new")
+    note = f"'{start}' is a causal model: this run trains σ-GPT from its weights and"
+    assert f"{note} begins with its left-to-right loss" in capsys.readouterr().err
+    assert setup.config.sigma.separate_tables == (positions == "learned")
+    params = setup.initial_params(setup.system.init(jax.random.key(1)))
+    causal, T = open_run(str(start)), setup.system.window
+    tokens = setup.data.eval_windows("val", T, 2)
+    straight = np.broadcast_to(np.arange(T), tokens.shape)
+    found = setup.system.score(params, tokens, straight)[1]
+    np.testing.assert_allclose(found, causal.score(tokens)[:, 1:], atol=1e-5)
+    changes |= {"sigma.separate_tables": str(positions != "learned")}
+    message = refused(TINY, changes, tmp_path / "new")
+    assert f"must be {positions == 'learned'}, got {positions != 'learned'}" in message
+
+
+def test_sigma_gpt_starts_from_no_model_that_it_cannot_be(refused, text, tmp_path):
+    changes = {"data__path": text(SENTENCE * 40), "model__positions": "alibi"}
+    changes |= {k.replace(".", "__"): v for k, v in ENDS.items()}
+    start = begun(tmp_path / "start", CAUSAL, **changes)
+    message = refused(TINY, {"init_from": str(start)}, tmp_path / "new")
+    assert message.startswith(f"init_from '{start}' is a causal model: model.positions")
+
+
 # The data of a run.
 
 

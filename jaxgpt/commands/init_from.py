@@ -15,6 +15,7 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError, log, require
 from jaxgpt.run import Run
 from jaxgpt.systems.registry import build_system, system_class
+from jaxgpt.systems.sigma import from_causal
 from jaxgpt.training.run_folder import name_tokenizer
 
 
@@ -38,7 +39,12 @@ def initial_params(config: ConfigDict, fresh: dict) -> dict:
     """
     if not config.init_from:
         return fresh
-    found = {**fresh, **load(config).params}
+    start = load(config)
+    if from_causal.applies(config, start.config):
+        model = build_system(config).model_config
+        found = from_causal.initial_params(start.params, fresh, model)
+    else:
+        found = {**fresh, **start.params}
     shapes = lambda tree: jax.tree.map(lambda a: a.shape, tree)
     if shapes(found) != shapes(fresh):
         raise UserError(
@@ -63,6 +69,12 @@ def adopt_architecture(
       UserError: for a value that cannot be used, or a model of another system.
     """
     source = f"init_from '{config.init_from}'"
+    becomes_sigma = from_causal.applies(config, start)
+    if becomes_sigma:
+        try:
+            start = from_causal.as_sigma(start)
+        except UserError as error:
+            raise UserError(f"{source} is a causal model: {error}") from None
     if not issubclass(system_class(config.system), system_class(start.system)):
         raise UserError(
             f"{source} is a {start.system} model, but this config trains "
@@ -83,6 +95,14 @@ def adopt_architecture(
         require(fits, key, repr(had[key]), value, remedy)
         log(f"note: {source} has {key}={had[key]}: {value} is used, as asked")
     configs.override(config, asked)
+    if becomes_sigma:
+        begins = "begins with its left-to-right loss"
+        if config.sigma.begin_token:
+            begins = "adds a beginning token, which is new"
+        log(
+            f"note: {source} is a causal model: this run trains σ-GPT from its weights "
+            f"and {begins}"
+        )
 
 
 def _parameter_shapes(config: ConfigDict) -> Any:

@@ -346,8 +346,9 @@ class Format:
         """Raises UserError for a run whose model the original cannot be."""
         fits = issubclass(system_class(config.system), system_class(self.system))
         require(fits, "system", repr(self.system), config.system)
-        begins = self.system == "sigma" and config.sigma.begin_token
-        require(not begins, "sigma.begin_token", "False", begins)
+        for name in ("begin_token", "separate_tables"):
+            added = self.system == "sigma" and config.sigma[name]
+            require(not added, f"sigma.{name}", "False", added)
         known = {k: [value] for k, value in self.fixed_fields(config.model).items()}
         known |= {
             k: [*dict.fromkeys(v.values())] for k, (_, v, _) in self.choices.items()

@@ -118,11 +118,13 @@ class ModelConfig(OptionGroup):
         False, "compile one block and loop over the layers", resumable=True
     )
     # Set by the system: a token `vocab_size`, read first at position `block_size` and
-    # never predicted; norms that depend on the target position; and the kernels, "cpu"
+    # never predicted; norms that depend on the target position; a table of positions
+    # for the target, beside that for a token's own; and the kernels, "cpu"
     # (model/cpu.py), "tpu" (model/tpu.py), "gpu" (model/gpu.py) or "xla" (plain JAX),
     # equal up to rounding, with "gpu" that of `dtype`.
     begin_token: bool = False
     adaptive_norm: bool = False
+    separate_tables: bool = False
     kernels: str = "xla"
 
     def __post_init__(self) -> None:
@@ -187,6 +189,11 @@ class ModelConfig(OptionGroup):
         return self.positions in DOUBLE_POSITIONS
 
     @property
+    def target_width(self) -> int:
+        """Channels of what the target position is looked up as, with double ones."""
+        return self.n_embd if self.separate_tables else self.n_embd // 2
+
+    @property
     def hidden_width(self) -> int:
         """Width of the feed-forward; SwiGLU has three matrices to GELU's two."""
         if self.feed_forward_width:
@@ -209,7 +216,8 @@ def flops_per_token(config: ModelConfig, parameters: int) -> float:
     other mixers all is in N: what is no matrix product is not counted.
     """
     D, T = config.n_embd, config.block_size
-    widths = {"learned": D, "double": D // 2, "double-rope": D // 2}
+    double = 2 * D if config.separate_tables else D // 2
+    widths = {"learned": D, "double": double, "double-rope": double}
     tables = T * widths.get(config.positions, 0)
     if not config.tied_head:
         tables += config.vocab_size * D

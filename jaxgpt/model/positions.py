@@ -31,31 +31,40 @@ class LearnedPositions(nnx.Module):
 
     GPT-2 looks up a token's own position in a table of width D. σ-GPT (section 2 of
     arXiv 2404.09562) looks up two in one table of width D / 2: the token's own
-    position and that of the token to predict.
+    position and that of the token to predict. With `separate_tables` each is looked up
+    in a table of its own, of width D, and the two are added: one that ignores the
+    target is GPT-2's.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        lookups = 2 if config.any_order else 1
+        separate = config.separate_tables
+        lookups = 2 if config.any_order and not separate else 1
         if config.n_embd % lookups:
             raise UserError(
                 f"model.n_embd {config.n_embd} is odd: double positions need two halves"
             )
         rows = config.block_size + config.begin_token
         shape = (rows, config.n_embd // lookups)
-        self.table = nnx.Param(
+        draw = lambda: nnx.Param(
             layers.init_normal(rngs.params(), shape, config.param_dtype)
         )
+        self.table = draw()
+        self.target_table = draw() if separate else None
         self.config = config
 
     def __call__(self, positions: Positions) -> jax.Array:
         """Maps index arrays [B, T] (or [T]) to embeddings [B, T, D] (or [T, D])."""
         table = sharding.constrain(self.table[...], None, None)
+        if self.target_table is not None:
+            targets, index = self.target(positions)
+            return table[jnp.asarray(positions[0])] + targets[index]
         return jnp.concatenate([table[jnp.asarray(index)] for index in positions], -1)
 
     def target(self, positions: Positions) -> Target:
         """Returns what `Modulation` reads."""
-        table = sharding.constrain(self.table[...], None, None)
-        return table, jnp.asarray(positions[-1])
+        own = self.target_table
+        table = self.table if own is None else own
+        return sharding.constrain(table[...], None, None), jnp.asarray(positions[-1])
 
 
 class SinusoidalPositions(nnx.Module):
@@ -276,7 +285,7 @@ class Modulation(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        width = config.n_embd // 2
+        width = config.target_width
         self.linear = layers.Linear(width, 4 * config.n_embd, config, std=0, rngs=rngs)
 
     def __call__(self, target: Target) -> list[jax.Array]:

@@ -27,7 +27,7 @@ TENSOR = "tensor"
 # The first pattern that the end of a parameter's path matches gives the axes of its
 # last dimensions; dimensions before those (stacked layers) are never split.
 RULES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
-    (r"positions/table", (None, "fsdp")),
+    (r"positions/(target_)?table", (None, "fsdp")),
     (r"table", ("tensor", "fsdp")),
     (r"(qkv|up|unembed)/kernel", ("fsdp", "tensor")),
     (r"(out|down)/kernel", ("tensor", "fsdp")),

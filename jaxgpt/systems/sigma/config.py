@@ -62,6 +62,12 @@ class SigmaConfig(OptionGroup):
     )
     begin_token: bool = option(False, "a token read first, to model the first one too")
     adaptive_norm: bool = option(False, "norms depend on the target position (AdaLN)")
+    separate_tables: bool = option(
+        False,
+        "a table for own positions and another for targets, each as wide as the model, "
+        "not half; init_from sets it to begin as a causal model",
+        architecture=True,
+    )
 
     @staticmethod
     def validate(config: ConfigDict) -> None:
@@ -73,7 +79,10 @@ class SigmaConfig(OptionGroup):
         if config.system.startswith("sigma"):
             mixer = config.model.mixer
             require(mixer == "attention", "model.mixer", "attention for σ-GPT", mixer)
-            double_positions(config.model.positions)
+            positions = double_positions(config.model.positions)
+            sines = config.sigma.separate_tables and positions == "double-sinusoidal"
+            rule = "False with model.positions=sinusoidal"
+            require(not sines, "sigma.separate_tables", rule, True)
 
 
 def double_positions(name: str) -> str:

@@ -43,6 +43,7 @@ class SigmaGPT(System):
             "positions": double_positions(self.config.model.positions),
             "begin_token": c.begin_token,
             "adaptive_norm": c.adaptive_norm,
+            "separate_tables": c.separate_tables,
         }
 
     def open_data(self, tokenizer: Tokenizer | None = None) -> Dataset:
