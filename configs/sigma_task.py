@@ -86,6 +86,8 @@ TASKS = {
     "guessop": ("352M", 25, 1000000, 25),
     "memory": ("37M", 100, 25000, 25),
     "picoclvr": ("37M", 25, 250000, 25),
+    "grid": ("37M", 25, 250000, 25),
+    "qmlp": ("37M", 10, 100000, 25),
     "mnist": ("37M", 10, 60000, 25),
     "file": ("37M", 25, 250000, 25),
 }
@@ -105,6 +107,8 @@ GRIDS = {
     "twotargets": {"task.length": 10},
     "memory": {"task.length": 25},
     "picoclvr": {"task.height": 12, "task.width": 16, "task.length": 6},
+    "grid": {"task.height": 6, "task.width": 6, "task.length": 10},
+    "qmlp": {"task.length": 100, "task.hidden": 8},
     "vertical": {"task.length": 500},
 }  # fmt: skip
 LAPTOP = {
@@ -136,7 +140,9 @@ NARROW = {
 SMALL = {
     "maze": {
         "task.height": 7, "task.width": 9, "task.walls": 4, "task.min_distance": 4,
-        "steps": 10000, "model.dtype": "bfloat16", "task.train_sequences": 200000,
+        "model.dtype": "bfloat16", "task.train_sequences": 200000, "batch_size": 32,
+        "optimizer.name": "muon", "optimizer.learning_rate": 8e-3, "steps": 6000,
+        "eval_interval": 1000,
     },
     "product": {"task.length": 64, "steps": 300},
     "step": {
@@ -181,7 +187,15 @@ SMALL = {
         "task.height": 4, "task.width": 4, "task.colors": 3, "task.length": 2,
         "steps": 4000, "optimizer.learning_rate": 1e-2,
     },
-    "mnist": {"batch_size": 16},
+    "grid": NARROW | {
+        "task.height": 4, "task.width": 4, "task.colors": 3, "task.length": 4,
+    },
+    "qmlp": NARROW | {"task.length": 32, "task.hidden": 2},
+    # Made for images of 8 x 8, of which scripts/prepare_digits.py has 1,500.
+    "mnist": {
+        "task.class_conditional": True, "batch_size": 32, "model.dropout": 0.2,
+        "optimizer.name": "muon", "optimizer.learning_rate": 5e-3,
+    },
     "file": {},
 }  # fmt: skip
 TINY = {

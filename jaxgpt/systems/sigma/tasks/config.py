@@ -25,6 +25,8 @@ TASKS = {
     "learnop": "words:LearnOperator",
     "guessop": "words:GuessOperator",
     "memory": "words:Recall",
+    "qmlp": "networks:QuantizedMLP",
+    "grid": "scenes:Scene",
     "picoclvr": "images:Picoclvr",
     "mnist": "images:MNIST",
     "file": "lines:Lines",
@@ -53,18 +55,19 @@ class TaskConfig(OptionGroup):
     eval_sequences: int = option(
         64, "sequences generated in each way, per split and evaluation", min=1
     )
-    height: int = option(13, "rows of the grid: maze, snake, picoclvr, ...", min=2)
+    height: int = option(13, "rows of the grid: maze, snake, grid, ...", min=2)
     width: int = option(21, "columns of the grid", min=2)
     walls: int = option(15, "walls in the grid: maze, greed", min=0)
     min_distance: int = option(10, "maze: rows plus columns to the goal", min=1)
     length: int = option(
         100,
-        "toys: tokens; stack, snake, greed: steps; picoclvr: properties; rpl: "
-        "instructions; guessop: places; ...",
+        "toys: tokens; stack, snake, greed: steps; picoclvr: properties; grid: "
+        "statements; qmlp: points; rpl: instructions; guessop: places; ...",
         min=1,
     )
     probability: float = option(0.1, "product: probability of a one", min=0)
     step_length: int = option(10, "step: ones in a row", min=1)
-    colors: int = option(5, "snake, picoclvr: colours", min=1)
+    colors: int = option(5, "snake, grid, picoclvr: colours", min=1)
+    hidden: int = option(4, "qmlp: hidden units of the network", min=1, max=64)
     class_conditional: bool = option(False, "mnist: the class of an image is given")
     digits: int = option(3, "of a number; guessop: of the source", min=1)

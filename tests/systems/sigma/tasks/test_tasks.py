@@ -233,6 +233,49 @@ def test_popped_numbers_are_those_that_were_pushed():
                 pile.append(step[1:].tolist())
 
 
+def test_statements_are_true_of_the_grid_half_of_the_time():
+    task = make("grid", height=3, width=5, colors=4, length=6)
+    tokens, known = draw(task)
+    assert known.sum(1).tolist() == [task.length - 6] * 200
+    answers = []
+    for row in tokens:
+        objects = task.groups(row[:16], 4)
+        there = [o for o in objects if o[0] != "-"]
+        where = {tuple(o[:2]): (int(o[2][3:]), int(o[3][6:])) for o in there}
+        assert len(set(where.values())) == len(there) >= 2
+        for *words, answer in task.groups(row[16:], 6):
+            (ra, ca), (rb, cb) = where[tuple(words[:2])], where[tuple(words[3:])]
+            holds = {
+                "above": ra < rb, "below": ra > rb, "left_of": ca < cb,
+                "right_of": ca > cb,
+            }  # fmt: skip
+            answers.append(answer == "true")
+            assert holds[words[2]] == answers[-1]
+    assert np.mean(answers) == pytest.approx(0.5, abs=0.05)
+
+
+def test_weights_are_those_of_the_network_that_labelled_the_points():
+    task = make("qmlp", length=20, hidden=3)
+    tokens, known = draw(task, 50)
+    np.testing.assert_array_equal(known[0], np.arange(73) < 60)
+    for row in tokens:
+        words = task.text(row).split()
+        *weights, bias = map(float, words[60:])
+        units = np.reshape(weights, (3, 4))
+        assert units.tolist() == sorted(units.tolist())
+        for x, y, label in np.reshape(words[:60], (20, 3)):
+            hidden = np.maximum(0, units[:, :3] @ [float(x), float(y), 1])
+            output = hidden @ units[:, 3] + bias
+            assert abs(output) < 1e-9 or (output > 0) == (label == "+")
+    worse = tokens.copy()
+    worse[:, -1] = np.roll(worse[:, -1], 1)
+    verdict = task.judge(worse, tokens, known)
+    same = worse[:, -1] == tokens[:, -1]
+    assert (verdict["agreement"][same] == 1).all() and not verdict["accuracy"].all()
+    worse[:, -1] = task.codes["+"]
+    assert not task.judge(worse, tokens, known)["agreement"].any()
+
+
 def test_flights_are_smooth_and_go_where_they_are_cleared():
     task = make("vertical", length=300)
     tokens, known = draw(task, 100)
@@ -370,6 +413,8 @@ def test_more_than_there_are_is_refused():
             "task.length of picoclvr must be <= 18",
         ),
         ("greed", {"walls": 14}, "task.walls of greed must be <= 6 on a grid of 3 x 3"),
+        ("grid", {"colors": 10}, "task.colors of grid must be from 1 to 9, got 10"),
+        ("qmlp", {"hidden": 65}, "task.hidden must be <= 64, got 65"),
         ("file", {"path": "a.txt"}, "must be the names of two texts"),
         ("file", {"path": "no1,no2"}, "'no1' cannot be read"),
         ("mnist", {}, "must be a folder with train-images-idx3-ubyte"),
@@ -434,12 +479,12 @@ def test_images_are_read_from_idx_files(tmp_path):
     for name, count in (("train-images-idx3-ubyte", 3), ("t10k-images-idx3-ubyte", 2)):
         pixels = np.arange(count * 784).reshape(count, 28, 28) % 256
         write_idx(tmp_path / f"{name}.gz", pixels)
-    task = make("mnist", path=tmp_path)
+    task = make("mnist", path=tmp_path, class_conditional=False)
     tokens = task.read_split("val")
     known = task.prompt_mask(tokens)
     assert tokens.shape == (2, 784) and tokens.max() == 15 and not known.any()
     with pytest.raises(UserError, match="with train-labels-idx1-ubyte"):
-        make("mnist", path=tmp_path, class_conditional=True)
+        make("mnist", path=tmp_path)
     whole = gzip.decompress((tmp_path / f"{name}.gz").read_bytes())
     for content, expected in (
         (whole[:-5], "is truncated: its header says 2 images"),
@@ -448,7 +493,7 @@ def test_images_are_read_from_idx_files(tmp_path):
     ):
         (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(content))
         with pytest.raises(UserError, match=expected):
-            make("mnist", path=tmp_path)
+            make("mnist", path=tmp_path, class_conditional=False)
 
 
 @pytest.fixture
@@ -465,7 +510,7 @@ def digits(tmp_path):
 
 
 def test_an_image_is_right_if_it_is_of_the_class_that_was_asked_for(digits, tmp_path):
-    task = make("mnist", path=digits, class_conditional=True)
+    task = make("mnist", path=digits)
     tokens = task.read_split("val")
     known = task.prompt_mask(tokens)
     assert tokens.shape == (60, 25) and known.sum(1).tolist() == [1] * 60
@@ -484,7 +529,7 @@ def test_an_image_is_right_if_it_is_of_the_class_that_was_asked_for(digits, tmp_
 
 
 def test_an_image_of_no_class_is_right_if_it_is_typical(digits):
-    task = make("mnist", path=digits)
+    task = make("mnist", path=digits, class_conditional=False)
     tokens = task.read_split("val")
     known = task.prompt_mask(tokens)
     noise = np.random.default_rng(0).integers(0, 16, tokens.shape)
@@ -495,7 +540,7 @@ def test_an_image_of_no_class_is_right_if_it_is_typical(digits):
 @pytest.mark.parametrize("labels", [np.arange(59) % 6, np.full(60, 10)])
 def test_labels_must_be_classes_and_as_many_as_images(digits, labels):
     write_idx(digits / "t10k-labels-idx1-ubyte.gz", labels)
-    task = make("mnist", path=digits, class_conditional=True)
+    task = make("mnist", path=digits)
     with pytest.raises(UserError, match="must have a class from 0 to 9 for each of 60"):
         task.read_split("val")
 

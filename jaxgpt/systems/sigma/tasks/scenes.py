@@ -1,0 +1,119 @@
+"""Statements about objects on a grid, true or false."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxgpt.systems.sigma.tasks import pictures
+from jaxgpt.systems.sigma.tasks.base import Task
+from jaxgpt.systems.sigma.tasks.images import COLOURS, PAIRS
+
+SHAPES = ("circle", "square", "triangle", "diamond")
+MOST_OBJECTS = 4  # The smallest grid, of 2 x 2, has room for them.
+
+
+class Scene(Task):
+    """Objects and where they are, then statements; asked for is which are true.
+
+    An object is a colour, a shape, a row and a column; no two have the same colour and
+    shape. A statement is two objects and a relation, then its answer: true as often as
+    false. There are `task.length` statements.
+    """
+
+    shows = "which statements about a grid are true"
+    rule = "every answer, below the grid; wrong ones are red"
+
+    def __init__(self, config: ConfigDict):
+        super().__init__(config)
+        c = self.config
+        most = len(COLOURS) - 1
+        self.check(1 <= c.colors <= most, "colors", f"from 1 to {most}")
+        self.places = 4 * MOST_OBJECTS
+        self.length = self.places + 6 * c.length
+        rows = [f"row{n + 1}" for n in range(c.height)]
+        columns = [f"column{n + 1}" for n in range(c.width)]
+        colours = list(COLOURS)[1 : c.colors + 1]
+        self.words = [
+            *colours, *SHAPES, *rows, *columns, *PAIRS, "false", "true", "-",
+        ]  # fmt: skip
+
+    def sample_tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Draws objects, and statements whose truth is drawn first."""
+        c, each = self.config, np.arange(count)
+        draw = lambda n: rng.random((count, n)).argsort(1)[:, :MOST_OBJECTS]
+        kind, cell = draw(c.colors * len(SHAPES)), draw(c.height * c.width)
+        colour, shape = np.divmod(kind, len(SHAPES))
+        row, column = np.divmod(cell, c.width)
+        number = rng.integers(2, MOST_OBJECTS + 1, count)
+        first = [self.codes[word] for word in (SHAPES[0], "row1", "column1")]
+        objects = np.stack(
+            [
+                colour,
+                *(f + v for f, v in zip(first, (shape, row, column), strict=True)),
+            ],
+            2,
+        )
+        there = np.arange(MOST_OBJECTS) < number[:, None]
+        parts = [np.where(there[..., None], objects, self.codes["-"])]
+        for _ in range(c.length):
+            a = rng.integers(0, number)
+            b = (a + rng.integers(1, number)) % number
+            ra, rb, ca, cb = (
+                row[each, a],
+                row[each, b],
+                column[each, a],
+                column[each, b],
+            )
+            holds = np.stack([ra < rb, ra > rb, ca < cb, ca > cb], 1)
+            truth = rng.random(count) < 0.5
+            # Of objects in two cells some relation holds, and its converse does not.
+            fits = holds == truth[:, None]
+            relation = (fits * rng.random(fits.shape)).argmax(1)
+            answer = self.codes["false"] + truth
+            parts.append(
+                np.column_stack(
+                    [
+                        objects[each, a, :2],
+                        self.codes[PAIRS[0]] + relation,
+                        objects[each, b, :2],
+                        answer,
+                    ]
+                )
+            )
+        return np.concatenate([part.reshape(count, -1) for part in parts], 1)
+
+    def prompt_mask(self, tokens_NT: np.ndarray) -> np.ndarray:
+        """Asks for the last token of each statement."""
+        t = np.arange(self.length) - self.places
+        return np.broadcast_to((t < 0) | (t % 6 < 5), tokens_NT.shape)
+
+    def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
+        """Plots objects by colour and the first letter of their shape."""
+        c, verdict = self.config, self.judge(tokens_NT, reference_NT, prompt_mask_NT)
+        shown = []
+        for n, tokens_T in enumerate(tokens_NT):
+            cells = np.full((c.height, c.width, 3), 255)
+            letters = np.full((c.height, c.width), "")
+            for words in self.groups(reference_NT[n, : self.places], 4):
+                if words[0] != "-":
+                    at = int(words[2][3:]) - 1, int(words[3][6:]) - 1
+                    cells[at], letters[at] = COLOURS[words[0]], words[1][0].upper()
+            tile = pictures.grid(cells, verdict["accuracy"][n], letters)
+            statements = (row[self.places :] for row in (tokens_T, reference_NT[n]))
+            for said, true in zip(
+                *(self.groups(s, 6) for s in statements), strict=True
+            ):
+                colour = pictures.RIGHT if said == true else pictures.WRONG
+                tile.notes.append((f"{' '.join(said[:5])}: {said[5]}", colour))
+            shown.append(tile)
+        legend = [(f"{s[0].upper()}: {s}", (255, 255, 255), True) for s in SHAPES]
+        caption = self.caption(verdict, (*legend, *pictures.FRAMES))
+        pictures.tiles(path, shown, caption)
+
+    def groups(self, tokens_T: np.ndarray, size: int) -> list[list[str]]:
+        """Returns tokens in words, so many at a time."""
+        words = [self.words[token] for token in tokens_T]
+        return [words[i : i + size] for i in range(0, len(words), size)]
