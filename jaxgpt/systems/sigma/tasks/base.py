@@ -30,6 +30,7 @@ class Task:
       marker: the word whose first occurrence ends the prompt.
       prompt_length: without a marker, how many tokens are given.
       distinct: whether no sequence may come twice, in either split.
+      can_be_unseen: whether `task.unseen` makes its splits differ, by `for_split`.
     """
 
     shows: str
@@ -40,10 +41,12 @@ class Task:
     marker = ""
     prompt_length = 0
     distinct = True
+    can_be_unseen = False
 
     def __init__(self, config: ConfigDict):
         """Takes what it needs of `config.task`; UserError for impossible values."""
         self.config = config.task
+        self.check(self.can_be_unseen or not self.config.unseen, "unseen", "false")
 
     def check(self, condition: bool, field: str, rule: str) -> None:
         """Raises UserError unless a condition on `task.FIELD` holds."""
@@ -68,6 +71,11 @@ class Task:
     def constants(self) -> np.random.Generator:
         """Returns a generator of what both splits share."""
         return np.random.default_rng((self.config.data_seed, 1))
+
+    def for_split(self, split: str) -> Task:
+        """Returns the task that samples a split: with `task.unseen` one for each."""
+        del split
+        return self
 
     def sample(
         self, rng: np.random.Generator, count: int

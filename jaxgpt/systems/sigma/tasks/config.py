@@ -67,6 +67,17 @@ class TaskConfig(OptionGroup):
     )
     probability: float = option(0.1, "product: probability of a one", min=0)
     step_length: int = option(10, "step: ones in a row", min=1)
+    stacks: int = option(3, "stack: how many stacks", min=1)
+    variables: int = option(5, "expr: how many variables", min=1, max=26)
+    runs: int = option(5, "rpl: stacks that a program is shown on", min=1)
+    inputs: int = option(3, "rpl: numbers on a stack before the program", min=1)
+    largest_number: int = option(9, "rpl, expr: largest number to begin with", min=0)
+    largest_result: int = option(99, "expr: largest value of a variable", min=0)
+    unseen: bool = option(
+        False,
+        "stack, picoclvr: validation has what training never shows, numbers or where "
+        "green is",
+    )
     colors: int = option(5, "snake, grid, picoclvr: colours", min=1)
     hidden: int = option(4, "qmlp: hidden units of the network", min=1, max=64)
     class_conditional: bool = option(False, "mnist: the class of an image is given")

@@ -132,7 +132,7 @@ def sample_split(
     Raises:
       UserError: where there are not so many.
     """
-    parts: list[np.ndarray] = []
+    task, parts = task.for_split(split), []
     found, number, stale = 0, 0, 0
     size = min(CHUNK, max(count, 100))
     while found < count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gzip
 import itertools
@@ -33,6 +34,8 @@ PALETTE = np.array(list(COLOURS.values()))
 RELATIONS = ("there", "top", "bottom", "left", "right")
 PAIRS = ("above", "below", "left_of", "right_of")
 MOST_SQUARES = 5
+# A colour, and relations that it is never in where training may not show all.
+HELD_OUT = ("green", ("left", "right", "left_of", "right_of"))
 
 
 class Picoclvr(Task):
@@ -40,10 +43,13 @@ class Picoclvr(Task):
 
     A property is three tokens: a colour, a relation, and another colour or nothing;
     `task.length` of them or fewer are given. Asked for is an image that has them all.
+    With `task.unseen` those of HELD_OUT are only in validation, where there are no
+    others.
     """
 
     shows = "squares are asked for that have the properties given"
     rule = "the image has every property below it, red those it has not"
+    can_be_unseen = True
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
@@ -58,7 +64,8 @@ class Picoclvr(Task):
         # White is the first colour: the background, and in a property no second colour.
         self.words = [*list(COLOURS)[: c.colors + 1], *RELATIONS, *PAIRS]
         self.first_relation = c.colors + 1
-        most = len(self.all_properties())
+        self.properties = self.all_properties()
+        most = len(self.properties)
         self.check(
             c.length <= most,
             "length",
@@ -67,8 +74,22 @@ class Picoclvr(Task):
         self.prompt_length = 3 * c.length
         self.length = self.prompt_length + c.height * c.width
 
+    def for_split(self, split: str) -> Task:
+        """See `Task.for_split`."""
+        if not self.config.unseen:
+            return self
+        made, colour = copy.copy(self), self.codes[HELD_OUT[0]]
+        sideways = [self.codes[word] for word in HELD_OUT[1]]
+        a, relation, b = self.properties.T
+        held_out = np.isin(relation, sideways) & ((a == colour) | (b == colour))
+        made.properties = self.properties[held_out == (split != "train")]
+        return made
+
     def sample_tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Draws images, and for each some of all that is true of it."""
+        """Draws images, and for each some of all that is true of it.
+
+        Images of which nothing is true are left out.
+        """
         c, cells = self.config, self.length - self.prompt_length
         most = min(MOST_SQUARES, c.colors)
         place = rng.random((count, cells)).argsort(1)[:, :most]
@@ -77,8 +98,10 @@ class Picoclvr(Task):
         colour = np.where(np.arange(most) < squares, colour, 0)
         image = np.zeros((count, cells), np.int64)
         np.put_along_axis(image, place, colour, 1)
-        every = self.all_properties()
+        every = self.properties
         true_NP = self.holds(image, np.broadcast_to(every, (count, *every.shape)))
+        image, true_NP = image[true_NP.any(1)], true_NP[true_NP.any(1)]
+        count = len(image)
         chance = np.where(true_NP, rng.random(true_NP.shape), -1)
         chosen = chance.argsort(1)[:, ::-1][:, : c.length]
         asked = rng.integers(1, c.length + 1, (count, 1))

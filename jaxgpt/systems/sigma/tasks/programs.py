@@ -2,51 +2,70 @@
 
 from __future__ import annotations
 
+import copy
+import string
 from collections.abc import Callable
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxgpt.systems.sigma.tasks.base import Judgement, Task
-from jaxgpt.systems.sigma.tasks.words import digits_of
-
-STACKS = 3
+from jaxgpt.systems.sigma.tasks.words import LONGEST_NUMBER, digits_of
 
 
 class Stack(Task):
-    """Numbers of `task.digits` digits pushed to three stacks and popped from them.
+    """Numbers of `task.digits` digits pushed to stacks and popped from them.
 
-    What is pushed is given; what is popped is asked for. `task.length` is the number
-    of operations.
+    What is pushed is given; what is popped is asked for. There are `task.stacks` stacks
+    and `task.length` operations. With `task.unseen` a quarter of the numbers is only in
+    validation, where there are no others.
     """
 
     shows = "numbers popped from stacks are asked for"
     rule = "every number popped"
-    words = (
-        *(f"{name}{n + 1}" for n in range(STACKS) for name in ("push", "pop")),
-        *map(str, range(10)),
-    )
+    can_be_unseen = True
+    numbers: np.ndarray | None = None  # That are pushed, where not all are.
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
-        self.length = self.config.length * (1 + self.config.digits)
+        c = self.config
+        self.check(c.digits <= LONGEST_NUMBER, "digits", f"<= {LONGEST_NUMBER}")
+        if c.unseen:
+            self.check(c.digits <= 4, "digits", "<= 4 with task.unseen")
+        self.length = c.length * (1 + c.digits)
+        stacks = range(1, c.stacks + 1)
+        operations = [f"{name}{n}" for n in stacks for name in ("push", "pop")]
+        self.words = [*operations, *map(str, range(10))]
+
+    def for_split(self, split: str) -> Task:
+        """See `Task.for_split`."""
+        if not self.config.unseen:
+            return self
+        made = copy.copy(self)
+        numbers = self.constants().permutation(10**self.config.digits)
+        held_out = -(-len(numbers) // 4)
+        made.numbers = numbers[held_out:] if split == "train" else numbers[:held_out]
+        return made
 
     def sample_tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Draws operations; an empty stack is always pushed to."""
-        steps, digits = self.config.length, self.config.digits
-        stack = np.zeros((count, STACKS, steps + 1), np.int64)
-        height = np.zeros((count, STACKS), np.int64)
+        steps, digits, stacks = (self.config[k] for k in ("length", "digits", "stacks"))
+        stack = np.zeros((count, stacks, steps + 1), np.int64)
+        height = np.zeros((count, stacks), np.int64)
         row, parts = np.arange(count), []
         for _ in range(steps):
-            which = rng.integers(0, STACKS, count)
+            which = rng.integers(0, stacks, count)
             pops = (rng.random(count) < 0.5) & (height[row, which] > 0)
-            pushed = rng.integers(0, 10**digits, count)
+            if self.numbers is None:
+                pushed = rng.integers(0, 10**digits, count)
+            else:
+                pushed = rng.choice(self.numbers, count)
             top = stack[row, which, height[row, which] - 1]
             value = np.where(pops, top, pushed)
             stack[row, which, height[row, which]] = pushed
             height[row, which] += np.where(pops, -1, 1)
             operation = 2 * which + pops
-            parts += [operation[:, None], 2 * STACKS + digits_of(value, digits)]
+            parts += [operation[:, None], 2 * stacks + digits_of(value, digits)]
         return np.concatenate(parts, 1)
 
     def prompt_mask(self, tokens_NT: np.ndarray) -> np.ndarray:
@@ -58,32 +77,37 @@ class Stack(Task):
 
 
 class Expression(Task):
-    """Assignments to five variables, then what each holds in the end.
+    """Assignments to `task.variables` variables, then what each holds in the end.
 
     A program has `task.length` characters or a few more; half of them are shorter. An
-    expression has no more than that, and 20 at most.
+    expression has no more than that, and 20 at most. Numbers in it are no larger than
+    `task.largest_number`, values no larger than `task.largest_result`.
     """
 
     shows = "the values of variables after a program are asked for"
     rule = "every value"
-    words, separator, marker = "0123456789+*()=;: #ABCDE", "", " "
-    variables = "ABCDE"
-    largest = 99
+    separator, marker = "", " "
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
-        self.budget = min(20, self.config.length)
-        self.longest = self.config.length + self.budget + 4
-        self.length = self.longest + 1 + 5 * len(self.variables)
+        c = self.config
+        rule = f"<= task.largest_result {c.largest_result}"
+        self.check(c.largest_number <= c.largest_result, "largest_number", rule)
+        self.variables = string.ascii_uppercase[: c.variables]
+        self.words = f"0123456789+*()=;: #{self.variables}"
+        self.budget = min(20, c.length)
+        self.longest = c.length + self.budget + 4
+        result = len(f"A:{c.largest_result};")
+        self.length = self.longest + 1 + result * c.variables
 
     def sample_tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Draws programs until there are enough whose values have two digits."""
-        most = self.config.length
+        """Draws programs until there are enough whose values are small enough."""
+        most, largest = self.config.length, self.config.largest_result
         texts: list[str] = []
         while len(texts) < count:
             length = min(most, int(rng.integers(1, 2 * most + 1)))
             program, values = self.program(rng, length)
-            if len(program) <= self.longest and max(values.values()) <= self.largest:
+            if len(program) <= self.longest and max(values.values()) <= largest:
                 results = "".join(f"{v}:{values[v]};" for v in sorted(values))
                 texts.append(f"{program} {results}".ljust(self.length, "#"))
         return np.array([[self.codes[c] for c in text] for text in texts])
@@ -109,7 +133,7 @@ class Expression(Task):
             if values and rng.random() < 0.5:
                 name = sorted(values)[rng.integers(len(values))]
                 return name, values[name], False
-            number = int(rng.integers(10))
+            number = int(rng.integers(self.config.largest_number + 1))
             return str(number), number, False
         left_budget = int(rng.integers(2, budget - 3))
         left = self.expression(rng, values, left_budget)
@@ -142,14 +166,15 @@ def run(program: list[str], stack: list[int]) -> list[int]:
 
 
 class RPL(Task):
-    """Five stacks before and after a program, then a program that does this.
+    """Stacks before and after a program, then a program that does this.
 
-    It has at most `task.length` instructions.
+    It has at most `task.length` instructions. There are `task.runs` stacks, with
+    `task.inputs` numbers of at most `task.largest_number` each.
     """
 
     shows = "a program is asked for, stacks before and after it are given"
     rule = "the program does that on every stack"
-    runs, inputs, outputs = 5, 3, 6
+    outputs = 6
     # Longer ones hardly ever leave stacks that are short and numbers that are small.
     longest = 12
     largest = 39
@@ -162,18 +187,22 @@ class RPL(Task):
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
-        length = self.config.length
-        self.check(length <= self.longest, "length", f"<= {self.longest}")
-        self.length = self.runs * (2 + self.inputs + self.outputs) + 1 + length + 1
+        c = self.config
+        self.check(c.length <= self.longest, "length", f"<= {self.longest}")
+        self.check(c.inputs <= self.outputs, "inputs", f"<= {self.outputs}")
+        rule = f"<= {self.largest}"
+        self.check(c.largest_number <= self.largest, "largest_number", rule)
+        self.length = c.runs * (2 + c.inputs + self.outputs) + 1 + c.length + 1
 
     def sample_tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Draws programs, half of them as long as can be, until there are enough."""
-        most, names = self.config.length, list(OPERATIONS)
+        c, names = self.config, list(OPERATIONS)
+        most = c.length
         rows: list[list[int]] = []
         while len(rows) < count:
             size = min(most, int(rng.integers(1, 2 * most)))
             program = [names[i] for i in rng.integers(0, len(names), size)]
-            stacks = rng.integers(0, 10, (self.runs, self.inputs)).tolist()
+            stacks = rng.integers(0, c.largest_number + 1, (c.runs, c.inputs)).tolist()
             results = [run(program, stack) for stack in stacks]
             if all(
                 1 <= len(result) <= self.outputs and max(result) <= self.largest
@@ -211,4 +240,4 @@ class RPL(Task):
         for pair in problem:
             before, after = (list(map(int, s.split())) for s in pair.split("<out>"))
             num_right += run(names, before) == after
-        return num_right / self.runs
+        return num_right / self.config.runs

@@ -2,6 +2,8 @@
 
 import gzip
 import os
+import re
+import string
 import struct
 
 import matplotlib.image
@@ -218,6 +220,63 @@ def test_expressions_are_worth_what_python_says():
         assert {k: int(v) for k, v in pairs} == names
 
 
+def test_expressions_have_as_many_variables_and_as_large_numbers_as_asked_for():
+    changes = {"largest_number": 20, "largest_result": 300, "variables": 7}
+    task = make("expr", length=30, **changes)
+    texts = [task.text(row) for row in draw(task, 300)[0]]
+    numbers = [int(n) for text in texts for n in re.findall(r"\d+", text.split()[0])]
+    values = [int(n) for text in texts for n in re.findall(r":(\d+)", text)]
+    assert max(numbers) == 20 and 100 < max(values) <= 300
+    assert set("".join(texts)) & set(string.ascii_uppercase) == set("ABCDEFG")
+
+
+def test_programs_are_shown_on_as_many_stacks_as_asked_for():
+    task = make("rpl", length=3, runs=2, inputs=4, largest_number=1)
+    tokens, known = draw(task, 100)
+    for row in tokens:
+        given = task.text(row).partition("<prg>")[0].split("<in>")[1:]
+        stacks = [pair.partition("<out>")[0].split() for pair in given]
+        assert [len(stack) for stack in stacks] == [4, 4]
+        assert all(set(stack) <= {"0", "1"} for stack in stacks)
+    assert task.judge(tokens, tokens, known)["accuracy"].all()
+
+
+@pytest.mark.parametrize("stacks", [1, 4])
+def test_numbers_that_training_never_shows(stacks):
+    task = make("stack", length=8, digits=2, stacks=stacks, unseen=True)
+    seen = {}
+    for split in ("train", "val"):
+        tokens, _ = draw(task.for_split(split), 300)
+        steps = tokens.reshape(300, 8, 3)
+        assert steps[..., 0].max() == 2 * stacks - 1
+        seen[split] = {tuple(number) for number in steps[..., 1:].reshape(-1, 2)}
+    assert len(seen["train"]) == 75 and len(seen["val"]) == 25
+    assert not seen["train"] & seen["val"]
+
+
+def test_properties_that_training_never_asks_for():
+    task = make("picoclvr", colors=4, unseen=True)
+    for split in ("train", "val"):
+        tokens, known = draw(task.for_split(split), 300)
+        assert len(tokens) > 50 and task.judge(tokens, tokens, known)["accuracy"].all()
+        properties = tokens[:, : task.prompt_length].reshape(-1, 3)
+        for words in map(task.property_text, properties[properties[:, 0] > 0]):
+            held_out = "green" in words and ("left" in words or "right" in words)
+            assert held_out == (split == "val")
+
+
+def test_splits_differ_where_training_may_not_show_all():
+    changes = {"task.unseen": "true", "task.train_sequences": "300"}
+    config = configs.load(f"{CONFIG}:stack-tiny", changes)
+    data = dataset.open_data(make_task(config), config)
+    pushed = {}
+    for split, rows in data.splits.items():
+        tokens, _ = dataset.unmark(rows.astype(np.int32))
+        pushed[split] = set(tokens.reshape(-1, 2)[:, 1])
+    assert pushed["train"] and pushed["val"]
+    assert not pushed["train"] & pushed["val"]
+
+
 def test_popped_numbers_are_those_that_were_pushed():
     task = make("stack", length=20, digits=2)
     tokens, known = draw(task, 50)
@@ -413,6 +472,11 @@ def test_more_than_there_are_is_refused():
             "task.length of picoclvr must be <= 18",
         ),
         ("greed", {"walls": 14}, "task.walls of greed must be <= 6 on a grid of 3 x 3"),
+        ("maze", {"unseen": True}, "task.unseen of maze must be false, got True"),
+        ("stack", {"digits": 5, "unseen": True}, "must be <= 4 with task.unseen"),
+        ("expr", {"largest_result": 5}, "must be <= task.largest_result 5, got 9"),
+        ("rpl", {"inputs": 7}, "task.inputs of rpl must be <= 6, got 7"),
+        ("rpl", {"largest_number": 40}, "must be <= 39, got 40"),
         ("grid", {"colors": 10}, "task.colors of grid must be from 1 to 9, got 10"),
         ("qmlp", {"hidden": 65}, "task.hidden must be <= 64, got 65"),
         ("file", {"path": "a.txt"}, "must be the names of two texts"),
