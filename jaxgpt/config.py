@@ -44,6 +44,7 @@ GROUPS = {
     "data": "jaxgpt.data.config:DataConfig",
     "sigma": "jaxgpt.systems.sigma.config:SigmaConfig",
     "task": "jaxgpt.systems.sigma.tasks.config:TaskConfig",
+    "diffusion": "jaxgpt.systems.diffusion.config:DiffusionConfig",
     "gssm": "jaxgpt.systems.gssm.config:GSSMConfig",
     "memory": "jaxgpt.systems.memory.config:MemoryConfig",
 }

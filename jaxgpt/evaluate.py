@@ -19,7 +19,7 @@ from jaxgpt import config as configs
 from jaxgpt.errors import UserError, require
 from jaxgpt.sampling.options import check_ranges
 from jaxgpt.systems.memory.options import add_allow_other_model
-from jaxgpt.systems.registry import ANY_ORDER, LEFT_TO_RIGHT
+from jaxgpt.systems.registry import ANY_ORDER, LEFT_TO_RIGHT, MASKED
 from jaxgpt.systems.sigma.config import ORDERS
 
 OF_A_SPLIT = (
@@ -44,7 +44,13 @@ def _check_system(system: str, args: argparse.Namespace) -> None:
 
     A system from outside the package refuses them once it is loaded.
     """
-    if args.eval_lengths is not None and system in ANY_ORDER:
+    for name in ("num_orders", "order", "orders", "tokens", "template", "infill"):
+        if getattr(args, name) is not None and system in MASKED:
+            raise UserError(
+                f"--{name} needs the likelihood of each token, and masked diffusion "
+                "has a bound for whole texts: leave it out"
+            )
+    if args.eval_lengths is not None and system in (*ANY_ORDER, *MASKED):
         raise UserError(
             "--eval_lengths is for causal models, which read past their block"
         )

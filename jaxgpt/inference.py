@@ -192,6 +192,7 @@ class Run:
         Raises:
           UserError: if a text does not fit the model, or an order is not a permutation.
         """
+        self.system.check_scores()
         found = self.reader.texts(texts, same_length=order is not None)
         tokens_NT, lengths_N = found.tokens_NT, found.lengths_N
         order_NT = self.reader.orders(order, tokens_NT.shape)
@@ -244,6 +245,7 @@ class Run:
             nothing is given to a model that cannot predict its first token; or what is
             given to one that reads left to right does not come first.
         """
+        self.system.check_scores()
         check_ranges({"num_orders": num_orders, "seed": seed})
         found = self.reader.texts(texts, same_length=True)
         given_NT = self.reader.conditions(given, found.tokens_NT.shape)
@@ -269,6 +271,7 @@ class Run:
         Raises:
           UserError: as `score`.
         """
+        self.system.check_scores()
         tokens_NT = self.reader.texts(texts, same_length=True).tokens_NT
         order_NT = self.reader.orders(order, tokens_NT.shape)
         return self.score_tokens(tokens_NT, order_NT)[0]

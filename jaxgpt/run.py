@@ -17,7 +17,7 @@ from jaxgpt.errors import UserError, log
 from jaxgpt.inference import Run
 from jaxgpt.interop.base import Original
 from jaxgpt.interop.formats import get_format
-from jaxgpt.systems.registry import build_system, system_class
+from jaxgpt.systems.registry import build_system, system_class, system_of
 from jaxgpt.training.checkpoint import Checkpoints, DamagedError, MismatchError
 from jaxgpt.training.run_folder import name_tokenizer, read_run
 
@@ -31,9 +31,8 @@ def _with_overrides(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict
     keys = [key for key in overrides if not key.startswith("data.")]
     groups = [key.partition(".")[0] for key in keys if "." in key]
     if keys:
-        system_class(groups[0] if groups else config.system).check_overrides(
-            trained, config
-        )
+        owner = system_of(groups[0]) if groups else config.system
+        system_class(owner).check_overrides(trained, config)
     return config
 
 

@@ -14,6 +14,7 @@ from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError
 from jaxgpt.sampling.options import check_ranges
+from jaxgpt.systems.diffusion.config import SAMPLERS as DIFFUSION_SAMPLERS
 from jaxgpt.systems.sample_options import check_sampling, sample_options
 from jaxgpt.systems.sigma.config import SAMPLERS
 
@@ -95,8 +96,9 @@ def _add_sampling(parser: cli.Parser) -> None:
         # No choices: a system may have samplers of its own, and refuses all others.
         help=f"of σ-GPT: {', '.join(SAMPLERS)}. ar: one token a call; exact-burst "
         "(σ-GPT's default): several tokens a call, with the distribution of ar. burst, "
-        "the original's best of N orders, and unmasking, as in masked diffusion, are "
-        "not exact",
+        "the original's best of N orders, and unmasking are not exact. Of masked "
+        f"diffusion: {', '.join(DIFFUSION_SAMPLERS)}. ancestral (its default): one "
+        "token a call, exact; the others are not",
     )
     parser.add_argument(
         "--order",
@@ -110,6 +112,12 @@ def _add_sampling(parser: cli.Parser) -> None:
     )
     parser.add_argument(
         "--entropy_bound", type=float, help="in nats a pass; default 0.5"
+    )
+    parser.add_argument(
+        "--num_steps",
+        type=int,
+        help="of ancestral, for each block: fewer calls, and not exact; default: one "
+        "for each token",
     )
     parser.add_argument("--block_length", type=int, help="of order block; default 16")
     parser.add_argument("--num_samples", type=int, default=1)

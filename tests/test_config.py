@@ -94,7 +94,11 @@ def test_values_are_read_as_the_type_of_the_field(key, text, value):
             "optimizer.beta1 must be a finite number, got 'fas",
         ),
         ("model.bias", "yes", "model.bias must be true or false, got 'yes'"),
-        ("system", "rnn", "one of sigma, sigma-task, causal, gssm, memory, got 'rnn'"),
+        (
+            "system",
+            "rnn",
+            "sigma-task, masked-diffusion, causal, gssm, memory, got 'rnn'",
+        ),
         ("sigma.order", "Random", "sigma.order must be one of random, left-to-right"),
         ("model.dtype", "float16", "float32, bfloat16, float64, got 'float16'"),
         ("steps", "0", "steps must be >= 1, got 0"),
@@ -455,7 +459,7 @@ def test_what_may_change_when():
         *architecture,
     }
     later = set(configs.keys_that("after_training"))
-    assert later == {"system", "data.path"} | {
+    assert later == {"system", "data.path", "diffusion.eval_masks"} | {
         key for key in configs.options() if key.startswith("memory.")
     }
 
@@ -468,7 +472,7 @@ def test_overrides_of_a_finished_run():
     )
     assert refusal(cli.after_training_overrides, ["--config.steps=3"]) == (
         "--config.steps is for training: a finished run can only change system, "
-        "data.path, memory.*"
+        "data.path, diffusion.eval_masks, memory.*"
     )
     assert "did you mean 'memory.weight'" in refusal(
         cli.after_training_overrides, ["--config.memory.weigh=1"]

@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 
 from jaxgpt import backend, cli
 from jaxgpt.errors import UserError
-from jaxgpt.model.config import flops_per_token
 from jaxgpt.model.layers import count_parameters
 from jaxgpt.parallel import hlo, sharding
 from jaxgpt.parallel.hardware import CHIPS, TOPOLOGIES, Chip
@@ -174,7 +173,7 @@ def roofline(
     system = build_system(config, "tpu")
     tokens = c.batch_size * system.num_predicted
     parameters, held = found["parameters"], found["memory_per_chip"]
-    per_token = flops_per_token(system.model_config, parameters)
+    per_token = system.flops_per_token(parameters)
     flops = per_token * tokens / chips
     # Parameters, gradients and the optimizer's state, read and written.
     own = 2 * (2 * held["parameters"] + held["optimizer"])

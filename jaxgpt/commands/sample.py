@@ -22,7 +22,6 @@ from jaxgpt.sampling.state import SamplingParams
 from jaxgpt.systems.reader import Given
 from jaxgpt.systems.registry import system_class
 from jaxgpt.systems.sample_options import SampleSession, sample_options
-from jaxgpt.systems.sigma.config import INEXACT
 
 
 def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -59,7 +58,7 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
                 "--memory and --explain are for one text: leave out --input"
             )
         else:
-            _say_if_inexact(args)
+            _say_if_inexact(run, args)
             sample_lines.execute(run, args, _sampling(args))
 
 
@@ -83,12 +82,9 @@ def _given(run: Run, args: argparse.Namespace) -> Given:
     return run.reader.prompt(prompt, args.max_new_tokens, args.special_tokens)
 
 
-def _say_if_inexact(args: argparse.Namespace) -> None:
-    if args.sampler in INEXACT:
-        log(
-            f"note: --sampler={args.sampler} is not exact: {INEXACT[args.sampler]}, so "
-            "the texts do not have the model's distribution"
-        )
+def _say_if_inexact(run: Run, args: argparse.Namespace) -> None:
+    if reason := run.system.inexact(_sampling(args)):
+        log(f"note: {reason}, so the texts do not have the model's distribution")
 
 
 def _sample_text(
@@ -96,7 +92,7 @@ def _sample_text(
 ) -> None:
     """Generates texts and prints them."""
     start = _given(run, args)
-    _say_if_inexact(args)
+    _say_if_inexact(run, args)
     prompt_mask = start.known
     fill = functools.partial(
         run.fill,
@@ -152,7 +148,7 @@ def _sample_task(run: Run, args: argparse.Namespace) -> None:
         raise UserError(
             "--max_new_tokens is for texts: the problems of a task set their length"
         )
-    _say_if_inexact(args)
+    _say_if_inexact(run, args)
     image = cli.output_path("image", args.image, (".png",)) if args.image else None
     split = args.split or "val"
     system: Any = run.system

@@ -82,7 +82,10 @@ def visible_slots(
 
 
 class Attention(nnx.Module):
-    """Causal self-attention; `qkv` holds the three projections side by side."""
+    """Self-attention, causal unless it is masked otherwise or bidirectional.
+
+    `qkv` holds the three projections side by side.
+    """
 
     empty_cache = staticmethod(empty_cache)
 
@@ -160,7 +163,7 @@ class Attention(nnx.Module):
           start: the first slot, a scalar or one for each row [B]; for causal models'
             RoPE and ALiBi a token's slot is its position.
           mask_TT: which of these tokens a token sees, [T, T] or [B, 1, T, T]; None is
-            causal.
+            causal, or all of them where the model is bidirectional.
           hook: adds to the result.
           positions: of each token and its target, where they are read in any order.
 
@@ -168,6 +171,8 @@ class Attention(nnx.Module):
           (output [B, T, D], the cache with these tokens, what the hook returned).
         """
         c, T = self.config, x_BTD.shape[1]
+        if mask_TT is None and c.bidirectional:
+            mask_TT = jnp.ones((T, T), bool)
         S = layer[0].shape[2] if layer else 0
         qkv_BTC = self.project(x_BTD, S or T, start, positions)
         causal, written = layer is None and mask_TT is None, None

@@ -43,7 +43,7 @@ def _option(default: Any, help: str, **attributes: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(OptionGroup):
-    """A model: `config.model`, and three fields that its system sets.
+    """A model: `config.model`, and six fields that its system sets.
 
     `positions` may also be a key of `DOUBLE_POSITIONS`.
     """
@@ -118,11 +118,14 @@ class ModelConfig(OptionGroup):
         False, "compile one block and loop over the layers", resumable=True
     )
     # Set by the system: a token `vocab_size`, read first at position `block_size` and
-    # never predicted; norms that depend on the target position; a table of positions
-    # for the target, beside that for a token's own; and the kernels, "cpu"
-    # (model/cpu.py), "tpu" (model/tpu.py), "gpu" (model/gpu.py) or "xla" (plain JAX),
-    # equal up to rounding, with "gpu" that of `dtype`.
+    # never predicted; or, never predicted either, one in the place of any that is
+    # masked; whether tokens also see those after them; norms that depend on the target
+    # position; a table of positions for the target, beside that for a token's own; and
+    # the kernels, "cpu" (model/cpu.py), "tpu" (model/tpu.py), "gpu" (model/gpu.py) or
+    # "xla" (plain JAX), equal up to rounding, with "gpu" that of `dtype`.
     begin_token: bool = False
+    mask_token: bool = False
+    bidirectional: bool = False
     adaptive_norm: bool = False
     separate_tables: bool = False
     kernels: str = "xla"

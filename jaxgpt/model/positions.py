@@ -149,13 +149,17 @@ def rotate(
     Args:
       qkv_BTC: fused projections [B, T, 3 H K] at positions start .. start + T; also of
         shape [B, T, 3, H K].
-      positions: unused; see `rotate_double`.
+      positions: of each token, [B, T] or [T], where the model is bidirectional: a text
+        may be read twice, in the same pass. Else unused; see `rotate_double`.
       start: a scalar or one for each row [B].
       length: above any of these positions.
       config: rope_theta, rope_frequency, rope_angles, rope_pairs.
     """
-    del positions
-    index = jnp.reshape(jnp.asarray(start), (-1, 1)) + jnp.arange(qkv_BTC.shape[1])
+    if config.bidirectional:
+        assert positions is not None
+        index = jnp.atleast_2d(positions[0])
+    else:
+        index = jnp.reshape(jnp.asarray(start), (-1, 1)) + jnp.arange(qkv_BTC.shape[1])
     return turn(qkv_BTC, index, index, length, config)
 
 

@@ -171,7 +171,7 @@ class Transformer(nnx.Module):
                 end += 1
             if end > i + 1:
                 x_BTD, inner = self.scan(
-                    x_BTD, target, seeds, i, end, keep_hidden, positions
+                    x_BTD, target, seeds, i, end, mask_TT, keep_hidden, positions
                 )
                 hidden += inner
             else:
@@ -231,6 +231,7 @@ class Transformer(nnx.Module):
         seeds: Sequence[jax.Array | None],
         first: int,
         end: int,
+        mask_TT: jax.Array | None,
         keep_hidden: bool,
         positions: Positions | None,
     ) -> tuple[jax.Array, list[jax.Array]]:
@@ -245,7 +246,9 @@ class Transformer(nnx.Module):
         def apply(x_BTD, layer):
             params, seeds_32 = layer
             block = nnx.merge(graph, params)
-            y_BTD = block(x_BTD, target, seeds_32, positions=positions)[0]
+            y_BTD = block(
+                x_BTD, target, seeds_32, mask_TT=mask_TT, positions=positions
+            )[0]
             return y_BTD, y_BTD if keep_hidden else None
 
         if c.remat != "none":
@@ -265,7 +268,8 @@ class LanguageModel(nnx.Module):
     """Tokens in, logits out; a tied head is the token table, transposed."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        shape = (config.vocab_size + config.begin_token, config.n_embd)
+        read_only = config.begin_token + config.mask_token
+        shape = (config.vocab_size + read_only, config.n_embd)
         width = config.n_embd
         self.table = nnx.Param(
             layers.init_matrix(rngs.params(), shape, config, fan_in=width)
@@ -323,8 +327,7 @@ class LanguageModel(nnx.Module):
           dropout_key: turns dropout on.
           cache: keys and values of what was read before; None where nothing was.
           start: the cache slot of the first token, a scalar or one for each row [B].
-          mask_TT: which of these tokens a token sees, [T, T] or [B, 1, T, T]; None is
-            causal.
+          mask_TT: as of `Attention.__call__`.
         """
         if positions is None:
             positions = in_order(tokens_BT.shape[1], self.config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
 from jaxgpt.config import MAX_INT, MAX_SEED
@@ -19,17 +19,22 @@ RANGES = {
     "block_length": (1, MAX_INT),
     "tokens_per_pass": (1, MAX_INT),
     "entropy_bound": (0, math.inf),
+    "num_steps": (1, 1 << 20),
     "seed": (0, MAX_SEED),
 }
 REAL = ("temperature", "entropy_bound")
-# Options that only some samplers or orders of σ-GPT have.
-OF_SIGMA = ("num_orders", "block_length", "tokens_per_pass", "entropy_bound")
+# Options that only some samplers or orders of σ-GPT have, or samplers of masked
+# diffusion, and those of both.
+OF_SIGMA = ("num_orders", "block_length")
+OF_DIFFUSION = ("num_steps",)
+OF_UNMASKING = ("tokens_per_pass", "entropy_bound")
 
 
 class SamplingOptions(TypedDict, total=False):
     """How tokens are drawn, as keyword arguments: the options of `jaxgpt.sample`."""
 
-    sampler: str  # of σ-GPT: exact-burst (its default), ar, burst, ...
+    # of σ-GPT: exact-burst (its default), ar, ...; of masked diffusion: ancestral, ...
+    sampler: str
     order: str  # of σ-GPT: random (its default), left-to-right, ...; "7,5,6" or a list
     temperature: float  # 1.0; 0 is greedy
     top_k: int | None  # draw from the k likeliest tokens; None from all
@@ -38,6 +43,7 @@ class SamplingOptions(TypedDict, total=False):
     block_length: int | None  # of order block; 16
     tokens_per_pass: int | None  # of unmasking; 4, at most 16 if entropy-bounded
     entropy_bound: float | None  # of entropy-bounded unmasking, in nats; 0.5
+    num_steps: int | None  # of ancestral sampling; None is one for each token
 
 
 def check_ranges(values: Mapping[str, Any]) -> None:
@@ -72,6 +78,17 @@ def check_one_by_one(sampling: Any) -> None:
     """
     ar = sampling.sampler in ("", "ar")
     require(ar, "--sampler", "ar for this model", sampling.sampler)
-    for name in OF_SIGMA:
+    owners = {
+        "σ-GPT": OF_SIGMA,
+        "masked diffusion": OF_DIFFUSION,
+        "σ-GPT and masked diffusion": OF_UNMASKING,
+    }
+    for owner, names in owners.items():
+        refuse(sampling, names, f"is for {owner}: this model reads left to right")
+
+
+def refuse(sampling: Any, names: Iterable[str], reason: str) -> None:
+    """Raises UserError if one of these options is set."""
+    for name in names:
         if getattr(sampling, name):
-            raise UserError(f"--{name} is for σ-GPT: this model reads left to right")
+            raise UserError(f"--{name} {reason}")

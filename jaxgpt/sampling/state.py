@@ -245,6 +245,7 @@ class SamplingParams:
     block_length: int = 0
     tokens_per_pass: int = 0
     entropy_bound: float = 0.0
+    num_steps: int = 0
     cached: bool = True
 
     def decode_params(self, end: int | np.ndarray, draws: Draws) -> DecodeParams:

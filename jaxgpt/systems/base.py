@@ -19,7 +19,7 @@ from jaxgpt.data.dataset import Dataset
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.model import cpu, gpu, rng
-from jaxgpt.model.config import ModelConfig
+from jaxgpt.model.config import ModelConfig, flops_per_token
 from jaxgpt.model.transformer import LanguageModel
 from jaxgpt.parallel import sharding
 from jaxgpt.sampling.autoregressive import autoregress
@@ -160,9 +160,22 @@ class System:
         return self.model_config.block_size + self.extra_tokens
 
     @property
+    def predicts_first(self) -> bool:
+        """Whether the first token is predicted too, and a text needs none to begin."""
+        return self.model_config.begin_token
+
+    @property
     def num_predicted(self) -> int:
         """Tokens of it that are predicted: all but what is read first."""
-        return self.window - 1 + int(self.model_config.begin_token)
+        return self.window - 1 + int(self.predicts_first)
+
+    def flops_per_token(self, parameters: int) -> float:
+        """Returns the FLOPs of training on one predicted token.
+
+        Args:
+          parameters: of the model, as many.
+        """
+        return flops_per_token(self.model_config, parameters)
 
     def _build(self, key: jax.Array) -> LanguageModel:
         return LanguageModel(self.model_config, rngs=nnx.Rngs(params=key))
@@ -245,6 +258,9 @@ class System:
     def _scorers(self) -> dict[Any, Callable[..., jax.Array]]:
         return {}
 
+    def check_scores(self) -> None:
+        """Raises UserError unless `score` says how likely each token of a text is."""
+
     def score(
         self, params: dict, tokens_BT: jax.Array, order_BT: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
@@ -295,6 +311,11 @@ class System:
         """
         check_one_by_one(sampling)
         return functools.partial(autoregress, cached=sampling.cached)
+
+    def inexact(self, sampling: SamplingParams) -> str:
+        """Returns why samples do not have the model's distribution; "" if they do."""
+        del sampling
+        return ""
 
     def cache_length(self, T: int) -> int:
         """Returns the cache slots that a text of T tokens gets: the block.

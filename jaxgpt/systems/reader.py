@@ -169,7 +169,7 @@ class Reader:
             raise UserError(
                 "the text is empty and no token is to be generated: raise the length"
             )
-        if known_T.any() or self.system.model_config.begin_token:
+        if known_T.any() or self.system.predicts_first:
             return Given(tokens_T, known_T)
         tokens_T[0], known_T[0] = prompts.start_token(self.tokenizer), True
         first = to_text(tokens_T[:1], self.tokenizer)
@@ -241,7 +241,7 @@ class Reader:
         given_NT = np.broadcast_to(given, shape)
         left = not given_NT.all(1).any()
         require(left, "given", "false somewhere in each text", True)
-        if not (given_NT.any(1).all() or self.system.model_config.begin_token):
+        if not (given_NT.any(1).all() or self.system.predicts_first):
             raise UserError(
                 "this model cannot predict the token it reads first: given must be "
                 "true somewhere in each text"

@@ -14,13 +14,21 @@ if TYPE_CHECKING:
 SYSTEMS = {
     "sigma": "jaxgpt.systems.sigma.system:SigmaGPT",
     "sigma-task": "jaxgpt.systems.sigma.tasks.system:SigmaTask",
+    "masked-diffusion": "jaxgpt.systems.diffusion.system:MaskedDiffusion",
     "causal": "jaxgpt.systems.causal:CausalLM",
     "gssm": "jaxgpt.systems.gssm.system:GSSM",
     "memory": "jaxgpt.systems.memory.system:MemoryLM",
 }
-# Which of them read in any order, and which left to right: known before one is loaded.
+# Which of them read in any order, which left to right, and which whole texts with some
+# tokens masked: known before one is loaded.
 ANY_ORDER = ("sigma", "sigma-task")
 LEFT_TO_RIGHT = ("causal", "gssm", "memory")
+MASKED = ("masked-diffusion",)
+
+
+def system_of(group: str) -> str:
+    """Returns the name of the system that a group of config fields belongs to."""
+    return "masked-diffusion" if group == "diffusion" else group
 
 
 def system_class(name: str) -> type[System]:

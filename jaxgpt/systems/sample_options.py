@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jaxgpt.sampling.options import check_left_to_right, check_one_by_one
-from jaxgpt.systems.registry import ANY_ORDER, LEFT_TO_RIGHT
+from jaxgpt.systems.diffusion import options as diffusion
+from jaxgpt.systems.registry import ANY_ORDER, LEFT_TO_RIGHT, MASKED
 from jaxgpt.systems.sigma import options
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ def check_sampling(system: str, args: argparse.Namespace) -> None:
     """
     if system in ANY_ORDER:
         options.check_sampling(args)
+    elif system in MASKED:
+        diffusion.check_sampling(args)
     elif system in LEFT_TO_RIGHT:
         check_left_to_right(args.order)
         check_one_by_one(args)

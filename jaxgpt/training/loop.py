@@ -8,7 +8,6 @@ from collections.abc import Callable
 import jax
 
 from jaxgpt.errors import log
-from jaxgpt.model.config import flops_per_token
 from jaxgpt.model.layers import count_parameters
 from jaxgpt.parallel import distributed
 from jaxgpt.parallel.hardware import peak_flops
@@ -62,7 +61,7 @@ class Trainer:
         self.nonfinite_policy = NonFinitePolicy(self.train_state, self.workdir)
         self.tokens_per_step = c.batch_size * self.system.num_predicted
         self.parameters = count_parameters(self.train_state.arrays["params"])
-        flops = flops_per_token(self.system.model_config, self.parameters)
+        flops = self.system.flops_per_token(self.parameters)
         peak = peak_flops(jax.devices()[0].device_kind)
         cost.fixed = {"parameters": self.parameters, "flops_per_token": flops}
         self.mfu_per_token = flops / (peak * jax.device_count()) if peak else None

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from jaxgpt.errors import UserError, require
+from jaxgpt.sampling.options import OF_DIFFUSION, refuse
 from jaxgpt.systems.sigma.config import SAMPLERS
 
 LOW_ENTROPY_FIRST = "low-entropy-first"
@@ -50,6 +51,7 @@ def check_sampling(sampling: Any) -> None:
         )
     if sampling.block_length and order != "block":
         raise UserError("--block_length is for --order=block")
+    refuse(sampling, OF_DIFFUSION, "is for masked diffusion: leave it out")
     read_positions(order)
 
 

@@ -23,7 +23,7 @@ from jaxgpt.model.positions import Positions
 from jaxgpt.sampling.state import DecodeState, Draws, SamplingParams
 from jaxgpt.systems.base import Batch, System
 from jaxgpt.systems.sigma import options, orders
-from jaxgpt.systems.sigma.config import SAMPLERS, double_positions
+from jaxgpt.systems.sigma.config import INEXACT, SAMPLERS, double_positions
 from jaxgpt.systems.sigma.options import LOW_ENTROPY_FIRST
 
 # On a CPU a forward pass costs more with every token, already from the first on: longer
@@ -132,6 +132,11 @@ class SigmaGPT(System):
         name = sampling.sampler or "exact-burst"
         make_sampler = pkgutil.resolve_name(SAMPLERS[name])
         return make_sampler(sampling, self.max_draft_length)
+
+    def inexact(self, sampling: SamplingParams) -> str:
+        """See `System.inexact`."""
+        reason = INEXACT.get(sampling.sampler)
+        return f"--sampler={sampling.sampler} is not exact: {reason}" if reason else ""
 
     def lookahead(self, sampling: SamplingParams) -> int:
         """Returns 1 for one by one, the longest draft for exact bursts, or a window."""

@@ -131,16 +131,9 @@ def _call(decoder, params, state, decode_params, uniform_BS, rank, most, bound):
     logits_BSV = logits[:, most:]
     p_BSV = sampling_probs(logits_BSV, decode_params)
     tokens_BS = sample_token(jnp.take_along_axis(uniform_BS, query_BS, 1), p_BSV)
-    cost_BS = -jnp.log(p_BSV.max(-1))
-    if rank == "entropy":
-        cost_BS = -jax.scipy.special.xlogy(p_BSV, p_BSV).sum(-1)
-    cost_BS = jnp.where(jnp.arange(S) < left_B[:, None], cost_BS, jnp.inf)
-    perm_BS = jnp.argsort(cost_BS, -1)
+    missing_BS = jnp.arange(S) < left_B[:, None]
+    perm_BS, gain_B = surest(p_BSV, missing_BS, rank, most, bound)
     ordered = lambda array_BS: jnp.take_along_axis(array_BS, perm_BS, 1)
-    cost_BS = ordered(cost_BS)
-    before_BS = jnp.cumsum(cost_BS, 1) - cost_BS
-    within_B = jnp.where(jnp.isinf(cost_BS), False, before_BS <= bound).sum(1)
-    gain_B = jnp.minimum(jnp.minimum(within_B, most), left_B)
     own_BS = window.put(state.own_BS, n_B, ordered(query_BS), left_B)
     state = window.decode(
         state,
@@ -151,6 +144,31 @@ def _call(decoder, params, state, decode_params, uniform_BS, rank, most, bound):
         tokens_processed_B=jnp.where(left_B > 0, unread_B + left_B, 0),
     )
     return state.replace(own_BS=own_BS, target_BS=jnp.roll(own_BS, -1, 1), cache=cache)
+
+
+def surest(
+    p_BSV: jax.Array,
+    missing_BS: jax.Array,
+    rank: str,
+    most: int,
+    bound: jax.typing.ArrayLike,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the slots [B, S], surest first, and how many of them [B] a call decodes.
+
+    Args:
+      p_BSV: what the token of each slot is drawn from.
+      missing_BS: which slots are to be decoded; the others come last.
+      rank, most, bound: as of `advance`.
+    """
+    cost_BS = -jnp.log(p_BSV.max(-1))
+    if rank == "entropy":
+        cost_BS = -jax.scipy.special.xlogy(p_BSV, p_BSV).sum(-1)
+    cost_BS = jnp.where(missing_BS, cost_BS, jnp.inf)
+    perm_BS = jnp.argsort(cost_BS, -1)
+    cost_BS = jnp.take_along_axis(cost_BS, perm_BS, 1)
+    before_BS = jnp.cumsum(cost_BS, 1) - cost_BS
+    within_B = jnp.where(jnp.isinf(cost_BS), False, before_BS <= bound).sum(1)
+    return perm_BS, jnp.minimum(within_B, most)
 
 
 def _among(unread_B: jax.Array, most: int, S: int) -> jax.Array:

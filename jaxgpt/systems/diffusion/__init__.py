@@ -1,0 +1,1 @@
+"""Masked diffusion, of whole texts and of blocks."""
