@@ -118,13 +118,13 @@ def read_ids(
 def read_template(
     template: str,
     tokenizer: Tokenizer | None,
-    block_size: int,
+    longest: int,
     special_tokens: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (tokens, known) of a text with gaps, "a <missing:12> b".
 
     Raises:
-      UserError: where it is empty, does not fit the block, or has a gap without length.
+      UserError: where it is empty, is too long, or has a gap without length.
     """
     if not template:
         raise UserError("--template is empty: write gaps as <missing:12>")
@@ -140,18 +140,18 @@ def read_template(
         gap = index % 2 == 1
         if gap and len(piece) > 12:
             raise UserError(
-                f"a gap has {len(piece)} digits, but only {block_size} tokens fit"
+                f"a gap has {len(piece)} digits, but only {longest} tokens fit"
             )
         ids = None if gap else encode(piece, tokenizer, special_tokens, at)
         at += len(f"<missing:{piece}>" if gap else piece)
         length = int(piece) if ids is None else len(ids)
         total += length
-        if total <= block_size:
+        if total <= longest:
             tokens.append(np.zeros(length, np.int32) if ids is None else ids)
             prompt_mask.append(np.full(length, not gap))
-    if total > block_size:
+    if total > longest:
         raise UserError(
-            f"the template makes {total} tokens, but only {block_size} fit the model"
+            f"the template makes {total} tokens, but only {longest} fit the model"
         )
     return np.concatenate(tokens), np.concatenate(prompt_mask)
 

@@ -112,6 +112,8 @@ class System:
     extra_tokens = 0
     is_task = False
     goes_past_block = False
+    # Whether a gap may be anywhere in a text longer than the block.
+    fills_past_block = False
     # Whether it learns a text, which `data.path` must name.
     reads_text = False
     # Why jaxgpt.plan cannot compile this system's step, and what to plan instead.
@@ -362,12 +364,48 @@ class System:
             `mixes_lengths`; what is past it is left alone.
         """
         B, T = tokens_BT.shape
-        c = self.model_config
-        params = gpu.for_sampling(params, c)
         if length_B is None:
             length_B = np.full(B, T)
-        order_draws, draws = Draws.of(key, B).split()
-        read_BT = self.decode_order(prompt_mask_BT, length_B, sampling, order_draws)
+        nothing_BT = np.zeros((B, T), bool)
+        draws = Draws.of(key, B)
+        return self.decode(
+            params, tokens_BT, prompt_mask_BT, nothing_BT, length_B, draws, sampling,
+            callback, every,
+        )  # fmt: skip
+
+    def decode(
+        self,
+        params: dict,
+        tokens_BT: np.ndarray,
+        prompt_mask_BT: np.ndarray,
+        open_BT: np.ndarray,
+        length_B: np.ndarray,
+        draws: Draws,
+        sampling: SamplingParams,
+        callback: Callback | None,
+        every: int,
+    ) -> SamplerOutput:
+        """Does what `sample` says, and can leave positions open.
+
+        Args:
+          params, tokens_BT, prompt_mask_BT: as of `sample`, and so the others.
+          open_BT: true where a position is neither given nor to be filled, which only
+            a model that reads in any order can leave out.
+          length_B: of each row.
+          draws: of the rows.
+          sampling, callback, every: how.
+        """
+        B, T = tokens_BT.shape
+        c = self.model_config
+        params = gpu.for_sampling(params, c)
+        open_BT = open_BT & (np.arange(T) < length_B[:, None])
+        order_draws, draws = draws.split()
+        read_BT = self.decode_order(
+            prompt_mask_BT | open_BT, length_B, sampling, order_draws
+        )
+        # What stays open is read last, past the end.
+        late_BT = np.take_along_axis(open_BT, read_BT, 1)
+        read_BT = np.take_along_axis(read_BT, late_BT.argsort(1, kind="stable"), 1)
         first = int(c.begin_token)
         slots = gpu.slots(T, self.cache_length(T), c.kernels)
         tokens_BS = np.zeros((B, slots + first), np.int32)
@@ -377,7 +415,7 @@ class System:
         if first:
             tokens_BS[:, 0], own_BS[:, 0] = c.vocab_size, c.block_size
         end = first + T
-        end_B = first + length_B
+        end_B = first + length_B - open_BT.sum(1)
         decode_params = sampling.decode_params(end_B, draws)
         advance, decoder = self.sampler(sampling), ModelDecoder(self.graphdef)
         num_decoded_B = first + prompt_mask_BT.sum(1)

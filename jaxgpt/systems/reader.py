@@ -16,7 +16,7 @@ from jaxgpt.sampling.options import check_ranges
 from jaxgpt.sampling.output import to_text
 from jaxgpt.systems.base import System
 
-# Of texts continued past the block, which a causal model can do.
+# Of texts that go on past the block.
 LONGEST = 1 << 16
 TokenIds = Sequence[int] | np.ndarray
 Texts = str | Sequence[str] | TokenIds
@@ -94,10 +94,12 @@ class Reader:
         else:
             ids = prompts.read_ids(prompt, c.vocab_size, "prompt", 1)
         room = self.system.cache_length(len(ids)) - len(ids)
-        if room < 0:
+        slides = self.system.fills_past_block
+        if room < 0 and not (slides and max_new_tokens is not None):
+            remedy = ": say how many are to follow, --max_new_tokens=N"
             raise UserError(
                 f"the prompt has {len(ids)} tokens, but only {c.block_size} fit the "
-                "model"
+                f"model{remedy if slides else ''}"
             )
         new = room if max_new_tokens is None else max_new_tokens
         return self._started(*self._with_room(ids, new))
@@ -142,17 +144,19 @@ class Reader:
         Raises:
           UserError: if it does not fit the model.
         """
-        c = self.system.model_config
+        c, longest = self.system.model_config, self.longest
+        if not self.system.fills_past_block:
+            longest = c.block_size
         if isinstance(template, str):
             template = prompts.normalize(template, self.normalize)
             return self._started(
                 *prompts.read_template(
-                    template, self.tokenizer, c.block_size, special_tokens
+                    template, self.tokenizer, longest, special_tokens
                 )
             )
         ids = prompts.read_ids(template, c.vocab_size, "template", least=-1)
-        fits = ids.ndim == 1 and 1 <= len(ids) <= c.block_size
-        require(fits, "template", f"one text of 1 to {c.block_size} tokens", ids.shape)
+        fits = ids.ndim == 1 and 1 <= len(ids) <= longest
+        require(fits, "template", f"one text of 1 to {longest} tokens", ids.shape)
         return self._started(np.maximum(ids, 0), ids >= 0)
 
     def marked(

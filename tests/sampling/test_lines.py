@@ -14,6 +14,7 @@ LINES = [
     {"template": "To <missing:4> be", "seed": 3},
     {"prompt": "the", "num_samples": 3, "seed": 7},
     {"prompt": "", "max_new_tokens": 9, "seed": 3},
+    {"template": "To be <missing:2> not to be, that is the <missing:4>n, or not"},
 ]
 
 
@@ -41,7 +42,7 @@ def test_each_line_is_what_it_is_alone(files, trained, capsys, monkeypatch, rows
     options, output = files(LINES)
     sample.command([*options, "--max_new_tokens=7", "--json=-"])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (figures["lines"], figures["samples"]) == (4, 6)
+    assert (figures["lines"], figures["samples"]) == (5, 7)
     for line, found in zip(LINES, read(output), strict=True):
         default = {"max_new_tokens": 7} if "prompt" in line else {}
         given = [f"--{key}={value}" for key, value in (default | line).items()]
@@ -100,7 +101,7 @@ def test_it_goes_on_where_it_was_stopped(files, monkeypatch, tmp_path):
         ('{"prompt": "a", "template": "b"}', "one of prompt and template"),
         ('{"seed": 1}', "one of prompt and template"),
         ('{"template": "a<missing:2>", "max_new_tokens": 1}', "gaps set their lengths"),
-        ('{"template": "a<missing:200>"}', "only 32 fit"),
+        ('{"template": "a<missing:65536>"}', "only 65536 fit"),
         ('{"prompt": "\\u2603"}', "'☃'"),
     ],
 )

@@ -17,12 +17,19 @@ import numpy as np
 from jaxgpt.data.dataset import Dataset
 from jaxgpt.data.text import open_text
 from jaxgpt.data.tokenizers import Tokenizer
-from jaxgpt.errors import require
+from jaxgpt.errors import UserError, require
 from jaxgpt.model import layers
 from jaxgpt.model.positions import Positions
-from jaxgpt.sampling.state import DecodeState, Draws, SamplingParams
+from jaxgpt.sampling.state import (
+    DEFAULT_PARAMS,
+    Callback,
+    DecodeState,
+    Draws,
+    SamplerOutput,
+    SamplingParams,
+)
 from jaxgpt.systems.base import Batch, System
-from jaxgpt.systems.sigma import options, orders
+from jaxgpt.systems.sigma import options, orders, windows
 from jaxgpt.systems.sigma.config import INEXACT, SAMPLERS, double_positions
 from jaxgpt.systems.sigma.options import LOW_ENTROPY_FIRST
 
@@ -34,7 +41,7 @@ CPU_MAX_DRAFT_LENGTH = 8
 class SigmaGPT(System):
     """Predicts the token at position order[t + 1] from those at order[0 .. t]."""
 
-    reads_text = True
+    reads_text = goes_past_block = fills_past_block = True
 
     def architecture(self) -> dict[str, Any]:
         """Two positions for each token; what `config.sigma` adds to the original."""
@@ -121,6 +128,47 @@ class SigmaGPT(System):
         nll_BT = layers.cross_entropy(logits_BTV, read[:, 1:])
         first = int(self.model_config.begin_token)
         return logits_BTV[:, first:], nll_BT
+
+    def sample(
+        self,
+        params: dict,
+        tokens_BT: np.ndarray,
+        prompt_mask_BT: np.ndarray,
+        key: jax.Array | Draws,
+        sampling: SamplingParams = DEFAULT_PARAMS,
+        callback: Callback | None = None,
+        every: int = 1,
+        length_B: np.ndarray | None = None,
+    ) -> SamplerOutput:
+        """Fills what is missing; in a text longer than the block, see `windows`.
+
+        Raises:
+          UserError: for a list of positions in such a text.
+        """
+        (B, T), block = tokens_BT.shape, self.model_config.block_size
+        draws = Draws.of(key, B)
+        if block >= T:
+            return super().sample(
+                params, tokens_BT, prompt_mask_BT, draws, sampling, callback, every,
+                length_B,
+            )  # fmt: skip
+        if options.read_positions(sampling.order) is not None:
+            raise UserError(
+                f"--order lists positions, which a text of {T} tokens does not take: "
+                f"it is longer than the block of {block}; name an order"
+            )
+
+        def decode(tokens_BW, known_BW, open_BW, length_B, draws, callback):
+            return self.decode(
+                params, tokens_BW, known_BW, open_BW, length_B, draws, sampling,
+                callback, every,
+            )  # fmt: skip
+
+        if length_B is None:
+            length_B = np.full(B, T)
+        return windows.fill(
+            decode, block, tokens_BT, prompt_mask_BT, length_B, draws, callback
+        )
 
     def sampler(self, sampling: SamplingParams) -> Callable[..., DecodeState]:
         """Returns `advance` of `SAMPLERS[sampling.sampler]`; exact bursts by default.

@@ -55,7 +55,7 @@ class SigmaTask(SigmaGPT):
     """σ-GPT that learns a task."""
 
     is_task = True
-    reads_text = False
+    reads_text = goes_past_block = fills_past_block = False
 
     @classmethod
     def resolve(cls, config: ConfigDict) -> None:
