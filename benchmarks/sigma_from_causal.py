@@ -60,7 +60,10 @@ def draw_figure(record: dict, path: pathlib.Path) -> None:
                         ls="-" if start else ":",
                         label=f"{kind}, {'from the GPT' if start else 'from scratch'}",
                     )
-            axes.set(title=f"{positions} positions", xlabel="step", ylim=(1.5, 3.5))
+            title = (
+                f"σ-GPT from a GPT's weights and from scratch, {positions} positions"
+            )
+            axes.set(title=title, xlabel="step", ylim=(1.5, 3.5))
         panels[0].set(ylabel="validation loss, nats per character")
         panels[-1].legend()
 

@@ -24,7 +24,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from benchmarks import extrapolation, knn_lm, sigma_calls, sigma_pareto, timescales
+from benchmarks import (
+    extrapolation,
+    knn_lm,
+    sigma_calls,
+    sigma_from_causal,
+    sigma_pareto,
+    timescales,
+)
 from benchmarks.alternate import machine
 from jaxgpt.commands import probe, study_plots
 from jaxgpt.commands.study import read_study
@@ -236,6 +243,20 @@ FIGURES = {
         },
         3,
         by_default=True,
+    ),
+    "sigma_from_causal": Figure(
+        (
+            "benchmarks.sigma_from_causal --workdir={runs}/from_causal "
+            "--figure={runs}/from_causal.png",
+        ),
+        {
+            "sigma_from_causal.png": Picture(
+                "{runs}/from_causal.png",
+                "{runs}/from_causal.json",
+                draw_json(sigma_from_causal.draw_figure),
+            )
+        },
+        12,
     ),
     "parity": Figure(
         ("parity_tests.certificate",),
