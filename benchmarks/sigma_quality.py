@@ -72,7 +72,7 @@ def step(file: str, changes: dict):
     import jax
     import numpy as np
 
-    c = config.load(file, changes | {"model.vocab_size": "65"})
+    c = config.load(file, {"model.vocab_size": "65"} | changes)
     system, optimizer = build_system(c), optimizers.make_optimizer(c)
     params = jax.jit(system.init)(jax.random.key(0))
     state = init_state(params, optimizer, c.optimizer.ema_decay > 0)

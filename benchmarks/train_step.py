@@ -40,7 +40,7 @@ def without_piece(piece: str) -> None:
         x = x - x.mean(-1, keepdims=True)
         return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + epsilon) * scale
 
-    def causal_attention(qkv, seed, n_head, dtype, dropout, slopes):
+    def causal_attention(qkv, seed, n_head, dtype, dropout, slopes, mask):
         T, D = qkv.shape[1], qkv.shape[2] // 3
         q, k, v = attention.split_heads(qkv, n_head)
         c = ModelConfig(1, n_head, D, T, 1, dropout, dtype=dtype)
@@ -54,12 +54,12 @@ def without_piece(piece: str) -> None:
         "linear": linear,
         "layer_norm": layer_norm,
         "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-        "causal_attention": causal_attention,
+        "attention": causal_attention,
     }
     setattr(cpu, piece, plain[piece])
 
 
-PIECES = ("keep_heap", "linear", "layer_norm", "gelu", "causal_attention")
+PIECES = ("keep_heap", "linear", "layer_norm", "gelu", "attention")
 
 
 def jaxgpt_training(system, seed: int = 0):

@@ -32,11 +32,20 @@ SYSTEMS = {
     "sigma": ("sigma_plus_char.py", {"model.vocab_size": 64}),
     "teeny": ("teeny_char.py", {"model.vocab_size": 65}),
     "gssm": ("gssm_easy.py", {"model.vocab_size": 64}),
+    "masked": (
+        "masked_diffusion.py",
+        {"model.vocab_size": 64, "diffusion.block_length": 4},
+    ),
 }
 ONE = (1, 1, 1)
 MESHES_OF_MUON = ((8, 1, 1), (1, 8, 1), (1, 4, 2))
 # Numbers of devices for deterministic runs. The two causal systems share all code.
-COUNTS = {"sigma": (1, 2, 4, 8), "teeny": (1, 8), "gssm": (1, 2, 8)}
+COUNTS = {
+    "sigma": (1, 2, 4, 8),
+    "teeny": (1, 8),
+    "gssm": (1, 2, 8),
+    "masked": (1, 2),
+}
 
 
 def losses(file, changes, mesh=None, steps=3):
@@ -112,6 +121,7 @@ def cases():
         "sigma": {"1": ONE, "2": (2, 1, 1), "4": (2, 2, 1), "8": (2, 2, 2)},
         "teeny": {"1": ONE, "8": (1, 4, 2)},
         "gssm": {"1": ONE, "8": (8, 1, 1)},
+        "masked": {"1": ONE, "8": (2, 2, 2)},
     }.items():
         for mesh, shape in places.items():
             yield f"{name} on {mesh}", (*SYSTEMS[name], shape)

@@ -33,7 +33,7 @@ OPTIONS = {
         *("--max_new_tokens", "--sampler", "--order", "--num_samples"),
         *("--temperature", "--top_k", "--seed", "--split", "--num_orders"),
         *("--block_length", "--top_p", "--stop", "--live", "--image"),
-        *("--tokens_per_pass", "--entropy_bound"),
+        *("--tokens_per_pass", "--entropy_bound", "--num_steps"),
     ],
     "verify": ["--workdir", "--json"],
 }

@@ -175,10 +175,10 @@ class Attention(nnx.Module):
             mask_TT = jnp.ones((T, T), bool)
         S = layer[0].shape[2] if layer else 0
         qkv_BTC = self.project(x_BTD, S or T, start, positions)
-        causal, written = layer is None and mask_TT is None, None
+        written = None
         # A hook is given the softmax's divisor, which other kernels do not return.
-        if causal and (c.kernels == "cpu" or not hook):
-            y_BTD, total_BHT = self.fused(qkv_BTC, seed_2)
+        if layer is None and (c.kernels == "cpu" or not hook):
+            y_BTD, total_BHT = self.fused(qkv_BTC, seed_2, mask_TT)
         else:
             y_BTD = None
         if y_BTD is None or hook:
@@ -206,20 +206,28 @@ class Attention(nnx.Module):
         return self.out(y_BTD), written, extra
 
     def fused(
-        self, qkv_BTC: jax.Array, seed_2: jax.Array | None
+        self,
+        qkv_BTC: jax.Array,
+        seed_2: jax.Array | None,
+        mask_TT: jax.Array | None,
     ) -> tuple[jax.Array | None, jax.Array | None]:
-        """Returns causal attention [B, T, D] by this platform's kernel, if it can.
+        """Returns attention [B, T, D] by this platform's kernel, if it can.
 
         And the logarithm of what each softmax was divided by [B, H, T], if it says so.
         """
         c = self.config
         slopes = c.encoding.slopes(c.n_head) if c.encoding.slopes else ()
-        # The CPU's kernel takes no other bias than so much for each token of distance.
-        fits = not c.key_width and (slopes or c.encoding.bias is None)
-        if c.kernels == "cpu" and qkv_BTC.ndim == 3 and fits:
-            return cpu.causal_attention(
-                qkv_BTC, seed_2, c.n_head, c.dtype, c.dropout, slopes
+        # The CPU's kernel takes no other bias than so much for each token of distance,
+        # and one mask for all rows.
+        causal = mask_TT is None
+        fits = not c.key_width and (c.encoding.bias is None or (slopes and causal))
+        one_mask = mask_TT is None or mask_TT.ndim == 2
+        if c.kernels == "cpu" and qkv_BTC.ndim == 3 and fits and one_mask:
+            return cpu.attention(
+                qkv_BTC, seed_2, c.n_head, c.dtype, c.dropout, slopes, mask_TT
             )
+        if not causal:
+            return None, None
         if c.kernels == "tpu" and tpu.can_attend(c, seed_2):
             q, k, v = split_heads(qkv_BTC, c.n_head)
             return merge_heads(tpu.causal_attention(q, k, v, c.dtype)), None

@@ -156,29 +156,31 @@ HEADS = (0, 1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def causal_attention(
+def attention(
     qkv_BTC: jax.Array,
     seed_2: jax.Array | None,
     n_head: int,
     dtype: str,
     dropout: float,
     slopes: tuple[float, ...] = (),
+    mask_TT: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns causal self-attention [B, T, D] of fused projections [B, T, 3 D].
+    """Returns self-attention [B, T, D] of fused projections [B, T, 3 D].
 
-    And the logarithm of what each softmax was divided by [B, H, T]. A key's score is
-    lowered by its distance times its head's slope (ALiBi), if given.
+    And the logarithm of what each softmax was divided by [B, H, T]. It is causal, or
+    as mask_TT says; then without slopes, by which a key's score is lowered for each
+    token of distance (ALiBi).
 
     Keeps unnormalised probabilities and divides the output instead, adds the mask as
     a bias, skips the blocks above the diagonal, and writes every backward product
     with the contraction in its fast place (1.0-1.3 times the step without).
     """
-    return _attention_fwd(qkv_BTC, seed_2, n_head, dtype, dropout, slopes)[0]
+    return _attention_fwd(qkv_BTC, seed_2, n_head, dtype, dropout, slopes, mask_TT)[0]
 
 
-def _query_blocks(T: int) -> list[tuple[slice, int]]:
+def _query_blocks(T: int, causal: bool) -> list[tuple[slice, int]]:
     """Returns (queries, keys seen) blocks: half of the masked scores never computed."""
-    count = 2 if T >= 128 and T % 2 == 0 else 1
+    count = 2 if causal and T >= 128 and T % 2 == 0 else 1
     step = T // count
     return [(slice(c * step, (c + 1) * step), (c + 1) * step) for c in range(count)]
 
@@ -201,16 +203,17 @@ def _keep(e_BHTS, T, first, seed_2, dropout):
     return rng.dropout_factor(shape, dropout, seed_2, dtype, **block)
 
 
-def _attention_fwd(qkv_BTC, seed_2, n_head, dtype, dropout, slopes):
+def _attention_fwd(qkv_BTC, seed_2, n_head, dtype, dropout, slopes, mask_TT):
     B, T, C = qkv_BTC.shape
     accum = accumulator(dtype)
     q, k, v = _split(qkv_BTC, n_head, dtype)
     outputs, totals, saved = [], [], []
-    for queries, seen in _query_blocks(T):
+    for queries, seen in _query_blocks(T, mask_TT is None):
         rows = queries.start + jnp.arange(queries.stop - queries.start)[:, None]
         keys = jnp.arange(seen)
         # Multiplied by a slope, the mask still leaves nothing of a probability.
-        bias = jnp.where(keys <= rows, (keys - rows) if slopes else 0, -1e9)
+        visible = keys <= rows if mask_TT is None else mask_TT
+        bias = jnp.where(visible, (keys - rows) if slopes else 0, -1e9)
         bias = bias.astype(accum)
         if slopes:
             bias *= jnp.asarray(slopes, accum)[:, None, None]
@@ -226,14 +229,14 @@ def _attention_fwd(qkv_BTC, seed_2, n_head, dtype, dropout, slopes):
         saved.append((e.astype(dtype), inverse))
     y_BHTK = jnp.concatenate(outputs, 2) if len(outputs) > 1 else outputs[0]
     y_BTD = y_BHTK.transpose(0, 2, 1, 3).reshape(B, T, C // 3)
-    residuals = (q, k, v, y_BHTK, saved, seed_2)
+    residuals = (q, k, v, y_BHTK, saved, seed_2, mask_TT)
     return (y_BTD, jnp.concatenate(totals, 2)), residuals
 
 
 def _attention_bwd(n_head, dtype, dropout, slopes, residuals, gradients):
     del slopes  # The probabilities kept have them.
     dy_BTD, dtotal_BHT = gradients
-    q, k, v, y_BHTK, saved, seed_2 = residuals
+    q, k, v, y_BHTK, saved, seed_2, mask_TT = residuals
     B, H, T, K = q.shape
     dy_BTHK = dy_BTD.reshape(B, T, H, K)
     dy = dy_BTHK.transpose(0, 2, 1, 3)
@@ -244,7 +247,7 @@ def _attention_bwd(n_head, dtype, dropout, slopes, residuals, gradients):
     q_BHKT, dy_BHKT = lax.optimization_barrier((q_BHKT, dy_BHKT))
     dq: list[jax.Array] = []
     dk_BHKS = dv_BHKS = jnp.zeros((B, H, K, T), dy_BTD.dtype)
-    blocks = zip(_query_blocks(T), saved, strict=True)
+    blocks = zip(_query_blocks(T, mask_TT is None), saved, strict=True)
     for (queries, seen), (e, inverse) in blocks:
         keep = _keep(e, T, queries.start, seed_2, dropout)
         p = e * inverse
@@ -265,7 +268,7 @@ def _attention_bwd(n_head, dtype, dropout, slopes, residuals, gradients):
     )
     parts = lax.optimization_barrier(parts)
     dqkv = jnp.stack(parts, 2).reshape(B, T, 3 * H * K).astype(dy_BTD.dtype)
-    return dqkv, None
+    return dqkv, None, None
 
 
-causal_attention.defvjp(_attention_fwd, _attention_bwd)
+attention.defvjp(_attention_fwd, _attention_bwd)

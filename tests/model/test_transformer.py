@@ -79,13 +79,18 @@ def test_no_logit_depends_on_a_later_token_in_any_order(kernels, length):
         assert np.all(np.any(np.asarray(gradient[:, : t + 1]), -1))
 
 
-@pytest.mark.parametrize("length", [13, 128])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_cpu_kernels_equal_plain_jax(length, dropout):
+KERNELS = [
+    *((length, {"dropout": rate}) for length in (13, 128) for rate in (0.0, 0.3)),
+    (128, {"dropout": 0.3, "bidirectional": True}),
+]
+
+
+@pytest.mark.parametrize(("length", "changes"), KERNELS)
+def test_cpu_kernels_equal_plain_jax(length, changes):
     tokens, where = inputs(length)
     results = []
     for kernels in ("cpu", "xla"):
-        config = dataclasses.replace(CONFIG, kernels=kernels, dropout=dropout)
+        config = dataclasses.replace(CONFIG, kernels=kernels, **changes)
         graphdef, params = build(config)
 
         def loss(params, graphdef=graphdef):

@@ -44,6 +44,7 @@ def device_losses():
         ("scanned", "sigma on 1"),
         ("teeny on 8", "teeny on 1"),
         ("gssm on 8", "gssm on 1"),
+        ("masked on 8", "masked on 1"),
     ],
 )
 def test_a_curve_is_the_same_on_any_mesh(device_losses, case, one, name):
@@ -52,7 +53,7 @@ def test_a_curve_is_the_same_on_any_mesh(device_losses, case, one, name):
     )
 
 
-@pytest.mark.parametrize("name", ["sigma", "teeny", "gssm"])
+@pytest.mark.parametrize("name", COUNTS)
 def test_deterministic_runs_have_the_same_bits_on_any_number_of_devices(
     device_losses, name
 ):
