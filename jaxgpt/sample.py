@@ -9,10 +9,12 @@ python -m jaxgpt.sample --workdir=runs/sigma_task-maze-laptop --image=mazes.png
 from __future__ import annotations
 
 import argparse
+import contextlib
 
 from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError
+from jaxgpt.sampling.display import Screen
 from jaxgpt.sampling.options import check_ranges
 from jaxgpt.systems.diffusion.config import SAMPLERS as DIFFUSION_SAMPLERS
 from jaxgpt.systems.sample_options import check_sampling, sample_options
@@ -25,10 +27,13 @@ def command(argv: list[str]) -> None:
     args = _parse(argv, cli.system_of_run(argv, overrides))
     config = configs.load_frozen(configs.user_path(args.workdir))
     check_sampling(overrides.get("system", config.system), args)
-    # JAX takes seconds, which --help and wrong usage do not need.
-    from jaxgpt.commands.sample import execute
+    with contextlib.ExitStack() as stack:
+        watched = args.live and Screen.possible()
+        screen = stack.enter_context(Screen()) if watched else None
+        # JAX takes a second, for which --help, wrong usage and the screen don't wait.
+        from jaxgpt.commands.sample import execute
 
-    execute(args, overrides)
+        execute(args, overrides, screen)
 
 
 def _parse(argv: list[str], system: str) -> argparse.Namespace:

@@ -24,8 +24,10 @@ from jaxgpt.systems.registry import system_class
 from jaxgpt.systems.sample_options import SampleSession, sample_options
 
 
-def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
-    """Restores the run, generates and prints."""
+def execute(
+    args: argparse.Namespace, overrides: dict[str, str], screen: Screen | None = None
+) -> None:
+    """Restores the run, generates and prints; a screen that is open is closed."""
     backend.set_up_jax()
     config = configs.load_frozen(configs.user_path(args.workdir))
     for options in sample_options():
@@ -47,12 +49,14 @@ def execute(args: argparse.Namespace, overrides: dict[str, str]) -> None:
         if session:
             stack.callback(session.close)
         if session and (done := session.instead()):
+            if screen:
+                screen.close()
             if args.json:
                 cli.print_json(done[0])
             else:
                 print(done[1])
         elif args.input is None:
-            _sample_text(run, args, session)
+            _sample_text(run, args, session, screen)
         elif session:
             raise UserError(
                 "--memory and --explain are for one text: leave out --input"
@@ -88,7 +92,10 @@ def _say_if_inexact(run: Run, args: argparse.Namespace) -> None:
 
 
 def _sample_text(
-    run: Run, args: argparse.Namespace, session: SampleSession | None
+    run: Run,
+    args: argparse.Namespace,
+    session: SampleSession | None,
+    screen: Screen | None,
 ) -> None:
     """Generates texts and prints them."""
     start = _given(run, args)
@@ -104,9 +111,10 @@ def _sample_text(
         session=session,
     )
     began = time.perf_counter()
-    if args.live and Screen.possible():
-        with Screen(run.tokenizer, prompt_mask) as screen:
-            filled = fill(show=screen.show)
+    if screen:
+        screen.tokenizer, screen.prompt_mask_T = run.tokenizer, prompt_mask
+        filled = fill(show=screen.show)
+        screen.close()
     else:
         filled = fill()
     seconds = time.perf_counter() - began

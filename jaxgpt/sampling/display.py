@@ -1,10 +1,12 @@
-"""Watching a text fill in a terminal."""
+"""Watching a text fill in a terminal; read without JAX, to be there before it."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console, Group
@@ -12,9 +14,11 @@ from rich.live import Live
 from rich.rule import Rule
 from rich.text import Text
 
-from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.sampling.output import pieces
-from jaxgpt.sampling.state import SamplerOutput
+
+if TYPE_CHECKING:
+    from jaxgpt.data.tokenizers import Tokenizer
+    from jaxgpt.sampling.state import SamplerOutput
 
 FRAME = 0.15  # Seconds a picture stays at least.
 GAP = "·"
@@ -22,13 +26,26 @@ NEW, GIVEN, OLD, MISSING = "bold black on bright_yellow", "bright_cyan", "", "di
 
 
 class Screen:
-    """The terminal's other screen; what was there before returns at the end."""
+    """The terminal's other screen; what was there before returns at the end.
 
-    def __init__(self, tokenizer: Tokenizer | None, prompt_mask_T: np.ndarray):
-        self.tokenizer, self.prompt_mask_T = tokenizer, prompt_mask_T
+    Attributes:
+      tokenizer: of the texts; None shows token ids.
+      prompt_mask_T: true where a token is given.
+    """
+
+    tokenizer: Tokenizer | None
+    prompt_mask_T: np.ndarray
+
+    def __init__(self) -> None:
         self.console = Console()
-        self.live = Live(console=self.console, screen=True, auto_refresh=False)
+        self.live = Live(
+            console=self.console,
+            screen=True,
+            auto_refresh=False,
+            redirect_stderr=False,
+        )
         self.drawn = 0.0
+        self.open = contextlib.ExitStack()
 
     @staticmethod
     def possible() -> bool:
@@ -36,11 +53,19 @@ class Screen:
         return sys.stdout.isatty() and not Console().is_dumb_terminal
 
     def __enter__(self) -> Screen:
-        self.live.__enter__()
+        notes = io.StringIO()
+        self.open.callback(lambda: print(notes.getvalue(), end="", file=sys.stderr))
+        self.open.enter_context(contextlib.redirect_stderr(notes))
+        self.open.enter_context(self.live)
+        self.live.update(Text("loading and compiling", style="bold"), refresh=True)
         return self
 
     def __exit__(self, *reason: Any) -> None:
-        self.live.__exit__(*reason)
+        self.close()
+
+    def close(self) -> None:
+        """Gives the terminal back, with the notes that were written meanwhile."""
+        self.open.close()
 
     def show(self, filled: SamplerOutput) -> bool:
         """Draws the texts as they stand; returns true, so that sampling goes on."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxgpt.data.tokenizers import Tokenizer
-from jaxgpt.sampling.state import Callback, SamplerOutput
+if TYPE_CHECKING:
+    from jaxgpt.data.tokenizers import Tokenizer
+    from jaxgpt.sampling.state import Callback, SamplerOutput
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,9 +36,10 @@ FOREVER = jnp.int32(2**30)
 
 
 def exact_burst(decoder, *arguments, max_draft_length=8):
-    # No window is wider than the text, and each width is a pass to compile.
-    max_draft_length = 4 if decoder.n <= 4 else max_draft_length
-    return speculative.advance(decoder, *arguments, max_draft_length=max_draft_length)
+    # No window is wider than the text: a wide one takes the tables longer.
+    return speculative.advance(
+        decoder, *arguments, max_draft_length=min(max_draft_length, decoder.n)
+    )
 
 
 def arrange(decoder, read_BT, tokens_BT):

@@ -24,6 +24,8 @@ from jaxgpt.sampling.logits import (
 from jaxgpt.sampling.state import DecodeParams, Decoder, DecodeState, SamplingParams
 from jaxgpt.systems.sigma.samplers import window
 
+SHORTEST_DRAFT = 4  # Unless fewer tokens are missing.
+
 
 def make_sampler(sampling: SamplingParams, max_draft_length: int):
     """Returns `advance` for at most max_draft_length drafted tokens a round."""
@@ -73,45 +75,43 @@ def _round(decoder, params, state, decode_params, uniform_3BS, length_B, W):
     propose, accept, resample = (window.take(u_BS, n_B, W) for u_BS in uniform_3BS)
     draft = window.draft(decoder, params, state, decode_params, propose)
     tokens_BW, logits_BWV, cache = draft.tokens_BW, draft.logits_BWV, draft.cache
-    num_new_B, num_passes_B = length_B, (length_B > 0).astype(jnp.int32)
+    # The draft's first query is already that of a causal pass.
+    positions = draft.position_BW[:, :-1], draft.position_BW[:, 1:]
+    rest_logits, cache = decoder.forward(
+        params, tokens_BW[:, :-1], positions, cache, n_B
+    )
+    logits_BWV = jnp.concatenate([logits_BWV[:, :1], rest_logits], 1)
+    # Why the result is exact: with p what a token was drafted from, and q its true
+    # conditional given the tokens before it, a draft x is accepted with probability
+    # min(1, q(x) / p(x)) and otherwise resampled from max(0, q - p), normalised. So
+    # x comes out with probability min(p, q) + max(0, q - p) = q. Neither the order
+    # nor the draft length depends on a draft that is still undecided.
+    q_BWV = sampling_probs(logits_BWV, decode_params)
+    p_BW = window.at_tokens(draft.p_BWV, tokens_BW)
+    accepted = accept * p_BW < window.at_tokens(q_BWV, tokens_BW)
+    index_W = jnp.arange(W)
+    # The first draft has p = q: it is always accepted, so that every round decodes
+    # at least two tokens.
+    accepted = (accepted | (index_W == 0)) & (index_W < length_B[:, None])
+    num_accepted_B = jnp.cumprod(accepted, 1).sum(1)
+    num_new_B = jnp.minimum(num_accepted_B + 1, length_B)
+    rejected_B1 = jnp.minimum(num_accepted_B, W - 1)[:, None]
+    at_rejected = lambda array: jnp.take_along_axis(array, rejected_B1[..., None], 1)[
+        :, 0
+    ]
+    p_BV, q_BV = at_rejected(draft.p_BWV), at_rejected(q_BWV)
+    residual_BV = jnp.maximum(q_BV - p_BV, 0)
+    # Rounding may leave no residual where p and q are equal.
+    nonzero_B1 = residual_BV.sum(-1, keepdims=True) > 0
+    resampled_B = sample_token(
+        jnp.take_along_axis(resample, rejected_B1, 1)[:, 0],
+        jnp.where(nonzero_B1, residual_BV, q_BV),
+    )
+    tokens_BW = jnp.where(
+        index_W == num_accepted_B[:, None], resampled_B[:, None], tokens_BW
+    )
     # A window of one needs no verification: its draft is the true conditional.
-    if W > 1:
-        # The draft's first query is already that of a causal pass.
-        positions = draft.position_BW[:, :-1], draft.position_BW[:, 1:]
-        rest_logits, cache = decoder.forward(
-            params, tokens_BW[:, :-1], positions, cache, n_B
-        )
-        logits_BWV = jnp.concatenate([logits_BWV[:, :1], rest_logits], 1)
-        # Why the result is exact: with p what a token was drafted from, and q its true
-        # conditional given the tokens before it, a draft x is accepted with probability
-        # min(1, q(x) / p(x)) and otherwise resampled from max(0, q - p), normalised. So
-        # x comes out with probability min(p, q) + max(0, q - p) = q. Neither the order
-        # nor the draft length depends on a draft that is still undecided.
-        q_BWV = sampling_probs(logits_BWV, decode_params)
-        p_BW = window.at_tokens(draft.p_BWV, tokens_BW)
-        accepted = accept * p_BW < window.at_tokens(q_BWV, tokens_BW)
-        index_W = jnp.arange(W)
-        # The first draft has p = q: it is always accepted, so that every round decodes
-        # at least two tokens.
-        accepted = (accepted | (index_W == 0)) & (index_W < length_B[:, None])
-        num_accepted_B = jnp.cumprod(accepted, 1).sum(1)
-        num_new_B = jnp.minimum(num_accepted_B + 1, length_B)
-        rejected_B1 = jnp.minimum(num_accepted_B, W - 1)[:, None]
-        at_rejected = lambda array: jnp.take_along_axis(
-            array, rejected_B1[..., None], 1
-        )[:, 0]
-        p_BV, q_BV = at_rejected(draft.p_BWV), at_rejected(q_BWV)
-        residual_BV = jnp.maximum(q_BV - p_BV, 0)
-        # Rounding may leave no residual where p and q are equal.
-        nonzero_B1 = residual_BV.sum(-1, keepdims=True) > 0
-        resampled_B = sample_token(
-            jnp.take_along_axis(resample, rejected_B1, 1)[:, 0],
-            jnp.where(nonzero_B1, residual_BV, q_BV),
-        )
-        tokens_BW = jnp.where(
-            index_W == num_accepted_B[:, None], resampled_B[:, None], tokens_BW
-        )
-        num_passes_B += length_B > 1
+    num_passes_B = (length_B > 0).astype(jnp.int32) + (length_B > 1)
     state = window.decode(
         state,
         tokens_BW,
@@ -124,5 +124,5 @@ def _round(decoder, params, state, decode_params, uniform_3BS, length_B, W):
         cache=cache,
         # Twice what was decoded: a row whose drafts hold soon drafts long windows, and
         # one whose drafts fail wastes little.
-        draft_length_B=jnp.maximum(2 * num_new_B, window.SMALLEST),
+        draft_length_B=jnp.maximum(2 * num_new_B, SHORTEST_DRAFT),
     )

@@ -13,15 +13,17 @@ from jax import lax
 from jaxgpt.sampling.logits import sample_token, sampling_probs
 from jaxgpt.sampling.state import Cache, DecodeParams, Decoder, DecodeState
 
-SMALLEST = 4
+# Narrower passes would save little, and every width must be traced, compiled and loaded
+# before there is a text.
+NARROWEST = 8
 
 
-def widths(max_draft_length: int) -> tuple[int, ...]:
-    """Returns the widths for which a pass is compiled: 1, 4, 8, ... and the maximum."""
-    found = [1, SMALLEST]
-    while 2 * found[-1] <= max_draft_length:
+def widths(max_length: int) -> tuple[int, ...]:
+    """Returns the widths for which a pass is compiled: 8, 16, 32, ..., the maximum."""
+    found = [NARROWEST]
+    while 2 * found[-1] <= max_length:
         found.append(2 * found[-1])
-    return (*found[:-1], max(max_draft_length, SMALLEST))
+    return (*found[:-1], max(max_length, 2))  # The least that a burst can verify.
 
 
 def take(array_BS: jax.Array, start_B: jax.Array, W: int) -> jax.Array:
