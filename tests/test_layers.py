@@ -8,9 +8,10 @@ from scripts.code_counts import circles, counts, imports, modules
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxgpt"
 # A file directly in jaxgpt/ is a command, which parses its arguments and then imports
-# its part of commands/, or one of errors, config, drawing, cli, backend, inference and
-# run, or what is offered from Python, api and gssm; all else has a folder. So is a
-# system's command that reads a run, though it lies in the system's folder.
+# its part of commands/ or web/, or one of errors, config, drawing, cli, backend,
+# inference and run, or what is offered from Python, api and gssm; all else has a
+# folder. So is a system's command that reads a run, though it lies in the system's
+# folder.
 LAYERS = (
     {"errors"},
     {"config", "drawing"},
@@ -23,8 +24,9 @@ LAYERS = (
     {"run", "gssm"},
     {"commands"},
     {"api"},
+    {"web"},
     {"train", "sample", "evaluate", "convert", "verify", "plan", "grid", "memory"}
-    | {"systems.gssm.probe"},
+    | {"systems.gssm.probe", "playground"},
     {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,1 @@
+"""The playground: a server for one browser on this machine, and its page."""

@@ -1,0 +1,87 @@
+"""Keeps other sites, other hosts and large requests from the server."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jaxgpt.web.requests import MAX_BYTES
+
+HEADERS = {
+    # Nothing but the page's own files runs or is shown, whatever a text holds.
+    "content-security-policy": "default-src 'none'; script-src 'self'; "
+    "style-src 'self'; img-src 'self' data:; font-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+
+
+class TooLargeError(Exception):
+    """The body of a request is larger than is allowed."""
+
+
+class Guard:
+    """Refuses a request unless it is from the page that this server has sent."""
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str], token: str = ""):
+        """Allows these values of Host, all if there are none; a token must be given."""
+        self.app, self.hosts, self.token = app, hosts, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def headed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        if refusal := self.refusal(scope):
+            await refusal(scope, receive, headed)
+            return
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > MAX_BYTES:
+                raise TooLargeError
+            return message
+
+        try:
+            await self.app(scope, limited, headed)
+        except TooLargeError:
+            too_large = f"the request must have at most {MAX_BYTES:,} bytes"
+            await PlainTextResponse(too_large, 413)(scope, receive, headed)
+
+    def refusal(self, scope: Scope) -> PlainTextResponse | None:
+        """Returns why a request is not answered; None if it is."""
+        headers = Headers(scope=scope)
+        # A site that a browser was lured to has another name for this machine.
+        host = headers.get("host", "").lower()
+        if self.hosts and host not in self.hosts:
+            return PlainTextResponse("this host is not served here", 421)
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != host:
+            return PlainTextResponse("another site's page may not ask for this", 403)
+        given = headers.get("authorization", "").removeprefix("Bearer ")
+        given = given or QueryParams(scope["query_string"]).get("token", "")
+        static = scope["path"].startswith("/static/")
+        if self.token and not static and not _same(given, self.token):
+            message = "the URL that the server printed has a token: use that one"
+            return PlainTextResponse(message, 403)
+        return None
+
+
+def _same(one: str, other: str) -> bool:
+    return hmac.compare_digest(one.encode("utf8", "replace"), other.encode())

@@ -1,0 +1,336 @@
+"""The page of runs that write texts, left to right or in any order."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxgpt.errors import UserError
+from jaxgpt.inference import Run
+from jaxgpt.model.layers import count_parameters
+from jaxgpt.sampling import prompts
+from jaxgpt.sampling.output import pieces, read_output
+from jaxgpt.sampling.state import SamplerOutput, SamplingParams
+from jaxgpt.systems.reader import Given
+from jaxgpt.systems.sigma import orders
+from jaxgpt.systems.sigma.config import INEXACT, SAMPLERS
+from jaxgpt.systems.sigma.options import LOW_ENTROPY_FIRST
+from jaxgpt.web.pages.base import Emit, Event
+from jaxgpt.web.requests import MAX_SAMPLES, Fill, Piece, Score
+
+FRAME = 1 / 120  # Seconds between two pictures of a text, at least.
+ALTERNATIVES = 8
+ORDER_LENGTH = 16  # Tokens in the small picture of an order.
+# What an order is drawn from a run with, if its vocabulary has these characters.
+EXAMPLES = ("my lord", "ROMEO:", "The ", "a")
+LEFT_TO_RIGHT = "left-to-right"
+
+
+class TextPage:
+    """Fills texts, shows what the model considered, and scores texts."""
+
+    kind = "text"
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.compiled: set[Any] = set()
+        self.actions = {"fill": self.fill, "score": self.score}
+
+    @property
+    def any_order(self) -> bool:
+        """Whether gaps may stand anywhere, and orders can be chosen."""
+        return self.run.system.model_config.any_order
+
+    @property
+    def longest(self) -> int:
+        """The most tokens of a text on the page."""
+        return self.run.system.model_config.block_size
+
+    def describe(self) -> Event:
+        """See `Page.describe`."""
+        run = self.run
+        return {
+            "system": run.config.system,
+            "step": run.step,
+            "parameters": count_parameters(run.params),
+            "longest": self.longest,
+            "characters": run.config.data.tokenizer == "char",
+            "has_text": run.tokenizer is not None,
+            "any_order": self.any_order,
+            "samplers": sampler_choices() if self.any_order else [],
+            "orders": order_choices() if self.any_order else [],
+            "order": self.usual_order(),
+            "max_samples": MAX_SAMPLES,
+            "example": self.example(),
+        }
+
+    def usual_order(self) -> str:
+        """Returns the order that writes the best texts, as far as training says."""
+        c = self.run.config.sigma
+        trained = c.infill_share or c.left_to_right_share
+        return LEFT_TO_RIGHT if trained or not self.any_order else "random"
+
+    def example(self) -> list[Event]:
+        """Returns the pieces of a text to begin with."""
+        gap = min(24, self.longest // 3)
+        for text in EXAMPLES if self.run.tokenizer else ():
+            try:
+                length = len(self.run.encode(text))
+            except UserError:
+                continue
+            if self.any_order and 2 * gap + length <= self.longest:
+                return [{"gap": gap}, {"text": text}, {"gap": gap + length}]
+            if length < self.longest:
+                return [{"text": text}, {"gap": min(60, self.longest - length)}]
+        return [{"gap": min(60, self.longest)}]
+
+    def fill(self, request: Fill, emit: Emit) -> None:
+        """Fills the gaps; sends a picture after forward passes, then what was drawn.
+
+        Events: "start" (which tokens are given), "frame" (tokens that are new),
+        "done" (figures of each text), and before it "alternatives" of each text.
+        """
+        given = self.given(request.pieces)
+        sampling = SamplingParams.of(request.sampling)
+        self.generate(given, sampling, request.num_samples, request.seed, emit)
+
+    def given(self, parts: Sequence[Piece]) -> Given:
+        """Returns a text with gaps as tokens.
+
+        Raises:
+          UserError: if it has no gap, or does not fit the model.
+        """
+        ids: list[np.ndarray] = []
+        at = 0
+        for part in parts:
+            if part.gap:
+                ids.append(np.full(part.gap, -1))
+            elif part.tokens:
+                ids.append(np.array(part.tokens))
+            else:
+                text = prompts.normalize(part.text, self.run.config.data.normalize)
+                ids.append(prompts.encode(text, self.run.tokenizer, at=at))
+                at += len(text)
+        template = np.concatenate(ids or [np.zeros(0, np.int64)]).astype(np.int64)
+        if not len(template) or (template >= 0).all():
+            raise UserError("there is no gap to fill: select a stretch and press Gap")
+        if len(template) > self.longest:
+            raise UserError(
+                f"the text makes {len(template)} tokens, but only {self.longest} fit "
+                "the model"
+            )
+        return self.run.reader.template(template)
+
+    def generate(
+        self,
+        given: Given,
+        sampling: SamplingParams,
+        num_samples: int,
+        seed: int,
+        emit: Emit,
+    ) -> SamplerOutput | None:
+        """Fills a text [T] so many times; returns None if it was cancelled."""
+        # What compiles a program of its own.
+        key = (
+            *(sampling.sampler, sampling.order == LOW_ENTROPY_FIRST, sampling.top_k),
+            *(sampling.top_p < 1, sampling.num_orders, num_samples),
+        )
+        emit({"type": "running", "compiling": key not in self.compiled})
+        known = given.known.tolist()
+        start = {"type": "start", "known": known, "note": given.note}
+        emit(start | {"pieces": _pieces(given.tokens, given.known, self.run)})
+        frames = _Frames(self.run, given.known, emit)
+        began = time.perf_counter()
+        output = self.run.fill(given, sampling, num_samples, seed, show=frames.show)
+        seconds = time.perf_counter() - began
+        if not frames.wanted:
+            return None
+        self.compiled.add(key)
+        frames.send(output)
+        for row in range(num_samples):
+            alternatives = self.alternatives(output, row, given.known)
+            found = {"type": "alternatives", "row": row, "tokens": alternatives}
+            if not emit(found):
+                return None
+        samples = read_output(output, given.known, self.run.tokenizer)
+        figures = [
+            {
+                "text": sample.text,
+                "log_prob": sample.log_prob,
+                "passes": sample.num_forward_passes,
+                "generated": sample.num_generated,
+                "evaluations": sample.tokens_processed,
+                "rank": rank,
+                "steps": steps,
+            }
+            for sample, rank, steps in zip(
+                samples,
+                output.rank_BT.tolist(),
+                output.decode_step_BT.tolist(),
+                strict=True,
+            )
+        ]
+        emit({"type": "done", "seconds": seconds, "samples": figures})
+        return output
+
+    def alternatives(
+        self, output: SamplerOutput, row: int, known_T: np.ndarray
+    ) -> dict[int, list[tuple[int, str, float]]]:
+        """Returns (token, text, probability) of the likeliest at generated positions.
+
+        Given the tokens read before each, at temperature 1. A token that nothing
+        predicts, the first that is read, has none.
+        """
+        tokens_T, T = output.tokens_BT[row], len(known_T)
+        order_T = output.rank_BT[row].argsort()
+        # One program for all lengths: what is read later changes nothing.
+        size = self.longest
+        padded = np.zeros((1, size), np.int32)
+        padded[0, :T] = tokens_T
+        order = np.concatenate([order_T, np.arange(T, size)])[None].astype(np.int32)
+        logits_TV = self.run.score_tokens(padded, order)[0][0]
+        # Row t predicts what is read after t tokens and the first.
+        found = {}
+        for place in range(1, T):
+            position = int(order_T[place])
+            if known_T[position]:
+                continue
+            logits_V = logits_TV[place - 1].astype(np.float64)
+            top = np.argpartition(-logits_V, min(ALTERNATIVES, len(logits_V) - 1))
+            top = top[:ALTERNATIVES]
+            top = top[np.argsort(-logits_V[top])]
+            log_z = np.logaddexp.reduce(logits_V)
+            found[position] = [
+                (int(token), self.show(token), float(np.exp(logits_V[token] - log_z)))
+                for token in top
+            ]
+        return found
+
+    def show(self, token: int) -> str:
+        """Returns the text of one token."""
+        tokenizer = self.run.tokenizer
+        return tokenizer.decode_rest(np.array([token])) if tokenizer else str(token)
+
+    def score(self, request: Score, emit: Emit) -> None:
+        """Sends the negative log-likelihood of each token, in up to three orders."""
+        tokens_T = self.run.encode(request.text)
+        T, size = len(tokens_T), self.longest
+        if not 2 <= T <= size:
+            raise UserError(f"a text to score must have 2 to {size} tokens, got {T}")
+        chosen = {LEFT_TO_RIGHT: [np.arange(T)]}
+        if self.any_order:
+            noise = np.random.default_rng(request.seed)
+            chosen["random"] = [noise.permutation(T) for _ in range(request.num_orders)]
+            name = request.order
+            if name and name not in chosen and name in orders.GENERATION:
+                order = orders.GENERATION[name]
+                unknown, draws = np.zeros(T, bool), noise.random(T)
+                chosen[name] = [order(unknown, draws, orders.BLOCK_LENGTH)]
+        emit({"type": "running", "compiling": "score" not in self.compiled})
+        found = {}
+        for name, permutations in chosen.items():
+            nll = [self.nll(tokens_T, order_T) for order_T in permutations]
+            # No order predicts the token it begins with, unless the model can.
+            found[name] = _means(np.array(nll))
+        self.compiled.add("score")
+        emit(
+            {
+                "type": "done",
+                "pieces": _pieces(tokens_T, np.ones(T, bool), self.run),
+                "characters": len(request.text),
+                "nll": found,
+            }
+        )
+
+    def nll(self, tokens_T: np.ndarray, order_T: np.ndarray) -> np.ndarray:
+        """Returns nats [T] of each token, NaN at one that nothing predicts."""
+        T, size = len(tokens_T), self.longest
+        padded = np.zeros((1, size), np.int32)
+        padded[0, :T] = tokens_T
+        order = np.concatenate([order_T, np.arange(T, size)])[None].astype(np.int32)
+        _, nll = self.run.score_tokens(padded, order, keep_logits=False)
+        unpredicted = size - nll.shape[1]
+        nll_T = np.full(T, np.nan)
+        nll_T[order_T[unpredicted:]] = nll[0][: T - unpredicted]
+        return nll_T
+
+
+@dataclasses.dataclass
+class _Frames:
+    """Sends what is new in a batch that is being filled, not more often than is seen.
+
+    Attributes:
+      wanted: false once nobody listens.
+    """
+
+    run: Run
+    known_T: np.ndarray
+    emit: Emit
+    wanted: bool = True
+    sent_at: float = -1.0
+    sent: dict[tuple[int, int], Any] = dataclasses.field(default_factory=dict)
+
+    def show(self, output: SamplerOutput) -> bool:
+        """Is called after every forward pass; false ends the filling."""
+        if time.perf_counter() - self.sent_at >= FRAME:
+            self.send(output)
+        else:
+            self.wanted = self.emit(None)
+        return self.wanted
+
+    def send(self, output: SamplerOutput) -> None:
+        """Sends the pieces that have changed since the last time."""
+        rows = []
+        for row, tokens_T in enumerate(output.tokens_BT):
+            decoded_T = output.decoded_BT[row]
+            new = []
+            for start, stop, text in pieces(tokens_T, decoded_T, self.run.tokenizer):
+                if self.known_T[start:stop].all():
+                    continue
+                log_p = output.log_p_BT[row, start:stop].tolist()
+                piece = (start, stop, text, tokens_T[start:stop].tolist(), log_p)
+                if self.sent.get((row, start)) != piece:
+                    self.sent[row, start] = piece
+                    new.append(piece)
+            rows.append(new)
+        passes = output.num_forward_passes_B.tolist()
+        made = (output.decoded_BT & ~self.known_T).sum(1).tolist()
+        log_prob = output.log_p_BT.sum(1).tolist()
+        frame = {"type": "frame", "passes": passes, "made": made, "log_prob": log_prob}
+        self.wanted = self.emit(frame | {"rows": rows})
+        self.sent_at = time.perf_counter()
+
+
+def _pieces(
+    tokens_T: np.ndarray, shown_T: np.ndarray, run: Run
+) -> list[tuple[int, int, str]]:
+    return list(pieces(tokens_T, shown_T, run.tokenizer))
+
+
+def _means(nll_KT: np.ndarray) -> list[float | None]:
+    """Returns means [T] over the orders that predict a token; None if none does."""
+    predicted_T = ~np.isnan(nll_KT).all(0)
+    return [
+        float(np.nanmean(column)) if predicted else None
+        for column, predicted in zip(nll_KT.T, predicted_T, strict=True)
+    ]
+
+
+def sampler_choices() -> list[Event]:
+    """Returns the samplers, and why one is not exact."""
+    return [{"name": name, "note": INEXACT.get(name, "")} for name in SAMPLERS]
+
+
+def order_choices() -> list[Event]:
+    """Returns the orders by name, and when each of a few tokens is read."""
+    noise = np.random.default_rng(0).random(ORDER_LENGTH)
+    unknown = np.zeros(ORDER_LENGTH, bool)
+    found = []
+    for name, order in orders.GENERATION.items():
+        ranks = np.argsort(order(unknown, noise, ORDER_LENGTH // 2))
+        found.append({"name": name, "ranks": ranks.tolist()})
+    return [*found, {"name": LOW_ENTROPY_FIRST, "ranks": []}]

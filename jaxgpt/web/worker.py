@@ -1,0 +1,125 @@
+"""One thread that holds one model, and does what is asked of it in turn."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import pathlib
+import queue
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from jaxgpt.errors import CheckError, UserError, log
+from jaxgpt.web.pages.base import Event, Page
+from jaxgpt.web.requests import Request
+
+MAX_WAITING = 64
+
+
+class BusyError(Exception):
+    """More is asked for than may wait."""
+
+
+class Job:
+    """A request, and the events that answer it."""
+
+    def __init__(self, run: pathlib.Path, action: str, request: Request):
+        self.run, self.action, self.request = run, action, request
+        self.loop = asyncio.get_running_loop()
+        self.events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self.cancelled = threading.Event()
+
+    def emit(self, event: Event | None) -> bool:
+        """See `Emit`."""
+        if event and not self.cancelled.is_set():
+            self._put(event)
+        return not self.cancelled.is_set()
+
+    def end(self) -> None:
+        """Says that no event follows."""
+        self._put(None)
+
+    def _put(self, event: Event | None) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+        except RuntimeError:  # The server has stopped.
+            self.cancelled.set()
+
+
+class Worker:
+    """Answers requests one after the other, with the model of the last one kept.
+
+    Attributes:
+      open_page: loads the run in a folder, and returns its page.
+    """
+
+    def __init__(self, open_page: Callable[[pathlib.Path], Page]):
+        self.open_page = open_page
+        self.waiting: collections.deque[Job] = collections.deque()
+        self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.opened: tuple[Any, Page] | None = None
+        self.thread = threading.Thread(target=self._work, daemon=True, name="model")
+        self.thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Puts a job at the end of the queue.
+
+        Raises:
+          BusyError: if the queue is full.
+        """
+        ahead = len(self.waiting)
+        if ahead >= MAX_WAITING:
+            raise BusyError
+        self.waiting.append(job)
+        if ahead:
+            job.emit({"type": "queued", "ahead": ahead})
+        self.jobs.put(job)
+
+    def stop(self) -> None:
+        """Cancels everything, and ends the thread once it notices."""
+        for job in list(self.waiting):
+            job.cancelled.set()
+        self.jobs.put(None)
+
+    def _work(self) -> None:
+        while job := self.jobs.get():
+            if not job.cancelled.is_set():
+                self._do(job)
+            self.waiting.popleft()
+            job.end()
+
+    def _do(self, job: Job) -> None:
+        try:
+            page = self._page(job)
+            action = page.actions.get(job.action)
+            if job.action == "describe":
+                job.emit({"type": "done", "kind": page.kind, **page.describe()})
+            elif action:
+                action(job.request, job.emit)
+            else:
+                raise UserError(f"this run cannot {job.action}")
+        except (UserError, CheckError) as error:
+            job.emit({"type": "error", "message": str(error)})
+        except Exception:  # The page says that something broke, the terminal what.
+            log(traceback.format_exc())
+            message = "the server failed: its terminal says more"
+            job.emit({"type": "error", "message": message})
+
+    def _page(self, job: Job) -> Page:
+        """Returns the page of the job's run; loads it if it is new or has changed."""
+        key = job.run, _version(job.run)
+        if not self.opened or self.opened[0] != key:
+            job.emit({"type": "loading"})
+            self.opened = None  # One model in memory.
+            self.opened = key, self.open_page(job.run)
+        return self.opened[1]
+
+
+def _version(run: pathlib.Path) -> list[str]:
+    """Returns what changes when a run gets a checkpoint."""
+    try:
+        return sorted(path.name for path in (run / "checkpoints").iterdir())
+    except OSError:
+        return []
