@@ -11,6 +11,7 @@ import threading
 import webbrowser
 
 import uvicorn
+from starlette.applications import Starlette
 
 from jaxgpt.config import user_path
 from jaxgpt.errors import UserError, log
@@ -38,10 +39,19 @@ def execute(args: argparse.Namespace) -> None:
     log(f"playground: {url} (Ctrl+C ends it)")
     if not args.no_browser:
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-    server = uvicorn.Config(
-        app, log_level="error", access_log=False, server_header=False, lifespan="on"
+    make_server(app).run(sockets=[listening])
+
+
+def make_server(app: Starlette) -> uvicorn.Server:
+    """Returns a server of the application, quiet and quick to end."""
+    config = uvicorn.Config(
+        app,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
     )
-    uvicorn.Server(server).run(sockets=[listening])
+    return uvicorn.Server(config)
 
 
 def open_page(run: pathlib.Path, step: str) -> Page:

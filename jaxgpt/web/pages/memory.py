@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 
@@ -39,6 +40,7 @@ class MemoryPage:
             "step": self.run.step,
             "parameters": count_parameters(self.run.params),
             "longest": self.run.system.model_config.block_size,
+            "has_text": self.run.tokenizer is not None,
             "room": config.memory.memory_size,
             "most_new_tokens": NEW_TOKENS,
         }
@@ -52,7 +54,7 @@ class MemoryPage:
         if request.name in self.memory.documents:
             raise UserError(f"there is a document '{request.name}': forget it first")
         emit({"type": "running", "compiling": not self.compiled})
-        self.memory.ingest({request.name: request.text})
+        self.memory.ingest({request.name: self.read(request.text)})
         self.memories(Nothing(), emit)
 
     def forget(self, request: Forget, emit: Emit) -> None:
@@ -75,7 +77,7 @@ class MemoryPage:
         prompt = "".join(piece.text for piece in pieces[:-1])
         emit({"type": "running", "compiling": not self.compiled})
         sample = self.memory.generate(
-            prompt, max_new_tokens=new, seed=request.seed, **request.sampling
+            self.read(prompt), max_new_tokens=new, seed=request.seed, **request.sampling
         )
         self.compiled = True
         given = len(sample.tokens) - len(sample.memories)
@@ -95,6 +97,10 @@ class MemoryPage:
                 "documents": self.memory.documents,
             }
         )
+
+    def read(self, text: str) -> str | list[int]:
+        """Returns a text; where the run has no tokenizer, the token ids in it."""
+        return text if self.run.tokenizer else [*map(int, re.findall(r"\d+", text))]
 
     def show(self, token: np.integer) -> str:
         """Returns the text of one token."""

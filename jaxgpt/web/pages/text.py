@@ -76,14 +76,14 @@ class TextPage:
 
     def example(self) -> list[Event]:
         """Returns the pieces of a text to begin with."""
-        gap = min(24, self.longest // 3)
         for text in EXAMPLES if self.run.tokenizer else ():
             try:
                 length = len(self.run.encode(text))
             except UserError:
                 continue
-            if self.any_order and 2 * gap + length <= self.longest:
-                return [{"gap": gap}, {"text": text}, {"gap": gap + length}]
+            gap = min(24, (self.longest - length) // 2)
+            if self.any_order and gap > 0:
+                return [{"gap": gap}, {"text": text}, {"gap": gap}]
             if length < self.longest:
                 return [{"text": text}, {"gap": min(60, self.longest - length)}]
         return [{"gap": min(60, self.longest)}]

@@ -1,5 +1,7 @@
 // Requests to the server that sent this page.
 
+import { count } from "./dom.js";
+
 const token = new URLSearchParams(location.search).get("token") || "";
 const headers = token ? { authorization: `Bearer ${token}` } : {};
 
@@ -37,7 +39,7 @@ export async function act(run, action, body = {}, on = () => {}, signal = undefi
 }
 
 export function explain(event) {
-  const waiting = `waiting for ${event.ahead} other request${event.ahead > 1 ? "s" : ""}`;
+  const waiting = `waiting for ${count(event.ahead, "other request")}`;
   return {
     queued: waiting,
     loading: "loading the model",

@@ -20,6 +20,8 @@ export function svg(tag, attributes = {}, ...children) {
   return made;
 }
 
+export const count = (number, name, end = "s") => `${number} ${name}${number === 1 ? "" : end}`;
+
 export const percent = (p) =>
   p >= 0.1 ? `${(100 * p).toFixed(0)} %` : `${(100 * p).toPrecision(2)} %`;
 

@@ -19,8 +19,8 @@ export default class MemoryPage {
     const go = element("button", { type: "button", class: "main", onclick: () => this.fill() }, "Continue");
     this.element = element("div", { class: "halves" },
       element("section", {}, element("h3", {}, "Documents"), element("p", { class: "hint" }, `The memory has room for ${about.room.toLocaleString("en")} tokens; it is empty at first and gone when the server ends.`), this.list,
-        field("Name", this.name), field("Text", this.text), element("div", { class: "bar" }, add)),
-      element("section", {}, element("h3", {}, "Continue a text"), field("Text", this.prompt),
+        field("Name", this.name), field(about.has_text ? "Text" : "Token ids", this.text), element("div", { class: "bar" }, add)),
+      element("section", {}, element("h3", {}, "Continue a text"), field(about.has_text ? "Beginning" : "Its token ids", this.prompt),
         element("div", { class: "bar" }, field("Tokens", this.new), field("Temperature", this.temperature), field("Seed", this.seed), go),
         element("p", { class: "hint" }, "Choose a token to see which memories it was predicted with. What is written is remembered too."), this.written, this.sources));
     this.do("memories", {}, (done) => this.show(done.documents));
@@ -57,7 +57,7 @@ export default class MemoryPage {
       this.show(done.documents);
       const tokens = done.tokens.map(({ text, memories }) => {
         const weight = memories.reduce((sum, each) => sum + each.score, 0);
-        const token = element("button", { type: "button", class: "made token", title: `${memories.length} memories` }, text === "\n" ? "↵\n" : text);
+        const token = element("button", { type: "button", class: "made token", title: memories.length === 1 ? "1 memory" : `${memories.length} memories` }, text === "\n" ? "↵\n" : text);
         token.style.setProperty("--doubt", Math.min(1, weight).toFixed(3));
         token.addEventListener("click", () => this.explain(text, memories));
         return token;

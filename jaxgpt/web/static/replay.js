@@ -1,6 +1,6 @@
 // Recorded fillings, played again; without a server.
 
-import { element } from "./dom.js";
+import { count, element } from "./dom.js";
 import { Popover, TokenText, orderStrip } from "./tokens.js";
 
 const recorded = JSON.parse(document.getElementById("recorded").textContent);
@@ -13,7 +13,7 @@ function card({ title, known, given, pieces, alternatives, sample }) {
   text.makeInteractive(popover, null);
   const replay = element("button", { type: "button", class: "small", onclick: () => text.replay(sample.steps) }, "Replay");
   const pace = (sample.generated / Math.max(1, sample.passes)).toFixed(2);
-  const figures = `${sample.generated} tokens in ${sample.passes} forward passes · ${pace} tokens a pass · log-probability ${sample.log_prob.toFixed(2)}`;
+  const figures = `${count(sample.generated, "token")} in ${count(sample.passes, "forward pass", "es")} · ${pace} tokens a pass · log-probability ${sample.log_prob.toFixed(2)}`;
   text.replay(sample.steps);
   return element("article", {}, element("div", { class: "head" }, element("h2", {}, title), replay), text.element, orderStrip(sample.rank), element("p", { class: "figures" }, figures));
 }

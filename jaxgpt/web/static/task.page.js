@@ -1,7 +1,7 @@
 // The page of runs that do a task: a maze is drawn and solved in place.
 
 import { act, explain } from "./api.js";
-import { element, field, number, say } from "./dom.js";
+import { count, element, field, number, say } from "./dom.js";
 import { Player } from "./player.js";
 
 const [EMPTY, WALL, START, GOAL, PATH] = [0, 1, 2, 3, 4];
@@ -134,6 +134,7 @@ export default class TaskPage {
     const body = { tokens: this.tokens, known: this.known, seed: Number(this.seed.value), sampling };
     try {
       const done = await act(this.run, "solve", body, (event) => {
+        if (event.type === "running") this.compiled = event.compiling;
         if (explain(event)) say(explain(event));
         else if (event.type === "frame" && this.about.grid) player.push(() => this.overlay(event.tokens, event.decoded));
       }, abort.signal);
@@ -152,7 +153,8 @@ export default class TaskPage {
     const right = done.verdict.accuracy > 0;
     const others = Object.entries(done.verdict).filter(([name]) => name !== "accuracy").map(([name, value]) => ` · ${name.replaceAll("_", " ")} ${Number(value.toFixed(3))}`);
     const verdict = element("p", { class: right ? "right" : "wrong" }, element("b", {}, right ? "Right" : "Wrong"), ...others);
-    const figures = `${done.passes} forward passes for ${done.generated} tokens · ${done.seconds.toFixed(2)} s · log-probability ${done.log_prob.toFixed(2)}`;
+    const seconds = `${done.seconds.toFixed(2)} s${this.compiled ? ", compilation included" : ""}`;
+    const figures = `${count(done.generated, "token")} in ${count(done.passes, "forward pass", "es")} · ${seconds} · log-probability ${done.log_prob.toFixed(2)}`;
     this.answer.replaceChildren(verdict, element("p", { class: "figures" }, figures));
     if (!this.about.grid) {
       this.answer.append(element("h3", {}, "Answer"), element("pre", {}, done.text), element("img", { src: done.picture, alt: "the task's picture of this answer" }));

@@ -1,7 +1,7 @@
 // The page of runs that write texts: write and erase, compare, score.
 
 import { act, explain } from "./api.js";
-import { element, field, number, percent, say, svg } from "./dom.js";
+import { count, element, field, number, percent, say, svg } from "./dom.js";
 import { Editor, sent, withToken } from "./editor.js";
 import { Player } from "./player.js";
 import { TokenText, orderStrip } from "./tokens.js";
@@ -180,6 +180,7 @@ export default class TextPage {
     const pieces = this.editor.pieces;
     const abort = (this.abort = new AbortController());
     this.busy(true);
+    say("asking");
     this.results.replaceChildren();
     try {
       for (const way of ways) await this.one(pieces, way, abort.signal);
@@ -282,7 +283,7 @@ export default class TextPage {
 }
 
 const figures = (passes, made, logProb, seconds) =>
-  `${passes} forward passes · ${(made / Math.max(1, passes)).toFixed(2)} tokens a pass · ${seconds} · log-probability ${logProb.toFixed(2)}`;
+  `${count(passes, "forward pass", "es")} · ${(made / Math.max(1, passes)).toFixed(2)} tokens a pass · ${seconds} · log-probability ${logProb.toFixed(2)}`;
 
 function scored(name, nll, { pieces, characters }) {
   const sum = nll.reduce((total, each) => total + (each ?? 0), 0);
