@@ -12,6 +12,7 @@ from jaxgpt.errors import UserError
 
 COMMANDS = (
     *("train", "sample", "evaluate", "convert", "verify", "plan", "grid", "memory"),
+    "playground",
     *("systems.gssm.generate", "systems.gssm.entropy", "systems.gssm.difficulty"),
     "systems.gssm.probe",
 )

@@ -151,6 +151,17 @@ FIGURES = {
         5,
         by_default=True,
     ),
+    "playground": Figure(
+        (
+            "jaxgpt.train --config=configs/quickstart.py --workdir={runs}/playground",
+            "jaxgpt.playground --workdir={runs}/playground "
+            "--export=docs/playground_replay.html",
+            "scripts.playground_picture --workdir={runs}/playground "
+            "--output={runs}/playground.png",
+        ),
+        {"playground.png": Picture("{runs}/playground.png")},
+        5,
+    ),
     "gssm": Figure(
         (
             "jaxgpt.train --config=configs/gssm.py:easy --workdir={runs}/gssm",

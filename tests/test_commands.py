@@ -49,6 +49,7 @@ OTHERS = {
     "plan": ["--config", "--topology", "--json"],
     "grid": ["--study", "--workdir", "--point", "--gather", "--jobs"],
     "memory": ["--memory", "--workdir", "--step", "--json", "--split", "--k"],
+    "playground": ["--workdir", "--step", "--port", "--host", "--export"],
     "systems.gssm.generate": ["--config", "--output", "--num_sequences"],
     "systems.gssm.entropy": ["--config", "--graph", "--kernels", "--tokens"],
     "systems.gssm.difficulty": ["--config", "--floor", "--bigram_gap", "--output"],

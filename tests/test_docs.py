@@ -68,6 +68,8 @@ class Reader:
         replaced |= {"train": self.trained, "convert": self.converted}
         for name, execute in replaced.items():
             monkeypatch.setattr(f"jaxgpt.commands.{name}.execute", execute)
+        for name in ("serve", "export"):
+            monkeypatch.setattr(f"jaxgpt.web.{name}.execute", lambda *_: None)
         pathlib.Path("notes.memory").touch()
         monkeypatch.setattr("jaxgpt.memory.show", lambda *_: None)
         monkeypatch.setattr("jaxgpt.commands.verify.damaged_arrays", lambda *_: {})

@@ -46,7 +46,7 @@ class TaskPage:
             "longest": task.length,
             "words": list(task.words),
             "grid": grid,
-            "samplers": sampler_choices(),
+            "samplers": sampler_choices(run),
             "orders": order_choices(),
         }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,13 @@ from jaxgpt.model.layers import count_parameters
 from jaxgpt.sampling import prompts
 from jaxgpt.sampling.output import pieces, read_output
 from jaxgpt.sampling.state import SamplerOutput, SamplingParams
+from jaxgpt.systems.diffusion import config as diffusion
+from jaxgpt.systems.diffusion.system import MaskedDiffusion
 from jaxgpt.systems.reader import Given
 from jaxgpt.systems.sigma import orders
-from jaxgpt.systems.sigma.config import INEXACT, SAMPLERS
+from jaxgpt.systems.sigma.config import SAMPLERS
 from jaxgpt.systems.sigma.options import LOW_ENTROPY_FIRST
-from jaxgpt.web.pages.base import Emit, Event
+from jaxgpt.web.pages.base import Action, Emit, Event
 from jaxgpt.web.requests import MAX_SAMPLES, Fill, Piece, Score
 
 FRAME = 1 / 120  # Seconds between two pictures of a text, at least.
@@ -38,12 +40,22 @@ class TextPage:
     def __init__(self, run: Run):
         self.run = run
         self.compiled: set[Any] = set()
-        self.actions = {"fill": self.fill, "score": self.score}
+        self.actions: dict[str, Action] = {"fill": self.fill}
+        self.scores = _scores(run)
+        if self.scores:
+            self.actions["score"] = self.score
 
     @property
     def any_order(self) -> bool:
-        """Whether gaps may stand anywhere, and orders can be chosen."""
+        """Whether orders can be chosen."""
         return self.run.system.model_config.any_order
+
+    @property
+    def gaps_anywhere(self) -> bool:
+        """Whether there may be text after a gap."""
+        system = self.run.system
+        whole = isinstance(system, MaskedDiffusion) and not system.in_blocks
+        return self.any_order or whole
 
     @property
     def longest(self) -> int:
@@ -60,8 +72,9 @@ class TextPage:
             "longest": self.longest,
             "characters": run.config.data.tokenizer == "char",
             "has_text": run.tokenizer is not None,
-            "any_order": self.any_order,
-            "samplers": sampler_choices() if self.any_order else [],
+            "gaps_anywhere": self.gaps_anywhere,
+            "scores": self.scores,
+            "samplers": sampler_choices(run),
             "orders": order_choices() if self.any_order else [],
             "order": self.usual_order(),
             "max_samples": MAX_SAMPLES,
@@ -82,7 +95,7 @@ class TextPage:
             except UserError:
                 continue
             gap = min(24, (self.longest - length) // 2)
-            if self.any_order and gap > 0:
+            if self.gaps_anywhere and gap > 0:
                 return [{"gap": gap}, {"text": text}, {"gap": gap}]
             if length < self.longest:
                 return [{"text": text}, {"gap": min(60, self.longest - length)}]
@@ -151,7 +164,7 @@ class TextPage:
             return None
         self.compiled.add(key)
         frames.send(output)
-        for row in range(num_samples):
+        for row in range(num_samples if self.scores else 0):
             alternatives = self.alternatives(output, row, given.known)
             found = {"type": "alternatives", "row": row, "tokens": alternatives}
             if not emit(found):
@@ -320,9 +333,24 @@ def _means(nll_KT: np.ndarray) -> list[float | None]:
     ]
 
 
-def sampler_choices() -> list[Event]:
-    """Returns the samplers, and why one is not exact."""
-    return [{"name": name, "note": INEXACT.get(name, "")} for name in SAMPLERS]
+def sampler_choices(run: Run) -> list[Event]:
+    """Returns the samplers of a run, and why one is not exact."""
+    names: Iterable[str] = ()
+    if run.system.model_config.any_order:
+        names = SAMPLERS
+    elif isinstance(run.system, MaskedDiffusion):
+        names = diffusion.SAMPLERS
+    inexact = run.system.inexact
+    return [{"name": name, "note": inexact(SamplingParams(name))} for name in names]
+
+
+def _scores(run: Run) -> bool:
+    """Returns whether the model says how likely each token of a text is."""
+    try:
+        run.system.check_scores()
+    except UserError:
+        return False
+    return True
 
 
 def order_choices() -> list[Event]:

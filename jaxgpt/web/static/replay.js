@@ -9,8 +9,9 @@ const popover = new Popover(document.getElementById("popover"));
 function card({ title, known, given, pieces, alternatives, sample }) {
   const text = new TokenText(known, given, title);
   text.add(pieces);
-  text.alternatives = alternatives;
-  text.makeInteractive(popover, null);
+  text.alternatives = alternatives ?? {};
+  text.keep();
+  if (alternatives) text.makeInteractive(popover, null);
   const replay = element("button", { type: "button", class: "small", onclick: () => text.replay(sample.steps) }, "Replay");
   const pace = (sample.generated / Math.max(1, sample.passes)).toFixed(2);
   const figures = `${count(sample.generated, "token")} in ${count(sample.passes, "forward pass", "es")} · ${pace} tokens a pass · log-probability ${sample.log_prob.toFixed(2)}`;

@@ -14,7 +14,7 @@ export default class TextPage {
     Object.assign(this, { run, about, popover });
     this.history = [];
     this.abort = null;
-    this.editor = new Editor({ gapsAnywhere: about.any_order, changed: () => this.remember() });
+    this.editor = new Editor({ gapsAnywhere: about.gaps_anywhere, changed: () => this.remember() });
     this.results = element("div", { class: "results" });
     this.buttons();
     this.element = element("div", {}, this.tabs());
@@ -23,7 +23,8 @@ export default class TextPage {
   }
 
   tabs() {
-    const parts = { Write: this.writing(), Score: this.scoring() };
+    const parts = { Write: this.writing() };
+    if (this.about.scores) parts.Score = this.scoring();
     const tabs = element("div", { role: "tablist", "aria-label": "What to do", class: "tabs" });
     const panels = Object.entries(parts).map(([name, part], index) => {
       const [tabId, panelId] = [`tab-${name}`, `panel-${name}`];
@@ -43,7 +44,7 @@ export default class TextPage {
     };
     tabs.addEventListener("keydown", (event) => {
       if (event.key !== "ArrowRight" && event.key !== "ArrowLeft") return;
-      const next = (Number(panels[0].hidden) + 1) % 2;
+      const next = (panels.findIndex((panel) => !panel.hidden) + 1) % panels.length;
       select(next);
       tabs.children[next].focus();
     });
@@ -63,12 +64,13 @@ export default class TextPage {
   }
 
   writing() {
-    const anywhere = this.about.any_order;
+    const anywhere = this.about.gaps_anywhere;
+    const compared = this.about.orders.length > 0;
     const hint = anywhere
       ? "Type a text. Select any stretch and press Gap (Ctrl+G): the model fills it around what stays."
       : "Type a text and leave a gap at its end: this model reads left to right.";
     const gap = element("div", { class: "bar" }, this.gapButton, this.clearButton, this.undoButton);
-    const go = element("div", { class: "bar" }, this.fillButton, anywhere ? this.compareButton : "", this.cancelButton);
+    const go = element("div", { class: "bar" }, this.fillButton, compared ? this.compareButton : "", this.cancelButton);
     const part = element("div", { class: "write" }, element("p", { class: "hint" }, hint), this.editor.element, gap, this.options(), go, legend(), this.results);
     part.addEventListener("keydown", (event) => {
       const control = event.ctrlKey || event.metaKey;
@@ -95,12 +97,14 @@ export default class TextPage {
       field("Top-p", number("top_p", 1, { min: 0.01, max: 1, step: 0.01 }), "draw from the likeliest tokens that reach this probability"),
       field("Seed", number("seed", 0, { min: 0, step: 1 })),
       field("Samples", number("num_samples", 1, { min: 1, max: about.max_samples })));
-    if (about.any_order) {
+    if (about.samplers.length) {
       const sampler = element("select", { name: "sampler" }, element("option", { value: "" }, "default"));
       for (const { name, note } of about.samplers) {
         sampler.append(element("option", { value: name, title: note }, note ? `${name} (not exact)` : name));
       }
       this.form.append(field("Sampler", sampler));
+    }
+    if (about.orders.length) {
       const orders = element("fieldset", { class: "orders" }, element("legend", {}, "Order"));
       about.orders.forEach(({ name, ranks }) => {
         const radio = element("input", { type: "radio", name: "order", value: name, checked: name === about.order });
@@ -201,6 +205,7 @@ export default class TextPage {
     const { title, ...body } = way;
     let cards = [];
     let known = [];
+    let considered = false;
     let began = 0;
     let compiled = "";
     const player = new Player(this.slow.checked ? SLOW : 0);
@@ -222,6 +227,7 @@ export default class TextPage {
         }));
       } else if (event.type === "alternatives") {
         cards[event.row].text.alternatives = event.tokens;
+        considered = true;
       }
     };
     const done = await act(this.run, "fill", { pieces: sent(pieces), ...body }, on, signal);
@@ -231,7 +237,8 @@ export default class TextPage {
       const sample = done.samples[row];
       card.figures.textContent = figures(sample.passes, sample.generated, sample.log_prob, `${done.seconds.toFixed(2)} s${compiled}`);
       card.order.replaceChildren(orderStrip(sample.rank));
-      card.text.makeInteractive(this.popover, (place, id, text) => {
+      card.text.keep();
+      if (considered) card.text.makeInteractive(this.popover, (place, id, text) => {
         this.editor.pieces = withToken(pieces, known, place, id, text);
         this.remember();
         this.fill();
@@ -267,7 +274,7 @@ export default class TextPage {
     const go = async () => {
       shown.replaceChildren();
       try {
-        const body = { text: text.value, order: this.about.any_order ? order.value : "" };
+        const body = { text: text.value, order: order.value };
         const found = await act(this.run, "score", body, (event) => explain(event) && say(explain(event)));
         shown.append(...Object.entries(found.nll).map(([name, nll]) => scored(name, nll, found)));
         say("done");
@@ -276,7 +283,7 @@ export default class TextPage {
       }
     };
     const button = element("button", { type: "button", class: "main", onclick: go }, "Score");
-    const bar = element("div", { class: "bar" }, this.about.any_order ? field("Order", order) : "", button);
+    const bar = element("div", { class: "bar" }, this.about.orders.length ? field("Order", order) : "", button);
     const hint = "The negative log-likelihood of each token: deeper colours were less expected. Of random orders it is the mean of 8.";
     return element("div", {}, element("p", { class: "hint" }, hint), text, bar, shown);
   }

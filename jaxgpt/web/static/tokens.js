@@ -35,6 +35,11 @@ export class TokenText {
     }
   }
 
+  // Remembers what is written, for replays.
+  keep() {
+    this.written = this.cells.map((cell) => [cell.className, cell.textContent]);
+  }
+
   // Shows again how it was written; steps: the forward pass that each token is from.
   replay(steps) {
     const show = (pass) => this.cells.forEach((cell, place) => {
@@ -52,7 +57,6 @@ export class TokenText {
   // Lets each written token be asked what else was considered: one stop of the Tab key,
   // arrows from token to token.
   makeInteractive(popover, choose) {
-    this.written = this.cells.map((cell) => [cell.className, cell.textContent]);
     const cells = this.cells.filter((cell) => cell.classList.contains("made") && cell.textContent);
     for (const [index, cell] of cells.entries()) {
       cell.tabIndex = index ? -1 : 0;
