@@ -191,8 +191,10 @@ def own_text(tmp_path, monkeypatch):
 
 @pytest.mark.trains
 @pytest.mark.unoptimised
-def test_the_first_pages_from_make_train_to_verify(own_text, capsys):
+def test_the_first_pages_from_make_train_to_verify(own_text, capsys, monkeypatch):
     """What they do with the run of `make train`, in small."""
+    # The playground would wait for a browser, at a port that may be taken.
+    monkeypatch.setattr("jaxgpt.web.serve.execute", lambda args: None)
     shrunk = [f"--config.{key}={value}" for key, value in SHRUNK.items()]
     quickstart = "--config=configs/quickstart.py"
     done = []
