@@ -67,7 +67,7 @@ PIECES = [{"text": "my lord"}, {"gap": 9}, {"text": ", no"}, {"gap": 5}]
 
 def test_a_page_says_what_its_run_can_do(page):
     about = page.describe()
-    assert about["any_order"] and about["longest"] == 32
+    assert about["gaps_anywhere"] and about["longest"] == 32
     assert {sampler["name"]: bool(sampler["note"]) for sampler in about["samplers"]}[
         "burst"
     ]
@@ -177,7 +177,7 @@ def test_scores_are_those_of_python(page):
 def test_a_causal_run_continues_and_says_where_its_gap_must_be():
     page = TextPage(fresh("teeny_char.py:tiny"))
     about = page.describe()
-    assert not about["any_order"] and about["orders"] == about["samplers"] == []
+    assert not about["gaps_anywhere"] and about["orders"] == about["samplers"] == []
     done = ask(page, "fill", pieces=[{"tokens": [3, 1]}, {"gap": 4}]).events[-1]
     assert done["samples"][0]["generated"] == 4
     request = parse("fill", {"pieces": [{"gap": 4}, {"tokens": [3]}]})
