@@ -20,6 +20,7 @@ export default class ChainPage {
   }
 
   async ask(given) {
+    say("asking");
     const tokens = given ? (this.tokens.value.match(/\d+/g) || []).map(Number) : [];
     try {
       const found = await act(this.run, "sequence", { tokens, seed: Number(this.seed.value) }, (event) => explain(event) && say(explain(event)));

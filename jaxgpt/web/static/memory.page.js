@@ -27,6 +27,7 @@ export default class MemoryPage {
   }
 
   async do(action, body, then) {
+    say("asking");
     try {
       const done = await act(this.run, action, body, (event) => explain(event) && say(explain(event)));
       then(done);

@@ -34,6 +34,7 @@ export default class TaskPage {
   }
 
   async problem() {
+    say("asking");
     try {
       const found = await act(this.run, "problem", { seed: Number(this.seed.value) }, (event) => explain(event) && say(explain(event)));
       this.tokens = found.tokens;
@@ -124,6 +125,7 @@ export default class TaskPage {
   }
 
   async solve() {
+    say("asking");
     this.abort?.abort();
     const abort = (this.abort = new AbortController());
     const player = new Player();

@@ -273,6 +273,7 @@ export default class TextPage {
     const shown = element("div", { class: "scores" });
     const go = async () => {
       shown.replaceChildren();
+      say("asking");
       try {
         const body = { text: text.value, order: order.value };
         const found = await act(this.run, "score", body, (event) => explain(event) && say(explain(event)));
