@@ -146,7 +146,7 @@ class Run:
         given = self.reader.prompt(prompt, max_new_tokens, special_tokens)
         params = SamplingParams.of(sampling)
         output = self.fill(given, params, num_samples, seed, stop)
-        return read_output(output, given.known, self.tokenizer, stop)
+        return self.read_output(output, given.known, stop)
 
     def infill(
         self,
@@ -162,7 +162,8 @@ class Run:
             run.infill("To be, <missing:12> question", order="far-apart")
 
         Args:
-          template: a text with gaps written `<missing:12>`, of 12 tokens each; or
+          template: a text with gaps written `<missing:12>`, of 12 tokens, or, if the
+            run is trained for it (sigma.max_gap), `<missing:1-12>`, of 1 to 12; or
             token ids [T], -1 where one is missing.
           num_samples, seed, special_tokens, **sampling: as in `generate`.
 
@@ -173,7 +174,7 @@ class Run:
         given = self.reader.template(template, special_tokens)
         params = SamplingParams.of(sampling)
         output = self.fill(given, params, num_samples, seed)
-        return read_output(output, given.known, self.tokenizer)
+        return self.read_output(output, given.known)
 
     def score(self, texts: Texts, order: np.ndarray | None = None) -> np.ndarray:
         """Returns the negative log-likelihood of each token in nats, float64 [N, T].
@@ -275,6 +276,16 @@ class Run:
         tokens_NT = self.reader.texts(texts, same_length=True).tokens_NT
         order_NT = self.reader.orders(order, tokens_NT.shape)
         return self.score_tokens(tokens_NT, order_NT)[0]
+
+    def read_output(
+        self,
+        output: SamplerOutput,
+        known: np.ndarray | Sequence[np.ndarray],
+        stop: str = "",
+    ) -> list[Sample]:
+        """Returns the texts that `fill` returned; see `output.read_output`."""
+        end_of_gap = self.system.end_of_gap
+        return read_output(output, known, self.tokenizer, stop, end_of_gap)
 
     def fill(
         self,

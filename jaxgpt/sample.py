@@ -67,7 +67,10 @@ def _add_start(parser: cli.Parser) -> None:
     )
     start.add_argument("--prompt_ids", help="token ids to continue, like 3,1,4")
     start.add_argument(
-        "--template", type=str, help="text with gaps written <missing:12>, or @FILE"
+        "--template",
+        type=str,
+        help="text with gaps written <missing:12>, or <missing:1-12> of unknown length "
+        "(sigma.max_gap), or @FILE",
     )
     start.add_argument(
         "--input",

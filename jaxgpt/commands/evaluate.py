@@ -21,7 +21,7 @@ from jaxgpt.model import rng
 from jaxgpt.run import Run, open_run
 from jaxgpt.systems import scoring
 from jaxgpt.systems.base import Evaluation
-from jaxgpt.systems.sigma import likelihood
+from jaxgpt.systems.sigma import likelihood, open_gaps
 from jaxgpt.systems.sigma.config import ORDERS
 from jaxgpt.training import metrics, plots
 from jaxgpt.training.progress import status
@@ -108,6 +108,8 @@ def _print(figures: dict[str, Any], as_json: str | None) -> None:
         for ratio, found in figures.get("infill", {}).items():
             print(f"{'infill ' + ratio:>20}", end="")
             print("".join(f"  {name} {value:.4g}" for name, value in found.items()))
+        for name, value in figures.get("unknown_length", {}).items():
+            print(f"{'gap ' + name:>20}  {value:.4g}")
 
 
 def _print_texts(kinds: dict[str, dict[str, float | None]]) -> None:
@@ -230,7 +232,12 @@ def evaluate_infilling(run: Run, split: str, ratios: list[float]) -> dict[str, d
         )
         for ratio in ratios
     }
-    return {"infill": measured}
+    figures: dict[str, dict] = {"infill": measured}
+    if run.system.max_gap:
+        figures["unknown_length"] = open_gaps.score(
+            run.system, run.params, tokens_NT, c.seed
+        )
+    return figures
 
 
 def evaluate_lengths(run: Run, split: str, lengths: list[int]) -> dict:

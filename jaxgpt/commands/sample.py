@@ -17,7 +17,7 @@ from jaxgpt.run import open_run
 from jaxgpt.sampling import prompts
 from jaxgpt.sampling.display import Screen
 from jaxgpt.sampling.options import SamplingOptions
-from jaxgpt.sampling.output import read_output, split_continuations
+from jaxgpt.sampling.output import split_continuations
 from jaxgpt.sampling.state import SamplingParams
 from jaxgpt.systems.reader import Given
 from jaxgpt.systems.registry import system_class
@@ -119,7 +119,7 @@ def _sample_text(
         filled = fill()
     seconds = time.perf_counter() - began
     given = int(prompt_mask.sum())
-    found = read_output(filled, prompt_mask, run.tokenizer, args.stop)
+    found = run.read_output(filled, prompt_mask, args.stop)
     samples = [sample.to_json() for sample in found]
     if session:
         session.describe(samples, filled, given, run.tokenizer)
@@ -172,7 +172,7 @@ def _sample_task(run: Run, args: argparse.Namespace) -> None:
     verdict = task.judge(filled.tokens_BT, reference, prompt_mask)
     if image:
         system.plot(image, filled.tokens_BT, reference, prompt_mask)
-    found = read_output(filled, prompt_mask, run.tokenizer)
+    found = run.read_output(filled, prompt_mask)
     samples = [sample.to_json() for sample in found]
     for row, sample in enumerate(samples):
         sample["text"] = task.text(filled.tokens_BT[row])

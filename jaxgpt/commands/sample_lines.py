@@ -21,7 +21,7 @@ from jaxgpt.errors import UserError, atomic_path, log, os_errors, require
 from jaxgpt.inference import Run
 from jaxgpt.parallel import lock
 from jaxgpt.sampling.options import SamplingOptions, check_ranges
-from jaxgpt.sampling.output import Sample, read_output
+from jaxgpt.sampling.output import Sample
 from jaxgpt.sampling.state import SamplingParams
 from jaxgpt.systems.batches import Row
 from jaxgpt.systems.reader import Given
@@ -64,7 +64,7 @@ def execute(run: Run, args: argparse.Namespace, sampling: SamplingParams) -> Non
         raise UserError(f"--output '{args.output}' exists: name a new file")
     with os_errors(f"--input='{args.input}'"):
         content = user_path(args.input).read_bytes()
-    requests = read_requests(run, args, content)
+    requests = read_requests(run, args, content, sampling)
     partial = output.with_name(f"{output.name}.partial")
     names = [*SamplingOptions.__annotations__, *DEFAULTS, "stop", "special_tokens"]
     options = {name: getattr(args, name) for name in names}
@@ -113,7 +113,9 @@ def execute(run: Run, args: argparse.Namespace, sampling: SamplingParams) -> Non
         )
 
 
-def read_requests(run: Run, args: argparse.Namespace, content: bytes) -> list[Request]:
+def read_requests(
+    run: Run, args: argparse.Namespace, content: bytes, sampling: SamplingParams
+) -> list[Request]:
     """Reads the lines of the input; empty ones are refused.
 
     Raises:
@@ -127,6 +129,8 @@ def read_requests(run: Run, args: argparse.Namespace, content: bytes) -> list[Re
     for number, line in enumerate(lines, 1):
         try:
             requests.append(_read_line(run, args, line))
+            given = requests[-1].given
+            run.system.check_given(given.tokens, given.known, sampling)
         except UserError as error:
             raise UserError(f"--input='{args.input}', line {number}: {error}") from None
         notes.add(requests[-1].given.note)
@@ -209,7 +213,7 @@ def _generate(
     count = 0
     request = next(waiting, None)
     for part, output in run.fill_rows(rows, sampling, stop) if rows else ():
-        found += read_output(output, [row.known for row in part], run.tokenizer, stop)
+        found += run.read_output(output, [row.known for row in part], stop)
         while request and len(found) >= request.num_samples:
             own, found = found[: request.num_samples], found[request.num_samples :]
             objects = [_to_json(sample) for sample in own]

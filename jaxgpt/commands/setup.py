@@ -179,13 +179,15 @@ def open_setup(
     config.model.vocab_size = wanted or 1
     system = build_system(config)
     data = system.open_data(tokenizer)
-    if wanted and wanted < data.vocab_size:
+    needed = data.vocab_size + (system.max_gap > 0)
+    if wanted and wanted < needed:
         raise UserError(
-            f"model.vocab_size {wanted} is less than the {data.vocab_size} of the data"
+            f"model.vocab_size {wanted} is less than the {needed} of the data"
+            + (" and the end-of-gap token" if system.max_gap else "")
             + (f": init_from '{config.init_from}' has it" if config.init_from else "")
         )
     if not wanted:
-        config.model.vocab_size = data.vocab_size
+        config.model.vocab_size = needed
         system = build_system(config)
     if data.fingerprint and not system.is_task:
         config.data.path = str(resolve_path(config.data))

@@ -346,9 +346,10 @@ class Format:
         """Raises UserError for a run whose model the original cannot be."""
         fits = issubclass(system_class(config.system), system_class(self.system))
         require(fits, "system", repr(self.system), config.system)
-        for name in ("begin_token", "separate_tables"):
-            added = self.system == "sigma" and config.sigma[name]
-            require(not added, f"sigma.{name}", "False", added)
+        for name in ("begin_token", "separate_tables", "max_gap"):
+            value = config.sigma[name]
+            fits = self.system != "sigma" or not value
+            require(fits, f"sigma.{name}", repr(type(value)()), value)
         known = {k: [value] for k, value in self.fixed_fields(config.model).items()}
         known |= {
             k: [*dict.fromkeys(v.values())] for k, (_, v, _) in self.choices.items()

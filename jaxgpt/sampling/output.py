@@ -122,6 +122,7 @@ def read_output(
     prompt_mask: np.ndarray | Sequence[np.ndarray],
     tokenizer: Tokenizer | None,
     stop: str = "",
+    end_of_gap: int = -1,
 ) -> list[Sample]:
     """Returns the generated texts, cut after stop.
 
@@ -130,6 +131,7 @@ def read_output(
       prompt_mask: what is given, [T], [N, T], or N of [T] where lengths differ.
       tokenizer: of the texts.
       stop: ends a text.
+      end_of_gap: a token that is no part of the texts.
     """
     samples = []
     if isinstance(prompt_mask, np.ndarray):
@@ -139,10 +141,11 @@ def read_output(
         tokens = output.tokens_BT[row, :T]
         end = length_with_stop(tokens, given, stop, tokenizer)
         generated = (output.decoded_BT[row, :T] & ~prompt_mask_T)[:end]
+        text = tokens[:end][tokens[:end] != end_of_gap]
         samples.append(
             Sample(
-                text=tokenizer.decode(tokens[:end]) if tokenizer else None,
-                tokens=tokens[:end],
+                text=tokenizer.decode(text) if tokenizer else None,
+                tokens=text,
                 log_prob=float(output.log_p_BT[row, :end].sum()),
                 num_forward_passes=int(output.num_forward_passes_B[row]),
                 num_generated=int(generated.sum()),

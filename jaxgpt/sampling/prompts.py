@@ -15,7 +15,7 @@ from jaxgpt.data import reading
 from jaxgpt.data.tokenizers import Tokenizer, UnknownCharacterError
 from jaxgpt.errors import UserError, log, require
 
-GAP = re.compile(r"<missing:(\d+)>")
+GAP = re.compile(r"<missing:((?:1-)?\d+)>")
 MARKED = re.compile(r"\[\[(.*?)\]\]", re.DOTALL)
 # What was meant as a gap: <missing>, <missing:-3>, <MISSING:3>, <missing: 3, ...
 NEARLY_GAP = re.compile(r"<\s*missing\s*(?:[:=][^<>]*>?|[-+\d\s]*>)", re.IGNORECASE)
@@ -120,11 +120,22 @@ def read_template(
     tokenizer: Tokenizer | None,
     longest: int,
     special_tokens: bool = False,
+    max_gap: int = 0,
+    end_of_gap: int = -1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (tokens, known) of a text with gaps, "a <missing:12> b".
+    """Returns (tokens, known) of a text with gaps, "a <missing:12> b <missing:1-8>".
+
+    Args:
+      template: the text.
+      tokenizer: of the text.
+      longest: tokens that it may have, with its gaps.
+      special_tokens: as in `encode`.
+      max_gap: tokens of the longest gap of unknown length; 0 allows none.
+      end_of_gap: the token that is given behind such a gap.
 
     Raises:
-      UserError: where it is empty, is too long, or has a gap without length.
+      UserError: where it is empty, is too long, or has a gap without length or with one
+        that the model cannot fill.
     """
     if not template:
         raise UserError("--template is empty: write gaps as <missing:12>")
@@ -132,7 +143,8 @@ def read_template(
         if not GAP.fullmatch(nearly[0]):
             raise UserError(
                 f"'<' (at {nearly.start()}) begins {nearly[0]!r}, which is not a gap: "
-                "write one of 12 tokens as <missing:12>"
+                "write one of 12 tokens as <missing:12>, one of 1 to 12 as "
+                "<missing:1-12>"
             )
     tokens, prompt_mask, total = [np.zeros(0, np.int32)], [np.zeros(0, bool)], 0
     at = 0  # In the template.
@@ -144,16 +156,33 @@ def read_template(
             )
         ids = None if gap else encode(piece, tokenizer, special_tokens, at)
         at += len(f"<missing:{piece}>" if gap else piece)
-        length = int(piece) if ids is None else len(ids)
-        total += length
+        unknown = gap and piece.startswith("1-")
+        length = int(piece.removeprefix("1-")) if ids is None else len(ids)
+        if unknown:
+            _check_unknown(piece, length, max_gap)
+        total += length + unknown
         if total <= longest:
             tokens.append(np.zeros(length, np.int32) if ids is None else ids)
             prompt_mask.append(np.full(length, not gap))
+        if unknown and total <= longest:
+            tokens.append(np.array([end_of_gap], np.int32))
+            prompt_mask.append(np.array([True]))
     if total > longest:
         raise UserError(
             f"the template makes {total} tokens, but only {longest} fit the model"
         )
     return np.concatenate(tokens), np.concatenate(prompt_mask)
+
+
+def _check_unknown(piece: str, length: int, max_gap: int) -> None:
+    """Raises UserError for a gap of 1 to `length` tokens that cannot be filled."""
+    if not max_gap:
+        raise UserError(
+            f"<missing:{piece}> is of unknown length, which this run is not trained "
+            "for: give a length, as <missing:12>, or train with sigma.max_gap"
+        )
+    rule = f"between 1-1 and 1-{max_gap} for this run (sigma.max_gap)"
+    require(1 <= length <= max_gap, f"<missing:{piece}>", rule, piece)
 
 
 def read_marked(

@@ -157,6 +157,16 @@ class System:
         )
 
     @property
+    def max_gap(self) -> int:
+        """Tokens of the longest gap of unknown length; 0 if it can fill none."""
+        return 0
+
+    @property
+    def end_of_gap(self) -> int:
+        """The token, after those of the data, that ends such a gap; -1 for none."""
+        return self.model_config.vocab_size - 1 if self.max_gap else -1
+
+    @property
     def window(self) -> int:
         """Tokens of one training sequence, targets included."""
         return self.model_config.block_size + self.extra_tokens
@@ -288,6 +298,16 @@ class System:
         Whether a list of positions fits is known once there is a text.
         """
         check_left_to_right(order)
+
+    def check_given(
+        self, tokens: np.ndarray, known: np.ndarray, sampling: SamplingParams
+    ) -> None:
+        """Raises UserError for options that are not for these texts.
+
+        Args:
+          tokens, known: [T] or [B, T], as of `sample`.
+          sampling: the options.
+        """
 
     def decode_order(
         self,

@@ -151,7 +151,12 @@ class Reader:
             template = prompts.normalize(template, self.normalize)
             return self._started(
                 *prompts.read_template(
-                    template, self.tokenizer, longest, special_tokens
+                    template,
+                    self.tokenizer,
+                    longest,
+                    special_tokens,
+                    self.system.max_gap,
+                    self.system.end_of_gap,
                 )
             )
         ids = prompts.read_ids(template, c.vocab_size, "template", least=-1)

@@ -60,6 +60,12 @@ class SigmaConfig(OptionGroup):
         min=0,
         max=1,
     )
+    max_gap: int = option(
+        0,
+        "longest gap of unknown length, <missing:1-N>, that infill_share trains for; "
+        "0 has no end-of-gap token",
+        min=0,
+    )
     begin_token: bool = option(False, "a token read first, to model the first one too")
     adaptive_norm: bool = option(False, "norms depend on the target position (AdaLN)")
     separate_tables: bool = option(
@@ -76,6 +82,10 @@ class SigmaConfig(OptionGroup):
         rule, remedy = "0 with system=sigma-task", "a task has prompts of its own"
         share = config.sigma.infill_share
         require(not shares_prompts, "sigma.infill_share", rule, share, remedy)
+        most, infills = config.sigma.max_gap, config.sigma.infill_share > 0
+        require(most == 0 or infills, "sigma.max_gap", "0 without infill_share", most)
+        rule = "less than half of model.block_size"
+        require(2 * most < config.model.block_size, "sigma.max_gap", rule, most)
         if config.system.startswith("sigma"):
             mixer = config.model.mixer
             require(mixer == "attention", "model.mixer", "attention for σ-GPT", mixer)

@@ -133,12 +133,16 @@ def gaps(key: jax.Array, B: int, T: int) -> jax.Array:
     Both left to right, as a template is filled with that order. Spans are `SPAN` tokens
     long on average; the share of them that is read first is uniform over rows.
     """
+    return prompt_first(left_to_right(B, T), read_first(key, B, T))
+
+
+def read_first(key: jax.Array, B: int, T: int) -> jax.Array:
+    """Returns which tokens `gaps` reads first, bool [B, T]."""
     cut_key, span_key, share_key = jax.random.split(key, 3)
     begins_BT = jax.random.uniform(cut_key, (B, T)) < 1 / SPAN
     draws_BT = jax.random.uniform(span_key, (B, T + 1))
     draw_BT = jnp.take_along_axis(draws_BT, jnp.cumsum(begins_BT, 1), 1)
-    first_BT = draw_BT < jax.random.uniform(share_key, (B, 1))
-    return prompt_first(left_to_right(B, T), first_BT)
+    return draw_BT < jax.random.uniform(share_key, (B, 1))
 
 
 def prompt_first(order_BT: jax.Array, prompt_mask_BT: jax.Array) -> jax.Array:

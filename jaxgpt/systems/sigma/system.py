@@ -29,7 +29,7 @@ from jaxgpt.sampling.state import (
     SamplingParams,
 )
 from jaxgpt.systems.base import Batch, System
-from jaxgpt.systems.sigma import options, orders, windows
+from jaxgpt.systems.sigma import open_gaps, options, orders, windows
 from jaxgpt.systems.sigma.config import INEXACT, SAMPLERS, double_positions
 from jaxgpt.systems.sigma.options import LOW_ENTROPY_FIRST
 
@@ -53,6 +53,28 @@ class SigmaGPT(System):
             "separate_tables": c.separate_tables,
         }
 
+    @property
+    def max_gap(self) -> int:
+        """See `System.max_gap`."""
+        return self.config.sigma.max_gap
+
+    def check_given(
+        self, tokens: np.ndarray, known: np.ndarray, sampling: SamplingParams
+    ) -> None:
+        """See `System.check_given`."""
+        T, block = tokens.shape[-1], self.model_config.block_size
+        if block < T and options.read_positions(sampling.order) is not None:
+            raise UserError(
+                f"--order lists positions, which a text of {T} tokens does not take: "
+                f"it is longer than the block of {block}; name an order"
+            )
+        unknown = self.max_gap and (known & (tokens == self.end_of_gap)).any()
+        if unknown and sampling.order != "left-to-right":
+            raise UserError(
+                "a gap of unknown length is filled left to right, as it is trained: "
+                "add --order=left-to-right"
+            )
+
     def open_data(self, tokenizer: Tokenizer | None = None) -> Dataset:
         """Opens the text of `config.data`."""
         return open_text(self.config, self.window, tokenizer)
@@ -70,9 +92,18 @@ class SigmaGPT(System):
             c.order_start,
             progress,
             straight=c.left_to_right_share,
-            infill=c.infill_share,
+            infill=0 if c.max_gap else c.infill_share,
         )
-        return {"tokens": tokens_BT, "order": order_BT}
+        if not c.max_gap:
+            return {"tokens": tokens_BT, "order": order_BT}
+        return open_gaps.training_batch(
+            jax.random.fold_in(key, 2),
+            tokens_BT,
+            order_BT,
+            c.infill_share,
+            c.max_gap,
+            self.end_of_gap,
+        )
 
     def eval_batches(self, tokens_BT: jax.Array, key: jax.Array) -> dict[str, Batch]:
         """Returns batches in the order trained for, and left to right."""
@@ -89,8 +120,11 @@ class SigmaGPT(System):
     def nll(
         self, params: dict, batch: Batch, dropout_key: jax.Array | None = None
     ) -> jax.Array:
-        """Returns what training minimizes the mean of: `token_nll`."""
-        return self.token_nll(params, batch, dropout_key)
+        """Returns what training minimizes the mean of: `token_nll`, weighted."""
+        nll_BT = self.token_nll(params, batch, dropout_key)
+        if "weight" not in batch:
+            return nll_BT
+        return nll_BT * batch["weight"][:, -nll_BT.shape[1] :]
 
     def token_nll(
         self, params: dict, batch: Batch, dropout_key: jax.Array | None = None
@@ -143,20 +177,16 @@ class SigmaGPT(System):
         """Fills what is missing; in a text longer than the block, see `windows`.
 
         Raises:
-          UserError: for a list of positions in such a text.
+          UserError: as `check_given`.
         """
         (B, T), block = tokens_BT.shape, self.model_config.block_size
+        self.check_given(tokens_BT, prompt_mask_BT, sampling)
         draws = Draws.of(key, B)
         if block >= T:
             return super().sample(
                 params, tokens_BT, prompt_mask_BT, draws, sampling, callback, every,
                 length_B,
             )  # fmt: skip
-        if options.read_positions(sampling.order) is not None:
-            raise UserError(
-                f"--order lists positions, which a text of {T} tokens does not take: "
-                f"it is longer than the block of {block}; name an order"
-            )
 
         def decode(tokens_BW, known_BW, open_BW, length_B, draws, callback):
             return self.decode(
