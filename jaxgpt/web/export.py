@@ -76,6 +76,8 @@ def export(run: Run, path: pathlib.Path, template: str, seed: int) -> int:
         piece.get("text") or f"<missing:{piece['gap']}>" for piece in page.example()
     )
     given = run.reader.template(template)
+    if given.known.all():
+        raise UserError("--template has no gap to fill: write one as <missing:12>")
     ways = [("ar", page.usual_order()), ("exact-burst", page.usual_order())]
     ways += [("exact-burst", "random")] * (page.usual_order() != "random")
     fillings = []

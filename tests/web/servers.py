@@ -3,12 +3,19 @@
 import contextlib
 import http.client
 import json
+import pathlib
 import socket
 import threading
 import time
 
+import jax
+
+from jaxgpt import config as configs
+from jaxgpt.commands.setup import open_setup
+from jaxgpt.inference import Run
 from jaxgpt.web.app import make_app
 from jaxgpt.web.serve import make_server
+from tests.conftest import ROOT
 
 
 class Server:
@@ -60,6 +67,15 @@ class Server:
         status, text = self.post(f"/api/runs/{run}/{action}", body)
         assert status == 200, text
         return events(text)
+
+
+def fresh(config, **changes):
+    """A run with fresh weights and no folder."""
+    made = configs.load(f"{ROOT}/configs/{config}", changes)
+    setup = open_setup(made, pathlib.Path("none"))
+    params = setup.system.init(jax.random.key(0))
+    tokenizer = setup.data.tokenizer
+    return Run(pathlib.Path("none"), made, setup.system, params, 0, tokenizer, made)
 
 
 def events(text):

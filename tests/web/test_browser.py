@@ -8,8 +8,11 @@ from playwright.sync_api import expect, sync_playwright
 
 import jaxgpt
 from jaxgpt.web import export
+from jaxgpt.web.pages.chain import ChainPage
+from jaxgpt.web.pages.memory import MemoryPage
+from jaxgpt.web.pages.task import TaskPage
 from jaxgpt.web.pages.text import TextPage
-from tests.web.servers import Server
+from tests.web.servers import Server, fresh
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 pytestmark = [
@@ -59,6 +62,13 @@ def page(request, chromium, server):
 
 def says(page, text):
     expect(page.locator("#status")).to_have_text(text, timeout=60_000)
+
+
+def serious(page):
+    """What axe-core finds seriously wrong with a page: [(rule, an element)]."""
+    found = Axe().run(page).response["violations"]
+    bad = [each for each in found if each["impact"] in ("serious", "critical")]
+    return [(each["id"], each["nodes"][0]["html"]) for each in bad]
 
 
 def press(page, name):
@@ -238,9 +248,80 @@ def test_the_page_fits_and_can_be_read_by_all(page):
     page.locator("#popover button").nth(0).wait_for()
     width = page.evaluate("() => document.documentElement.scrollWidth")
     assert width <= page.viewport_size["width"]
-    found = Axe().run(page).response["violations"]
-    serious = [each for each in found if each["impact"] in ("serious", "critical")]
-    assert not serious, [(v["id"], v["nodes"][0]["html"]) for v in serious]
+    assert not serious(page)
+
+
+OTHERS = {
+    "maze": (TaskPage, "sigma_task.py:maze-tiny"),
+    "graph": (ChainPage, "gssm.py:easy-tiny"),
+    "memory": (MemoryPage, "memory_recall.py:tiny"),
+}
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """A server of fresh models of other systems."""
+    folder = tmp_path_factory.mktemp("others")
+    for name in OTHERS:
+        (folder / name / "checkpoints").mkdir(parents=True)
+        (folder / name / "config.json").write_text("{}")
+
+    def open_page(run):
+        kind, config = OTHERS[run.name]
+        return kind(fresh(config))
+
+    with Server(folder, open_page) as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_systems_have_pages_of_their_own(name, others, chromium):
+    context = chromium.new_context(viewport={"width": 375, "height": 800})
+    page = context.new_page()
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(f"http://{others.host}/#{name}")
+    page.get_by_role("heading", name=name).wait_for(timeout=60_000)
+    if name == "maze":
+        says(page, "ready")
+        page.get_by_role("radio", name="goal").check()
+        cell = page.get_by_role("gridcell", name="row 2, column 2:")
+        cell.click()
+        assert cell.get_attribute("aria-label") == "row 2, column 2: goal"
+        assert page.locator(".maze .goal").count() == 1
+        press(page, "Solve")
+        says(page, "done")
+        assert page.locator(".wrong b, .right b").inner_text() in ("Wrong", "Right")
+        assert page.locator(".maze .pending").count() == 0
+    elif name == "graph":
+        says(page, "done")
+        page.get_by_label("Tokens").fill("0, 1, 15, 8")
+        press(page, "Predict")
+        says(page, "done")
+        assert page.locator(".chain button").all_inner_texts() == ["0", "1", "15", "8"]
+        page.locator(".chain button").nth(1).click()
+        assert "After token 2 of 4" in page.locator("caption").inner_text()
+        assert page.locator("table.bars tr").count() == 17
+    else:
+        says(page, "done")
+        page.get_by_label("Name").fill("<b>digits</b>")
+        page.get_by_label("Token ids", exact=True).fill("3 1 4 1 5 9 2 6 " * 4)
+        press(page, "Remember")
+        says(page, "done")
+        page.get_by_label("Its token ids").fill("3 1 4")
+        press(page, "Continue")
+        says(page, "done")
+        page.locator("button.token").nth(2).click()
+        assert "<b>digits</b>" in page.locator("main li").nth(0).inner_text()
+        sources = page.get_by_role("heading", name="was predicted with")
+        assert sources.is_visible()
+        page.get_by_role("button", name="forget <b>digits</b>").click()
+        says(page, "done")
+        assert page.get_by_text("digits").count() == page.locator("main q").count() == 0
+    width = page.evaluate("() => document.documentElement.scrollWidth")
+    assert width <= 375
+    assert not serious(page) and not wrong
+    context.close()
 
 
 def test_an_exported_page_plays_without_a_server(chromium, trained, tmp_path):

@@ -1,26 +1,23 @@
 """What the pages of runs answer, with a model."""
 
+import dataclasses
 import functools
 import html.parser
 import json
-import pathlib
 
-import jax
 import numpy as np
 import pytest
 
 import jaxgpt
-from jaxgpt import config as configs
-from jaxgpt.commands.setup import open_setup
 from jaxgpt.errors import UserError
-from jaxgpt.inference import Run
 from jaxgpt.web import export
 from jaxgpt.web.pages.chain import ChainPage
 from jaxgpt.web.pages.memory import MemoryPage
 from jaxgpt.web.pages.task import TaskPage
 from jaxgpt.web.pages.text import TextPage
 from jaxgpt.web.requests import parse
-from tests.conftest import ROOT, refusal
+from tests.conftest import refusal
+from tests.web.servers import fresh
 
 
 class Listener:
@@ -46,15 +43,6 @@ def ask(page, action, **body):
     assert listener.events[-1]["type"] == "done"
     json.dumps(listener.events, allow_nan=False)
     return listener
-
-
-def fresh(config, **changes):
-    """A run with fresh weights and no folder."""
-    made = configs.load(f"{ROOT}/configs/{config}", changes)
-    setup = open_setup(made, pathlib.Path("none"))
-    params = setup.system.init(jax.random.key(0))
-    tokenizer = setup.data.tokenizer
-    return Run(pathlib.Path("none"), made, setup.system, params, 0, tokenizer, made)
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +170,32 @@ def test_a_causal_run_continues_and_says_where_its_gap_must_be():
     assert done["samples"][0]["generated"] == 4
     request = parse("fill", {"pieces": [{"gap": 4}, {"tokens": [3]}]})
     assert "left to right" in refusal(page.fill, request, Listener())
+
+
+def test_a_run_without_a_tokenizer_is_given_token_ids():
+    run = fresh("sigma_char.py:tiny")
+    page = TextPage(dataclasses.replace(run, tokenizer=None))
+    pieces = [{"text": "3, 1 and 4"}, {"gap": 2}, {"text": "5"}]
+    listener = ask(page, "fill", pieces=pieces)
+    assert [text for *_, text in listener.of("start")[0]["pieces"]] == [
+        *("3 ", "1 ", "4 ", "5 "),
+    ]
+    assert listener.events[-1]["samples"][0]["text"] is None
+    assert len(ask(page, "score", text="3 1 4").events[-1]["pieces"]) == 3
+
+
+def test_masked_diffusion_fills_any_gap_and_scores_nothing():
+    page = TextPage(fresh("masked_diffusion.py:tiny"))
+    about = page.describe()
+    assert about["gaps_anywhere"] and not about["scores"] and not about["orders"]
+    assert {choice["name"]: bool(choice["note"]) for choice in about["samplers"]} == {
+        "ancestral": False,
+        "top-k-unmasking": True,
+        "entropy-bounded-unmasking": True,
+    }
+    listener = ask(page, "fill", pieces=[{"gap": 3}, {"tokens": [5]}, {"gap": 2}])
+    assert listener.events[-1]["samples"][0]["generated"] == 5
+    assert not listener.of("alternatives") and "score" not in page.actions
 
 
 def test_a_problem_is_solved_and_judged():

@@ -40,8 +40,17 @@ export default class MemoryPage {
   show(documents) {
     const rows = Object.entries(documents).map(([name, entries]) =>
       element("li", {}, element("span", {}, element("b", {}, name), ` ${entries.toLocaleString("en")} entries`),
-        element("button", { type: "button", class: "small", "aria-label": `forget ${name}`, onclick: () => this.do("forget", { name }, (done) => this.show(done.documents)) }, "Forget")));
+        element("button", { type: "button", class: "small", "aria-label": `forget ${name}`, onclick: () => this.forget(name) }, "Forget")));
     this.list.replaceChildren(...(rows.length ? rows : [element("li", { class: "hint" }, "nothing yet")]));
+  }
+
+  // What was shown of the document goes too.
+  forget(name) {
+    this.do("forget", { name }, (done) => {
+      this.show(done.documents);
+      this.written.replaceChildren();
+      this.sources.replaceChildren();
+    });
   }
 
   remember() {

@@ -65,10 +65,11 @@ export default class TextPage {
 
   writing() {
     const anywhere = this.about.gaps_anywhere;
+    const kind = this.about.has_text ? "a text" : "token ids (3, 1, 4)";
     const compared = this.about.orders.length > 0;
     const hint = anywhere
-      ? "Type a text. Select any stretch and press Gap (Ctrl+G): the model fills it around what stays."
-      : "Type a text and leave a gap at its end: this model reads left to right.";
+      ? `Type ${kind}. Select any stretch and press Gap (Ctrl+G): the model fills it around what stays.`
+      : `Type ${kind} and leave a gap at the end: this model reads left to right.`;
     const gap = element("div", { class: "bar" }, this.gapButton, this.clearButton, this.undoButton);
     const go = element("div", { class: "bar" }, this.fillButton, compared ? this.compareButton : "", this.cancelButton);
     const part = element("div", { class: "write" }, element("p", { class: "hint" }, hint), this.editor.element, gap, this.options(), go, legend(), this.results);
