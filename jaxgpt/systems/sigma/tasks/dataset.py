@@ -30,7 +30,8 @@ LONG = 1 << 24  # Tokens that take seconds to sample.
 
 
 def mark(tokens: np.ndarray, prompt_mask: np.ndarray) -> np.ndarray:
-    """Returns tokens with the complement of those that are not given."""
+    """Returns tokens with the complement of those that are not given, int32."""
+    tokens = tokens.astype(np.int32)  # Of unsigned ones no complement is negative.
     return np.where(prompt_mask, tokens, ~tokens)
 
 
@@ -146,7 +147,7 @@ def sample_split(
             tokens_NT, prompt_mask_NT = tokens_NT[first], prompt_mask_NT[first]
             taken = np.concatenate([taken, hashes[first]])
             stale = stale + 1 if len(first) < size / 100 else 0
-        parts.append(mark(tokens_NT.astype(np.int32), prompt_mask_NT))
+        parts.append(mark(tokens_NT, prompt_mask_NT))
         found, number = found + len(tokens_NT), number + 1
         if stale == PATIENCE and found < count:
             raise UserError(

@@ -587,6 +587,11 @@ def test_an_image_is_right_if_it_is_of_the_class_that_was_asked_for(digits, tmp_
     no_grey = tokens.copy()
     no_grey[:, 3] = task.codes["class2"]
     assert not task.judge(no_grey, tokens, known)["accuracy"].any()
+    config = configs.load(f"{CONFIG}:mnist-tiny", {"task.path": str(digits)})
+    data = dataset.open_data(task, config)
+    kept, kept_known = dataset.unmark(data.eval_windows("val", 25))
+    np.testing.assert_array_equal(kept, tokens)
+    np.testing.assert_array_equal(kept_known, known)
     learned = task.read_split("train")
     assert task.judge(learned, learned, learned < 0)["copy"].all()
     task.plot(tmp_path / "p.png", tokens[:5], tokens[:5], known[:5])
