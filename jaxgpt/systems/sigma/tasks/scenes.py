@@ -18,9 +18,9 @@ MOST_OBJECTS = 4  # The smallest grid, of 2 x 2, has room for them.
 class Scene(Task):
     """Objects and where they are, then statements; asked for is which are true.
 
-    An object is a colour, a shape, a row and a column; no two have the same colour and
-    shape. A statement is two objects and a relation, then its answer: true as often as
-    false. There are `task.length` statements.
+    An object is a colour with a shape, a row and a column; all differ in the first. A
+    statement is two objects and a relation, then its answer: true as often as false.
+    There are `task.length` statements.
     """
 
     shows = "which statements about a grid are true"
@@ -31,13 +31,14 @@ class Scene(Task):
         c = self.config
         most = len(COLOURS) - 1
         self.check(1 <= c.colors <= most, "colors", f"from 1 to {most}")
-        self.places = 4 * MOST_OBJECTS
-        self.length = self.places + 6 * c.length
-        rows = [f"row{n + 1}" for n in range(c.height)]
-        columns = [f"column{n + 1}" for n in range(c.width)]
+        self.places = 3 * MOST_OBJECTS
+        self.length = self.places + 4 * c.length
         colours = list(COLOURS)[1 : c.colors + 1]
         self.words = [
-            *colours, *SHAPES, *rows, *columns, *PAIRS, "false", "true", "-",
+            *(f"{colour}-{shape}" for colour in colours for shape in SHAPES),
+            *(f"row{n + 1}" for n in range(c.height)),
+            *(f"column{n + 1}" for n in range(c.width)),
+            *PAIRS, "false", "true", "-",
         ]  # fmt: skip
 
     def sample_tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -45,17 +46,10 @@ class Scene(Task):
         c, each = self.config, np.arange(count)
         draw = lambda n: rng.random((count, n)).argsort(1)[:, :MOST_OBJECTS]
         kind, cell = draw(c.colors * len(SHAPES)), draw(c.height * c.width)
-        colour, shape = np.divmod(kind, len(SHAPES))
         row, column = np.divmod(cell, c.width)
         number = rng.integers(2, MOST_OBJECTS + 1, count)
-        first = [self.codes[word] for word in (SHAPES[0], "row1", "column1")]
-        objects = np.stack(
-            [
-                colour,
-                *(f + v for f, v in zip(first, (shape, row, column), strict=True)),
-            ],
-            2,
-        )
+        first_row, first_column = self.codes["row1"], self.codes["column1"]
+        objects = np.stack([kind, first_row + row, first_column + column], 2)
         there = np.arange(MOST_OBJECTS) < number[:, None]
         parts = [np.where(there[..., None], objects, self.codes["-"])]
         for _ in range(c.length):
@@ -71,24 +65,15 @@ class Scene(Task):
             truth = rng.random(count) < 0.5
             # Of objects in two cells some relation holds, and its converse does not.
             fits = holds == truth[:, None]
-            relation = (fits * rng.random(fits.shape)).argmax(1)
+            relation = self.codes[PAIRS[0]] + (fits * rng.random(fits.shape)).argmax(1)
             answer = self.codes["false"] + truth
-            parts.append(
-                np.column_stack(
-                    [
-                        objects[each, a, :2],
-                        self.codes[PAIRS[0]] + relation,
-                        objects[each, b, :2],
-                        answer,
-                    ]
-                )
-            )
+            parts.append(np.stack([kind[each, a], relation, kind[each, b], answer], 1))
         return np.concatenate([part.reshape(count, -1) for part in parts], 1)
 
     def prompt_mask(self, tokens_NT: np.ndarray) -> np.ndarray:
         """Asks for the last token of each statement."""
         t = np.arange(self.length) - self.places
-        return np.broadcast_to((t < 0) | (t % 6 < 5), tokens_NT.shape)
+        return np.broadcast_to((t < 0) | (t % 4 < 3), tokens_NT.shape)
 
     def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
         """Plots objects by colour and the first letter of their shape."""
@@ -97,23 +82,24 @@ class Scene(Task):
         for n, tokens_T in enumerate(tokens_NT):
             cells = np.full((c.height, c.width, 3), 255)
             letters = np.full((c.height, c.width), "")
-            for words in self.groups(reference_NT[n, : self.places], 4):
-                if words[0] != "-":
-                    at = int(words[2][3:]) - 1, int(words[3][6:]) - 1
-                    cells[at], letters[at] = COLOURS[words[0]], words[1][0].upper()
+            objects, true = self.groups(reference_NT[n])
+            for kind, row, column in objects:
+                if kind != "-":
+                    paint, _, shape = kind.partition("-")
+                    at = int(row[3:]) - 1, int(column[6:]) - 1
+                    cells[at], letters[at] = COLOURS[paint], shape[0].upper()
             tile = pictures.grid(cells, verdict["accuracy"][n], letters)
-            statements = (row[self.places :] for row in (tokens_T, reference_NT[n]))
-            for said, true in zip(
-                *(self.groups(s, 6) for s in statements), strict=True
-            ):
-                colour = pictures.RIGHT if said == true else pictures.WRONG
-                tile.notes.append((f"{' '.join(said[:5])}: {said[5]}", colour))
+            _, said = self.groups(tokens_T)
+            for ours, theirs in zip(said, true, strict=True):
+                colour = pictures.RIGHT if ours == theirs else pictures.WRONG
+                tile.notes.append((f"{' '.join(ours[:3])}: {ours[3]}", colour))
             shown.append(tile)
         legend = [(f"{s[0].upper()}: {s}", (255, 255, 255), True) for s in SHAPES]
         caption = self.caption(verdict, (*legend, *pictures.FRAMES))
         pictures.tiles(path, shown, caption)
 
-    def groups(self, tokens_T: np.ndarray, size: int) -> list[list[str]]:
-        """Returns tokens in words, so many at a time."""
-        words = [self.words[token] for token in tokens_T]
-        return [words[i : i + size] for i in range(0, len(words), size)]
+    def groups(self, tokens_T: np.ndarray) -> tuple[list[list[str]], list[list[str]]]:
+        """Returns the objects and the statements of a sequence, in words."""
+        words, end = [self.words[token] for token in tokens_T], self.places
+        objects = [words[i : i + 3] for i in range(0, end, 3)]
+        return objects, [words[i : i + 4] for i in range(end, len(words), 4)]

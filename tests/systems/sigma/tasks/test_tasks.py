@@ -298,18 +298,18 @@ def test_statements_are_true_of_the_grid_half_of_the_time():
     assert known.sum(1).tolist() == [task.length - 6] * 200
     answers = []
     for row in tokens:
-        objects = task.groups(row[:16], 4)
+        objects, statements = task.groups(row)
         there = [o for o in objects if o[0] != "-"]
-        where = {tuple(o[:2]): (int(o[2][3:]), int(o[3][6:])) for o in there}
+        where = {o[0]: (int(o[1][3:]), int(o[2][6:])) for o in there}
         assert len(set(where.values())) == len(there) >= 2
-        for *words, answer in task.groups(row[16:], 6):
-            (ra, ca), (rb, cb) = where[tuple(words[:2])], where[tuple(words[3:])]
+        for a, relation, b, answer in statements:
+            (ra, ca), (rb, cb) = where[a], where[b]
             holds = {
                 "above": ra < rb, "below": ra > rb, "left_of": ca < cb,
                 "right_of": ca > cb,
             }  # fmt: skip
             answers.append(answer == "true")
-            assert holds[words[2]] == answers[-1]
+            assert holds[relation] == answers[-1]
     assert np.mean(answers) == pytest.approx(0.5, abs=0.05)
 
 
