@@ -120,6 +120,7 @@ class Worker:
 def _version(run: pathlib.Path) -> list[str]:
     """Returns what changes when a run gets a checkpoint."""
     try:
-        return sorted(path.name for path in (run / "checkpoints").iterdir())
+        names = (path.name for path in (run / "checkpoints").iterdir())
+        return sorted(name for name in names if name.isdigit())
     except OSError:
         return []
