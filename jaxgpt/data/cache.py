@@ -20,10 +20,12 @@ from jaxgpt.data import reading, sentencepiece, tokenizer_files
 from jaxgpt.data.reading import file_digest
 from jaxgpt.data.tokenizers import (
     END_OF_TEXT_TOKEN,
+    WORD,
     CharTokenizer,
     GPT2Tokenizer,
     Tokenizer,
     UnknownCharacterError,
+    WordTokenizer,
 )
 from jaxgpt.errors import UserError, log, os_errors
 
@@ -226,7 +228,7 @@ def build(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
 
 def _say_how_marks_are_read(count: int, tokenizer: Tokenizer, data: ConfigDict) -> None:
     mark = END_OF_TEXT_TOKEN
-    if data.tokenizer in ("char", "sentencepiece"):
+    if data.tokenizer in ("char", "word", "sentencepiece"):
         return  # They have no such token.
     if len(tokenizer.encode(mark, data.special_tokens)) == 1:
         log(f"data.special_tokens: {count:,} {mark} written out are read as the token")
@@ -243,6 +245,9 @@ def make_tokenizer(
     """Returns the tokenizer of `config.data`, trained on these files if need be."""
     if data.tokenizer == "char":
         return CharTokenizer("".join(sorted(characters)))
+    if data.tokenizer == "word":
+        texts = reading.iter_chunks(files, data.normalize)
+        return WordTokenizer(sorted({w for text in texts for w in WORD.findall(text)}))
     if data.tokenizer == "gpt2":
         return GPT2Tokenizer()
     if data.tokenizer == "huggingface":

@@ -10,7 +10,7 @@ from jaxgpt.config import OptionGroup, option
 from jaxgpt.errors import UserError
 
 NORMALIZATIONS = ("none", "newlines", "nfc")
-TOKENIZERS = ("char", "gpt2", "sentencepiece", "huggingface")
+TOKENIZERS = ("char", "word", "gpt2", "sentencepiece", "huggingface")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class DataConfig(OptionGroup):
                 "data.tokenizer_file needs data.tokenizer=huggingface, got "
                 f"{c.tokenizer!r}"
             )
-        if c.special_tokens and c.tokenizer in ("char", "sentencepiece"):
+        if c.special_tokens and c.tokenizer in ("char", "word", "sentencepiece"):
             raise UserError(
                 f"data.special_tokens: data.tokenizer={c.tokenizer} has none that can "
                 "be written out: leave it out"

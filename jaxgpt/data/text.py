@@ -8,7 +8,7 @@ import functools
 import itertools
 import pathlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -174,29 +174,36 @@ def _encode(
     ends: list[int],
     folder: pathlib.Path,
 ) -> None:
-    """Writes train.bin, val.bin and test.bin, which end at these characters."""
+    """Writes train.bin, val.bin and test.bin, which end at these characters.
+
+    Or with the word that one is in, where tokens are words.
+    """
     dtype = cache.token_dtype(tokenizer.vocab_size)
     with contextlib.ExitStack() as stack:
         paths = [folder / f"{split}.bin" for split in SPLITS]
         outs = [stack.enter_context(open(path, "wb")) for path in paths]
-        pieces = _cut(reading.iter_chunks(files, data.normalize), ends)
-        for split, part in itertools.groupby(pieces, key=lambda piece: piece[0]):
-            start = ends[split - 1] if split else 0
-            texts = (text for _, text in part)
+        chunks = reading.iter_chunks(files, data.normalize)
+        pieces = _cut(chunks, ends, tokenizer.cut_after)
+        for split, group in itertools.groupby(pieces, key=lambda piece: piece[0]):
+            part = iter(group)
+            _, start, first = next(part)
+            texts = itertools.chain([first], (text for *_, text in part))
             for ids in cache.encode(texts, tokenizer, files, data, start):
                 ids.astype(dtype).tofile(outs[split])
 
 
-def _cut(pieces: Iterable[str], ends: list[int]) -> Iterator[tuple[int, str]]:
-    """Yields (split, piece) of a text whose splits end at these characters."""
+def _cut(
+    pieces: Iterable[str], ends: list[int], cut_after: Callable[[str, int], int]
+) -> Iterator[tuple[int, int, str]]:
+    """Yields (split, place, piece) of a text whose splits end at these characters."""
     done = 0
     for text in pieces:
         at = 0
         for split, end in enumerate(ends):
-            part = text[at : max(end - done, at)]
-            at += len(part)
+            part = text[at : cut_after(text, max(end - done, at))]
             if part:
-                yield split, part
+                yield split, done + at, part
+            at += len(part)
         done += len(text)
 
 

@@ -11,7 +11,13 @@ from jaxgpt.data import huggingface_folder, sentencepiece
 from jaxgpt.data.arrays import read_json_object
 from jaxgpt.data.config import TOKENIZERS
 from jaxgpt.data.huggingface import HuggingFaceTokenizer
-from jaxgpt.data.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer
+from jaxgpt.data.tokenizers import (
+    WORD,
+    CharTokenizer,
+    GPT2Tokenizer,
+    Tokenizer,
+    WordTokenizer,
+)
 from jaxgpt.errors import UserError, atomic_write
 
 
@@ -24,6 +30,10 @@ def from_json(saved: Any) -> Tokenizer:
     match saved:
         case {"kind": "char", "characters": str(characters)} if characters:
             return CharTokenizer(characters)
+        case {"kind": "word", "words": [str(), *_] as words} if len({*words}) == len(
+            words
+        ) and all(map(WORD.fullmatch, words)):
+            return WordTokenizer(words)
         case {"kind": "gpt2"}:
             return GPT2Tokenizer()
         case {"kind": "huggingface", "tokenizer": dict(file)}:

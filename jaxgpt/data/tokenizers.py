@@ -1,9 +1,10 @@
-"""Text to token ids and back: characters, and GPT-2's byte-pair encoding."""
+"""Text to token ids and back: characters, words, and GPT-2's byte-pair encoding."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Protocol
@@ -26,11 +27,15 @@ GPT2_PATTERN = (
 END_OF_TEXT, END_OF_TEXT_TOKEN = 50256, "<|endoftext|>"
 
 
+# Letters, digits and _ together, and each other character alone.
+WORD = re.compile(r"\w+|\W")
+
+
 class UnknownCharacterError(UserError):
-    """A character that a text cannot have; `at` is its place in the text."""
+    """A character or a word that a text cannot have; `at` is its place in the text."""
 
     def __init__(self, character: str, at: int, reason: str):
-        super().__init__(f"character {shown(character)} (at {at}) {reason}")
+        super().__init__(f"{shown(character)} (at {at}) {reason}")
         self.character, self.at, self.reason = character, at, reason
 
     def moved(self, by: int) -> UnknownCharacterError:
@@ -39,15 +44,20 @@ class UnknownCharacterError(UserError):
 
     def located(self, place: str) -> UserError:
         """Returns the error with the name of the place."""
-        return UserError(f"{place}: character {shown(self.character)} {self.reason}")
+        return UserError(f"{place}: {shown(self.character)} {self.reason}")
 
 
-def shown(character: str) -> str:
-    """Returns a character in quotes; an invisible one by its code point and name."""
-    if unicodedata.category(character)[0] in "LNPS":
-        return repr(character)
-    name = unicodedata.name(character, repr(character))
-    return f"U+{ord(character):04X} {name}"
+def shown(text: str) -> str:
+    """Returns a character or a word in quotes, and which of both it is.
+
+    An invisible character is shown by its code point and name.
+    """
+    if len(text) > 1:
+        return f"word {text!r}" if len(text) <= 60 else f"word {text[:60]!r}..."
+    if unicodedata.category(text)[0] in "LNPS":
+        return f"character {text!r}"
+    name = unicodedata.name(text, repr(text))
+    return f"character U+{ord(text):04X} {name}"
 
 
 class Tokenizer(Protocol):
@@ -85,6 +95,11 @@ class Tokenizer(Protocol):
     def decode_rest(self, ids: np.ndarray) -> str:
         """Returns the text of ids that continue other tokens."""
         return self.decode(ids)
+
+    def cut_after(self, text: str, at: int) -> int:
+        """Returns the first place from `at` on where a text can be cut."""
+        del text
+        return at
 
     def encode_pieces(
         self, pieces: Iterable[str], special_tokens: bool = False
@@ -135,6 +150,41 @@ class CharTokenizer(Tokenizer):
     def to_json(self) -> dict:
         """Holds the characters."""
         return {"kind": "char", "characters": self.characters}
+
+
+class WordTokenizer(Tokenizer):
+    """One token per word, and per character between words: see `WORD`."""
+
+    def __init__(self, words: list[str]):
+        self.words, self.vocab_size = words, len(words)
+        self._ids = {word: i for i, word in enumerate(words)}
+
+    def encode(self, text: str, special_tokens: bool = False) -> np.ndarray:
+        """Returns ids [T]; see `Tokenizer.encode`."""
+        refuse_special_tokens(special_tokens, "words")
+        ids = np.array([self._ids.get(w, -1) for w in WORD.findall(text)], np.int32)
+        if (ids < 0).any():
+            nth = int((ids < 0).argmax())
+            word = list(WORD.finditer(text))[nth]
+            reason = f"is not in the vocabulary of {self.vocab_size} words"
+            raise UnknownCharacterError(
+                word[0], word.start(), f"{reason}: leave it out"
+            )
+        return ids
+
+    def decode(self, ids: np.ndarray) -> str:
+        """Returns their text."""
+        return "".join(self.words[i] for i in ids if i < self.vocab_size)
+
+    def cut_after(self, text: str, at: int) -> int:
+        """Returns the end of the word that `at` is in."""
+        end = WORD.match(text, at)
+        inside = 0 < at < len(text) and WORD.fullmatch(text[at - 1 : at + 1])
+        return end.end() if inside and end else at
+
+    def to_json(self) -> dict:
+        """Holds the words."""
+        return {"kind": "word", "words": self.words}
 
 
 class GPT2Tokenizer(Tokenizer):

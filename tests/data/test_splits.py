@@ -6,7 +6,7 @@ import pytest
 from jaxgpt.config import base, override, validate
 from jaxgpt.data import text as texts
 from jaxgpt.errors import UserError
-from tests.data.test_text import open_text, refusal, text_file  # noqa: F401
+from tests.data.test_text import open_text, refusal, settings_of, text_file  # noqa: F401
 
 LETTERS = "".join(chr(97 + i % 26) * 10 for i in range(23)) + "tail"
 CHUNKS = {"split": "chunks", "chunk_tokens": 10, "test_fraction": 0.2}
@@ -92,3 +92,22 @@ def test_fractions_that_leave_nothing_to_train_on(val, test):
     config = override(base(), {"data.val_fraction": val, "data.test_fraction": test})
     with pytest.raises(UserError, match="leave nothing to train on"):
         validate(config)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.14, 0.18, 0.22, 0.26])
+def test_a_split_of_words_ends_with_one(text_file, fraction):  # noqa: F811
+    text = "the king, of night; sings to no queen who speaks\n" * 4
+    data = open_text(
+        text_file(text), tokenizer="word", val_fraction=fraction, test_fraction=0.1
+    )
+    parts = [data.tokenizer.decode(getattr(data, split)) for split in texts.SPLITS]
+    assert "".join(parts) == text
+    assert set(data.tokenizer.words) == {*text.replace(",", " , ").replace(";", " ; ")
+                                         .split(), " ", "\n"}  # fmt: skip
+
+
+def test_an_unknown_word_is_located(text_file):  # noqa: F811
+    own = open_text(text_file("no king sings\n" * 19), tokenizer="word").tokenizer
+    other = settings_of(text_file("no king sings\n" * 18 + "no queen sings\n"))
+    with pytest.raises(UserError, match=r"line 19, column 4: word 'queen' is not in"):
+        texts.open_text(other, 8, own)

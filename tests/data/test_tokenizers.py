@@ -52,6 +52,37 @@ def test_char_outside_the_vocabulary_is_named(text, named):
     assert f"character {named} is not in the vocabulary of 2" in message
 
 
+@settings(deadline=None)
+@given(st.text(min_size=1))
+def test_word_round_trip(text):
+    tokenizer = tokenizers.WordTokenizer(sorted(set(tokenizers.WORD.findall(text))))
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert len(ids) <= len(text)
+    saved = json.loads(json.dumps(tokenizer.to_json()))
+    assert tokenizer_files.from_json(saved).decode(ids) == text
+
+
+def test_words_and_what_stands_between_them():
+    tokenizer = tokenizers.WordTokenizer(sorted({*"', .\n", "don", "t", "go", "not"}))
+    ids = tokenizer.encode("go, don't\n\ngo.")
+    words = [tokenizer.words[i] for i in ids]
+    assert words == ["go", ",", " ", "don", "'", "t", "\n", "\n", "go", "."]
+    assert tokenizer.decode(np.array([99])) == ""
+    message = refusal(tokenizer.encode, "go, gone don")
+    assert message == (
+        "word 'gone' (at 4) is not in the vocabulary of 9 words: leave it out"
+    )
+    assert "character 'x' (at 3)" in refusal(tokenizer.encode, "go x")
+    assert "words have no special tokens" in refusal(tokenizer.encode, "go", True)
+
+
+@pytest.mark.parametrize("words", [["a", "a"], ["a b"], [""], [], [3]])
+def test_a_damaged_vocabulary_of_words_is_refused(words):
+    saved = {"kind": "word", "words": words}
+    assert "holds no tokenizer" in refusal(tokenizer_files.from_json, saved)
+
+
 def test_byte_of_the_command_line_that_is_not_utf8():
     assert "'\\udcff' (at 0)" in refusal(
         tokenizers.CharTokenizer("ab").encode, "\udcff"

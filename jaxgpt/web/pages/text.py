@@ -14,7 +14,7 @@ from jaxgpt.errors import UserError
 from jaxgpt.inference import Run
 from jaxgpt.model.layers import count_parameters
 from jaxgpt.sampling import prompts
-from jaxgpt.sampling.output import pieces, read_output
+from jaxgpt.sampling.output import pieces
 from jaxgpt.sampling.state import SamplerOutput, SamplingParams
 from jaxgpt.systems.diffusion import config as diffusion
 from jaxgpt.systems.diffusion.system import MaskedDiffusion
@@ -179,7 +179,7 @@ class TextPage:
             found = {"type": "alternatives", "row": row, "tokens": alternatives}
             if not emit(found):
                 return None
-        samples = read_output(output, given.known, self.run.tokenizer)
+        samples = self.run.read_output(output, given.known)
         figures = [
             {
                 "text": sample.text,
