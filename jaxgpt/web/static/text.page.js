@@ -286,7 +286,7 @@ export default class TextPage {
     };
     const button = element("button", { type: "button", class: "main", onclick: go }, "Score");
     const bar = element("div", { class: "bar" }, this.about.orders.length ? field("Order", order) : "", button);
-    const hint = "The negative log-likelihood of each token: deeper colours were less expected. Of random orders it is the mean of 8.";
+    const hint = "The negative log-likelihood of each token: deeper colours were less expected. Of random orders it is the mean of 8. A model without a beginning token does not predict what is read first.";
     return element("div", {}, element("p", { class: "hint" }, hint), text, bar, shown);
   }
 }

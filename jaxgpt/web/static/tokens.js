@@ -148,6 +148,8 @@ export class Popover {
       button.addEventListener("click", () => { this.hide(); choose(id, text); });
       return button;
     });
+    const longest = Math.max(3, ...list.map(([, text]) => text.length));
+    this.box.style.setProperty("--token", `${Math.min(18, longest + 1)}ch`);
     const title = `${visible(anchor.textContent)}: ${percent(p)}`;
     const hint = !list.length ? "Nothing predicts the token that is read first." : choose ? "Click one to fix it and fill the rest again." : "";
     this.box.replaceChildren(element("p", {}, title), ...rows, element("small", {}, hint));
