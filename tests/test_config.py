@@ -455,7 +455,8 @@ def test_what_may_change_when():
     architecture = set(configs.keys_that("architecture"))
     model = {key for key in configs.options() if key.startswith("model.")}
     assert model | {"sigma.separate_tables"} == {
-        *("model.dropout", "model.dtype", "model.remat", "model.scan_layers"),
+        *("model.dropout", "model.dtype", "model.remat", "model.loss_chunk"),
+        "model.scan_layers",
         *architecture,
     }
     later = set(configs.keys_that("after_training"))

@@ -117,6 +117,13 @@ class ModelConfig(OptionGroup):
     scan_layers: bool = option(
         False, "compile one block and loop over the layers", resumable=True
     )
+    loss_chunk: int = option(
+        0,
+        "tokens of a row whose logits are held at a time, to be computed again "
+        "in the backward pass; 0 holds all",
+        min=0,
+        resumable=True,
+    )
     # Set by the system: a token `vocab_size`, read first at position `block_size` and
     # never predicted; or, never predicted either, one in the place of any that is
     # masked; whether tokens also see those after them; norms that depend on the target

@@ -370,7 +370,29 @@ class LanguageModel(nnx.Module):
         positions: Positions | None = None,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Returns each target's negative log-likelihood [B, T], in nats."""
-        logits_BTV, _ = self(tokens_BT, positions, dropout_key=dropout_key)
-        logits_BTV = sharding.constrain(logits_BTV, BATCH, None, TENSOR)
+        """Returns each target's negative log-likelihood [B, T], in nats.
+
+        With `loss_chunk` there are never logits of more tokens of a row than that: of a
+        large vocabulary they are the largest array of a step.
+        """
+        x_BTD, _ = self.hidden_states(tokens_BT, positions, dropout_key=dropout_key)
+        (B, T), chunk = targets_BT.shape, self.config.loss_chunk
+        if not chunk or chunk >= T:
+            return self._nll(x_BTD, targets_BT)
+        count, left = divmod(T, chunk)
+        one = jax.checkpoint(self._nll)
+
+        def in_chunks(array: jax.Array) -> jax.Array:
+            chunks = array[:, : T - left].reshape(B, count, chunk, *array.shape[2:])
+            return chunks.swapaxes(0, 1)
+
+        arrays = in_chunks(x_BTD), in_chunks(targets_BT)
+        nll_NBC = jax.lax.map(lambda of_chunk: one(*of_chunk), arrays)
+        nll_BT = nll_NBC.swapaxes(0, 1).reshape(B, T - left)
+        last_BC = one(x_BTD[:, T - left :], targets_BT[:, T - left :])
+        return jnp.concatenate([nll_BT, last_BC], 1) if left else nll_BT
+
+    def _nll(self, x_BTD: jax.Array, targets_BT: jax.Array) -> jax.Array:
+        """Returns the negative log-likelihoods [B, T], given the last hidden states."""
+        logits_BTV = sharding.constrain(self.head(x_BTD), BATCH, None, TENSOR)
         return layers.cross_entropy(logits_BTV, targets_BT, self.config)

@@ -236,3 +236,29 @@ def test_blocks_recomputed_or_scanned_leave_the_same(changes, kernels):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(plain_grads), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max() + 1e-7)
+
+
+@pytest.mark.parametrize("chunk", [4, 13])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_loss_in_chunks_is_the_same_and_never_holds_all_logits(chunk, tied):
+    base = dataclasses.replace(CONFIG, vocab_size=997, tied_head=tied, dropout=0.1)
+    tokens, where = inputs()
+    targets = jnp.roll(tokens, -1, 1)
+    found, programs = [], []
+    for config in (base, dataclasses.replace(base, loss_chunk=chunk)):
+        graphdef, params = build(config, 0.1)
+
+        def loss(params, graphdef=graphdef):
+            model = nnx.merge(graphdef, params)
+            nll_BT = model.nll(tokens, targets, where, jax.random.key(2))
+            return (nll_BT * jnp.arange(1, T + 1)).mean()
+
+        step = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
+        found.append(step(params))
+        programs.append(step.as_text())
+    whole = f"f32[{B},{T},997]"
+    assert whole in programs[0]
+    assert (whole in programs[1]) == (chunk == T)
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        scale = jnp.abs(one).max()
+        np.testing.assert_allclose(one / scale, other / scale, atol=1e-5)
