@@ -15,9 +15,12 @@ import numpy as np
 
 from jaxgpt.data.arrays import batched
 from jaxgpt.model import rng
-from jaxgpt.sampling.state import SamplingParams
+from jaxgpt.sampling.state import Draws, SamplingParams
 from jaxgpt.systems.base import Batch, System
 from jaxgpt.systems.sigma import orders
+
+OPEN = 0.75  # of the gaps that can be
+DRAWS = 8  # fillings whose lengths are counted
 
 
 def training_batch(
@@ -30,7 +33,7 @@ def training_batch(
 ) -> Batch:
     """Returns a batch in which a share of the rows are read as `orders.gaps` says.
 
-    Half of the gaps with text on both sides are of unknown length. Each is followed by
+    Most of the gaps with text behind them (`OPEN`) are of unknown length, followed by
     1 to `most` end-of-gap tokens, all numbers alike: whatever N up to `most` is asked
     for, it says nothing about the length but that it is no more. As many tokens at the
     end of the text fall out.
@@ -51,7 +54,7 @@ def training_batch(
     row_key, gap_key, open_key, count_key = jax.random.split(key, 4)
     given_BT = orders.read_first(gap_key, B, T)
     ends_BT = ~given_BT & jnp.pad(given_BT[:, 1:], ((0, 0), (0, 1)))
-    open_BT = ends_BT & (jax.random.uniform(open_key, (B, T)) < 0.5)
+    open_BT = ends_BT & (jax.random.uniform(open_key, (B, T)) < OPEN)
     count_BT = jnp.where(open_BT, jax.random.randint(count_key, (B, T), 1, most + 1), 0)
     # Those that do not fit as a whole are left out.
     place = lambda count_BT: jnp.arange(T) + jnp.cumsum(count_BT, 1) - count_BT
@@ -138,35 +141,39 @@ def score(
     Returns:
       nll: nats per missing token, those for the length included, given both sides;
       nll_known_length: of the same tokens with the same text around them where the gap
-      is as long as they are; length_match and length_error: how often greedy filling
-      has the right length, and by how many tokens it is wrong on average; match_span:
-      how often all is right.
+      is as long as they are; length_match: how often a filling, drawn at temperature 1,
+      has the right length; length_error: by how many tokens the median length of
+      `DRAWS` fillings is wrong on average; match_span: how often greedy filling has all
+      tokens right.
     """
     most, end = system.max_gap, system.end_of_gap
     texts = held_out(tokens_NT, most, end, seed)
     tokens_NT, gap_NT, length_N = texts["tokens"], texts["gap"], texts["length"]
+    N = len(tokens_NT)
     nothing_NT = np.zeros_like(gap_NT)
     open_N = _nll(system, params, tokens_NT, gap_NT, nothing_NT)
     known_N = _nll(system, params, texts["plain"], texts["span"], ~texts["read"])
-    filled_NT = np.concatenate(
-        [
-            system.sample(
-                params,
-                np.where(gap_NT[part], 0, tokens_NT[part]).astype(np.int32),
-                ~gap_NT[part],
-                rng.stream(seed, "sample"),
-                SamplingParams(order="left-to-right", temperature=0.0),
-            ).tokens_BT
-            for part in (slice(at, at + 64) for at in range(0, len(tokens_NT), 64))
-        ]
-    )
-    gap_NG = filled_NT[gap_NT].reshape(len(filled_NT), most)
-    ended_NG = np.cumsum(gap_NG == end, 1) > 0
-    found_N = (~ended_NG).sum(1)
+
+    def fill(draw: int, temperature: float) -> np.ndarray:
+        """Returns what fills the gaps, [N, most]."""
+        key = rng.at(seed, "sample", draw)
+        sampling = SamplingParams(order="left-to-right", temperature=temperature)
+        parts = []
+        for at in range(0, N, 64):
+            rows = np.arange(at, min(at + 64, N))
+            draws = Draws(jnp.broadcast_to(key, len(rows)), rows.astype(np.int32))
+            blank_NT = np.where(gap_NT[rows], 0, tokens_NT[rows]).astype(np.int32)
+            filled = system.sample(params, blank_NT, ~gap_NT[rows], draws, sampling)
+            parts.append(filled.tokens_BT[gap_NT[rows]].reshape(-1, most))
+        return np.concatenate(parts)
+
+    drawn_KNG = np.array([fill(k, 1.0) for k in range(DRAWS)])
+    found_KN = (np.cumsum(drawn_KNG == end, -1) == 0).sum(-1)
+    right_NG = fill(0, 0.0) == tokens_NT[gap_NT].reshape(N, most)
     return {
         "nll": float(open_N.sum() / length_N.sum()),
         "nll_known_length": float(known_N.sum() / length_N.sum()),
-        "length_match": float((found_N == length_N).mean()),
-        "length_error": float(abs(found_N - length_N).mean()),
-        "match_span": float((filled_NT == tokens_NT).all(1).mean()),
+        "length_match": float((found_KN == length_N).mean()),
+        "length_error": float(abs(np.median(found_KN, 0) - length_N).mean()),
+        "match_span": float(right_NG.all(1).mean()),
     }
