@@ -14,6 +14,7 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Collection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +29,11 @@ class Timing:
         return statistics.median(self.wall)
 
 
-def _serve(connection, target: str, arguments: dict) -> None:
+def _serve(connection, target: str, arguments: dict, warm_up: bool) -> None:
     module, name = target.split(":")
     work = getattr(importlib.import_module(module), name)(**arguments)
-    work()
+    if warm_up:
+        work()
     connection.send("ready")
     while (count := connection.recv()) is not None:
         times = []
@@ -43,16 +45,24 @@ def _serve(connection, target: str, arguments: dict) -> None:
 
 
 def alternate(
-    contenders: dict[str, tuple[str, dict]], rounds: int, repeats: int
+    contenders: dict[str, tuple[str, dict]],
+    rounds: int,
+    repeats: int,
+    slow: Collection[str] = (),
 ) -> dict[str, Timing]:
-    """Returns the timings of contenders that take turns, repeats at a turn."""
+    """Returns the timings of contenders that take turns, repeats at a turn.
+
+    Those that are slow have one piece of work a turn, and none before to warm up.
+    """
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     context = multiprocessing.get_context("spawn")
     workers = {}
     for name, (target, arguments) in contenders.items():
         here, there = context.Pipe()
         process = context.Process(
-            target=_serve, args=(there, target, arguments), daemon=True
+            target=_serve,
+            args=(there, target, arguments, name not in slow),
+            daemon=True,
         )
         process.start()
         there.close()
@@ -61,9 +71,9 @@ def alternate(
     found: dict[str, list] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, (_, connection) in workers.items():
-            connection.send(repeats)
+            connection.send(1 if name in slow else repeats)
             # The first of a turn finds cold caches.
-            found[name] += connection.recv()[1:]
+            found[name] += connection.recv()[name not in slow :]
     for process, connection in workers.values():
         connection.send(None)
         process.join()
