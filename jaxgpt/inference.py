@@ -345,6 +345,7 @@ class Run:
         require(isinstance(stop, str), "stop", "a str", stop)
         if stop and not self.tokenizer:
             raise UserError("stop is a text, and this run has no tokenizer to find it")
+        sampling = self.system.settle(self.params, rows, sampling)
         return batches.fill(
             self.system,
             self.params,

@@ -102,9 +102,10 @@ def _add_sampling(parser: cli.Parser) -> None:
     parser.add_argument(
         "--sampler",
         # No choices: a system may have samplers of its own, and refuses all others.
-        help=f"of σ-GPT: {', '.join(SAMPLERS)}. ar: one token a call; exact-burst "
-        "(σ-GPT's default): several tokens a call, with the distribution of ar. burst, "
-        "the original's best of N orders, and unmasking are not exact. Of masked "
+        help=f"of σ-GPT: {', '.join(SAMPLERS)}, auto. ar: one token a call; "
+        "exact-burst (σ-GPT's default): several tokens a call, with the distribution "
+        "of ar; auto: the faster of these two, measured once. burst, the original's "
+        "best of N orders, and unmasking are not exact. Of masked "
         f"diffusion: {', '.join(DIFFUSION_SAMPLERS)}. ancestral (its default): one "
         "token a call, exact; the others are not",
     )

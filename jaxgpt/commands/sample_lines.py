@@ -66,8 +66,12 @@ def execute(run: Run, args: argparse.Namespace, sampling: SamplingParams) -> Non
         content = user_path(args.input).read_bytes()
     requests = read_requests(run, args, content, sampling)
     partial = output.with_name(f"{output.name}.partial")
+    rows = [row for request in requests for row in request.rows()]
+    # Of all lines, so that those of an earlier call have what those of this one get.
+    sampling = run.system.settle(run.params, rows, sampling)
     names = [*SamplingOptions.__annotations__, *DEFAULTS, "stop", "special_tokens"]
     options = {name: getattr(args, name) for name in names}
+    options["sampler"] = sampling.sampler
     header = json_digest(
         [run.fingerprint, options, hashlib.sha256(content).hexdigest()]
     )

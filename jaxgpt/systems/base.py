@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -338,6 +338,16 @@ class System:
         """Returns why samples do not have the model's distribution; "" if they do."""
         del sampling
         return ""
+
+    def settle(
+        self, params: dict, rows: Sequence[Any], sampling: SamplingParams
+    ) -> SamplingParams:
+        """Returns how to sample these `batches.Row`s where that depends on them.
+
+        Once for all of them: the batches that they are taken in must not differ.
+        """
+        del params, rows
+        return sampling
 
     def cache_length(self, T: int) -> int:
         """Returns the cache slots that a text of T tokens gets: the block.

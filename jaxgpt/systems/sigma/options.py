@@ -10,7 +10,7 @@ from jaxgpt.sampling.options import OF_DIFFUSION, refuse
 from jaxgpt.systems.sigma.config import SAMPLERS
 
 LOW_ENTROPY_FIRST = "low-entropy-first"
-
+AUTO = "auto"  # The faster of two samplers of one law: samplers/fastest.py.
 
 UNMASKING = ("top-k-unmasking", "entropy-bounded-unmasking")
 # Which samplers have an option.
@@ -31,7 +31,8 @@ def check_sampling(sampling: Any) -> None:
       UserError: for an unknown sampler, no list of positions, or a contradiction.
     """
     name, order = sampling.sampler or "exact-burst", sampling.order
-    require(name in SAMPLERS, "--sampler", f"one of {', '.join(SAMPLERS)}", name)
+    known = (*SAMPLERS, AUTO)
+    require(name in known, "--sampler", f"one of {', '.join(known)}", name)
     for option, samplers in OPTIONS.items():
         if getattr(sampling, option) and name not in samplers:
             needed = " or ".join(samplers)
@@ -44,7 +45,7 @@ def check_sampling(sampling: Any) -> None:
         raise UserError(
             f"--order is incompatible with --sampler={name}, which chooses its own"
         )
-    if order == LOW_ENTROPY_FIRST and name != "ar":
+    if order == LOW_ENTROPY_FIRST and name not in ("ar", AUTO):
         raise UserError(
             f"--order={LOW_ENTROPY_FIRST} needs --sampler=ar: it chooses "
             "the next position after every token"

@@ -7,7 +7,7 @@ so the order of reading is free. Training draws an order for every sequence.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,9 +29,11 @@ from jaxgpt.sampling.state import (
     SamplingParams,
 )
 from jaxgpt.systems.base import Batch, System
+from jaxgpt.systems.batches import Row
 from jaxgpt.systems.sigma import open_gaps, options, orders, windows
 from jaxgpt.systems.sigma.config import INEXACT, SAMPLERS, double_positions
 from jaxgpt.systems.sigma.options import LOW_ENTROPY_FIRST
+from jaxgpt.systems.sigma.samplers import fastest
 
 # On a CPU a forward pass costs more with every token, already from the first on: longer
 # drafts would save passes and lose time.
@@ -208,6 +210,8 @@ class SigmaGPT(System):
         """
         options.check_sampling(sampling)
         name = sampling.sampler or "exact-burst"
+        rule = f"a sampler by name: {options.AUTO} is settled for rows, by `settle`"
+        require(name != options.AUTO, "--sampler", rule, name)
         make_sampler = pkgutil.resolve_name(SAMPLERS[name])
         return make_sampler(sampling, self.max_draft_length)
 
@@ -215,6 +219,15 @@ class SigmaGPT(System):
         """See `System.inexact`."""
         reason = INEXACT.get(sampling.sampler)
         return f"--sampler={sampling.sampler} is not exact: {reason}" if reason else ""
+
+    def settle(
+        self, params: dict, rows: Sequence[Row], sampling: SamplingParams
+    ) -> SamplingParams:
+        """Names the faster of the exact samplers in place of `AUTO`."""
+        if sampling.sampler != options.AUTO:
+            return sampling
+        options.check_sampling(sampling)
+        return fastest.settle(self, params, rows, sampling)
 
     def lookahead(self, sampling: SamplingParams) -> int:
         """Returns 1 for one by one, the longest draft for exact bursts, or a window."""
