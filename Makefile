@@ -8,9 +8,13 @@ PYTEST := $(RUN) -m pytest -n 2 --dist=loadgroup --no-loadscope-reorder
 
 TEMPLATE := "<missing:24>my lord<missing:33>"
 
+# make train GPU=1 installs JAX for NVIDIA GPUs, make train TPU=1 that for a TPU VM.
+EXTRA := $(if $(GPU),cuda)$(if $(TPU),tpu)
+BASE := $(VENV)/.base$(EXTRA)
+
 .PHONY: train test quick costs parity certificate slow lint format bench figures docs clean
 
-train: $(VENV)/.base
+train: $(BASE)
 	$(RUN) -m jaxgpt.train --config=configs/quickstart.py
 	@echo
 	$(RUN) -m jaxgpt.sample --workdir=runs/quickstart --template=$(TEMPLATE) \
@@ -60,7 +64,7 @@ bench: $(VENV)/.test
 	$(RUN) -m benchmarks.memory --step
 
 # The pictures of README and docs, those that take minutes; docs/figures.md has the rest.
-figures: $(VENV)/.base
+figures: $(BASE)
 	$(RUN) -m scripts.figures
 
 # The site of docs/, in site/: python -m http.server --directory site
@@ -75,9 +79,9 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxgpt needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.base: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(RUN) -m pip install --quiet -c constraints.txt -e .
-	@touch $@
+$(BASE): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet -c constraints.txt -e '.$(if $(EXTRA),[$(EXTRA)])'
+	@touch $@ $(VENV)/.base
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(RUN) -m scripts.install_torch

@@ -17,7 +17,7 @@ from jaxgpt.train import smaller_variant
 from jaxgpt.training import metrics, optimizers, signals
 from jaxgpt.training.progress import Progress
 from jaxgpt.training.step import init_state, make_step
-from tests.conftest import ROOT
+from tests.conftest import ROOT, refusal
 from tests.faults import TINY, finish, saved_digests, start, wait_for_step
 
 
@@ -196,6 +196,22 @@ def test_schedule_is_nanogpts():
     }
     for step, value in expected.items():
         assert float(rate(step)) == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.trains
+def test_a_device_out_of_memory_is_one_line_with_what_takes_less(tmp_path, monkeypatch):
+    reason = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 987 bytes."
+
+    def exhausted(*_):
+        raise jax.errors.JaxRuntimeError(f"{reason}\nBufferAssignment: ...")
+
+    monkeypatch.setattr("jaxgpt.commands.train.loop", exhausted)
+    monkeypatch.setattr("jaxgpt.training.loop.Trainer.owes_evaluation", lambda _: False)
+    message = refusal(train, configs.load(TINY, {}), tmp_path / "run")
+    for part in ("batch_size 8 (", "allocate 987 bytes)", "accumulation"):
+        assert part in message
+    for knob in ("model.remat=full", "model.loss_chunk=128"):
+        assert knob in message
 
 
 def test_a_failing_tracker_never_stops_training(tmp_path, capsys):

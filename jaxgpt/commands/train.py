@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import pathlib
+import re
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import jax
 from ml_collections import ConfigDict
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 from jaxgpt import backend, cli
 from jaxgpt import config as configs
 from jaxgpt.commands.setup import exclusive, prepare
-from jaxgpt.errors import CheckError, log, require
+from jaxgpt.errors import CheckError, UserError, log, require
 from jaxgpt.parallel import distributed
 from jaxgpt.training.debug import replay_step
 from jaxgpt.training.loop import Callback, Trainer, finished, go_on, loop
@@ -82,8 +83,28 @@ def train(
         )
         return 0
     backend.say_where_programs_are_not_kept()
-    with exclusive(setup, allowed):
+    with exclusive(setup, allowed), _out_of_memory(config):
         return _train(Trainer(setup, callback), smaller)
+
+
+@contextlib.contextmanager
+def _out_of_memory(config: ConfigDict) -> Iterator[None]:
+    """Turns a device that is out of memory into a line with what takes less.
+
+    Raises:
+      UserError: in its place.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        reason = re.search(r"RESOURCE_EXHAUSTED: *(.*)", str(error))
+        if not reason:
+            raise
+        raise UserError(
+            f"the device is out of memory with batch_size {config.batch_size} "
+            f"({reason[1][:150].rstrip('. ')}): raise accumulation, which computes "
+            "fewer rows at once, or set model.remat=full, or model.loss_chunk=128"
+        ) from None
 
 
 def _train(trainer: Trainer, smaller: str) -> int:

@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, log
 
 # Peak bfloat16 FLOP/s of one device, by a part of JAX's device_kind (vendors' sheets).
 # The first match counts: "TPU v5 lite" comes before "TPU v5".
@@ -42,6 +42,7 @@ CHIPS = {
 }
 # Names of slices of them.
 TOPOLOGIES = "v5e:1x1 to v5e:16x16, v6e:1x1 to v6e:16x16, v5p:2x2x1 to v5p:4x8x8"
+NVIDIA = ("/dev/nvidia0", "/dev/nvidiactl")
 PCI_DEVICES = "/sys/bus/pci/devices"
 # PCI's names of Google and of its TPUs; its network cards have others.
 GOOGLE = "0x1ae0"
@@ -69,12 +70,42 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def check_backend(backend: str, devices: str = PCI_DEVICES) -> None:
-    """Raises UserError if there is a TPU but JAX silently fell back to the CPU."""
-    if backend == "cpu" and not cpu_requested() and has_tpu(devices):
+    """Says what an accelerator lacks, if there is one and JAX fell back to the CPU.
+
+    Args:
+      backend: that JAX has chosen.
+      devices: the folder of PCI devices.
+
+    Raises:
+      UserError: for a TPU, or a GPU that JAX's CUDA plugin cannot use. Without that
+        plugin a line on stderr says that the GPU is not used.
+    """
+    if backend != "cpu" or cpu_requested():
+        return
+    if has_tpu(devices):
         raise UserError(
             f"this machine has a TPU that JAX cannot use{_owner()}: stop what uses it, "
             "install 'jaxgpt[tpu]', or set JAX_PLATFORMS=cpu to train on the CPU"
         )
+    if not has_nvidia():
+        return
+    plugins = (f"jax_cuda{version}_plugin" for version in (12, 13))
+    installed = next(filter(importlib.util.find_spec, plugins), "")
+    if installed:
+        raise UserError(
+            f"this machine has an NVIDIA GPU that JAX cannot use with {installed}: "
+            "nvidia-smi must list it, with a driver for that version of CUDA; or set "
+            "JAX_PLATFORMS=cpu to compute on the CPU"
+        )
+    log(
+        "note: this machine has an NVIDIA GPU, which is not used: install "
+        "'jaxgpt[cuda]' (make train GPU=1), or set JAX_PLATFORMS=cpu"
+    )
+
+
+def has_nvidia() -> bool:
+    """Returns whether this machine has an NVIDIA GPU and its kernel module."""
+    return any(map(os.path.exists, NVIDIA))
 
 
 def cpu_requested() -> bool:
@@ -101,8 +132,7 @@ def only_cpu() -> bool:
 
 def has_accelerator() -> bool:
     """Returns whether this machine has a TPU or GPU, even one that JAX cannot use."""
-    others = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-    return has_tpu() or any(map(os.path.exists, others))
+    return has_tpu() or any(map(os.path.exists, (*NVIDIA, "/dev/dxg", "/dev/kfd")))
 
 
 def _owner() -> str:

@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import pathlib
 import signal
@@ -162,6 +163,23 @@ def test_a_tpu_that_is_there_is_never_left_aside_silently(tmp_path, monkeypatch)
     hardware.check_backend("tpu", str(tmp_path))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     hardware.check_backend("cpu", str(tmp_path))
+
+
+def test_a_gpu_that_is_there_is_never_left_aside_silently(monkeypatch, capsys):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(hardware, "has_nvidia", lambda: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    hardware.check_backend("cpu", "none")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "NVIDIA GPU, which is not used: install 'jaxgpt[cuda]'" in line
+    found = lambda name: name == "jax_cuda13_plugin" or None
+    monkeypatch.setattr(importlib.util, "find_spec", found)
+    with pytest.raises(UserError, match="use with jax_cuda13_plugin: nvidia-smi"):
+        hardware.check_backend("cpu", "none")
+    hardware.check_backend("gpu", "none")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    hardware.check_backend("cpu", "none")
+    assert not capsys.readouterr().err
 
 
 def test_the_largest_signal_is_agreed_on_alone():
