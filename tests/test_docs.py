@@ -99,6 +99,8 @@ class Reader:
                 line = next(x for x in makefile.splitlines() if "jaxgpt.train" in x)
                 self.follow("jaxgpt.train", line.split("jaxgpt.train ")[1].split())
         elif program.endswith("pip"):
+            if options == ["install", "scikit-learn"]:  # The digits are its own.
+                return
             extras = re.fullmatch(r"\.(?:\[(.*)\])?|jaxgpt\[(.*)\]", options[-1])
             known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
             named = (extras[1] or extras[2] or "").split(",")
