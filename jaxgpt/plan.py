@@ -1,6 +1,7 @@
-r"""Does a config fit a TPU slice, and how fast can it be? Compiled here, on a CPU.
+r"""Does a config fit a TPU slice or GPUs, and how fast can it be? Asked on a CPU.
 
 python -m jaxgpt.plan --config=configs/sigma_text.py --topology=v5e:4x4
+python -m jaxgpt.plan --config=configs/sigma_text.py --topology=h100:8
 python -m jaxgpt.plan --config=configs/sigma_text.py --topology=v5e:4x4 \
     --config.mesh.fsdp=16 --config.model.remat=full --json=-
 """
@@ -11,7 +12,7 @@ import os
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.parallel.hardware import TOPOLOGIES
+from jaxgpt.parallel.hardware import TOPOLOGIES, gpus
 
 # Without these libtpu looks for a TPU, and leaves logs and a lock behind.
 ENVIRONMENT = {
@@ -47,6 +48,9 @@ def command(argv: list[str]) -> int:
     args = parser.parse_args(options)
     config = configs.load(args.config, overrides)
     os.environ |= ENVIRONMENT
+    if found := gpus(args.topology):
+        devices = f"--xla_force_host_platform_device_count={found[1]}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}"
     # JAX takes seconds, which --help does not need; it reads the environment once.
     from jaxgpt.commands.plan import execute
 

@@ -48,12 +48,39 @@ def test_a_step_is_compiled_for_a_slice():
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("name", ["v5e", "v9z:2x2", "v5litepod-8", "v5e:0x"])
+@pytest.mark.parametrize("name", ["v5e", "v9z:2x2", "v5litepod-8", "v5e:0x", "h100:9"])
 def test_an_unknown_topology_is_one_line(name):
     ran = run("--config=configs/sigma_text.py:tiny", f"--topology={name}")
     assert ran.returncode == 2
     assert ran.stderr.startswith(f"error: unknown --topology='{name}': there are")
     assert ran.stderr.count("\n") == 1
+
+
+@pytest.mark.process
+def test_gpus_are_planned_for_without_one():
+    small = ["--config=configs/sigma_text.py:tiny", "--config.mesh.fsdp=4"]
+    ran = run(*small, "--topology=h100:4", "--json=-")
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout.splitlines()[-1])
+    assert found["chips"] == 4 and found["fits"]
+    assert found["collectives"]["all-gather"]["bytes"] > 0
+    parameters, each = found["parameters"], found["memory_per_chip"]
+    assert each["parameters"] == pytest.approx(4 * parameters / 4, rel=0.02)
+    assert each["gradients"] == each["parameters"]
+    assert each["total"] == sum(v for name, v in each.items() if name != "total")
+
+
+@pytest.mark.parametrize(("rows", "measured"), [(8, 5.6), (16, 9.4), (32, 17.0)])
+def test_what_a_gpu_keeps_is_estimated_near_what_was_measured(rows, measured):
+    """GPT-2 124M in bfloat16 on an H100: docs/speed.md has gigabytes of the program."""
+    changes = {"system": "causal", "model.block_size": 1024, "model.remat": "none"}
+    changes |= {"batch_size": rows, "accumulation": 1, "model.dtype": "bfloat16"}
+    config = configs.load("configs/sigma_text.py", changes)
+    state = 16 * 124_373_760  # Parameters, gradients and moments.
+    found = (state + plan.kept_bytes(config, 1)) / 1e9
+    assert measured < found < 1.15 * measured
+    configs.override(config, {"model.remat": "full", "model.loss_chunk": 128})
+    assert plan.kept_bytes(config, 1) < 0.25 * (found * 1e9 - state)
 
 
 def test_a_missing_compiler_is_one_line(monkeypatch):

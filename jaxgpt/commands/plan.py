@@ -1,4 +1,8 @@
-"""Compiles the step of a config for a TPU slice, and bounds its speed."""
+"""Compiles the step of a config for a TPU slice, and bounds its speed.
+
+For GPUs, whose compiler needs one, the step is compiled for as many CPU devices, which
+gives the collectives, and what is kept for the backward pass is estimated.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from ml_collections import ConfigDict
 from jaxgpt import backend, cli
 from jaxgpt.errors import UserError
 from jaxgpt.model.layers import count_parameters
-from jaxgpt.parallel import hlo, sharding
+from jaxgpt.parallel import hardware, hlo, sharding
 from jaxgpt.parallel.hardware import CHIPS, TOPOLOGIES, Chip
 from jaxgpt.systems.registry import build_system, system_class
 from jaxgpt.training import optimizers
@@ -29,6 +33,9 @@ RESERVED = 0.25 * 2**30  # bytes of each chip that the runtime keeps
 # Bytes of activations kept per token, layer and unit of width, at 16 bits
 # (arXiv 2205.05198, section 4.1, without the attention scores).
 ACTIVATION_BYTES = 34
+# Those kept with `model.remat`: of a block the results of products, ten times its width
+# at 16 bits; or its input in float32.
+KEPT_BYTES = {"none": ACTIVATION_BYTES, "dots": 20, "full": 4}
 # In the compiler's error; how much is missing says which setting would help.
 OUT_OF_MEMORY = r"(?:temporaries \(|Used )([\d.]+)([KMG])(?:\) exceeds| of)"
 
@@ -53,6 +60,8 @@ def open_topology(name: str) -> tuple[Chip, list[Any]]:
     Raises:
       UserError: if libtpu is not installed or there is no such topology.
     """
+    if gpus := hardware.gpus(name):
+        return gpus[0], jax.devices()[: gpus[1]]
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
     if not match or match[1] not in CHIPS:
         raise UserError(f"unknown --topology='{name[:40]}': there are {TOPOLOGIES}")
@@ -86,7 +95,9 @@ def compile_step(config: ConfigDict, devices: list[Any]) -> dict[str, Any]:
     Raises:
       UserError: if the config does not suit the devices.
     """
-    system, optimizer = build_system(config, "tpu"), optimizers.make_optimizer(config)
+    platform = devices[0].platform  # "cpu" where GPUs are planned for.
+    system = build_system(config, platform)
+    optimizer = optimizers.make_optimizer(config)
     ema = config.optimizer.ema_decay > 0
     shapes = jax.eval_shape(
         lambda key: init_state(system.init(key), optimizer, ema), jax.random.key(0)
@@ -100,7 +111,7 @@ def compile_step(config: ConfigDict, devices: list[Any]) -> dict[str, Any]:
     index = jax.ShapeDtypeStruct((), np.int32, sharding=layout.replicated)
     step = make_step(system, optimizer, layout)
     began, worked = time.perf_counter(), time.process_time()
-    lowered = step.trace(state, index, tokens).lower(lowering_platforms=("tpu",))
+    lowered = step.trace(state, index, tokens).lower(lowering_platforms=(platform,))
 
     def held(name: str) -> float:
         leaves = jax.tree.leaves(state.get(name, ()))
@@ -120,19 +131,13 @@ def compile_step(config: ConfigDict, devices: list[Any]) -> dict[str, Any]:
         memory["activations"] = _bytes_refused(error)
         memory["total"] = sum(memory.values())
     else:
-        found, text = program.memory_analysis(), program.as_text()
-        memory["activations"] = float(found.temp_size_in_bytes)
-        memory["program"] = float(found.generated_code_size_in_bytes)
-        # Inputs and outputs, not the kinds above: what is donated counts once.
-        memory["total"] = (
-            memory["activations"]
-            + memory["program"]
-            + float(
-                found.argument_size_in_bytes
-                + found.output_size_in_bytes
-                - found.alias_size_in_bytes
-            )
-        )
+        text = program.as_text()
+        memory |= _compiled_memory(program.memory_analysis())
+    if platform == "cpu":
+        memory = {name: memory[name] for name in ("parameters", "optimizer")}
+        memory["gradients"] = memory["parameters"]
+        memory["activations"] = kept_bytes(config, len(devices))
+        memory["total"] = sum(memory.values())
     traffic = hlo.collectives(text) if text else {}
     return {
         "parameters": count_parameters(shapes["params"]),
@@ -146,6 +151,34 @@ def compile_step(config: ConfigDict, devices: list[Any]) -> dict[str, Any]:
         "compile_seconds": time.perf_counter() - began,
         "compile_processor_seconds": time.process_time() - worked,
     }
+
+
+def _compiled_memory(found: Any) -> dict[str, float]:
+    """Returns bytes by kind, of what the compiler says of a program."""
+    kinds = {
+        "activations": float(found.temp_size_in_bytes),
+        "program": float(found.generated_code_size_in_bytes),
+    }
+    # Inputs and outputs, not the kinds above: what is donated counts once.
+    arrays = found.argument_size_in_bytes + found.output_size_in_bytes
+    total = sum(kinds.values()) + float(arrays - found.alias_size_in_bytes)
+    return kinds | {"total": total}
+
+
+def kept_bytes(config: ConfigDict, devices: int) -> float:
+    """Returns an estimate of what a GPU keeps of a step for its backward pass.
+
+    Attention is cuDNN's, without scores; logits and their gradient are in bfloat16.
+    """
+    c, m = config, config.model
+    width = 1 if m.dtype == "bfloat16" else 2
+    per_token = KEPT_BYTES[m.remat] * m.n_layer * m.n_embd * width
+    if m.remat != "none":
+        per_token += ACTIVATION_BYTES * m.n_embd * width  # One block, computed again.
+    share = min(1.0, m.loss_chunk / m.block_size) if m.loss_chunk else 1.0
+    per_token += 2 * 2 * m.vocab_size * width * share / c.mesh.tensor
+    rows = c.batch_size / c.accumulation * c.mesh.tensor / devices
+    return per_token * rows * m.block_size
 
 
 def _bytes_refused(error: Exception) -> float:
@@ -170,7 +203,7 @@ def roofline(
       sent: bytes each chip sends in a step.
     """
     c, m = config, config.model
-    system = build_system(config, "tpu")
+    system = build_system(config)
     tokens = c.batch_size * system.num_predicted
     parameters, held = found["parameters"], found["memory_per_chip"]
     per_token = system.flops_per_token(parameters)
@@ -246,14 +279,23 @@ def report(found: dict[str, Any], config: ConfigDict) -> str:
     """Returns the plan as text."""
     f, m = found, config.model
     memory = f["memory_per_chip"] | {"limit": f["memory_limit"]}
+    chip, how = "chip", "written and\nread once"
+    if hardware.gpus(f["topology"]):
+        chip = "GPU"
+        how = (
+            "written and\nread once; 20 of them kept with model.remat=dots and 4 with "
+            "full, and 4 of each logit (an\nestimate: no GPU compiler was asked); the "
+            "collectives of as many CPU devices"
+        )
     kinds = f["collectives"].items()
     sent = {f"{one['count']} x {kind}": one["bytes"] for kind, one in kinds}
     times = {name: f[f"{name}_seconds"] for name in ("compute", "memory", "links")}
+    count = f"{f['chips']} {chip}{'s' * (f['chips'] > 1)}"
     return f"""\
-{f["topology"]}: {f["chips"]} chips, {f["parameters"]:,} parameters
+{f["topology"]}: {count}, {f["parameters"]:,} parameters
 compiled in {f["compile_seconds"]:.0f} s ({f["compile_processor_seconds"]:.0f} s of CPU)
 
-memory per chip, GiB
+memory per {chip}, GiB
 {_table(memory, 2**30)}
   {"fits" if f["fits"] else "DOES NOT FIT"}; to use less: {f["advice"]}
 
@@ -261,7 +303,7 @@ FLOPs: L {m.n_layer}, D {m.n_embd}, T {m.block_size}
   {f["flops_per_token"]:.4g} per token, {f["flops_per_step"]:.4g} per step
   {_formula(m.mixer)}
 
-collectives of a step, and MB that each chip sends
+collectives of a step, and MB that each {chip} sends
 {_table(sent, 1e6) or "  none"}
 
 minimum time of a step, ms
@@ -271,8 +313,8 @@ tokens/s, at most
   {f["tokens_per_second"]:,.0f} (MFU {f["mfu"]:.0%}) if the three overlap
   {f["tokens_per_second_without_overlap"]:,.0f} ({f["mfu_without_overlap"]:.0%}) if not
 Assumed: the vendor's peak bfloat16 rate, bandwidth and links; rings over all links;
-{ACTIVATION_BYTES} bytes of activations per token, layer and unit of width, written and
-read once; parameters, gradients and moments in float32."""
+{ACTIVATION_BYTES} bytes of activations per token, layer and unit of width, {how};
+parameters, gradients and moments in float32."""
 
 
 def _formula(mixer: str) -> str:

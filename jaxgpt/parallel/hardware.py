@@ -40,8 +40,18 @@ CHIPS = {
     "v5p": Chip(PEAK_FLOPS["TPU v5"], 95 * 2**30, 2765e9, 600e9),
     "v6e": Chip(PEAK_FLOPS["TPU v6 lite"], 32 * 2**30, 1640e9, 448e9),
 }
-# Names of slices of them.
-TOPOLOGIES = "v5e:1x1 to v5e:16x16, v6e:1x1 to v6e:16x16, v5p:2x2x1 to v5p:4x8x8"
+# Those with 80 GB, 80 GB and 141 GB; links are NVLink's, in one direction.
+GPUS = {
+    "a100": Chip(PEAK_FLOPS["A100"], 80e9, 2039e9, 300e9),
+    "h100": Chip(PEAK_FLOPS["H100"], 80e9, 3350e9, 450e9),
+    "h200": Chip(PEAK_FLOPS["H200"], 141e9, 4800e9, 450e9),
+}
+GPUS_OF_A_HOST = 8
+# Names of slices of them, and of hosts.
+TOPOLOGIES = (
+    "v5e:1x1 to v5e:16x16, v6e:1x1 to v6e:16x16, v5p:2x2x1 to v5p:4x8x8, and a100, "
+    f"h100 and h200 with :1 to :{GPUS_OF_A_HOST}"
+)
 NVIDIA = ("/dev/nvidia0", "/dev/nvidiactl")
 PCI_DEVICES = "/sys/bus/pci/devices"
 # PCI's names of Google and of its TPUs; its network cards have others.
@@ -62,6 +72,21 @@ def set_environment() -> None:
         # work: with fewer, an all-reduce waits for a device whose callback waits for a
         # thread, until XLA aborts the process.
         os.environ.setdefault("NPROC", str(2 * int(devices[1]) + 4))
+
+
+def gpus(topology: str) -> tuple[Chip, int] | None:
+    """Returns the GPU and the number of a topology such as "h100:8"; None for others.
+
+    Raises:
+      UserError: for a number that no host has.
+    """
+    kind, _, count = topology.partition(":")
+    if kind not in GPUS:
+        return None
+    known = [str(number + 1) for number in range(GPUS_OF_A_HOST)]
+    if count not in known:
+        raise UserError(f"unknown --topology='{topology[:40]}': there are {TOPOLOGIES}")
+    return GPUS[kind], int(count)
 
 
 def peak_flops(device_kind: str) -> float | None:
