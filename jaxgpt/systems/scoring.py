@@ -89,8 +89,14 @@ def infill_spans(N: int, T: int, ratio: float, seed: int) -> np.ndarray:
     return (index_T >= start_N[:, None]) & (index_T < start_N[:, None] + length)
 
 
-def _span_nll(system: System, params: dict, tokens_NT, missing_NT, order_NT):
-    """Returns the mean negative log-likelihood of missing tokens, read in an order."""
+def span_nll(
+    system: System,
+    params: dict,
+    tokens_NT: np.ndarray,
+    missing_NT: np.ndarray,
+    order_NT: np.ndarray,
+) -> np.ndarray:
+    """Returns the nats [N] of each text's missing tokens, read in an order."""
     score = jax.jit(lambda tokens, order: system.score(params, tokens, order)[1])
     wanted_NT = np.take_along_axis(missing_NT, order_NT, 1)
     arrays = {"tokens": tokens_NT, "order": order_NT}
@@ -100,7 +106,7 @@ def _span_nll(system: System, params: dict, tokens_NT, missing_NT, order_NT):
     ]
     nll_NT = np.concatenate(parts)
     # The first token read may have none, and is never missing.
-    return nll_NT[wanted_NT[:, -nll_NT.shape[1] :]].mean()
+    return (nll_NT * wanted_NT[:, -nll_NT.shape[1] :]).sum(1)
 
 
 def score_infilling(
@@ -117,14 +123,15 @@ def score_infilling(
     N, T = tokens_NT.shape
     missing_NT = infill_spans(N, T, ratio, seed)
     straight_NT = np.broadcast_to(np.arange(T, dtype=np.int32), (N, T))
-    found = {
-        "nll_prefix": _span_nll(system, params, tokens_NT, missing_NT, straight_NT)
-    }
+    count = missing_NT.sum()
+    prefix_N = span_nll(system, params, tokens_NT, missing_NT, straight_NT)
+    found = {"nll_prefix": prefix_N.sum() / count}
     any_order = system.model_config.any_order
     if any_order:
         # What is given first, left to right; then the span, left to right.
         order_NT = np.argsort(missing_NT, 1, kind="stable").astype(np.int32)
-        found["nll"] = _span_nll(system, params, tokens_NT, missing_NT, order_NT)
+        nll_N = span_nll(system, params, tokens_NT, missing_NT, order_NT)
+        found["nll"] = nll_N.sum() / count
         prompt_mask_NT = ~missing_NT
     else:
         prompt_mask_NT = np.cumsum(missing_NT, 1) == 0

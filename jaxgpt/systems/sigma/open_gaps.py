@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgpt.data.arrays import batched
 from jaxgpt.model import rng
 from jaxgpt.sampling.state import Draws, SamplingParams
-from jaxgpt.systems.base import Batch, System
+from jaxgpt.systems.base import Batch
+from jaxgpt.systems.scoring import span_nll
 from jaxgpt.systems.sigma import orders
 
 OPEN = 0.75  # of the gaps that can be
@@ -116,23 +116,6 @@ def held_out(
     }
 
 
-def _nll(
-    system: System, params: Any, tokens_NT: np.ndarray, asked_NT: np.ndarray, rest_NT
-) -> np.ndarray:
-    """Returns the nats [N] of what is asked for, given all but that and the rest."""
-    rank_NT = 1 * asked_NT + 2 * rest_NT
-    order_NT = np.argsort(rank_NT, 1, kind="stable").astype(np.int32)
-    wanted_NT = np.take_along_axis(asked_NT, order_NT, 1)
-    score = jax.jit(lambda tokens, order: system.score(params, tokens, order)[1])
-    arrays = {"tokens": tokens_NT, "order": order_NT}
-    parts = [
-        np.asarray(score(**batch), np.float64)[:count]
-        for batch, count in batched(arrays, min(64, len(tokens_NT)))
-    ]
-    nll_NT = np.concatenate(parts)
-    return (nll_NT * wanted_NT[:, -nll_NT.shape[1] :]).sum(1)
-
-
 def score(
     system: Any, params: Any, tokens_NT: np.ndarray, seed: int
 ) -> dict[str, float]:
@@ -150,9 +133,12 @@ def score(
     texts = held_out(tokens_NT, most, end, seed)
     tokens_NT, gap_NT, length_N = texts["tokens"], texts["gap"], texts["length"]
     N = len(tokens_NT)
-    nothing_NT = np.zeros_like(gap_NT)
-    open_N = _nll(system, params, tokens_NT, gap_NT, nothing_NT)
-    known_N = _nll(system, params, texts["plain"], texts["span"], ~texts["read"])
+    # What is given first, left to right; then the gap; what is left out last.
+    read = lambda rank_NT: np.argsort(rank_NT, 1, kind="stable").astype(np.int32)
+    open_N = span_nll(system, params, tokens_NT, gap_NT, read(gap_NT))
+    plain_NT, span_NT = texts["plain"], texts["span"]
+    order_NT = read(span_NT + 2 * ~texts["read"])
+    known_N = span_nll(system, params, plain_NT, span_NT, order_NT)
 
     def fill(draw: int, temperature: float) -> np.ndarray:
         """Returns what fills the gaps, [N, most]."""
