@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 
 from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError
-from jaxgpt.sampling.display import Screen
 from jaxgpt.sampling.options import check_ranges
 from jaxgpt.systems.diffusion.config import SAMPLERS as DIFFUSION_SAMPLERS
 from jaxgpt.systems.sample_options import check_sampling, sample_options
@@ -28,8 +28,10 @@ def command(argv: list[str]) -> None:
     config = configs.load_frozen(configs.user_path(args.workdir))
     check_sampling(overrides.get("system", config.system), args)
     with contextlib.ExitStack() as stack:
-        watched = args.live and Screen.possible()
-        screen = stack.enter_context(Screen()) if watched else None
+        screen = None
+        if args.live:
+            kind = importlib.import_module("jaxgpt.sampling.display").Screen
+            screen = stack.enter_context(kind()) if kind.possible() else None
         # JAX takes a second, for which --help, wrong usage and the screen don't wait.
         from jaxgpt.commands.sample import execute
 
