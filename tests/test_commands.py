@@ -235,7 +235,8 @@ def test_helpfull_has_everything(name, capsys):
     known = {"--help", "--helpfull", *(OPTIONS | OTHERS)[name]}
     known |= set(OF_A_MEMORY.get(name, ()))
     assert options == known if name in OPTIONS else options >= known
-    fields = {"convert": [], "verify": [], "grid": [], "systems.gssm.probe": []}
+    none = ("convert", "verify", "grid", "playground", "systems.gssm.probe")
+    fields = {command: [] for command in none}
     after = configs.keys_that("after_training")
     fields |= {"sample": after, "evaluate": after, "memory": after}
     for key in fields.get(name, configs.options()):
@@ -315,7 +316,7 @@ def test_options_are_not_abbreviated(refused):
         ("steps", "steps must be an integer, got ''"),
         ("model.bias=maybe", "model.bias must be true or false, got 'maybe'"),
         ("optimizer.learning_rate=-1", "optimizer.learning_rate must be >= 0, got -1"),
-        ("system=rnn", "system must be one of sigma, sigma-task, causal"),
+        ("system=rnn", "system must be one of sigma, sigma-task, masked-diffusion"),
         ("accumulation=3", "batch_size must be divisible by accumulation 3"),
         ("seed=99999999999999999999", "seed must be <= 4294967295, got"),
         ("model.n_head=5", "model.n_embd must be divisible by model.n_head 5"),
