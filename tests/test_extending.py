@@ -124,8 +124,8 @@ def test_a_sampler_and_an_order(monkeypatch, tmp_path, capsys):
     # --help and refusals read the registries.
     with pytest.raises(SystemExit):
         sample.command(["--help"])
-    assert "ar, auto, greedy. ar:" in " ".join(capsys.readouterr().out.split())
-    with pytest.raises(UserError, match="ar, auto, greedy, got 'beam'"):
+    assert "ar, greedy, auto. ar:" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(UserError, match="ar, greedy, auto, got 'beam'"):
         sampled(capsys, tmp_path, "--sampler=beam")
     with pytest.raises(UserError, match="every-other"):
         sampled(capsys, tmp_path, "--order=sideways")
