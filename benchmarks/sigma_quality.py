@@ -111,7 +111,7 @@ def score(workdir: pathlib.Path, block: int) -> dict[str, float]:
     from jaxgpt.systems.sigma import orders
 
     run = open_run(str(workdir), "last")
-    tokens_NT = run.system.open_data().eval_windows("val", block)
+    tokens_NT = run.open_data().eval_windows("val", block)
     N = len(tokens_NT)
     straight = np.asarray(orders.left_to_right(N, block))
     kinds = {"left_to_right": straight}

@@ -4,7 +4,7 @@ python -m jaxgpt.train --config=configs/masked_diffusion.py:laptop
 
 variant   size                      validation loss, nats (an upper bound)
 (none)    6 layers, 384, block 256  (not run yet)
-:laptop   4 layers, 128, block 64   (docs/diffusion.md)
+:laptop   4 layers, 128, block 64   2.38 ± 0.03 after 850 steps (docs/diffusion.md)
 :tiny     2 layers, 32, block 32
 
 Each also as :blocks, :laptop-blocks and :tiny-blocks, with blocks of eight tokens,

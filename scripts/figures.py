@@ -25,6 +25,7 @@ import sys
 from collections.abc import Callable
 
 from benchmarks import (
+    any_order,
     extrapolation,
     knn_lm,
     sigma_calls,
@@ -127,6 +128,20 @@ def context(name: str, sequences: int) -> tuple[str, str]:
         f"jaxgpt.evaluate {run} --split=test --num_sequences={sequences} "
         f"--positions={{runs}}/{name}.png",
     )
+
+
+def any_order_study() -> Figure:
+    study = "benchmarks.any_order --workdir={runs}/any_order"
+    commands = [
+        f"{study} --data='{data}' {what}"
+        for data in any_order.DATA
+        for what in ("--speed", "--train --only judge", "--train", "--time")
+    ]
+    made = "{runs}/any_order.png"
+    record = made.replace(".png", ".json")
+    picture = Picture(made, record, draw_json(any_order.draw))
+    commands.append(f"{study} --table --figure={made}")
+    return Figure(tuple(commands), {"any_order.png": picture}, 75)
 
 
 LAPTOP = "jaxgpt.train --config=configs/{}.py:laptop --workdir={{runs}}/{}"
@@ -315,6 +330,7 @@ FIGURES = {
         },
         20,
     ),
+    "any_order": any_order_study(),
     "memory": Figure(
         (
             "scripts.plays",
