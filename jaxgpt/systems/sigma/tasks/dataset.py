@@ -21,7 +21,7 @@ from jaxgpt.systems.sigma.tasks.base import Task
 
 SPLITS = ("train", "val")
 # A change of what a task samples must change this too, or old sequences are read.
-VERSION = 4
+VERSION = 5
 CHUNK = 10000
 # After so many chunks in a row with hardly anything new, there is no more.
 PATIENCE = 10

@@ -11,11 +11,11 @@ from jaxgpt.errors import UserError
 from jaxgpt.systems.sigma.tasks import pictures
 from jaxgpt.systems.sigma.tasks.base import Judgement, Task
 
-# Coordinates and weights are -1, -0.9, ... 1, each a token.
+# Weights are -1, -0.9, ... 1, each a token; so are the coordinates of the plane, whose
+# every point is a token if its class is "-", and another if it is "+".
 LEVELS = 21
 VALUES = np.linspace(-1, 1, LEVELS)
-# Every point of the plane: its two coordinates as tokens, [LEVELS ** 2, 2].
-PLANE = np.stack(np.divmod(np.arange(LEVELS**2), LEVELS), 1)
+PLANE = np.stack([axis.ravel() for axis in np.meshgrid(VALUES, VALUES)], 1)
 # A network has both classes on no less of the plane than this.
 LEAST = 0.25
 RIGHT_SHARE = 0.9
@@ -35,18 +35,21 @@ LEGEND: tuple[pictures.Entry, ...] = (
 class QuantizedMLP(Task):
     """`task.length` points with their classes, then the network that has drawn them.
 
-    A point is two coordinates and "-" or "+". A network has two inputs, `task.hidden`
-    rectified units and the sign of one output; its weights are quantised. Units come in
-    ascending order of their weights, as another order is the same network.
+    A point with its class is a token. A network has two inputs, `task.hidden` rectified
+    units and the sign of one output; its weights are quantised. Units come in ascending
+    order of their weights, as another order is the same network.
     """
 
     shows = "weights of a network from points that it has labelled"
     rule = f"generated and true weights agree on {RIGHT_SHARE} of the plane"
-    words = (*(f"{value:g}" for value in VALUES.round(1) + 0.0), "-", "+")
+    words = (
+        *(f"{value:g}" for value in VALUES.round(1) + 0.0),
+        *(f"({x:g},{y:g}){c}" for x, y in PLANE.round(1) + 0.0 for c in "-+"),
+    )
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
-        self.prompt_length = 3 * self.config.length
+        self.prompt_length = self.config.length
         self.length = self.prompt_length + 4 * self.config.hidden + 1
 
     def sample_tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -71,15 +74,13 @@ class QuantizedMLP(Task):
         weights = np.concatenate(parts)[:count]
         point = rng.integers(0, len(PLANE), (count, self.config.length))
         label = np.take_along_axis(self.classes(weights), point, 1)
-        points = np.concatenate([PLANE[point], LEVELS + label[..., None]], 2)
-        return np.concatenate([points.reshape(count, -1), weights], 1)
+        return np.concatenate([LEVELS + 2 * point + label, weights], 1)
 
     def classes(self, weights_NW: np.ndarray) -> np.ndarray:
         """Returns the class, 0 or 1, of each point of the plane: [N, LEVELS ** 2]."""
         value_NW = VALUES[weights_NW]
         unit_NH4 = value_NW[:, :-1].reshape(len(weights_NW), -1, 4)
-        plane_P2 = VALUES[PLANE]
-        hidden_NHP = unit_NH4[..., :2] @ plane_P2.T + unit_NH4[..., 2:3]
+        hidden_NHP = unit_NH4[..., :2] @ PLANE.T + unit_NH4[..., 2:3]
         output_NP = (unit_NH4[..., 3:] * hidden_NHP.clip(0)).sum(1) + value_NW[:, -1:]
         return (output_NP > 0).astype(int)
 
@@ -103,8 +104,7 @@ class QuantizedMLP(Task):
 
     def points(self, tokens_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns which points of the plane are given, and their classes: [N, K]."""
-        points = tokens_NT[:, : self.prompt_length].reshape(len(tokens_NT), -1, 3)
-        return points[..., 0] * LEVELS + points[..., 1], points[..., 2] - LEVELS
+        return np.divmod(tokens_NT[:, : self.prompt_length] - LEVELS, 2)
 
     def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
         """Plots the plane as generated weights label it, and the points given."""

@@ -16,9 +16,9 @@ MOST_OBJECTS = 4  # The smallest grid, of 2 x 2, has room for them.
 
 
 class Scene(Task):
-    """Objects and where they are, then statements; asked for is which are true.
+    """A grid with objects on it, then statements; asked for is which are true.
 
-    An object is a colour with a shape, a row and a column; all differ in the first. A
+    A cell is empty or has an object, a colour with a shape; no two are the same. A
     statement is two objects and a relation, then its answer: true as often as false.
     There are `task.length` statements.
     """
@@ -31,27 +31,23 @@ class Scene(Task):
         c = self.config
         most = len(COLOURS) - 1
         self.check(1 <= c.colors <= most, "colors", f"from 1 to {most}")
-        self.places = 3 * MOST_OBJECTS
-        self.length = self.places + 4 * c.length
+        self.cells = c.height * c.width
+        self.length = self.cells + 4 * c.length
         colours = list(COLOURS)[1 : c.colors + 1]
-        self.words = [
-            *(f"{colour}-{shape}" for colour in colours for shape in SHAPES),
-            *(f"row{n + 1}" for n in range(c.height)),
-            *(f"column{n + 1}" for n in range(c.width)),
-            *PAIRS, "false", "true", "-",
-        ]  # fmt: skip
+        objects = [f"{colour}-{shape}" for colour in colours for shape in SHAPES]
+        self.words = [*objects, ".", *PAIRS, "false", "true"]
 
     def sample_tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Draws objects, and statements whose truth is drawn first."""
         c, each = self.config, np.arange(count)
         draw = lambda n: rng.random((count, n)).argsort(1)[:, :MOST_OBJECTS]
-        kind, cell = draw(c.colors * len(SHAPES)), draw(c.height * c.width)
+        kind, cell = draw(c.colors * len(SHAPES)), draw(self.cells)
         row, column = np.divmod(cell, c.width)
         number = rng.integers(2, MOST_OBJECTS + 1, count)
-        first_row, first_column = self.codes["row1"], self.codes["column1"]
-        objects = np.stack([kind, first_row + row, first_column + column], 2)
         there = np.arange(MOST_OBJECTS) < number[:, None]
-        parts = [np.where(there[..., None], objects, self.codes["-"])]
+        grid = np.full((count, self.cells), self.codes["."])
+        np.put_along_axis(grid, cell, np.where(there, kind, self.codes["."]), 1)
+        parts = [grid]
         for _ in range(c.length):
             a = rng.integers(0, number)
             b = (a + rng.integers(1, number)) % number
@@ -68,11 +64,11 @@ class Scene(Task):
             relation = self.codes[PAIRS[0]] + (fits * rng.random(fits.shape)).argmax(1)
             answer = self.codes["false"] + truth
             parts.append(np.stack([kind[each, a], relation, kind[each, b], answer], 1))
-        return np.concatenate([part.reshape(count, -1) for part in parts], 1)
+        return np.concatenate(parts, 1)
 
     def prompt_mask(self, tokens_NT: np.ndarray) -> np.ndarray:
         """Asks for the last token of each statement."""
-        t = np.arange(self.length) - self.places
+        t = np.arange(self.length) - self.cells
         return np.broadcast_to((t < 0) | (t % 4 < 3), tokens_NT.shape)
 
     def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
@@ -80,26 +76,25 @@ class Scene(Task):
         c, verdict = self.config, self.judge(tokens_NT, reference_NT, prompt_mask_NT)
         shown = []
         for n, tokens_T in enumerate(tokens_NT):
-            cells = np.full((c.height, c.width, 3), 255)
-            letters = np.full((c.height, c.width), "")
-            objects, true = self.groups(reference_NT[n])
-            for kind, row, column in objects:
-                if kind != "-":
-                    paint, _, shape = kind.partition("-")
-                    at = int(row[3:]) - 1, int(column[6:]) - 1
-                    cells[at], letters[at] = COLOURS[paint], shape[0].upper()
-            tile = pictures.grid(cells, verdict["accuracy"][n], letters)
-            _, said = self.groups(tokens_T)
-            for ours, theirs in zip(said, true, strict=True):
-                colour = pictures.RIGHT if ours == theirs else pictures.WRONG
-                tile.notes.append((f"{' '.join(ours[:3])}: {ours[3]}", colour))
+            colours = np.full((self.cells, 3), 255)
+            letters = np.full(self.cells, "")
+            objects, true = self.parts(reference_NT[n])
+            for cell, word in enumerate(objects):
+                if word != ".":
+                    colour, _, shape = word.partition("-")
+                    colours[cell], letters[cell] = COLOURS[colour], shape[0].upper()
+            grid = colours.reshape(c.height, c.width, 3)
+            letters = letters.reshape(c.height, c.width)
+            tile = pictures.grid(grid, verdict["accuracy"][n], letters)
+            for ours, theirs in zip(self.parts(tokens_T)[1], true, strict=True):
+                ink = pictures.RIGHT if ours == theirs else pictures.WRONG
+                tile.notes.append((f"{' '.join(ours[:3])}: {ours[3]}", ink))
             shown.append(tile)
         legend = [(f"{s[0].upper()}: {s}", (255, 255, 255), True) for s in SHAPES]
         caption = self.caption(verdict, (*legend, *pictures.FRAMES))
         pictures.tiles(path, shown, caption)
 
-    def groups(self, tokens_T: np.ndarray) -> tuple[list[list[str]], list[list[str]]]:
-        """Returns the objects and the statements of a sequence, in words."""
-        words, end = [self.words[token] for token in tokens_T], self.places
-        objects = [words[i : i + 3] for i in range(0, end, 3)]
-        return objects, [words[i : i + 4] for i in range(end, len(words), 4)]
+    def parts(self, tokens_T: np.ndarray) -> tuple[list[str], list[list[str]]]:
+        """Returns the cells and the statements of a sequence, in words."""
+        words, end = [self.words[token] for token in tokens_T], self.cells
+        return words[:end], [words[i : i + 4] for i in range(end, len(words), 4)]

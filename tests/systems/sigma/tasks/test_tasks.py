@@ -298,10 +298,9 @@ def test_statements_are_true_of_the_grid_half_of_the_time():
     assert known.sum(1).tolist() == [task.length - 6] * 200
     answers = []
     for row in tokens:
-        objects, statements = task.groups(row)
-        there = [o for o in objects if o[0] != "-"]
-        where = {o[0]: (int(o[1][3:]), int(o[2][6:])) for o in there}
-        assert len(set(where.values())) == len(there) >= 2
+        cells, statements = task.parts(row)
+        where = {cell: divmod(n, 5) for n, cell in enumerate(cells) if cell != "."}
+        assert 2 <= len(where) == 15 - cells.count(".") <= 4
         for a, relation, b, answer in statements:
             (ra, ca), (rb, cb) = where[a], where[b]
             holds = {
@@ -316,22 +315,23 @@ def test_statements_are_true_of_the_grid_half_of_the_time():
 def test_weights_are_those_of_the_network_that_labelled_the_points():
     task = make("qmlp", length=20, hidden=3)
     tokens, known = draw(task, 50)
-    np.testing.assert_array_equal(known[0], np.arange(73) < 60)
+    np.testing.assert_array_equal(known[0], np.arange(33) < 20)
     for row in tokens:
         words = task.text(row).split()
-        *weights, bias = map(float, words[60:])
+        *weights, bias = map(float, words[20:])
         units = np.reshape(weights, (3, 4))
         assert units.tolist() == sorted(units.tolist())
-        for x, y, label in np.reshape(words[:60], (20, 3)):
-            hidden = np.maximum(0, units[:, :3] @ [float(x), float(y), 1])
+        for word in words[:20]:
+            x, y = map(float, word[1:-2].split(","))
+            hidden = np.maximum(0, units[:, :3] @ [x, y, 1])
             output = hidden @ units[:, 3] + bias
-            assert abs(output) < 1e-9 or (output > 0) == (label == "+")
+            assert abs(output) < 1e-9 or (output > 0) == (word[-1] == "+")
     worse = tokens.copy()
     worse[:, -1] = np.roll(worse[:, -1], 1)
     verdict = task.judge(worse, tokens, known)
     same = worse[:, -1] == tokens[:, -1]
     assert (verdict["agreement"][same] == 1).all() and not verdict["accuracy"].all()
-    worse[:, -1] = task.codes["+"]
+    worse[:, -1] = task.codes["(0,0)+"]
     assert not task.judge(worse, tokens, known)["agreement"].any()
 
 
