@@ -47,8 +47,7 @@ What each picture was made with, by `make figures`, or by
 `python -m scripts.figures NAME` where that takes longer than minutes; seconds are CPU
 time, of all its commands. A picture that is not here was made by the same commands on
 an earlier day. Beside a picture lies what it is drawn from, if that was recorded
-(`--redraw` needs no run); of sigma_pareto and extrapolation, as the tables of sigma.md
-and teenygpt.md have it.
+(`--redraw` needs no run); of extrapolation, as the table of teenygpt.md has it.
 
 | picture | name | machine | date | CPU s |
 |---|---|---|---|---|
