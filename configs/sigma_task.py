@@ -199,7 +199,9 @@ SMALL = {
         "task.height": 4, "task.width": 4, "task.colors": 3, "task.length": 8,
         "model.positions": "rope", "model.rope_theta": 100.0,
     },
-    "qmlp": ROPE | {"task.length": 32, "task.hidden": 2},
+    "qmlp": ROPE | {
+        "task.length": 32, "task.hidden": 2, "optimizer.learning_rate": 3e-3,
+    },
     # Made for images of 8 x 8, of which scripts/prepare_digits.py has 1,500.
     "mnist": {
         "task.class_conditional": True, "batch_size": 32, "model.dropout": 0.2,
