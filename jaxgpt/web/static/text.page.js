@@ -190,6 +190,7 @@ export default class TextPage {
     try {
       for (const way of ways) await this.one(pieces, way, abort.signal);
       this.remember([...this.results.children]);
+      say("done");
     } catch (error) {
       if (this.abort === abort) say(abort.signal.aborted ? "cancelled" : error.message, !abort.signal.aborted);
     } finally {
@@ -250,7 +251,6 @@ export default class TextPage {
         say("copied");
       });
     });
-    say("done");
   }
 
   card(title, start) {
