@@ -208,14 +208,8 @@ class TextPage:
         Given the tokens read before each, at temperature 1. A token that nothing
         predicts, the first that is read, has none.
         """
-        tokens_T, T = output.tokens_BT[row], len(known_T)
-        order_T = output.rank_BT[row].argsort()
-        # One program for all lengths: what is read later changes nothing.
-        size = self.longest
-        padded = np.zeros((1, size), np.int32)
-        padded[0, :T] = tokens_T
-        order = np.concatenate([order_T, np.arange(T, size)])[None].astype(np.int32)
-        logits_TV = self.run.score_tokens(padded, order)[0][0]
+        T, order_T = len(known_T), output.rank_BT[row].argsort()
+        (logits_TV,), _ = self.read(output.tokens_BT[row], order_T)
         # Row t predicts what is read after t tokens and the first.
         found = {}
         for place in range(1, T):
@@ -271,15 +265,27 @@ class TextPage:
 
     def nll(self, tokens_T: np.ndarray, order_T: np.ndarray) -> np.ndarray:
         """Returns nats [T] of each token, NaN at one that nothing predicts."""
+        T = len(tokens_T)
+        _, read_nll = self.read(tokens_T, order_T, keep_logits=False)
+        unpredicted = self.longest - len(read_nll)
+        nll_T = np.full(T, np.nan)
+        nll_T[order_T[unpredicted:]] = read_nll[: T - unpredicted]
+        return nll_T
+
+    def read(
+        self, tokens_T: np.ndarray, order_T: np.ndarray, keep_logits: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (logits [1, T, V], nll [T]) of a text in an order of reading.
+
+        It is filled up to the block, so that one program does for all lengths: what is
+        read later changes nothing.
+        """
         T, size = len(tokens_T), self.longest
         padded = np.zeros((1, size), np.int32)
         padded[0, :T] = tokens_T
         order = np.concatenate([order_T, np.arange(T, size)])[None].astype(np.int32)
-        _, nll = self.run.score_tokens(padded, order, keep_logits=False)
-        unpredicted = size - nll.shape[1]
-        nll_T = np.full(T, np.nan)
-        nll_T[order_T[unpredicted:]] = nll[0][: T - unpredicted]
-        return nll_T
+        logits, nll = self.run.score_tokens(padded, order, keep_logits)
+        return logits, nll[0]
 
 
 @dataclasses.dataclass
