@@ -127,7 +127,7 @@ class _Fields:
         value = self.take(name, default)
         fits = isinstance(value, int) and not isinstance(value, bool)
         fits = fits and least <= value <= most
-        require(fits, name, f"an integer in [{least}, {most}]", _short(value))
+        require(fits, name, f"an integer in [{least}, {most}]", value)
         return value
 
     def text(self, name: str, most: int = MAX_CHARACTERS) -> str:
@@ -136,19 +136,19 @@ class _Fields:
     def items(self, name: str) -> list[Any]:
         value = self.take(name, [])
         fits = isinstance(value, list) and len(value) <= MAX_TOKENS
-        require(fits, name, f"a list of at most {MAX_TOKENS} items", _short(value))
+        require(fits, name, f"a list of at most {MAX_TOKENS} items", value)
         return value
 
     def integers(self, name: str) -> tuple[int, ...]:
         value = self.items(name)
         fits = all(type(item) is int and 0 <= item < 1 << 31 for item in value)
-        require(fits, name, "token ids", _short(value))
+        require(fits, name, "token ids", value)
         return tuple(value)
 
     def booleans(self, name: str) -> tuple[bool, ...]:
         value = self.items(name)
         fits = all(type(item) is bool for item in value)
-        require(fits, name, "true or false for each token", _short(value))
+        require(fits, name, "true or false for each token", value)
         return tuple(value)
 
     def seed(self) -> int:
@@ -158,7 +158,7 @@ class _Fields:
         options = self.take("sampling", {})
         known = SamplingOptions.__annotations__
         fits = isinstance(options, dict) and not options.keys() - known.keys()
-        require(fits, "sampling", f"an object of {', '.join(known)}", _short(options))
+        require(fits, "sampling", f"an object of {', '.join(known)}", options)
         for name in ("sampler", "order"):
             _text(name, options.get(name, ""), 1000)
         check_ranges(options)
@@ -167,7 +167,7 @@ class _Fields:
 
 def _text(name: str, value: Any, most: int) -> str:
     fits = isinstance(value, str) and len(value) <= most
-    shown = f"{len(value)} characters" if isinstance(value, str) else _short(value)
+    shown = f"{len(value)} characters" if isinstance(value, str) else value
     require(fits, name, f"a text of at most {most} characters", shown)
     try:
         value.encode()
@@ -178,7 +178,7 @@ def _text(name: str, value: Any, most: int) -> str:
 
 def _piece(value: Any) -> Piece:
     rule = '{"text": ...}, {"tokens": [...]} or {"gap": N}'
-    require(isinstance(value, dict) and len(value) == 1, "a piece", rule, _short(value))
+    require(isinstance(value, dict) and len(value) == 1, "a piece", rule, value)
     fields = _Fields(value)
     if "text" in value:
         piece = Piece(text=fields.text("text"))
