@@ -36,6 +36,10 @@ SYSTEMS = {
         "masked_diffusion.py",
         {"model.vocab_size": 64, "diffusion.block_length": 4},
     ),
+    "lstm": (
+        "gssm_easy.py",
+        {"model.vocab_size": 64, "model.mixer": "lstm", "model.positions": "learned"},
+    ),
 }
 ONE = (1, 1, 1)
 MESHES_OF_MUON = ((8, 1, 1), (1, 8, 1), (1, 4, 2))
@@ -48,25 +52,29 @@ COUNTS = {
 }
 
 
-def losses(file, changes, mesh=None, steps=3):
-    """Losses of a few steps, held-out loss after them, a digest of the parameters."""
+def prepare(file, changes, mesh=ONE):
+    """(config, system, optimizer, key -> state, layout) of a config on a mesh."""
     config = configs.load(str(CONFIGS / file), {})
-    if mesh:
-        axes = zip(("data", "fsdp", "tensor"), mesh, strict=True)
-        changes = changes | {f"mesh.{axis}": size for axis, size in axes}
-    configs.validate(configs.override(config, SIZE | changes))
+    axes = zip(("data", "fsdp", "tensor"), mesh, strict=True)
+    changes = SIZE | changes | {f"mesh.{axis}": size for axis, size in axes}
+    configs.validate(configs.override(config, changes))
     system, optimizer = build_system(config), optimizers.make_optimizer(config)
 
     def init(key):
         return init_state(system.init(key), optimizer, ema=False)
 
-    key = rng.stream(config.seed, "params")
-    devices = jax.devices()[: np.prod(mesh or (1, 1, 1))]
     layout = sharding.layout(
-        jax.eval_shape(init, key),
-        sharding.make_mesh(config, devices),
+        jax.eval_shape(init, jax.random.key(0)),
+        sharding.make_mesh(config, jax.devices()[: np.prod(mesh)]),
         config.batch_size,
     )
+    return config, system, optimizer, init, layout
+
+
+def losses(file, changes, mesh=ONE, steps=3):
+    """Losses of a few steps, held-out loss after them, a digest of the parameters."""
+    config, system, optimizer, init, layout = prepare(file, changes, mesh)
+    key = rng.stream(config.seed, "params")
     state = jax.jit(init, out_shardings=layout.state)(key)
     advance = make_step(system, optimizer, layout)
     generator = np.random.default_rng(0)
@@ -87,32 +95,42 @@ def losses(file, changes, mesh=None, steps=3):
     }
 
 
+def collectives(lowered):
+    """{kind: [times, bytes]} of a lowered program."""
+    found = hlo.collectives(lowered.compile().as_text())
+    return {kind: [traffic.count, traffic.bytes] for kind, traffic in found.items()}
+
+
 def update_traffic(mesh):
-    """Bytes that each kind of collective sends in Muon's update on a mesh."""
-    axes = zip(("data", "fsdp", "tensor"), mesh, strict=True)
-    changes = {f"mesh.{axis}": size for axis, size in axes}
-    changes |= {"optimizer.name": "muon", "model.vocab_size": 64}
-    config = configs.override(configs.load(str(CONFIGS / "sigma_char.py"), {}), SIZE)
-    configs.override(config, changes)
-    system, optimizer = build_system(config), optimizers.make_optimizer(config)
-    shapes = jax.eval_shape(
-        lambda key: init_state(system.init(key), optimizer, ema=False),
-        jax.random.key(0),
-    )
-    layout = sharding.layout(shapes, sharding.make_mesh(config), config.batch_size)
-    state = layout.abstract(shapes)
+    """What Muon's update sends on a mesh."""
+    changes = {"optimizer.name": "muon", "model.vocab_size": 64}
+    _, _, optimizer, init, layout = prepare("sigma_char.py", changes, mesh)
+    state = layout.abstract(jax.eval_shape(init, jax.random.key(0)))
     update = jax.jit(
         sharding.under(layout.mesh, optimizer.update),
         out_shardings=(layout.state["params"], layout.state["opt_state"]),
     )
-    lowered = update.lower(state["params"], state["opt_state"], state["params"])
-    found = hlo.collectives(lowered.compile().as_text())
-    return {kind: traffic.bytes for kind, traffic in found.items()}
+    return collectives(
+        update.lower(state["params"], state["opt_state"], state["params"])
+    )
+
+
+def step_traffic(file, changes, mesh):
+    """What a training step sends on a mesh, and the number of its parameter arrays."""
+    config, system, optimizer, init, layout = prepare(file, changes, mesh)
+    state = layout.abstract(jax.eval_shape(init, jax.random.key(0)))
+    tokens = jax.ShapeDtypeStruct(
+        (config.batch_size, system.window), np.int32, sharding=layout.rows
+    )
+    step = make_step(system, optimizer, layout)
+    found = collectives(step.lower(state, np.int32(0), tokens))
+    return found | {"arrays": len(jax.tree.leaves(state["params"]))}
 
 
 def cases():
-    for name, (file, changes) in SYSTEMS.items():
-        for count in COUNTS[name]:
+    for name, counts in COUNTS.items():
+        file, changes = SYSTEMS[name]
+        for count in counts:
             exact = changes | {"deterministic": True, "model.n_layer": 1}
             yield f"deterministic {name} on {count}", (file, exact, (count, 1, 1))
     file, changes = SYSTEMS["sigma"]
@@ -122,6 +140,7 @@ def cases():
         "teeny": {"1": ONE, "8": (1, 4, 2)},
         "gssm": {"1": ONE, "8": (8, 1, 1)},
         "masked": {"1": ONE, "8": (2, 2, 2)},
+        "lstm": {"1": ONE, "8": (2, 4, 1)},
     }.items():
         for mesh, shape in places.items():
             yield f"{name} on {mesh}", (*SYSTEMS[name], shape)
@@ -135,4 +154,7 @@ def cases():
 if __name__ == "__main__":
     traffic = {"x".join(map(str, m)): update_traffic(m) for m in MESHES_OF_MUON}
     found = {case: losses(*arguments) for case, arguments in cases()}
+    file, changes = SYSTEMS["lstm"]
+    long = changes | {"model.block_size": 64}
+    traffic["lstm of 64"] = step_traffic(file, long, (1, 8, 1))
     print(json.dumps(found | {"traffic": traffic}))

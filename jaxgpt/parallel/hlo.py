@@ -51,6 +51,7 @@ def collectives(text: str) -> dict[str, Traffic]:
     calls: dict[str, list[str]] = collections.defaultdict(list)
     conditions: dict[str, str] = {}
     limits: dict[str, int] = collections.defaultdict(int)
+    starting: set[str] = set()
     entry = name = ""
     for line in text.splitlines():
         header = COMPUTATION.match(line)
@@ -70,20 +71,24 @@ def collectives(text: str) -> dict[str, Traffic]:
             channel = CHANNEL.search(line)
             key = channel.group(1) if channel else f"{name} {len(own[name])}"
             own[name].append((key, kind, _sent(kind, size, _members(line))))
+        if '"AsyncCollectiveStart"' in line:
+            starting.add(name)
         conditions |= {body: test for test, body in LOOP.findall(line)}
         limits[name] = max([limits[name], *map(int, LIMIT.findall(line))])
         for one, many in CALLED.findall(line):
             calls[name] += [one] if one else re.findall(r"[\w.\-]+", many)
     # XLA's loops count from 0 up to the constant in their condition.
     trips = {body: limits[test] or 1 for body, test in conditions.items()}
-    # An asynchronous collective is in the text several times (start, update, done), all
-    # on one channel.
-    seen: dict[str, tuple[int, str, float]] = {}
+    # A TPU's asynchronous collective is in the text several times (start, steps, done),
+    # all on one channel, and runs as often as it starts: its steps may be within a loop
+    # that it has nothing to do with, such as an LSTM's over tokens, which hides it.
+    seen: dict[str, tuple[bool, int, str, float]] = {}
     for place, times in _times(entry, calls, trips).items():
         for key, kind, sent in own[place]:
-            seen[key] = max(seen.get(key, (0, kind, 0.0)), (times, kind, sent))
+            part = (place in starting, times, kind, sent)
+            seen[key] = max(seen.get(key, part), part)
     found: dict[str, Traffic] = {}
-    for times, kind, sent in seen.values():
+    for _, times, kind, sent in seen.values():
         traffic = found.setdefault(kind, Traffic())
         traffic.count += times
         traffic.bytes += times * sent

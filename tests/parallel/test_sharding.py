@@ -45,6 +45,7 @@ def device_losses():
         ("teeny on 8", "teeny on 1"),
         ("gssm on 8", "gssm on 1"),
         ("masked on 8", "masked on 1"),
+        ("lstm on 8", "lstm on 1"),
     ],
 )
 def test_a_curve_is_the_same_on_any_mesh(device_losses, case, one, name):
@@ -79,6 +80,14 @@ def test_muon_gathers_no_matrix(device_losses):
     assert not found["8x1x1"]
     for mesh in ("1x8x1", "1x4x2"):
         assert "all-to-all" in found[mesh] and "all-gather" not in found[mesh]
+
+
+def test_an_lstm_gathers_no_array_at_every_token(device_losses):
+    """Each once for the forward pass and once for the backward pass, at most."""
+    found = device_losses["traffic"]["lstm of 64"]
+    gathers, reduces = (found[kind][0] for kind in ("all-gather", "all-reduce"))
+    assert 0 < gathers + reduces < 64
+    assert gathers <= 2 * found["arrays"] and reduces <= found["arrays"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
