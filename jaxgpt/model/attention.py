@@ -30,38 +30,59 @@ AttentionHook = Callable[
 ]
 
 
+def slot_axis(config: ModelConfig) -> int:
+    """Returns which axis of a cache's arrays its slots are.
+
+    1 in [B, S, H, K], as cuDNN reads keys and values: to transpose a cache for every
+    token would cost more than to attend to it. Elsewhere 2, in [B, H, S, K].
+    """
+    return 1 if gpu.can_attend(config, None) else 2
+
+
 def empty_cache(config: ModelConfig, batch: int, length: int) -> KVCache:
-    """Returns zeros: (keys, values), each [B, H, S, K] for S = length, per block.
+    """Returns zeros: (keys, values) of S >= length slots per block; see `slot_axis`.
 
     In 16 bits on a GPU that computes in 16 bits: decoding reads all of it per token.
     """
-    shape = (batch, config.n_head, length)
+    axis, H = slot_axis(config), config.n_head
+    if axis == 1:
+        length += -length % gpu.SLOTS_ALIGNED
     dtype = config.dtype if gpu.in_half(config) else cpu.accumulator(config.dtype)
+    shape = (batch, length, H) if axis == 1 else (batch, H, length)
     keys = jnp.zeros((*shape, config.head_key_width), dtype)
-    values = jnp.zeros((*shape, config.n_embd // config.n_head), dtype)
+    values = jnp.zeros((*shape, config.n_embd // H), dtype)
     return tuple((keys, values) for _ in range(config.n_layer))
 
 
 def write_cache(
-    layer: LayerCache, k_BHTK: jax.Array, v_BHTK: jax.Array, start: jax.typing.ArrayLike
+    layer: LayerCache,
+    keys: jax.Array,
+    values: jax.Array,
+    start: jax.typing.ArrayLike,
+    axis: int,
 ) -> LayerCache:
     """Writes T keys and values at slots start .. start + T of every row.
 
     A scalar start is common to all rows; start [B] gives each its own, and what would
     run past the end is dropped.
+
+    Args:
+      layer: keys and values of S slots.
+      keys, values: of T tokens; their axes are the cache's.
+      start: a slot.
+      axis: of the slots.
     """
     if jnp.ndim(start):
-        B, _, T, _ = k_BHTK.shape
-        at = (
-            jnp.arange(B)[:, None],
-            slice(None),
-            jnp.asarray(start)[:, None] + jnp.arange(T),
-        )
-        put = lambda old, new: old.at[at].set(new.transpose(0, 2, 1, 3), mode="drop")
+        B, T = len(keys), keys.shape[axis]
+        slot_BT = jnp.asarray(start)[:, None] + jnp.arange(T)
+        at = (jnp.arange(B)[:, None], *(slice(None),) * (axis - 1), slot_BT)
+        put = lambda old, new: old.at[at].set(jnp.moveaxis(new, axis, 1), mode="drop")
     else:
-        put = lambda old, new: lax.dynamic_update_slice(old, new, (0, 0, start, 0))
-    k_BHTK, v_BHTK = k_BHTK.astype(layer[0].dtype), v_BHTK.astype(layer[1].dtype)
-    return put(layer[0], k_BHTK), put(layer[1], v_BHTK)
+        put = lambda old, new: lax.dynamic_update_slice_in_dim(old, new, start, axis)
+    return (
+        put(layer[0], keys.astype(layer[0].dtype)),
+        put(layer[1], values.astype(layer[1].dtype)),
+    )
 
 
 def visible_slots(
@@ -173,21 +194,24 @@ class Attention(nnx.Module):
         c, T = self.config, x_BTD.shape[1]
         if mask_TT is None and c.bidirectional:
             mask_TT = jnp.ones((T, T), bool)
-        S = layer[0].shape[2] if layer else 0
+        axis = slot_axis(c)
+        S = layer[0].shape[axis] if layer else 0
         qkv_BTC = self.project(x_BTD, S or T, start, positions)
-        written = None
+        y_BTD = written = None
         # A hook is given the softmax's divisor, which other kernels do not return.
-        if layer is None and (c.kernels == "cpu" or not hook):
+        if layer and not hook and gpu.can_attend(c, seed_2):
+            y_BTD, written = self.fused_with_cache(qkv_BTC, layer, start, mask_TT)
+        elif not layer and (c.kernels == "cpu" or not hook):
             y_BTD, total_BHT = self.fused(qkv_BTC, seed_2, mask_TT)
-        else:
-            y_BTD = None
         if y_BTD is None or hook:
             q, k, v = split_heads(qkv_BTC, c.n_head, c.key_width)
         if y_BTD is None:
             own_BT = jnp.reshape(start, (-1, 1)) + jnp.arange(T)
             if layer:
                 # All reads come after the write: XLA then updates the cache in place.
-                keys, values = written = write_cache(layer, k, v, start)
+                as_slots = lambda heads: jnp.swapaxes(heads, 2, axis)
+                written = write_cache(layer, as_slots(k), as_slots(v), start, axis)
+                keys, values = map(as_slots, written)
                 mask, slots = visible_slots(mask_TT, start, T, S), jnp.arange(S)[None]
             else:
                 keys, values = k.astype(c.dtype), v.astype(c.dtype)
@@ -204,6 +228,25 @@ class Attention(nnx.Module):
             more_BHTK, extra = hook(q, k, v, y_BHTK, total_BHT)
             y_BTD = y_BTD + merge_heads(more_BHTK)
         return self.out(y_BTD), written, extra
+
+    def fused_with_cache(
+        self,
+        qkv_BTC: jax.Array,
+        layer: LayerCache,
+        start: jax.typing.ArrayLike,
+        mask_TT: jax.Array | None,
+    ) -> tuple[jax.Array, LayerCache]:
+        """Returns a GPU's attention [B, T, D] to the cache, and the cache written."""
+        B, T = qkv_BTC.shape[:2]
+        q, k, v = gpu.split_heads(qkv_BTC, self.config.n_head)
+        keys, values = written = write_cache(layer, k, v, start, 1)
+        S = keys.shape[1]
+        length_B = jnp.minimum(jnp.broadcast_to(start, B) + T, S)
+        # A single token sees all that its row then holds.
+        single = T == 1 and mask_TT is None
+        mask = None if single else visible_slots(mask_TT, start, T, S)
+        y_BTHK = gpu.cached_attention(q, keys, values, mask, length_B)
+        return y_BTHK.reshape(B, T, -1), written
 
     def fused(
         self,

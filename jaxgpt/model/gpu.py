@@ -24,6 +24,7 @@ from jaxgpt.parallel.sharding import BATCH, TENSOR
 HALVES = ("bfloat16", "float16")
 WIDEST = 128  # Of heads; chips before Hopper take no wider ones.
 FEWEST_SLOTS = 64
+SLOTS_ALIGNED = 8  # Rows of a mask in 16 bits then begin at multiples of 16 bytes.
 VECTORS = 8  # A single row is multiplied as so many.
 APART = 4096  # Tokens from which on copies cost more than two more products.
 
@@ -80,6 +81,37 @@ def causal_attention(
             attend, in_specs=(place,) * 3, out_specs=place, check_vma=False
         )
     return attend(q, k, v)[:, :T].astype(jnp.float32)
+
+
+def cached_attention(
+    q_BTHK: jax.Array,
+    k_BSHK: jax.Array,
+    v_BSHK: jax.Array,
+    mask: jax.Array | None,
+    length_B: jax.Array,
+) -> jax.Array:
+    """Returns attention [B, T, H, K] in float32 to a cache, operands in its dtype.
+
+    The causal mask that JAX gives cuDNN begins with the first slot, whereas each row's
+    tokens follow what the row holds, and a draft's need not see each other. So what
+    they see is a mask, in 16 bits and common to all heads; past a row's length the
+    kernel reads nothing.
+
+    Args:
+      q_BTHK: queries.
+      k_BSHK, v_BSHK: the cache.
+      mask: which slots a query sees, [B, 1, T, S] or 1 without B; None is all.
+      length_B: how many slots of each row hold something.
+    """
+    y_BTHK = jax.nn.dot_product_attention(
+        q_BTHK.astype(k_BSHK.dtype),
+        k_BSHK,
+        v_BSHK,
+        mask=mask,
+        key_value_seq_lengths=length_B.astype(jnp.int32),
+        implementation="cudnn",
+    )
+    return y_BTHK.astype(jnp.float32)
 
 
 def projects_apart(x_BTD: jax.Array, config: ModelConfig) -> bool:

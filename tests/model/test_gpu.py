@@ -12,9 +12,15 @@ from flax import nnx
 from jax._src.cudnn import fused_attention_stablehlo
 
 from jaxgpt import config as configs
-from jaxgpt.model import cpu, gpu, gpu_norm, layers
+from jaxgpt.model import attention, cpu, gpu, gpu_norm, layers
 from jaxgpt.model.config import ModelConfig
-from jaxgpt.sampling.state import DEFAULT_PARAMS, Draws, ModelDecoder
+from jaxgpt.sampling.state import (
+    DEFAULT_PARAMS,
+    Draws,
+    ModelDecoder,
+    SamplingParams,
+    prefill,
+)
 from jaxgpt.systems.registry import build_system
 from jaxgpt.training.optimizers import make_optimizer
 from jaxgpt.training.step import init_state, make_step
@@ -30,6 +36,7 @@ SMALL = {
     "model.dtype": "bfloat16",
 }
 HALF = ModelConfig(2, 2, 32, 16, 61, dtype="bfloat16", kernels="gpu")
+SIGMA_SAMPLERS = ("ar", "burst", "exact-burst", "top-k-unmasking")
 
 
 def close(ours, theirs, **tolerances):
@@ -54,6 +61,21 @@ def cudnn(monkeypatch):
         kind = "jax._src.pallas.triton.gpu_info.get_device_kind"
         monkeypatch.setattr(kind, lambda: "NVIDIA H100")
     monkeypatch.setattr(gpu, "has_cudnn", lambda: True)
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Has plain JAX do what cuDNN is told to; returns what it was told each time."""
+    calls, attend = [], jax.nn.dot_product_attention
+
+    def plain(*arrays, implementation, **told):
+        assert implementation == "cudnn"
+        calls.append(told)
+        return attend(*arrays, implementation="xla", **told)
+
+    monkeypatch.setattr(gpu, "has_cudnn", lambda: True)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
+    return calls
 
 
 def lowered(system):
@@ -264,8 +286,11 @@ def test_products_are_rounded_but_not_the_gradients_of_weights(rows):
     close(dw, half(x).T @ half(dy), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", ["causal", "sigma"])
-def test_the_cache_holds_half_and_gives_what_one_pass_gives(name):
+def test_the_cache_holds_half_and_gives_what_one_pass_gives(name, fused, request):
+    if fused:
+        request.getfixturevalue("stand_in")
     system = make(system=name, model__block_size=12)
     params = system.init(jax.random.key(0))
     tokens = np.zeros((1, 12), np.int32)
@@ -284,6 +309,64 @@ def test_the_cache_holds_half_and_gives_what_one_pass_gives(name):
         params,
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(empty)} == {jnp.dtype("bfloat16")}
+    shape = (1, 16, 2, 16) if fused else (1, 2, 12, 16)
+    assert {leaf.shape for leaf in jax.tree.leaves(empty)} == {shape}
+
+
+@pytest.mark.parametrize("start", [5, np.array([0, 9, 13])], ids=["common", "own"])
+@pytest.mark.parametrize("mask", ["causal", "alone", "own"])
+@pytest.mark.parametrize("T", [1, 4])
+@pytest.mark.parametrize("hooked", [False, True])
+def test_cudnn_reads_of_a_cache_what_plain_jax_does(
+    hooked, T, mask, start, stand_in, monkeypatch
+):
+    B, S, rng = 3, 16, np.random.default_rng(0)
+    module = attention.Attention(HALF, rngs=nnx.Rngs(0))
+    x_BTD = jnp.asarray(rng.standard_normal((B, T, 32)), jnp.float32)
+    cache_BSHK = jnp.asarray(rng.standard_normal((B, S, 2, 16)), jnp.bfloat16)
+    own = (rng.random((B, 1, T, T)) < 0.5) | np.eye(T, dtype=bool)
+    own = own if np.ndim(start) else own[0, 0]
+    mask_TT = {"causal": None, "alone": np.eye(T, dtype=bool), "own": own}[mask]
+    hook = (lambda q, k, v, y, total: (0.5 * y, None)) if hooked else None
+
+    def attend(cache):
+        y_BTD, written, _ = module(x_BTD, None, (cache,) * 2, start, mask_TT, hook)
+        return y_BTD, written
+
+    y_BTD, written = attend(cache_BSHK)
+    assert len(stand_in) == 1 - hooked  # A hook needs the softmax's divisor.
+    monkeypatch.setattr(gpu, "has_cudnn", lambda: False)
+    plain_BTD, plain_written = attend(cache_BSHK.swapaxes(1, 2))
+    close(y_BTD, plain_BTD, atol=2e-3)
+    for array, plain in zip(written, plain_written, strict=True):
+        np.testing.assert_array_equal(array, plain.swapaxes(1, 2))
+
+
+@pytest.mark.parametrize(
+    "name, sampler", [("causal", ""), *(("sigma", one) for one in SIGMA_SAMPLERS)]
+)
+def test_decoding_holds_no_scores(name, sampler, cudnn):
+    """Of one token a call the lengths say all; of several, a mask in 16 bits."""
+    B, S = 3, 80
+    system = make(system=name)
+    decoder, sampling = ModelDecoder(system.graphdef), SamplingParams(sampler=sampler)
+    advance = system.sampler(sampling)
+
+    def decode(params, tokens_BS):
+        some_B = jnp.full(B, 2)
+        state = prefill(decoder, params, tokens_BS, tokens_BS, tokens_BS, some_B)
+        drawn = sampling.decode_params(S, Draws.of(jax.random.key(0), B))
+        return advance(decoder, params, state, drawn, jnp.int32(9)).tokens_BS
+
+    params = jax.eval_shape(system.init, jax.random.key(0))
+    traced = jax.jit(decode).trace(params, jax.ShapeDtypeStruct((B, S), np.int32))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    # The prompt's pass has a mask too.
+    assert "__cudnn$fmhaScaleBiasSoftmax(" in text
+    one_by_one = sampler in ("", "ar")
+    assert ("__cudnn$fmhaSoftmax(" in text) == one_by_one
+    assert not re.search(rf"tensor<{B}x2x\d+x{S}xf32>", text)
+    assert not re.search(rf"tensor<[\dx]*{S}x{S}xf32>", text)
 
 
 def test_a_cache_is_no_longer_than_it_must_be():
