@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jax.sharding import AxisType
 
 from jaxgpt.model import cpu
 from jaxgpt.model.config import ModelConfig
@@ -74,13 +73,9 @@ def causal_attention(
     attend = functools.partial(
         jax.nn.dot_product_attention, is_causal=True, implementation="cudnn"
     )
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size > 1 and all(kind == AxisType.Auto for kind in mesh.axis_types):
-        place = sharding.fit(q.shape, (BATCH, None, TENSOR, None), mesh)
-        attend = jax.shard_map(
-            attend, in_specs=(place,) * 3, out_specs=place, check_vma=False
-        )
-    return attend(q, k, v)[:, :T].astype(jnp.float32)
+    place = sharding.fit(q.shape, (BATCH, None, TENSOR, None))
+    split = sharding.by_device(attend, (place,) * 3, place)
+    return split(q, k, v)[:, :T].astype(jnp.float32)
 
 
 def cached_attention(

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas
-from jax.sharding import AxisType
 
 from jaxgpt.model import gpu
 from jaxgpt.model.config import ModelConfig
@@ -93,14 +92,9 @@ add_and_norm.defvjp(_add_and_norm_fwd, _add_and_norm_bwd)
 
 def _by_rows(function: Callable[..., Any], scale_D: jax.Array, *arrays: jax.Array):
     """Returns function(scale, *arrays), every device on its own rows of the arrays."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size > 1 and all(kind == AxisType.Auto for kind in mesh.axis_types):
-        rows = sharding.fit(arrays[0].shape[:1], (BATCH,), mesh)
-        specs = (jax.P(), *(rows for _ in arrays))
-        function = jax.shard_map(
-            function, in_specs=specs, out_specs=rows, check_vma=False
-        )
-    return function(scale_D, *arrays)
+    rows = sharding.fit(arrays[0].shape[:1], (BATCH,))
+    specs = (jax.P(), *(rows for _ in arrays))
+    return sharding.by_device(function, specs, rows)(scale_D, *arrays)
 
 
 def _norm(scale_D, x_BTD, more_BTD, epsilon):

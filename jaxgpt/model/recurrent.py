@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jax.sharding import AxisType
 
 from jaxgpt.model import cpu, layers
 from jaxgpt.model.config import ModelConfig
@@ -103,15 +102,11 @@ def write_states(layer: State, states: State, start: jax.typing.ArrayLike) -> St
 def by_rows(run: Callable[..., Any], shared: Any, x_BTC: jax.Array, state: Any) -> Any:
     """Returns run(shared, x, state), arrays [B, ...], each device on rows of its own.
 
-    Gradients of what rows share are then summed over devices once, not at every token.
+    What rows share is then gathered once, and its gradients are summed over devices
+    once, not at every token.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size > 1 and all(kind == AxisType.Auto for kind in mesh.axis_types):
-        rows = sharding.fit(x_BTC.shape[:1], (BATCH,), mesh)
-        run = jax.shard_map(
-            run, in_specs=(jax.P(), rows, rows), out_specs=rows, check_vma=False
-        )
-    return run(shared, x_BTC, state)
+    rows = sharding.fit(x_BTC.shape[:1], (BATCH,))
+    return sharding.by_device(run, (jax.P(), rows, rows), rows)(shared, x_BTC, state)
 
 
 class Gated(Recurrent):

@@ -7,7 +7,6 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
-from jax.sharding import AxisType
 
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.parallel import sharding
@@ -53,24 +52,19 @@ def causal_attention(
         block_q_dq=block,
         block_kv_dq=block,
     )
-    mesh = jax.sharding.get_abstract_mesh()
-    spread = mesh.size > 1 and all(kind == AxisType.Auto for kind in mesh.axis_types)
-    own = H // sharding.size(TENSOR) if spread and H % sharding.size(TENSOR) == 0 else H
-    kernel = splash.make_splash_mha(
-        mask=splash.MultiHeadMask([splash.CausalMask((S, S))] * own),
-        head_shards=1,
-        q_seq_shards=1,
-        block_sizes=sizes,
-    )
 
     def attend(q, k, v):
+        own_heads = q.shape[1]
+        kernel = splash.make_splash_mha(
+            mask=splash.MultiHeadMask([splash.CausalMask((S, S))] * own_heads),
+            head_shards=1,
+            q_seq_shards=1,
+            block_sizes=sizes,
+        )
         return jax.vmap(kernel)(q, k, v)
 
-    if spread:
-        place = sharding.fit((B, H, S, K), (BATCH, TENSOR, None, None), mesh)
-        attend = jax.shard_map(
-            attend, in_specs=(place,) * 3, out_specs=place, check_vma=False
-        )
+    place = sharding.fit((B, H, S, K), (BATCH, TENSOR, None, None))
+    attend = sharding.by_device(attend, (place,) * 3, place)
     pad = ((0, 0), (0, 0), (0, S - T), (0, 0))
     q, k, v = (
         jnp.pad(x.astype(dtype), pad) for x in (q_BHTK / math.sqrt(K), k_BHTK, v_BHTK)

@@ -190,9 +190,14 @@ def size(axis: Axis, mesh: Mesh | AbstractMesh | None = None) -> int:
 
 
 def fit(
-    shape: tuple[int, ...], axes: tuple[Axis, ...], mesh: Mesh | AbstractMesh
+    shape: tuple[int, ...],
+    axes: tuple[Axis, ...],
+    mesh: Mesh | AbstractMesh | None = None,
 ) -> PartitionSpec:
-    """Returns the axes as a spec, without those that do not divide a dimension."""
+    """Returns the axes as a spec, without those that do not divide a dimension.
+
+    The mesh is by default that of the function that is traced; see `under`.
+    """
     return PartitionSpec(
         *(
             axis if length % size(axis, mesh) == 0 else None
@@ -201,13 +206,41 @@ def fit(
     )
 
 
+def is_split() -> bool:
+    """Returns whether XLA splits the arrays of the traced function over a mesh.
+
+    Within `by_device` it does not: there an array is already a device's own part.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.size > 1 and all(kind == AxisType.Auto for kind in mesh.axis_types)
+
+
 def constrain(x: jax.Array, *axes: Axis) -> jax.Array:
     """Constrains the sharding of x in a traced function: one axis per dimension."""
-    mesh = jax.sharding.get_abstract_mesh()
-    # Within shard_map the axes are manual, and an array is already a device's own part.
-    if mesh.size <= 1 or any(kind != AxisType.Auto for kind in mesh.axis_types):
+    if not is_split():
         return x
-    return jax.lax.with_sharding_constraint(x, fit(x.shape, axes, mesh))
+    return jax.lax.with_sharding_constraint(x, fit(x.shape, axes))
+
+
+def by_device(
+    function: Callable[..., Any],
+    in_specs: tuple[PartitionSpec, ...],
+    out_specs: PartitionSpec,
+) -> Callable[..., Any]:
+    """Returns the function, which each device runs on its own part of the arrays.
+
+    For what XLA cannot split, as a kernel, or would let devices wait for each other in,
+    as a loop over tokens.
+
+    Args:
+      function: of arrays or trees of them.
+      in_specs, out_specs: of each argument, and of all results; see `fit`.
+    """
+    if not is_split():
+        return function
+    return jax.shard_map(
+        function, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
 
 
 def under(mesh: Mesh | None, function: Callable) -> Callable:

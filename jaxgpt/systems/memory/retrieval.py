@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxgpt.errors import CheckError
+from jaxgpt.parallel import sharding
 from jaxgpt.parallel.sharding import BATCH
 from jaxgpt.systems.memory import entries as ops
 from jaxgpt.systems.memory.entries import Entries
@@ -46,13 +47,9 @@ def make_search(stores: dict[int, Store], k: int) -> Search:
 
     def search(version_2, row_B, query_BTGK):
         query_BTGK = jax.lax.stop_gradient(query_BTGK).astype(jnp.float32)
-        mesh = jax.sharding.get_abstract_mesh()
-        if mesh.empty or mesh.are_all_axes_manual or mesh.size == 1:
-            return call(version_2, row_B, query_BTGK)
         # Each device for its own rows: XLA would gather all queries on one of them.
         rows = PartitionSpec(BATCH)
-        specs = (PartitionSpec(), rows, rows)
-        split = jax.shard_map(call, in_specs=specs, out_specs=rows, check_vma=False)
+        split = sharding.by_device(call, (PartitionSpec(), rows, rows), rows)
         return split(version_2, row_B, query_BTGK)
 
     return search
