@@ -36,9 +36,14 @@ def in_half(config: ModelConfig) -> bool:
 def can_attend(config: ModelConfig, seed_2: jax.Array | None) -> bool:
     """Returns whether cuDNN's attention is available and supports the model.
 
-    Not with dropout of attention weights, whose random bits differ from ours, nor with
-    a bias of positions (ALiBi); operands must have 16 bits and heads a width it takes.
+    Not with dropout of attention weights, nor with a bias of positions (ALiBi);
+    operands must have 16 bits and heads a width it takes.
     """
+    # cuDNN can drop weights, but JAX fixes its seed in the program, and XLA counts each
+    # device's calls since that was loaded. A resumed run would draw the first masks
+    # again, all devices would draw the same ones, and with model.scan_layers a backward
+    # pass, in reverse order, would draw others than its forward pass. Ours depend on
+    # seed, step, layer and place alone.
     dropped = seed_2 is not None and config.dropout > 0
     width = config.n_embd // config.n_head
     return (
