@@ -14,7 +14,7 @@ Parts, in this order:
 
 Every part is a process of its own with a time limit; what it has measured by then is
 kept. A line for each measurement is printed at once, and one JSON line last.
---variants also trains without some of what model/gpu.py does.
+--variants also trains and decodes without some of what model/gpu.py does.
 --tiny does all of it at toy sizes on the CPU.
 """
 
@@ -98,7 +98,9 @@ def train(
                     print("\n".join(text.splitlines()[:PEAK_LINES]), flush=True)
 
 
-def decode(report: Callable[..., None], tiny: bool, profile: str) -> None:
+def decode(
+    report: Callable[..., None], tiny: bool, profile: str, variants: bool = False
+) -> None:
     del profile
     ours = {"tiny": tiny, "system": "causal"}
     prompt, new = (4, 8) if tiny else (16, 256)
@@ -108,6 +110,8 @@ def decode(report: Callable[..., None], tiny: bool, profile: str) -> None:
         "jaxgpt, graphs": ("JaxDecoder", ours | {"flags": GRAPHS}),
         "torch": ("TorchDecoder", {"tiny": tiny}),
     }
+    if variants:
+        contenders["xla-attention"] = ("JaxDecoder", ours | {"cudnn": False})
     with team(report, **contenders) as all_:
         for batch in (1, 2) if tiny else (1, 64):
             length = prompt + new
@@ -124,7 +128,9 @@ def decode(report: Callable[..., None], tiny: bool, profile: str) -> None:
                 report(batch=batch, contender=name, **one)
 
 
-def bursts(report: Callable[..., None], tiny: bool, profile: str) -> None:
+def bursts(
+    report: Callable[..., None], tiny: bool, profile: str, variants: bool = False
+) -> None:
     del profile
     length = 16 if tiny else 256
     rounds, times = (1, 1) if tiny else (4, 2)
@@ -133,6 +139,9 @@ def bursts(report: Callable[..., None], tiny: bool, profile: str) -> None:
         sampler: ("JaxDecoder", ours | {"sampler": sampler})
         for sampler in ("ar", "exact-burst")
     }
+    if variants:
+        options = ours | {"sampler": "exact-burst", "cudnn": False}
+        contenders["exact-burst, xla-attention"] = ("JaxDecoder", options)
     with team(report, **contenders) as all_:
         prepared = all_.together("prepare", batch=1, prompt=1, length=length)
         for name, one in all_.rounds(prepared, rounds, times=times).items():
@@ -200,8 +209,8 @@ def run_part(name: str, file: str, tiny: bool, profile: str, variants: bool) -> 
     parts: dict[str, Callable[..., None]] = {
         "train": functools.partial(train, variants=variants),
         "sigma": functools.partial(train, system="sigma"),
-        "decode": decode,
-        "bursts": bursts,
+        "decode": functools.partial(decode, variants=variants),
+        "bursts": functools.partial(bursts, variants=variants),
         "parity": parity,
         "curve": curve,
     }
@@ -220,7 +229,9 @@ def main() -> None:
     parser.add_argument(
         "--profile", action="store_true", help="kernels by time, beside --out"
     )
-    parser.add_argument("--variants", action="store_true", help="of train")
+    parser.add_argument(
+        "--variants", action="store_true", help="of train, decode and bursts"
+    )
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--file", help=argparse.SUPPRESS)
