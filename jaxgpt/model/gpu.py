@@ -21,11 +21,11 @@ from jaxgpt.parallel import sharding
 from jaxgpt.parallel.sharding import BATCH, TENSOR
 
 HALVES = ("bfloat16", "float16")
-WIDEST = 128  # Of heads; chips before Hopper take no wider ones.
-FEWEST_SLOTS = 64
+WIDEST = 128  # Channels of a head; GPUs before Hopper take no more.
+FEWEST_SLOTS = 64  # Of a cache.
 SLOTS_ALIGNED = 8  # Rows of a mask in 16 bits then begin at multiples of 16 bytes.
-VECTORS = 8  # A single row is multiplied as so many.
-APART = 4096  # Tokens from which on copies cost more than two more products.
+VECTORS = 8  # What a single row is padded to before a product.
+APART = 4096  # Tokens from which copies cost more than two more products.
 
 
 def in_half(config: ModelConfig) -> bool:
@@ -117,9 +117,9 @@ def cached_attention(
 def projects_apart(x_BTD: jax.Array, config: ModelConfig) -> bool:
     """Returns whether queries, keys and values are three products, not one.
 
-    cuDNN reads and writes three arrays: to cut one up and to join their gradients
-    moves 12 times the activations in a block. Few tokens are faster in fewer kernels,
-    and so is what is normalised or rotated on its way.
+    cuDNN reads and writes three arrays: cutting one up and joining their gradients
+    moves 12 times a block's activations. Few tokens are faster in fewer kernels, and
+    so are queries and keys that are normalised or rotated in between.
     """
     between = config.qk_norm or config.encoding.rotate is not None
     enough = x_BTD.shape[0] * x_BTD.shape[1] >= APART
@@ -146,7 +146,7 @@ def _products(x_ND, w_DC, dtype):
 def _products_fwd(x_ND, w_DC, dtype):
     saved = []
     for w_DD in jnp.split(w_DC, 3, -1):
-        # Of one x XLA would make one product again, and cut that up.
+        # XLA would merge products of the same x into one, and cut that up.
         x_ND = lax.optimization_barrier(x_ND)
         saved.append(_product_fwd(x_ND, w_DD, dtype))
     return tuple(y for y, _ in saved), tuple(one for _, one in saved)
@@ -166,8 +166,8 @@ _products.defvjp(_products_fwd, _products_bwd)
 def split_heads(qkv: jax.Array, n_head: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns three arrays [B, T, H, K] of [B, T, 3, H K] or [B, T, 3 H K].
 
-    The gradient is them side by side, where JAX would add three padded arrays: XLA sees
-    that of what `project` stacks nothing is copied.
+    Their gradients are put side by side, where JAX would add three padded arrays. So
+    XLA sees that it need not copy what `project` stacks.
     """
     B, T, D = *qkv.shape[:2], math.prod(qkv.shape[2:]) // 3
     thirds = qkv.reshape(B, T, 3, D)
@@ -209,8 +209,8 @@ def _narrow(params, dtype):
 def slots(T: int, capacity: int, kernels: str) -> int:
     """Returns how many cache slots a text of T tokens gets, of a capacity.
 
-    A GPU's time for a token is that of reading them: they are as few as a power of
-    two allows, each of which is compiled for.
+    As few as hold it, for reading them takes most of a GPU's time; but a power of two,
+    as a program is compiled for each number.
     """
     if kernels != "gpu":
         return capacity
@@ -327,8 +327,8 @@ def cross_entropy(
 ) -> jax.Array:
     """Returns the negative log-likelihood [B, T] of each target token, in nats.
 
-    Of logits that were rounded to dtype: the backward pass makes probabilities of them
-    anew, where plain JAX would keep those of the whole vocabulary in float32.
+    The logits were rounded to dtype. The backward pass computes probabilities from them
+    again, where plain JAX would keep those of the whole vocabulary in float32.
     """
     return _cross_entropy_fwd(logits_BTV, targets_BT, dtype)[0]
 
@@ -340,10 +340,10 @@ def _cross_entropy_fwd(logits_BTV, targets_BT, dtype):
 
 
 def _logsumexp(x: jax.Array) -> jax.Array:
-    """Returns log(sum(exp(x))) over the last axis, of one pass.
+    """Returns log(sum(exp(x))) over the last axis, in one pass.
 
-    Of two parts, (largest, sum of exp(x - largest)) each, the smaller's sum is scaled
-    down: one exponential, as many as in the second of two passes.
+    Two parts, each (largest, sum of exp(x - largest)), are joined by scaling down the
+    sum with the smaller largest: one exponential, as in the second of two passes.
     """
 
     def join(a, b):
@@ -352,7 +352,7 @@ def _logsumexp(x: jax.Array) -> jax.Array:
         total = jnp.where(larger, a[1] + b[1] * factor, a[1] * factor + b[1])
         return jnp.maximum(a[0], b[0]), total
 
-    # Finite, for infinity minus infinity is NaN.
+    # Finite, as infinity minus infinity is NaN.
     lowest = jnp.finfo(x.dtype).min / 2
     largest, total = lax.reduce(
         (x, jnp.ones_like(x)), (lowest, jnp.zeros((), x.dtype)), join, (x.ndim - 1,)

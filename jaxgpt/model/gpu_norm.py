@@ -22,14 +22,15 @@ from jaxgpt.model.config import ModelConfig
 from jaxgpt.parallel import sharding
 from jaxgpt.parallel.sharding import BATCH
 
-# Rows at a time, a tile's largest width, the smallest, groups.
-ROWS, TILE, LANES, GROUPS = 4, 1024, 128, 1024
+ROWS = 4  # At a time.
+TILE, LANES = 1024, 128  # Largest and smallest width of what is loaded at once.
+GROUPS = 1024  # Of tokens, whose sums are added up at the end.
 WIDEST_NORM = 4096
 INTERPRET = False  # Whether they run without a GPU.
 
 
 def fuses_norms(config: ModelConfig, x_BTD: jax.Array) -> bool:
-    """Returns whether `add_and_norm` is there, and what a model needs for x."""
+    """Returns whether `add_and_norm` is available and supports the model and x."""
     B, T, _ = x_BTD.shape
     devices = sharding.size(BATCH)
     own_rows = B // devices if B % devices == 0 else B
@@ -47,7 +48,7 @@ def fuses_norms(config: ModelConfig, x_BTD: jax.Array) -> bool:
 
 
 def has_triton() -> bool:
-    """Returns whether this JAX writes kernels with Triton, which it may stop to."""
+    """Returns whether this JAX writes kernels with Triton; later ones may not."""
     return importlib.util.find_spec("jax.experimental.pallas.triton") is not None
 
 
@@ -127,7 +128,7 @@ def _norm_gradient(scale_D, dx_BTD, dy_BTD, y_BTD, inverse_BT):
     """
     shape, dtype = dx_BTD.shape, dx_BTD.dtype
     D, N = shape[-1], inverse_BT.size
-    # As many groups as are at work at once; each adds up its own tokens in registers.
+    # As many groups as run at once; each adds up its own tokens in registers.
     most = max(N // (ROWS * GROUPS), 1)
     turns = max(n for n in range(1, most + 1) if N // ROWS % n == 0)
 
