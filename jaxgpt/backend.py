@@ -13,7 +13,7 @@ import jax
 from absl import logging as absl_logging
 
 from jaxgpt.data.cache import cache_root
-from jaxgpt.errors import UserError, log
+from jaxgpt.errors import UserError, log, one_line
 from jaxgpt.model import cpu
 from jaxgpt.parallel import hardware
 
@@ -49,10 +49,9 @@ def set_up_jax(computes: bool = True) -> None:
     try:
         backend = jax.default_backend()
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"JAX finds no device to run on ({reason}): stop what uses it, or set "
-            "JAX_PLATFORMS=cpu"
+            f"JAX finds no device to run on ({one_line(error)}): stop what uses it, or "
+            "set JAX_PLATFORMS=cpu"
         ) from None
     hardware.check_backend(backend)
     if not computes:

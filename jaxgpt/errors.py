@@ -1,13 +1,14 @@
-"""Exceptions, the log line, and the two checks that every layer needs."""
+"""Exceptions, the log line, atomic writes, and the checks that every layer needs."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import pathlib
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import IO, Any
 
 _silent = False
@@ -32,6 +33,29 @@ def require(condition: bool, name: str, rule: str, got: Any, remedy: str = "") -
         shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
         end = f": {remedy}" if remedy else ""
         raise UserError(f"{name} must be {rule}, got {shown}{end}")
+
+
+def one_line(error: Exception, most: int = 200) -> str:
+    """Returns an error's message without line breaks, cut off after `most` letters."""
+    return " ".join(str(error).split())[:most]
+
+
+def listed(items: Collection[object], most: int = 3) -> str:
+    """Returns the first items as text, and how many more there are."""
+    text = ", ".join(map(str, list(items)[:most]))
+    return text + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def import_optional(name: str, message: str) -> Any:
+    """Imports a package that jaxgpt does not depend on.
+
+    Raises:
+      UserError: with the message, if it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(message) from None
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from jaxgpt import backend, cli
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, one_line
 from jaxgpt.model.layers import count_parameters
 from jaxgpt.parallel import hardware, hlo, sharding
 from jaxgpt.parallel.hardware import CHIPS, TOPOLOGIES, Chip
@@ -78,9 +78,9 @@ def open_topology(name: str) -> tuple[Chip, list[Any]]:
             platform="tpu", topology_name=name, **bounds
         )
     except Exception as error:  # Its type depends on what is wrong.
-        reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"--topology={name} cannot be used ({reason}): there are {TOPOLOGIES}"
+            f"--topology={name} cannot be used ({one_line(error, 160)}): there are "
+            f"{TOPOLOGIES}"
         ) from None
     return CHIPS[match[1]], list(found.devices)
 
@@ -183,10 +183,11 @@ def kept_bytes(config: ConfigDict, devices: int) -> float:
 
 def _bytes_refused(error: Exception) -> float:
     """Returns the bytes of activations that did not fit, from the compiler's error."""
-    text = " ".join(str(error).split())
-    used = re.search(OUT_OF_MEMORY, text)
+    used = re.search(OUT_OF_MEMORY, " ".join(str(error).split()))
     if not used:
-        raise UserError(f"the compiler refuses this step: {text[:300]}") from None
+        raise UserError(
+            f"the compiler refuses this step: {one_line(error, 300)}"
+        ) from None
     return float(used[1]) * {"K": 2**10, "M": 2**20, "G": 2**30}[used[2]]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxgpt.data.tokenizers import Tokenizer, UnknownCharacterError
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, import_optional
 
 # Text whose case, spaces, accents or compatibility forms some tokenizers change.
 PROBES = ["Fox fox", "a  b", "a\nb\n\n", " a", "a ", "\na", "it 's a .", "a\tb", "É"]
@@ -182,14 +182,12 @@ def _unknown(text: str, at: int) -> UnknownCharacterError:
 
 
 def _load(saved: dict) -> Any:
+    tokenizers = import_optional(
+        "tokenizers",
+        "a tokenizer of Hugging Face needs its package: pip install tokenizers",
+    )
     try:
-        from tokenizers import Tokenizer as Backend  # Not a dependency.
-    except ImportError:
-        raise UserError(
-            "a tokenizer of Hugging Face needs its package: pip install tokenizers"
-        ) from None
-    try:
-        return Backend.from_str(json.dumps(saved))
+        return tokenizers.Tokenizer.from_str(json.dumps(saved))
     except Exception as error:  # The package raises nothing more special.
         raise UserError(f"it is not a Hugging Face tokenizer: {error}") from None
 

@@ -16,7 +16,7 @@ from jaxgpt.data.tokenizers import (
     Tokenizer,
     gpt2_vocabulary,
 )
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, listed
 
 FILES: tuple[str, ...] = ("tokenizer.json", "vocab.json", "merges.txt")
 # Kinds that only transformers itself converts.
@@ -88,8 +88,8 @@ def read(
     added = _added_tokens(folder, settings, saved, {*named.values()})
     if vocab_size is not None and (past := [t for t in added if t["id"] >= vocab_size]):
         added = [token for token in added if token["id"] < vocab_size]
-        listed = ", ".join(repr(token["content"]) for token in past[:5])
-        notes.append(f"the model has no {listed}, which its tokenizer has")
+        missing = listed([repr(token["content"]) for token in past], 5)
+        notes.append(f"the model has no {missing}, which its tokenizer has")
     saved = saved | {"added_tokens": added}
     tokenizer: GPT2Tokenizer | HuggingFaceTokenizer = GPT2Tokenizer()
     if not _is_gpt2(saved):

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from jaxgpt.data.tokenizers import END_OF_TEXT_TOKEN
-from jaxgpt.errors import UserError, log, os_errors
+from jaxgpt.errors import UserError, listed, log, os_errors
 
 CHUNK = 1 << 22  # Bytes read at a time.
 LONGEST_WORD = 1 << 24
@@ -117,11 +117,9 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def some(names: Iterable[object], shown: int = 3) -> str:
-    """Returns the first names as text, and how many more there are."""
-    quoted = [f"'{name}'" for name in names]
-    rest = len(quoted) - shown
-    return ", ".join(quoted[:shown]) + (f" and {rest} more" if rest > 0 else "")
+def some(names: Iterable[object]) -> str:
+    """Returns the first names in quotes, and how many more there are."""
+    return listed([f"'{name}'" for name in names])
 
 
 def _without_copies(

@@ -19,7 +19,7 @@ from jaxgpt.data.tokenizers import (
     UnknownCharacterError,
     refuse_special_tokens,
 )
-from jaxgpt.errors import UserError, log, require
+from jaxgpt.errors import UserError, log, one_line, require
 
 # SentencePiece sums scores in float32, in which the last words of a long text would be
 # rounded away: longer texts are encoded in parts.
@@ -268,7 +268,7 @@ def train(
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split()).rpartition("] ")[2]
+        reason = one_line(error, 1000).rpartition("] ")[2]
         raise UserError(
             f"cannot train a SentencePiece model of data.vocab_size={vocab_size} "
             f"tokens on this text: {reason}"

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxgpt import config as configs
 from jaxgpt.data.tokenizers import GPT2Tokenizer, Tokenizer
-from jaxgpt.errors import UserError, require
+from jaxgpt.errors import UserError, listed, require
 from jaxgpt.interop import adamw, rules, weights
 from jaxgpt.interop.rules import (
     LARGEST_NUMBER,
@@ -197,13 +197,10 @@ class Format:
         unknown = [k for k in source.held - known if source.settings[k] is not None]
         unknown.sort(key=str)
         if unknown:
-            listed = ", ".join(
-                f"{shown(k)}={shown(source.settings[k])}" for k in unknown[:3]
-            )
-            more = f" and {len(unknown) - 3} more" if unknown[3:] else ""
+            held = [f"{shown(k)}={shown(source.settings[k])}" for k in unknown]
             raise UserError(
-                f"'{source.path}' has unknown settings: {listed}"
-                f"{more}: if they change no logit, pass --source_config=FILE.json with "
+                f"'{source.path}' has unknown settings: {listed(held)}: if they change "
+                "no logit, pass --source_config=FILE.json with "
                 f'{{"{shown(unknown[0])}": null}}'
             )
 

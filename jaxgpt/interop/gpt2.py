@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxgpt.data import huggingface_folder
 from jaxgpt.data.tokenizers import GPT2Tokenizer, Tokenizer
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, listed
 from jaxgpt.interop import weights
 from jaxgpt.interop.base import Export, Format
 from jaxgpt.interop.rules import (
@@ -198,11 +198,11 @@ class HuggingFaceGPT2(GPT2Family):
         lines = []
         heads = [n for n in source.state if _is_other_head(self.plain_name(n))]
         if heads:
-            lines.append(f"skipped: {', '.join(map(shown, heads[:5]))}")
+            lines.append(f"skipped: {listed([*map(shown, heads)], 5)}")
         rates = _dropouts(source.settings)
         if len({*map(str, rates.values())}) > 1:
-            listed = ", ".join(f"{key} {shown(rate)}" for key, rate in rates.items())
-            lines.append(f"{listed} differ: model.dropout is set to 0")
+            given = ", ".join(f"{key} {shown(rate)}" for key, rate in rates.items())
+            lines.append(f"{given} differ: model.dropout is set to 0")
         return tuple(lines)
 
     def tokenizer(

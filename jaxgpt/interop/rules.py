@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, listed
 from jaxgpt.interop import mapped
 
 
@@ -89,9 +89,8 @@ def read_numbers(
     return fields
 
 
-def _listed(names: set[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(shown, sorted(names)[:3])) + more
+def _names(names: set[str]) -> str:
+    return listed([shown(name) for name in sorted(names)])
 
 
 def to_jax(
@@ -112,8 +111,8 @@ def to_jax(
     names = {rule.name for rule in rules}
     missing, unknown = names - set(state), set(state) - names
     if missing or unknown:
-        wrong = [f"lacks {_listed(missing)}"] if missing else []
-        wrong += [f"has unknown {_listed(unknown)}"] if unknown else []
+        wrong = [f"lacks {_names(missing)}"] if missing else []
+        wrong += [f"has unknown {_names(unknown)}"] if unknown else []
         raise UserError(f"'{source}' has another architecture: it {', '.join(wrong)}")
     leaves, tree = jax.tree.flatten(abstract)
     by_path = _by_path(rules)
@@ -172,7 +171,7 @@ def to_torch(
     arrays = dict(zip(_paths(params), jax.tree.leaves(params), strict=True))
     by_path = _by_path(rules)
     if unknown := set(arrays) - set(by_path):
-        raise UserError(f"the original has no parameter {_listed(unknown)}")
+        raise UserError(f"the original has no parameter {_names(unknown)}")
     found = {}
     for path, parts in by_path.items():
         whole = np.asarray(arrays[path])

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, one_line
 from jaxgpt.interop import mapped
 from jaxgpt.interop.rules import shown
 
@@ -385,8 +385,3 @@ def _read_archive(archive: zipfile.ZipFile, path: pathlib.Path) -> Any:
             f"'{path}' is big-endian: save it again on a little-endian machine"
         )
     return _Unpickler(archive, root, mapped.map_file(path)).load()
-
-
-def one_line(error: Exception) -> str:
-    """Returns an error's message without line breaks, shortened if long."""
-    return " ".join(str(error).split())[:200]

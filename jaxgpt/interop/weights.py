@@ -17,12 +17,18 @@ from safetensors import safe_open
 
 from jaxgpt.config import user_path
 from jaxgpt.data.arrays import read_json_object, why_not_loaded
-from jaxgpt.errors import UserError, atomic_write, os_errors
+from jaxgpt.errors import (
+    UserError,
+    atomic_write,
+    import_optional,
+    listed,
+    one_line,
+    os_errors,
+)
 from jaxgpt.interop import mapped
 from jaxgpt.interop.rules import shown
 from jaxgpt.interop.torch_file import (
     check_members,
-    one_line,
     opaque_name,
     read_torch_file,
     without_opaque,
@@ -133,8 +139,7 @@ def _read_besides(
         plain = without_opaque(besides, "", skipped)
     except RecursionError:
         raise UserError(f"'{name}' is damaged: it is nested too deeply") from None
-    more = f" and {len(skipped) - 5} more" if skipped[5:] else ""
-    line = f"skipped: {', '.join(map(shown, skipped[:5]))}{more}"
+    line = f"skipped: {listed([*map(shown, skipped)], 5)}"
     return plain, (line,) if skipped else ()
 
 
@@ -149,20 +154,18 @@ def _is_hub_name(name: str) -> bool:
 
 def download_folder(name: str) -> pathlib.Path:
     """Returns the folder of a model by name: from the local cache, or downloaded."""
-    try:
-        from huggingface_hub import snapshot_download  # Not a dependency.
-    except ImportError:
-        raise UserError(
-            f"'{name}' is not a file or folder, and loading it by name needs "
-            "huggingface_hub (pip install huggingface_hub)"
-        ) from None
+    hub = import_optional(
+        "huggingface_hub",
+        f"'{name}' is not a file or folder, and loading it by name needs "
+        "huggingface_hub (pip install huggingface_hub)",
+    )
     plain, _, revision = name.partition("@")
     full = plain if "/" in plain else f"{HUB_NAMES[plain]}/{plain}"
     # Old caches hold the names without an owner.
     for repository, local in ((full, True), (plain, True), (full, False)):
         try:
             folder = pathlib.Path(
-                snapshot_download(
+                hub.snapshot_download(
                     repository,
                     revision=revision or None,
                     allow_patterns=HUB_FILES,
@@ -292,13 +295,11 @@ def write_torch(path: pathlib.Path, value: Any) -> None:
     Raises:
       UserError: if PyTorch is not installed.
     """
-    try:
-        import torch  # Not a dependency.
-    except ImportError:
-        raise UserError(
-            "writing .pt files needs PyTorch (pip install torch); otherwise name an "
-            ".npz file"
-        ) from None
+    torch = import_optional(
+        "torch",
+        "writing .pt files needs PyTorch (pip install torch); otherwise name an .npz "
+        "file",
+    )
     made: dict[int, Any] = {}  # An array under two names is one tensor.
 
     def tensors(value: Any) -> Any:
