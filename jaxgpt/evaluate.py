@@ -22,10 +22,17 @@ from jaxgpt.systems.memory.options import add_allow_other_model
 from jaxgpt.systems.registry import ANY_ORDER, LEFT_TO_RIGHT, MASKED
 from jaxgpt.systems.sigma.config import ORDERS
 
+# What measures something else than the loss of a split: one of them at a time.
+MODES = ("tokens", "template", "judge", "memory")
 OF_A_SPLIT = (
     *("num_orders", "orders", "infill"),
     *("eval_lengths", "num_sequences", "positions"),
 )
+OF_A_MODE = {
+    "tokens": ("order", "logits"),
+    "judge": ("samples", "num_samples"),
+    "memory": ("document", "tune", "allow_other_model"),
+}
 DEFAULT_LENGTHS = "1x,2x,4x,8x"
 
 
@@ -85,12 +92,8 @@ def _add_memory(parser: cli.Parser) -> argparse._ArgumentGroup:
     return group
 
 
-def command(argv: list[str]) -> None:
-    """Parses arguments and prints the figures."""
-    argv, overrides = cli.after_training_overrides(argv)
-    system = cli.system_of_run(argv, overrides)
-    parser = cli.Parser("jaxgpt.evaluate", __doc__, *cli.read_fields(system))
-    parser.add_run()
+def _add_split(parser: cli.Parser) -> None:
+    """Adds what is measured on a split."""
     parser.add_argument("--split", default="val", choices=["train", "val", "test"])
     parser.add_argument(
         "--num_sequences",
@@ -101,7 +104,7 @@ def command(argv: list[str]) -> None:
     parser.add_argument(
         "--positions",
         help="a graph's: draw the losses and the KL by position in this .png file, and "
-        "write them beside it as .csv",
+        "write them to a .csv file with the same name",
     )
     parser.add_argument("--tokens", help=".npy of token ids [B, T] to score instead")
     parser.add_argument("--order", help=".npy [B, T]: the order to read each row in")
@@ -123,6 +126,10 @@ def command(argv: list[str]) -> None:
         "--orders",
         help=f"σ-GPT: also the loss in each of these orders: {', '.join(ORDERS)}",
     )
+
+
+def _add_texts(parser: cli.Parser) -> None:
+    """Adds what is measured on given and on generated texts."""
     parser.add_argument(
         "--template",
         help="score the [[marked]] spans of this text given the rest instead; @FILE "
@@ -143,59 +150,56 @@ def command(argv: list[str]) -> None:
     parser.add_argument(
         "--samples", help="with --judge: a file of jaxgpt.sample --output instead"
     )
-    group = _add_memory(parser)
-    if system not in ("memory", "causal"):
-        parser.rare.append(group)
-    args = parser.parse_args(argv)
-    given = [name for name in OF_A_SPLIT if getattr(args, name) is not None]
-    if args.tokens and (given or args.memory):
-        raise UserError(
-            f"--{[*given, 'memory'][0]} is incompatible with --tokens: it measures a "
-            "--split"
-        )
-    if args.template is not None:
-        others = [name for name in given if name != "num_orders"]
-        others += [n for n in ("tokens", "memory", "judge") if getattr(args, n)]
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises UserError for options that exclude each other or are out of range."""
+    given = [n for n in (*MODES, *OF_A_SPLIT) if getattr(args, n) is not None]
+    if given and given[0] in MODES:
+        mode, *others = given
+        if mode == "template":  # Its marked tokens are read in several orders.
+            others = [name for name in others if name != "num_orders"]
         if others:
             raise UserError(
-                f"--{others[0]} is incompatible with --template: measure it without"
+                f"--{others[0]} is incompatible with --{mode}: measure it without"
             )
-    if args.judge:
-        others = [*given, *(n for n in ("tokens", "memory") if getattr(args, n))]
-        if others:
-            raise UserError(
-                f"--{others[0]} is incompatible with --judge: measure it without"
-            )
-    if not args.judge and (args.samples or args.num_samples is not None):
-        raise UserError("--samples and --num_samples need --judge")
+    for mode, names in OF_A_MODE.items():
+        for name in names:
+            if getattr(args, name) not in (None, False) and not getattr(args, mode):
+                raise UserError(f"--{name} needs --{mode}")
     if args.samples and args.num_samples is not None:
         raise UserError(
             "--num_samples is incompatible with --samples, which has its own"
-        )
-    if args.memory and given:
-        raise UserError(
-            f"--{given[0]} is incompatible with --memory: measure it without"
-        )
-    if not args.memory and (args.document or args.tune or args.allow_other_model):
-        raise UserError(
-            "--document, --tune and --allow_other_model need --memory, the file to read"
         )
     if (count := args.num_sequences) is not None:
         require(count >= 1, "--num_sequences", ">= 1", count)
         require(count <= 1 << 24, "--num_sequences", f"<= {1 << 24}", count)
     check_ranges({"num_orders": args.num_orders, "num_samples": args.num_samples})
+
+
+def command(argv: list[str]) -> None:
+    """Parses arguments and prints the figures."""
+    argv, overrides = cli.after_training_overrides(argv)
+    system = cli.system_of_run(argv, overrides)
+    parser = cli.Parser("jaxgpt.evaluate", __doc__, *cli.read_fields(system))
+    parser.add_run()
+    _add_split(parser)
+    _add_texts(parser)
+    group = _add_memory(parser)
+    if system not in ("memory", "causal"):
+        parser.rare.append(group)
+    args = parser.parse_args(argv)
+    _check(args)
     ratios = _ratios(args.infill) if args.infill else []
-    orders = args.orders.split(",") if args.orders is not None else []
+    orders = args.orders.split(",") if args.orders else []
     for name in orders:
         require(name in ORDERS, "--orders", f"among {', '.join(ORDERS)}", name)
-    if (args.order or args.logits) and not args.tokens:
-        raise UserError("--order and --logits need --tokens")
     config = configs.load_frozen(configs.user_path(args.workdir))
     _check_system(overrides.get("system", config.system), args)
     # JAX takes seconds, which --help and wrong usage do not need.
     from jaxgpt.commands.evaluate import execute
 
-    execute(args, ratios, orders, overrides)
+    execute(args, config, ratios, orders, overrides)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def command(argv: list[str]) -> None:
         # JAX takes a second, for which --help, wrong usage and the screen don't wait.
         from jaxgpt.commands.sample import execute
 
-        execute(args, overrides, screen)
+        execute(args, config, overrides, screen)
 
 
 def _parse(argv: list[str], system: str) -> argparse.Namespace:

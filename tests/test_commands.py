@@ -833,7 +833,7 @@ def test_evaluate_never_loads_a_pickle(read_refused, npy, tmp_path, bomb):
 
 @pytest.mark.parametrize("option", ["--order", "--logits"])
 def test_evaluate_options_that_need_tokens(read_refused, option):
-    assert "need --tokens" in read_refused(evaluate.command, f"{option}=x.npy")
+    assert "needs --tokens" in read_refused(evaluate.command, f"{option}=x.npy")
 
 
 def test_evaluate_logits_that_cannot_be_written(read_refused, npy, tmp_path):

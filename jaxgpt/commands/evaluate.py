@@ -1,24 +1,26 @@
-"""Measures a run: its loss over a split, or the score of the tokens in a file."""
+"""Measures a run: its loss over a split, or the score of tokens or marked spans."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import pathlib
 import pkgutil
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxgpt import backend, cli
-from jaxgpt import config as configs
 from jaxgpt.commands import evaluate_samples
-from jaxgpt.commands.evaluate_spans import NUM_ORDERS, score_spans
 from jaxgpt.commands.memory_files import evaluate_with_memory
 from jaxgpt.data.arrays import read_integers
 from jaxgpt.errors import UserError, os_errors, require
 from jaxgpt.model import rng
 from jaxgpt.run import Run, open_run
+from jaxgpt.sampling import prompts
 from jaxgpt.systems import scoring
 from jaxgpt.systems.base import Evaluation
 from jaxgpt.systems.sigma import likelihood, open_gaps
@@ -26,18 +28,19 @@ from jaxgpt.systems.sigma.config import ORDERS
 from jaxgpt.training import metrics, plots
 from jaxgpt.training.progress import status
 
+NUM_ORDERS = 16  # Of a template, by default.
 TEXTS = ("samples", "real")
 
 
 def execute(
     args: argparse.Namespace,
+    config: ConfigDict,
     ratios: list[float],
     orders: list[str],
     overrides: dict[str, str],
 ) -> None:
     """Restores the run, measures and prints the figures."""
     backend.set_up_jax()
-    config = configs.load_frozen(configs.user_path(args.workdir))
     lengths = []
     if args.eval_lengths is not None:
         lengths = scoring.parse_lengths(args.eval_lengths, config.model.block_size)
@@ -75,7 +78,9 @@ def execute(
                 figures |= evaluate_infilling(run, args.split, ratios)
         if lengths:
             with status("scoring longer texts"):
-                figures |= evaluate_lengths(run, args.split, lengths)
+                figures["loss_at_length"] = scoring.losses_by_length(
+                    run.system, run.params, run.open_data(), args.split, lengths
+                )
     _print(figures, args.json)
 
 
@@ -140,7 +145,7 @@ def evaluate_split(
       run: of any system.
       split: of its data.
       count: of windows, instead.
-      picture: where the means by position are drawn, and written beside it as .csv.
+      picture: where the means by position are drawn, and written as .csv too.
 
     Raises:
       UserError: if there are fewer windows, or the picture cannot be written.
@@ -159,20 +164,28 @@ def evaluate_split(
     evaluation = Evaluation(
         data, split, tokens_NT, nll[""], rows, thorough=True, write_curves=curves.update
     )
-    figures |= run.system.extra_metrics(run.params, evaluation)
+    extra = run.system.extra_metrics(run.params, evaluation)
     if picture:
         curves = curves or {"model": nll[""].mean(0)}
         with os_errors(f"--positions='{picture}'"):
             metrics.write_curves(curves, picture.with_suffix(".csv"))
             plots.plot_positions(curves, picture)
+    return _loss_figures(loss, nll[""].size, run) | figures | extra
+
+
+def _loss_figures(loss: float, tokens: int, run: Run) -> dict[str, Any]:
     return {
         "loss": loss,
         "perplexity": math.exp(loss),
         "bits_per_token": loss / math.log(2),
-        "tokens": nll[""].size,
+        "tokens": tokens,
         "step": run.step,
-        **figures,
     }
+
+
+def _require_any_order(run: Run, option: str) -> None:
+    if not run.system.model_config.any_order:
+        raise UserError(f"--{option} is for σ-GPT: this model reads left to right")
 
 
 def _fixed_windows(run: Run, split: str) -> np.ndarray:
@@ -187,8 +200,7 @@ def evaluate_orders(run: Run, split: str, num_orders: int) -> dict[str, float]:
     Raises:
       UserError: if the model reads in one order only.
     """
-    if not run.system.model_config.any_order:
-        raise UserError("--num_orders is for σ-GPT: this model reads left to right")
+    _require_any_order(run, "num_orders")
     tokens_BT = _fixed_windows(run, split)
     key = rng.stream(run.config.seed, "eval_order")
     log_p_BN = likelihood.log_likelihoods(
@@ -208,8 +220,7 @@ def evaluate_named_orders(
     Raises:
       UserError: if the model reads in one order only.
     """
-    if not run.system.model_config.any_order:
-        raise UserError("--orders is for σ-GPT: this model reads left to right")
+    _require_any_order(run, "orders")
     tokens_NT = _fixed_windows(run, split)
     key, found = rng.stream(run.config.seed, "eval_order"), {}
     for name in names:
@@ -224,28 +235,20 @@ def evaluate_named_orders(
 
 def evaluate_infilling(run: Run, split: str, ratios: list[float]) -> dict[str, dict]:
     """Returns {"infill": {ratio: figures}} of the fixed windows of a split."""
-    c, T = run.config, run.config.model.block_size
-    tokens_NT = run.open_data().eval_windows(split, T, c.eval_sequences)
+    c, system = run.config, run.system
+    tokens_NT = run.open_data().eval_windows(
+        split, c.model.block_size, c.eval_sequences
+    )
     measured = {
         f"{ratio:g}": scoring.score_infilling(
-            run.system, run.params, tokens_NT, ratio, c.seed
+            system, run.params, tokens_NT, ratio, c.seed
         )
         for ratio in ratios
     }
-    figures: dict[str, dict] = {"infill": measured}
-    if run.system.max_gap:
-        figures["unknown_length"] = open_gaps.score(
-            run.system, run.params, tokens_NT, c.seed
-        )
-    return figures
-
-
-def evaluate_lengths(run: Run, split: str, lengths: list[int]) -> dict:
-    """Returns {"loss_at_length": {length: loss}} for lengths in tokens."""
-    found = scoring.losses_by_length(
-        run.system, run.params, run.open_data(), split, lengths
-    )
-    return {"loss_at_length": found}
+    if not system.max_gap:
+        return {"infill": measured}
+    gaps = open_gaps.score(system, run.params, tokens_NT, c.seed)
+    return {"infill": measured, "unknown_length": gaps}
 
 
 def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -> dict:
@@ -261,8 +264,7 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
         )
     order_BT = np.broadcast_to(np.arange(T), (B, T))
     if order:
-        if not c.any_order:
-            raise UserError("--order is for σ-GPT: this model reads left to right")
+        _require_any_order(run, "order")
         order_BT = read_integers(order)
         if order_BT.shape != (B, T) or (np.sort(order_BT, 1) != np.arange(T)).any():
             raise UserError(
@@ -283,12 +285,68 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
     if first_B.size:
         total_B = first_B.sum(1, np.float64) + nll_BT.sum(1, np.float64)
         joint = {"first_nll": first_B[:, 0].tolist(), "log_prob": (-total_B).tolist()}
+    return _loss_figures(loss, nll_BT.size, run) | {"nll": nll_BT.tolist()} | joint
+
+
+def score_spans(run: Run, template: str, num_orders: int) -> dict[str, Any]:
+    """Returns log p(marked spans | the rest), over random orders of their tokens.
+
+    Args:
+      run: of text.
+      template: a text with spans marked [[so]]; @FILE reads it, and of a .jsonl file a
+        "template" from each line.
+      num_orders: of each text; a model that reads left to right has one.
+
+    Returns:
+      {"templates": [{"scored": the texts of the spans, "tokens": as many; "log_prob":
+      the mean over orders in nats, "log_prob_error": its standard error,
+      "log_prob_mixture": the log of the mean probability; "loss": -log_prob per
+      token}], "loss": of all together, "tokens", "step"}.
+
+    Raises:
+      UserError: if a text cannot be read, or the model cannot score it so.
+    """
+    found: list[dict[str, Any]] = []
+    tokens, log_p = 0, 0.0
+    for where, text in _read_templates(template):
+        try:
+            tokens_T, given_T = run.marked(text)
+            log_prob = run.log_prob(tokens_T, given_T, num_orders=num_orders)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        count, mean = int((~given_T).sum()), float(log_prob.mean)
+        deviation = float(log_prob.standard_error)
+        tokens, log_p = tokens + count, log_p + mean
+        found.append(
+            {
+                "scored": prompts.MARKED.findall(text),
+                "tokens": count,
+                "log_prob": mean,
+                "log_prob_error": None if math.isnan(deviation) else deviation,
+                "log_prob_mixture": float(log_prob.mixture),
+                "loss": -mean / count,
+            }
+        )
     return {
-        "loss": loss,
-        "perplexity": math.exp(loss),
-        "bits_per_token": loss / math.log(2),
-        "tokens": nll_BT.size,
+        "templates": found,
+        "loss": -log_p / tokens,
+        "tokens": tokens,
         "step": run.step,
-        "nll": nll_BT.tolist(),
-        **joint,
     }
+
+
+def _read_templates(template: str) -> Iterator[tuple[str, str]]:
+    """Yields (name for errors, text) of each template."""
+    content = cli.text_of("template", template) or ""
+    if not (template.startswith("@") and template.lower().endswith(".jsonl")):
+        yield "--template", content
+        return
+    for number, line in enumerate(content.removesuffix("\n").split("\n"), 1):
+        where = f"--template='{template}', line {number}"
+        try:
+            text = json.loads(line)["template"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            text = None
+        if not isinstance(text, str):
+            raise UserError(f'{where}: must be like {{"template": "to [[be]]"}}')
+        yield where, text

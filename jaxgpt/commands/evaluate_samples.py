@@ -20,7 +20,7 @@ REPEATED = 4  # Tokens of what is counted as repeated.
 
 
 def judge(
-    run: Run, judged_by: str, num_samples: int, samples: str | None, seed: int = 0
+    run: Run, judged_by: str, num_samples: int, samples: str | None
 ) -> dict[str, Any]:
     """Returns figures of generated texts, and of as many of the validation split.
 
@@ -29,7 +29,6 @@ def judge(
       judged_by: folder of another run: of text, or of the same token ids.
       num_samples: as many texts.
       samples: a file of `jaxgpt.sample --output` instead.
-      seed: of the draws.
 
     Returns:
       {"samples": figures, "real": figures, "texts": as many; "judge": the run and its
@@ -40,7 +39,10 @@ def judge(
       UserError: if the judge cannot read the texts.
     """
     judge_run = open_run(judged_by)
-    rows = _read(samples, run) if samples else _generate(run, num_samples, seed)
+    if samples:
+        rows = _read(samples, run)
+    else:
+        rows = [sample.tokens for sample in run.generate("", num_samples=num_samples)]
     figures = {"samples": measure(rows, run, judge_run)}
     try:
         data = run.open_data()
@@ -52,10 +54,6 @@ def judge(
         log(f"note: no figures of real texts: {error}")
     judged = {"run": judge_run.workdir.name, "step": judge_run.step}
     return figures | {"texts": len(rows), "judge": judged, "step": run.step}
-
-
-def _generate(run: Run, num_samples: int, seed: int) -> list[np.ndarray]:
-    return [s.tokens for s in run.generate("", num_samples=num_samples, seed=seed)]
 
 
 def _read(name: str, run: Run) -> list[np.ndarray]:

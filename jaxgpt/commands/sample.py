@@ -8,8 +8,9 @@ import functools
 import time
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from jaxgpt import backend, cli
-from jaxgpt import config as configs
 from jaxgpt.commands import sample_lines
 from jaxgpt.errors import UserError, log
 from jaxgpt.inference import Run
@@ -25,11 +26,13 @@ from jaxgpt.systems.sample_options import SampleSession, sample_options
 
 
 def execute(
-    args: argparse.Namespace, overrides: dict[str, str], screen: Screen | None = None
+    args: argparse.Namespace,
+    config: ConfigDict,
+    overrides: dict[str, str],
+    screen: Screen | None = None,
 ) -> None:
     """Restores the run, generates and prints; a screen that is open is closed."""
     backend.set_up_jax()
-    config = configs.load_frozen(configs.user_path(args.workdir))
     for options in sample_options():
         overrides = options.overrides(config, args) | overrides
     system_class(overrides.get("system", config.system)).check_order(args.order)

@@ -79,7 +79,7 @@ def test_wrong_input_is_one_line(trained, samples, tmp_path):
         evaluate.command, [f"--workdir={trained}", *options]
     )
     judged = f"--judge={trained}"
-    assert "need --judge" in refused("--num_samples=3")
+    assert "needs --judge" in refused("--num_samples=3")
     assert "holds no run" in refused(f"--judge={tmp_path}")
     assert "--infill" in refused(judged, "--infill=0.5")
     assert ">= 1, got 0" in refused(judged, "--num_samples=0")
