@@ -116,12 +116,16 @@ class Parser(argparse.ArgumentParser):
     def add_run(self) -> None:
         """Adds the options of commands that read a finished run."""
         self.add_argument("--workdir", required=True, help="folder of the run")
+        self.add_step()
+        self.add_json()
+
+    def add_step(self) -> None:
+        """Adds --step."""
         self.add_argument(
             "--step",
             default="best",
             help="checkpoint: its step, 'last', or 'best' by validation loss (default)",
         )
-        self.add_json()
 
     def add_json(self) -> None:
         """Adds --json."""
@@ -238,10 +242,10 @@ def read_fields(system: str) -> tuple[list[str], list[str]]:
     return fields, [key for key in fields if key.startswith(f"{system}.")]
 
 
-def describe_fields(keys: Collection[str] = ()) -> str:
-    """Returns the help of these fields, by default of all."""
+def describe_fields(keys: Collection[str]) -> str:
+    """Returns the help of these fields."""
     lines = ["config fields, set with --config.NAME=VALUE (default):"]
-    for key in keys or configs.options():
+    for key in keys:
         field = configs.options()[key]
         choices = f" [{'|'.join(field.choices)}]" if field.choices else ""
         lines += [f"  {key} ({field.default!r})", f"      {field.help}{choices}"]
@@ -303,22 +307,23 @@ class _Output(io.TextIOWrapper):
     """Standard output: one line if it cannot be written, escapes as needed."""
 
     def write(self, text: str) -> int:
-        with _named("standard output"):
+        with _write_errors():
             return super().write(text)
 
     def flush(self) -> None:
-        with _named("standard output"):
+        with _write_errors():
             super().flush()
 
 
 @contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
+def _write_errors() -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError:
+    except BrokenPipeError:  # See `main`.
         raise
     except OSError as error:
-        raise CheckError(f"{what} cannot be written: {error.strerror}") from None
+        reason = f"standard output cannot be written: {error.strerror}"
+        raise CheckError(reason) from None
 
 
 def _open_streams() -> None:

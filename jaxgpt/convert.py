@@ -7,7 +7,6 @@ python -m jaxgpt.convert --format=gpt2 --workdir=runs/imported --output=folder
 from __future__ import annotations
 
 from jaxgpt import cli
-from jaxgpt.errors import UserError
 from jaxgpt.interop.formats import FORMATS
 
 
@@ -16,19 +15,18 @@ def command(argv: list[str]) -> None:
     parser = cli.Parser("jaxgpt.convert", __doc__)
     parser.add_argument("--format", required=True, choices=list(FORMATS))
     parser.add_argument("--workdir", required=True, help="folder of the run")
-    parser.add_argument("--source", help="import from: .pt, .npz, .safetensors, folder")
+    either = parser.add_mutually_exclusive_group(required=True)
+    either.add_argument("--source", help="import from: .pt, .npz, .safetensors, folder")
+    either.add_argument("--output", help="export to: a folder (gpt2), .pt or .npz")
     parser.add_argument(
         "--source_config", help="JSON with the original's configuration"
     )
     parser.add_argument(
         "--tokenizer", help="to attach: tokenizer.json, meta.json, .model, or a folder"
     )
-    parser.add_argument("--output", help="export to: a folder (gpt2), .pt or .npz")
     parser.add_argument("--step", default="best", help="checkpoint to export")
     parser.add_json()
     args = parser.parse_args(argv)
-    if (args.source is None) == (args.output is None):
-        raise UserError("give --source to import or --output to export")
     # JAX takes seconds, which --help and wrong usage do not need.
     from jaxgpt.commands.convert import execute
 

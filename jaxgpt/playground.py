@@ -19,11 +19,7 @@ def command(argv: list[str]) -> None:
     """Parses arguments and serves the page until it is interrupted."""
     parser = cli.Parser("jaxgpt.playground", __doc__)
     parser.add_argument("--workdir", required=True, help="folder of a run, or of runs")
-    parser.add_argument(
-        "--step",
-        default="best",
-        help="checkpoint: its step, 'last', or 'best' by validation loss (default)",
-    )
+    parser.add_step()
     parser.add_argument("--port", type=int, default=7860, help="0 takes a free one")
     parser.add_argument(
         "--host",

@@ -383,7 +383,7 @@ def test_split_overrides_without_a_last_value():
 
 
 def test_every_field_is_described():
-    lines = cli.describe_fields().splitlines()
+    lines = cli.describe_fields(configs.options()).splitlines()
     for key, field in configs.options().items():
         at = lines.index(f"  {key} ({field.default!r})")
         assert field.help in lines[at + 1]
@@ -432,7 +432,7 @@ def soup(monkeypatch):
 def test_a_group_of_fields_is_declared_once(soup, tmp_path):
     config = base()
     assert config.soup.to_dict() == {"salt": 3, "bowl": "deep"}
-    shown = cli.describe_fields()
+    shown = cli.describe_fields(configs.options())
     assert "  soup.salt (3)\n      grains of it\n" in shown
     assert "  soup.bowl ('deep')\n      kind [deep|flat]" in shown
     assert "soup.salt" in configs.keys_that("resumable")

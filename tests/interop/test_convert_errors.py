@@ -88,11 +88,10 @@ def test_no_format_and_no_workdir(refused):
 
 
 def test_neither_or_both_of_source_and_output(refused, tmp_path):
-    expected = "give --source to import or --output to export"
-    assert expected in refused("--format=gpt2")
+    assert "--source --output is required" in refused("--format=gpt2")
     output = tmp_path / "output"
     message = refused("--format=gpt2", f"--source={GPT2}", f"--output={output}")
-    assert expected in message
+    assert "not allowed with argument" in message
     assert not output.exists()
 
 
