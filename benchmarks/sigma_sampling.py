@@ -53,7 +53,7 @@ def jaxgpt_sampler(
 
     from jaxgpt.interop import formats
 
-    original = formats.read_original("sigma-gpt", weights)
+    original = formats.get_format("sigma-gpt").read(weights)
     original.config.model.dtype = dtype
     system = build_system(original.config)
     params = jax.device_put(original.params)

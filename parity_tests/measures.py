@@ -410,7 +410,7 @@ def open_teeny(
     settings = folder / "settings.json"
     settings.write_text(json.dumps(teeny_settings(name, sizes)))
     source = GOLDEN / "teenygpt" / f"{name}.npz"
-    original = formats.read_original("teenygpt", str(source), str(settings))
+    original = formats.get_format("teenygpt").read(str(source), str(settings))
     with np.load(source) as archive:
         golden = dict(archive)
     table = formats.get_format("teenygpt").rules(original.config.model)

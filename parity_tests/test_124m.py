@@ -52,8 +52,8 @@ def test_reading_takes_less_than_twice_the_size_of_the_model(folder):
         "import jax; jax.numpy.zeros(1).block_until_ready()\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
         "before = peak()\n"
-        "from jaxgpt.interop.formats import read_original\n"
-        "held = read_original('gpt2', sys.argv[1])\n"
+        "from jaxgpt.interop.formats import get_format\n"
+        "held = get_format('gpt2').read(sys.argv[1])\n"
         "print(peak() - before)"
     )
     argv = [sys.executable, "-c", code, str(folder)]

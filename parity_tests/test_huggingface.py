@@ -53,7 +53,7 @@ def ours(config, params):
 
 
 def imported(folder):
-    original = formats.read_original("gpt2", str(folder))
+    original = formats.get_format("gpt2").read(str(folder))
     return ours(original.config, original.params), original
 
 
@@ -253,7 +253,7 @@ def test_a_variant_has_its_logits_and_returns(tmp_path, name):
     for key, tensor in model.state_dict().items():
         assert torch.equal(back.state_dict()[key], tensor)
     assert relative(theirs(back.eval()), theirs(model)) < FLOAT32["logits"]
-    again = formats.read_original("gpt2", str(output))
+    again = formats.get_format("gpt2").read(str(output))
     assert again.config.model.to_dict() == run.config.model.to_dict()
     jax.tree.map(np.testing.assert_array_equal, again.params, run.params)
 

@@ -42,7 +42,7 @@ def golden():
 
 @pytest.fixture
 def original(settings):
-    return formats.read_original("nanollama", str(SOURCE), settings)
+    return formats.get_format("nanollama").read(str(SOURCE), settings)
 
 
 def tree_of(golden, prefix, original):
@@ -86,7 +86,7 @@ def test_the_pytorch_twin_is_the_same_model(golden):
 def test_float64_against_its_float64(golden, settings):
     """Its float32 table of angles, which it also uses in float64, is ours to a bit."""
     with jax.enable_x64(True):
-        config = formats.read_original("nanollama", str(SOURCE), settings).config
+        config = formats.get_format("nanollama").read(str(SOURCE), settings).config
         configs.override(config, {"model.dtype": "float64"})
         system = build_system(config)
         abstract = jax.eval_shape(system.init, jax.random.key(0))
@@ -141,7 +141,7 @@ def test_round_trip(golden, settings, tmp_path):
     run = open_run(str(tmp_path / "run"))
     for name in ("out.npz", "out.pt"):
         convert.export_run("nanollama", run, tmp_path / name)
-        back = formats.read_original("nanollama", str(tmp_path / name), settings)
+        back = formats.get_format("nanollama").read(str(tmp_path / name), settings)
         assert worst(back.params, run.params) == 0
     with np.load(tmp_path / "out.npz") as archive:
         assert set(archive) == {name for name in golden if name.startswith("param/")}
@@ -179,7 +179,7 @@ def test_a_configuration_that_does_not_fit_is_refused(tmp_path, change, expected
     file = tmp_path / "settings.json"
     file.write_text(json.dumps(SETTINGS["model"] | change))
     with pytest.raises(UserError, match=expected):
-        formats.read_original("nanollama", str(SOURCE), str(file))
+        formats.get_format("nanollama").read(str(SOURCE), str(file))
 
 
 def test_a_plain_gpt_is_no_nanollama(settings, tmp_path):
@@ -204,5 +204,5 @@ def test_imported_weights_learn_a_graph_and_go_out_again(settings, tmp_path):
     run = open_run(str(tmp_path / "run"), "last")
     assert run.config.model.vocab_size == 32
     convert.export_run("nanollama", run, tmp_path / "out.npz")
-    back = formats.read_original("nanollama", str(tmp_path / "out.npz"), settings)
+    back = formats.get_format("nanollama").read(str(tmp_path / "out.npz"), settings)
     assert worst(back.params, run.params) == 0

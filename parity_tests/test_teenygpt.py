@@ -160,7 +160,7 @@ def test_configurations_that_are_not_the_weights(tmp_path, changes, expected):
     name = "ALIBI-CLASSIC-RMS"
     settings.write_text(json.dumps(teeny_settings(name) | changes))
     with pytest.raises(UserError) as caught:
-        formats.read_original("teenygpt", str(FOLDER / f"{name}.npz"), str(settings))
+        formats.get_format("teenygpt").read(str(FOLDER / f"{name}.npz"), str(settings))
     assert expected in str(caught.value)
 
 

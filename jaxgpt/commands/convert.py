@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import pathlib
 from typing import Any
 
@@ -14,8 +15,9 @@ import optax
 from jaxgpt import backend, cli
 from jaxgpt import config as configs
 from jaxgpt.data import tokenizer_files
-from jaxgpt.errors import UserError, log, os_errors
-from jaxgpt.interop import kept, rules
+from jaxgpt.data.arrays import read_json_object
+from jaxgpt.errors import UserError, atomic_write, log, os_errors
+from jaxgpt.interop import rules
 from jaxgpt.interop.base import Export
 from jaxgpt.interop.formats import get_format
 from jaxgpt.model.layers import count_parameters
@@ -24,6 +26,8 @@ from jaxgpt.training import optimizers
 from jaxgpt.training.checkpoint import Checkpoints, DamagedError
 
 ADAM = "ScaleByAdamState"  # optax's name for it.
+# The original's settings that a run has no field for: its export writes them back.
+KEPT = "original.json"
 
 
 def execute(args: argparse.Namespace) -> None:
@@ -105,7 +109,9 @@ def import_run(
         )
     configs.make_folder(workdir)
     configs.save(config, workdir / "config.json")
-    kept.write(workdir, original.kept)
+    if original.kept:
+        with atomic_write(workdir / KEPT) as stream:
+            stream.write(json.dumps(original.kept) + "\n")
     if tokenizer:
         tokenizer_files.save(tokenizer, workdir / "tokenizer.json")
     state = {"params": params, "opt_state": opt_state}
@@ -155,6 +161,7 @@ def export_run(name: str, run: Run, output: pathlib.Path, use_up: bool = False) 
     # What an import was trained on is unknown: its data.path is only a default.
     trained = (run.workdir / "metrics.jsonl").exists() and c.data.path
     named_after = configs.user_path(c.data.path) if trained else run.workdir
+    kept = run.workdir / KEPT
     wanted = form.optimizer_key and output.suffix != ".npz"
     moments, count = _read_moments(run) if wanted else (None, 0)
     export = Export(
@@ -169,7 +176,7 @@ def export_run(name: str, run: Run, output: pathlib.Path, use_up: bool = False) 
         moments=moments
         and {k: rules.to_torch(m, table, use_up=True) for k, m in moments.items()},
         count=count,
-        kept=kept.read(run.workdir),
+        kept=read_json_object(kept) if kept.exists() else {},
     )
     with os_errors(f"--output '{output}' cannot be written"):
         form.write(output, export)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jaxgpt.errors import require
 
 if TYPE_CHECKING:
-    from jaxgpt.interop.base import Format, Original
+    from jaxgpt.interop.base import Format
 
 # As text, so that a command's --help can list them without loading JAX.
 FORMATS = {
@@ -28,10 +28,3 @@ def get_format(name: str) -> Format:
     """Returns the format of this name; UserError for an unknown one."""
     require(name in FORMATS, "format", f"one of {', '.join(FORMATS)}", name)
     return pkgutil.resolve_name(FORMATS[name])
-
-
-def read_original(
-    name: str, source_path: str, settings_file: str | None = None
-) -> Original:
-    """Reads an original's weights into our layout: see `Format.read`."""
-    return get_format(name).read(source_path, settings_file)

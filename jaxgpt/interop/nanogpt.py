@@ -300,10 +300,4 @@ NANOGPT = NanoGPT(
     gpt2_vocabularies=GPT2.gpt2_vocabularies,
 )
 # Its table of positions has a half for each of a token's two positions.
-SIGMA_GPT = SigmaGPT(
-    **{
-        **{f.name: getattr(NANOGPT, f.name) for f in dataclasses.fields(NANOGPT)},
-        "system": "sigma",
-        "gpt2_vocabularies": (),
-    }
-)
+SIGMA_GPT = SigmaGPT(**{**vars(NANOGPT), "system": "sigma", "gpt2_vocabularies": ()})

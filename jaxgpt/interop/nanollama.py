@@ -34,10 +34,11 @@ BLOCK = (
 ANGLES = "attn.rope_modulator"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NanoLlama(Format):
     """A causal transformer with RoPE, RMS norms and SwiGLU."""
 
-    later = False  # Which names it writes; it reads both.
+    later: bool = False  # Which names it writes; it reads both.
 
     def own_fields(self, model: Any) -> dict[str, Any]:
         """The same for every model."""
@@ -159,17 +160,6 @@ def modulator(length: int, width: int, theta: float) -> np.ndarray:
     return np.stack((np.cos(angles), np.sin(angles)), -1)
 
 
-class LaterNanoLlama(NanoLlama):
-    """Writes the names of the later version."""
-
-    later = True
-
-    def __post_init__(self) -> None:
-        """Says where the later version shows the width of its feed-forward."""
-        width = {"feed_forward_width": ("layers.0.ffn.W_out.weight", 1)}
-        object.__setattr__(self, "shapes", {**self.shapes, **width})
-
-
 FORMAT = NanoLlama(
     sizes={
         "n_layer": "nb_layers",
@@ -192,6 +182,8 @@ FORMAT = NanoLlama(
     buffers=(ANGLES,),
     suffixes=(".pth", ".pt", ".npz"),
 )
-LATER = LaterNanoLlama(
-    **{f.name: getattr(FORMAT, f.name) for f in dataclasses.fields(FORMAT)}
+LATER = dataclasses.replace(
+    FORMAT,
+    later=True,
+    shapes={**FORMAT.shapes, "feed_forward_width": ("layers.0.ffn.W_out.weight", 1)},
 )

@@ -21,12 +21,12 @@ def nano():
 
 @pytest.fixture(scope="session")
 def gpt2_params():
-    return formats.read_original("gpt2", str(GPT2)).params
+    return formats.get_format("gpt2").read(str(GPT2)).params
 
 
 @pytest.fixture(scope="session")
 def nano_params():
-    return formats.read_original("nanogpt", str(NANO)).params
+    return formats.get_format("nanogpt").read(str(NANO)).params
 
 
 @pytest.fixture

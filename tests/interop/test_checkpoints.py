@@ -26,7 +26,7 @@ def read(tmp_path):
         torch.save(checkpoint, path)
         file.write_text(json.dumps(settings))
         used = None if settings is None else str(file)
-        return formats.read_original(name, str(path), used)
+        return formats.get_format(name).read(str(path), used)
 
     return read
 

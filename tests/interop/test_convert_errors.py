@@ -375,7 +375,7 @@ def test_a_setting_is_passed_over_where_it_is_null_or_only_in_the_users_file(
     path, settings = tmp_path / "ckpt.pt", tmp_path / "settings.json"
     torch.save(nano | arguments(nano, flash=True, alibi=None), path)
     settings.write_text(json.dumps({"flash": None, "learning_rate": 1.0}))
-    original = formats.read_original("nanogpt", str(path), str(settings))
+    original = formats.get_format("nanogpt").read(str(path), str(settings))
     assert_equal(original.params, nano_params)
 
 
@@ -384,7 +384,7 @@ def test_all_settings_that_transformers_writes_are_known(folder, gpt2_params):
 
     plain = json.loads((GPT2 / "config.json").read_text())
     settings = GPT2Config(**plain).to_dict() | {"pruned_heads": {}}
-    found = formats.read_original("gpt2", str(folder(settings))).params
+    found = formats.get_format("gpt2").read(str(folder(settings))).params
     assert_equal(found, gpt2_params)
 
 
@@ -793,5 +793,5 @@ def test_npz_out_and_in_is_the_identity(runs, tmp_path, run, name):
     convert.command([f"--format={name}", workdir, f"--output={output}"])
     assert [path.name for path in tmp_path.iterdir()] == ["out.npz"]
     config = runs / ("config.json" if run == "sigma" else "plain.json")
-    found = formats.read_original(name, str(output), str(config)).params
+    found = formats.get_format(name).read(str(output), str(config)).params
     assert_equal(found, open_run(str(runs / run)).params)

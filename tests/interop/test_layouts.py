@@ -67,7 +67,7 @@ def test_shards_of_pytorch(folder, gpt2_params):
     (path / "model.safetensors.index.json").unlink()
     index = path / "pytorch_model.bin.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
-    assert_equal(formats.read_original("gpt2", str(path)).params, gpt2_params)
+    assert_equal(formats.get_format("gpt2").read(str(path)).params, gpt2_params)
 
 
 def test_the_folder_that_transformers_saves(gpt2_params, tmp_path):
@@ -75,10 +75,10 @@ def test_the_folder_that_transformers_saves(gpt2_params, tmp_path):
 
     model = GPT2LMHeadModel.from_pretrained(GPT2)
     model.save_pretrained(tmp_path / "saved")
-    found = formats.read_original("gpt2", str(tmp_path / "saved")).params
+    found = formats.get_format("gpt2").read(str(tmp_path / "saved")).params
     assert_equal(found, gpt2_params)
     model.transformer.save_pretrained(tmp_path / "body")
-    found = formats.read_original("gpt2", str(tmp_path / "body")).params
+    found = formats.get_format("gpt2").read(str(tmp_path / "body")).params
     assert_equal(found, gpt2_params)
 
 
@@ -115,7 +115,7 @@ def test_other_names(nano, nano_params, tmp_path, kind):
     path = tmp_path / "renamed.pt"
     state = RENAMED[kind](dict(nano["model"]))
     torch.save(nano | {"model": state}, path)
-    found = formats.read_original("nanogpt", str(path))
+    found = formats.get_format("nanogpt").read(str(path))
     assert_equal(found.params, nano_params)
     assert found.moments is not None
     assert found.step == 5
@@ -134,7 +134,7 @@ def test_other_files(nano, nano_params, tmp_path, suffix):
         torch.save(state, path)
     settings = tmp_path / "config.json"
     settings.write_text(json.dumps(nano["model_args"]))
-    found = formats.read_original("nanogpt", str(path), str(settings))
+    found = formats.get_format("nanogpt").read(str(path), str(settings))
     assert_equal(found.params, nano_params)
 
 
