@@ -49,7 +49,7 @@ def _module(name: str) -> ModuleType:
 
 
 def main() -> None:
-    """Is the console script jaxgpt."""
+    """Runs the console script jaxgpt."""
     cli.main(command)
 
 

@@ -1,4 +1,4 @@
-"""jaxgpt from Python: load, train, convert and configure; stable by promise.
+"""jaxgpt from Python: load, train, convert and configure; a stable interface.
 
     import jaxgpt
 
@@ -64,15 +64,15 @@ def load(
     Args:
       path: folder of a run; or weights: a Hugging Face folder or name, .pt, .npz or
         .safetensors.
-      step: of a run: "best", "last", or a number.
-      format: of weights, as in jaxgpt.convert; by default nanogpt for a .pt file, else
+      step: for a run: "best", "last", or a number.
+      format: for weights, as in jaxgpt.convert; by default nanogpt for a .pt file, else
         gpt2.
-      source_config: of weights: JSON with the original's configuration, if the file
-        does not hold it.
-      tokenizer: of weights: tokenizer.json or a folder; by default that of the source.
+      source_config: for weights: JSON with the original's configuration, if the file
+        does not contain it.
+      tokenizer: for weights: tokenizer.json or a folder; by default the source's own.
 
     Raises:
-      UserError: if it is neither a run nor weights that can be read, or damaged.
+      UserError: if it is damaged, or neither a run nor readable weights.
     """
     _set_up()
     return runs.load(
@@ -91,10 +91,10 @@ def config(spec: str | pathlib.Path, /, **changes: Any) -> ConfigDict:
 
     Args:
       spec: "path.py" or "path.py:variant".
-      **changes: by dotted keys.
+      **changes: values by dotted key.
 
     Raises:
-      UserError: for a missing file, an unknown key, or a value it cannot have.
+      UserError: for a missing file, an unknown key, or an invalid value.
     """
     return configs.load(_text(spec), changes)
 
@@ -107,29 +107,28 @@ def train(
     overrides: Mapping[str, Any] | None = None,
     allow: Collection[str] = (),
 ) -> Run:
-    """Trains a run to its last step, from wherever it stands, and loads it.
+    """Trains a run to its last step, from wherever it stopped, and loads it.
 
         jaxgpt.train(jaxgpt.config("configs/quickstart.py"), "runs/quickstart")
 
-    It is what `python -m jaxgpt.train` does, with the same files in the folder and the
-    same line for each row of metrics on stderr. An interrupt saves a checkpoint and
-    returns; the same call resumes.
+    Does what `python -m jaxgpt.train` does: writes the same files, and logs the same
+    lines on stderr. An interrupt saves a checkpoint and returns; the same call resumes.
 
     Args:
-      config: of `jaxgpt.config`, or what that takes.
+      config: from `jaxgpt.config`, or the arguments it takes.
       workdir: folder of the run.
-      callback: is given each row that training logs, such as {"step": 50, "loss": 2.9,
-        ...}; returning False ends the run after this step. What it raises ends the run
-        at once: the same call resumes from the last checkpoint.
-      overrides: changes by dotted keys, which win over the model that `init_from`
-        names, as they do on the command line.
+      callback: called with each row that training logs, such as {"step": 50,
+        "loss": 2.9, ...}; if it returns False, the run ends after this step. An
+        exception ends the run at once: the same call resumes from the last checkpoint.
+      overrides: changes by dotted keys, which take precedence over the model that
+        `init_from` names, as on the command line.
       allow: keys that may differ from the config of the run that is resumed.
 
     Returns:
       The run, with its best checkpoint.
 
     Raises:
-      UserError: for input that cannot be used.
+      UserError: for invalid input.
       CheckError: if the loss diverged, an evaluation cannot be right, or the last
         state was not saved.
     """
@@ -162,13 +161,13 @@ def convert(
     Args:
       format: gpt2, nanogpt, sigma-gpt, teenygpt or nanollama.
       workdir: folder of the run; a new one for an import.
-      source: to import from: .pt, .npz, .safetensors, a Hugging Face folder or name.
+      source: to import: .pt, .npz, .safetensors, a Hugging Face folder or name.
       output: to export to: a folder (gpt2), .pt or .npz; must not exist.
-      source_config, tokenizer: of an import, as in `load`.
-      step: of an export: "best", "last", or a number.
+      source_config, tokenizer: for imports, as in `load`.
+      step: for exports: "best", "last", or a number.
 
     Returns:
-      What was done, as `jaxgpt.convert --json=-` prints it.
+      The JSON object that `jaxgpt.convert --json=-` prints.
 
     Raises:
       UserError: for weights that do not fit; nothing is written then.

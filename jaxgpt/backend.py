@@ -24,14 +24,14 @@ def set_up_jax(computes: bool = True) -> None:
     Must come before the first array.
 
     Args:
-      computes: False for a program that only moves arrays, with little memory.
+      computes: False for a program that only moves arrays, and saves memory.
 
     Raises:
       UserError: if JAX finds no device it can use.
     """
     hardware.set_environment()
     logging.getLogger("jax").setLevel(logging.ERROR)
-    # Checkpoints reports a failed background save in one line; these print hundreds.
+    # `Checkpoints` reports a failed background save in one line, these in hundreds.
     absl_logging.set_verbosity(absl_logging.FATAL)
     for name in ("asyncio", "concurrent.futures"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -39,12 +39,12 @@ def set_up_jax(computes: bool = True) -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not _unwritable():
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    cpu_asked_for = os.environ.get("JAX_PLATFORMS") == "cpu"
+    cpu_requested = os.environ.get("JAX_PLATFORMS") == "cpu"
     if "JAX_PLATFORMS" not in os.environ and hardware.only_cpu():
         jax.config.update("jax_platforms", "cpu")
-    if computes and (cpu_asked_for or not hardware.has_accelerator()):
-        # Already here: XLA's threads, once they exist, have arenas of their own, which
-        # give memory back after every step.
+    if computes and (cpu_requested or not hardware.has_accelerator()):
+        # Before XLA starts its threads: each of them gets its own malloc arena, which
+        # would return memory to the system after every step.
         cpu.keep_heap()
     try:
         backend = jax.default_backend()
@@ -73,8 +73,8 @@ def _unwritable() -> str:
         return str(error)
 
 
-def say_where_programs_are_not_kept() -> None:
-    """Logs, with the remedy, that every command must compile from scratch."""
+def warn_if_uncached() -> None:
+    """Logs that compiled programs cannot be cached, and the remedy."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and (why := _unwritable()):
         why = why.split(": set JAXGPT")[0]
         log(
@@ -84,10 +84,10 @@ def say_where_programs_are_not_kept() -> None:
 
 
 def _ignore_orbax_coroutines(unraisable: Any) -> None:
-    """Reports unraisable exceptions, except for Orbax's saves that others outlived.
+    """Reports unraisable exceptions, except those of Orbax's abandoned saves.
 
-    It saves arrays concurrently: the first failure is reported, and leaves coroutines
-    that were never awaited or find their event loop closed.
+    Orbax saves arrays concurrently. After a failure, which is reported, the others'
+    coroutines were never awaited or find their event loop closed.
     """
     closed = "Event loop is closed" in str(unraisable.exc_value)
     coroutine = unraisable.object if inspect.iscoroutine(unraisable.object) else None

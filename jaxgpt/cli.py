@@ -1,4 +1,4 @@
-"""What all commands share: options, overrides, one-line errors, JSON; without JAX."""
+"""What all commands share, without JAX: options, overrides, one-line errors, JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATHS = {"workdir", "source", "source_config", "tokenizer", "output", "input", "
 
 
 def program(module: str) -> str:
-    """Returns how to run a command, in the way in which this one was started."""
+    """Returns how to run a command, in the way this one was started."""
     script = pathlib.Path(sys.argv[0]).stem == "jaxgpt"
     return module.replace(".", " ", 1) if script else f"python -m {module}"
 
@@ -35,8 +35,8 @@ def program(module: str) -> str:
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, no abbreviated options, and two lengths of help.
 
-    --help has the options of the command and its `common` config fields; --helpfull
-    also the options in `rare` groups, and all fields.
+    --help lists the command's options and its `common` config fields; --helpfull adds
+    the options in `rare` groups and all other fields.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Parser(argparse.ArgumentParser):
         return formatter.format_help()
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[override]
-        """Reads a command line; UserError also for addresses where paths must be."""
+        """Reads a command line; UserError also for a URL in place of a path."""
         found = super().parse_args(args, namespace)
         for name in PATHS & vars(found).keys():
             user_path(getattr(found, name) or "")
@@ -136,7 +136,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def add_processes(self) -> None:
-        """Adds the options that say which of several processes this one is."""
+        """Adds the options that tell this process its place among several."""
         group = self.add_argument_group(
             "several processes", "detected under Slurm and on TPU VMs"
         )
@@ -253,9 +253,9 @@ def describe_fields(keys: Collection[str]) -> str:
 
 
 def system_of_run(argv: list[str], overrides: Mapping[str, str]) -> str:
-    """Returns the system of the run in --workdir, as overridden; "" if there is none.
+    """Returns the system of the run in --workdir, or its override; "" if unknown.
 
-    The command line is not parsed yet, because --help depends on the system.
+    Reads the command line before it is parsed, because --help depends on the system.
     """
     workdir = ""
     for word, following in itertools.pairwise([*argv, ""]):
@@ -272,8 +272,8 @@ def main(command: Callable[[list[str]], int | None]) -> NoReturn:
     """Runs a command and exits: 2 for wrong usage, 1 for a wrong result, 130 for ^C."""
     # The command imports JAX once it has parsed its arguments.
     hardware.set_environment()
-    # Imports and traces make many objects that stay: searched for garbage at every 700
-    # of them, as Python does, they take a tenth longer.
+    # Imports and traces make many objects that stay: at Python's threshold of 700 the
+    # garbage collector takes a tenth of their time.
     gc.set_threshold(10_000)
     _open_streams()
     try:
@@ -285,7 +285,7 @@ def main(command: Callable[[list[str]], int | None]) -> NoReturn:
     except (UserError, CheckError) as error:
         log(f"error: {error}")
         status = 2 if isinstance(error, UserError) else 1
-    except BrokenPipeError:  # The reader, `head` say, has enough: nothing to report.
+    except BrokenPipeError:  # The reader, such as `head`, has closed the pipe.
         status = 1
     except KeyboardInterrupt:
         status = 130
@@ -304,7 +304,7 @@ def main(command: Callable[[list[str]], int | None]) -> NoReturn:
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output: one line if it cannot be written, escapes as needed."""
+    """Standard output that fails with a CheckError, not an OSError."""
 
     def write(self, text: str) -> int:
         with _write_errors():
@@ -327,7 +327,7 @@ def _write_errors() -> Iterator[None]:
 
 
 def _open_streams() -> None:
-    """Opens what the caller closed; escapes what an encoding does not have."""
+    """Opens streams that the caller closed; escapes what stdout cannot encode."""
     for name, flags in (
         ("stdin", os.O_RDONLY),
         # For reading: printing fails, as to a closed file, rather than losing output.
@@ -335,7 +335,7 @@ def _open_streams() -> None:
         ("stderr", os.O_WRONLY),
     ):
         if getattr(sys, name) is None:
-            # Otherwise the next file opened would take its number, and its output.
+            # Or the next file opened would get its descriptor, and its output.
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, open(os.open(os.devnull, flags), mode))  # noqa: SIM115
     codecs.register_error("jaxgpt.escape", _escape)
@@ -352,20 +352,20 @@ _escaped: set[str] = set()
 
 
 def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Is "backslashreplace", and notes that it was needed."""
+    """Escapes like "backslashreplace", and records that it was needed."""
     if isinstance(error, UnicodeEncodeError):
         _escaped.update(error.object[error.start : error.end])
     return codecs.backslashreplace_errors(error)
 
 
 def print_json(value: dict) -> None:
-    """Prints a JSON object as one line: UTF-8, or ASCII where that is not UTF-8."""
+    """Prints a JSON object as one line, in ASCII unless stdout is UTF-8."""
     utf8 = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
     print(json.dumps(value, ensure_ascii=not utf8), flush=True)
 
 
 def text_of(option: str, value: str | None) -> str | None:
-    """Returns the text that an option gives: itself, or that of the file in @FILE.
+    """Returns the text of an option: the value itself, or the content of @FILE.
 
     Raises:
       UserError: if there is no such file, or it is not UTF-8.
@@ -386,10 +386,10 @@ def text_of(option: str, value: str | None) -> str | None:
 def output_path(
     option: str, name: str, suffixes: tuple[str, ...] = ("",)
 ) -> pathlib.Path:
-    """Returns the path of a file to write that an option names.
+    """Returns the path of the file that an option says to write.
 
     Raises:
-      UserError: if it is a folder, its folder is missing, or its suffix is another.
+      UserError: if it is a folder, its folder is missing, or its suffix is wrong.
     """
     path = user_path(name)
     if path.is_dir():

@@ -1,10 +1,9 @@
 """Configs: fields declared, read, overridden, validated and frozen.
 
 A field is declared once, with `option`, in a frozen dataclass next to the code that
-reads it; `GROUPS` lists those dataclasses. A config file in configs/ holds one
-experiment: a function `get_config(variant)` that returns `base()` with its changes. A
-run freezes the resolved config as `config.json`; everything after training reads that
-file and executes nothing.
+reads it; `GROUPS` lists those dataclasses. A config file in configs/ is one experiment:
+its `get_config(variant)` returns `base()` with changes. A run freezes the resolved
+config as `config.json`; everything after training reads that and executes nothing.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from jaxgpt.errors import UserError, atomic_write, os_errors, require
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)  # gs://bucket/run
 NAME = re.compile(r"([\w-]+)(?::([^/\\.]*))?")  # quickstart, sigma_char:laptop
-MAX_SEED = 2**32 - 1  # JAX's keys hold no more: larger seeds wrap around or overflow.
-MAX_INT = 2**31 - 1  # Of steps, positions and the like: int32 on devices.
+MAX_SEED = 2**32 - 1  # JAX's keys hold 32 bits: larger seeds wrap around or overflow.
+MAX_INT = 2**31 - 1  # Steps, positions and the like are int32 on devices.
 
 # {group of keys: its dataclass}, imported on first use: each is declared in the layer
-# that reads it, and all of those lie above this module. None may import JAX, so that
-# --help, which lists every field, answers at once.
+# that reads it, above this module. None may import JAX: --help lists every field, and
+# should be instant.
 GROUPS = {
     "": "jaxgpt.training.config:RunConfig",
     "model": "jaxgpt.model.config:ModelConfig",
@@ -135,7 +134,7 @@ class OptionGroup:
     """Base of the dataclasses in `GROUPS`.
 
     Attributes:
-      parts: what keys begin with that change a part of a field's value, such as
+      parts: prefixes of keys that change a part of a field's value, such as
         gssm.nodes.Z1.alpha; `with_parts` turns them into the field.
     """
 
@@ -146,7 +145,7 @@ class OptionGroup:
         """Returns {key: value} of the fields whose parts are changed.
 
         Raises:
-          UserError: for an unknown part, or a value that it cannot have.
+          UserError: for an unknown part, or an invalid value.
         """
         raise NotImplementedError
 
@@ -178,7 +177,7 @@ def keys_that(attribute: str) -> list[str]:
 
 
 def user_path(name: str) -> pathlib.Path:
-    """Returns the path a user named, "~" expanded; UserError if it cannot be one."""
+    """Returns a path that a user typed, "~" expanded; UserError if it is not one."""
     if name.startswith("file:///"):
         name = urllib.parse.unquote(name.removeprefix("file://"))
     if ADDRESS.match(name):
@@ -195,10 +194,10 @@ def user_path(name: str) -> pathlib.Path:
 
 
 def shipped(name: str | pathlib.Path) -> pathlib.Path:
-    """Returns the path of what comes with jaxgpt, such as "data/shakespeare.txt".
+    """Returns the path of a file that comes with jaxgpt: "data/shakespeare.txt".
 
-    Wheels have it in jaxgpt/shipped (setup.py); a checkout, whether it is installed
-    with -e or not at all, beside the package.
+    Wheels have it in jaxgpt/shipped (see setup.py); a checkout, installed with -e or
+    not at all, next to the package.
     """
     package = pathlib.Path(__file__).parent
     installed = package / "shipped"
@@ -206,7 +205,7 @@ def shipped(name: str | pathlib.Path) -> pathlib.Path:
 
 
 def find_path(name: str) -> pathlib.Path:
-    """Returns the path a user named; if it does not exist, what is shipped as that."""
+    """Returns a path that a user typed, or the shipped file of that name."""
     path = user_path(name)
     own = shipped(path)
     return own if own.exists() and not path.exists() else path
@@ -246,7 +245,7 @@ def override(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
             config.update_from_flattened_dict({key: parsed})
         else:
             parts.setdefault(key.partition(".")[0], {})[key] = value
-    # Last: the fields that they are parts of may have been set after them.
+    # Last, because the whole field may come after its parts.
     for group, changed in parts.items():
         override(config, groups()[group].with_parts(config, changed))
     return config
@@ -284,7 +283,7 @@ def with_variant(
 
 
 def _listed(variants: Iterable[str]) -> str:
-    """Returns the names as text, suffixes that all of them share only once."""
+    """Returns the names as text; suffixes that all of them have only once."""
     sizes: dict[str, list[str]] = {}
     for name in variants:
         stem, _, size = name.rpartition("-")
@@ -303,7 +302,7 @@ def split_spec(spec: str) -> tuple[str, str]:
     """Returns name or path, and variant, of "NAME", "path.py", "path.py:variant"..."""
     if found := NAME.fullmatch(spec):
         return found[1], found[2] or ""
-    # A path may have colons of its own: C:\configs\mine.py, runs/10:30/mine.py.
+    # A path may contain colons: C:\configs\mine.py, runs/10:30/mine.py.
     path, _, variant = spec.rpartition(":")
     return (path, variant) if path.endswith(".py") else (spec, "")
 
@@ -346,16 +345,16 @@ def load(spec: str, overrides: Mapping[str, str]) -> ConfigDict:
 
 
 def _one_line(error: Exception) -> str:
-    """Returns type and message; of a long one (a locked config's) the two ends."""
+    """Returns type and message, without the middle of a long one."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= 300 else f"{text[:150]} ... {text[-100:]}"
 
 
 def validate(config: ConfigDict) -> ConfigDict:
-    """Checks every value, then each group's own rules; returns the config.
+    """Returns the config after checking every value, then each group's rules.
 
     Raises:
-      UserError: naming the first field that is wrong.
+      UserError: naming the first invalid field.
     """
     override(config, flatten(config))
     for group in groups().values():

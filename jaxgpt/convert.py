@@ -22,7 +22,7 @@ def command(argv: list[str]) -> None:
         "--source_config", help="JSON with the original's configuration"
     )
     parser.add_argument(
-        "--tokenizer", help="to attach: tokenizer.json, meta.json, .model, or a folder"
+        "--tokenizer", help="to add: tokenizer.json, meta.json, .model, or a folder"
     )
     parser.add_argument("--step", default="best", help="checkpoint to export")
     parser.add_json()

@@ -23,11 +23,7 @@ class CheckError(Exception):
 
 
 def require(condition: bool, name: str, rule: str, got: Any, remedy: str = "") -> None:
-    """Raises "NAME must be RULE, got GOT: REMEDY" unless the condition holds.
-
-    Raises:
-      UserError: the one form that every refused value has.
-    """
+    """Raises UserError "NAME must be RULE, got GOT: REMEDY" unless a condition holds."""
     if not condition:
         shown = repr(got) if isinstance(got, str) else str(got)
         shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
@@ -60,11 +56,7 @@ def import_optional(name: str, message: str) -> Any:
 
 @contextlib.contextmanager
 def os_errors(what: str, remedy: str = "") -> Iterator[None]:
-    """Turns an OSError into "WHAT: REASON: REMEDY".
-
-    Raises:
-      UserError: in its place.
-    """
+    """Turns an OSError into UserError("WHAT: REASON: REMEDY")."""
     try:
         yield
     except OSError as error:
@@ -73,14 +65,14 @@ def os_errors(what: str, remedy: str = "") -> Iterator[None]:
 
 
 def silence_non_primary() -> None:
-    """Leaves all but errors to the first of several processes."""
+    """Logs only errors from now on: the first of several processes logs the rest."""
     global _silent
     _silent = True
 
 
 def log(message: str) -> None:
     """Prints a line for the person watching: on stderr, so that stdout stays data."""
-    # A run goes on even if nobody reads its output any more.
+    # A run continues even if nobody reads its output any more.
     with contextlib.suppress(OSError):
         if not _silent or message.startswith("error"):
             print(message, file=sys.stderr, flush=True)
@@ -88,9 +80,9 @@ def log(message: str) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields another name beside a path; the file appears under its own once whole.
+    """Yields a temporary path, which is renamed to `path` once it is complete.
 
-    A reader, or a kill at any moment, sees the old file or the new one.
+    At any moment, also after a kill, a reader finds the old file or the new one.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
@@ -102,7 +94,7 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def atomic_write(path: pathlib.Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Opens a file to write as `atomic_path` does. Text is UTF-8."""
+    """Opens the temporary file of `atomic_path` for writing; text is UTF-8."""
     encoding = None if "b" in mode else "utf-8"
     with (
         atomic_path(path) as temporary,

@@ -22,7 +22,7 @@ from jaxgpt.systems.memory.options import add_allow_other_model
 from jaxgpt.systems.registry import ANY_ORDER, LEFT_TO_RIGHT, MASKED
 from jaxgpt.systems.sigma.config import ORDERS
 
-# What measures something else than the loss of a split: one of them at a time.
+# Each of these measures something other than the loss of a split.
 MODES = ("tokens", "template", "judge", "memory")
 OF_A_SPLIT = (
     *("num_orders", "orders", "infill"),
@@ -47,7 +47,7 @@ def _ratios(text: str) -> list[float]:
 
 
 def _check_system(system: str, args: argparse.Namespace) -> None:
-    """Refuses options that this system does not have, before the run is loaded.
+    """Raises UserError for options that a system lacks, before the run is loaded.
 
     A system from outside the package refuses them once it is loaded.
     """
@@ -72,12 +72,12 @@ def _check_system(system: str, args: argparse.Namespace) -> None:
 def _add_memory(parser: cli.Parser) -> argparse._ArgumentGroup:
     """Adds the options of a memory, which is only read."""
     group = parser.add_argument_group(
-        "of runs with a memory, and of causal ones that are given one"
+        "for runs with a memory, and for causal ones with --memory"
     )
     group.add_argument(
         "--memory",
-        help="a file of jaxgpt.memory: the loss with what it holds, and without; it "
-        "does not change",
+        help="a file of jaxgpt.memory: the loss with its entries, and without; it is "
+        "not changed",
     )
     group.add_argument(
         "--document", help="with --memory: a text file, instead of --split"
@@ -98,29 +98,31 @@ def _add_split(parser: cli.Parser) -> None:
     parser.add_argument(
         "--num_sequences",
         type=int,
-        help="a graph's: sequences to sample and score (default: eval_sequences); the "
-        "first of val are those of training, the rest are new",
+        help="for runs of a graph: sequences to sample and score (default: "
+        "eval_sequences); the first of val are those of training, the rest are new",
     )
     parser.add_argument(
         "--positions",
-        help="a graph's: draw the losses and the KL by position in this .png file, and "
-        "write them to a .csv file with the same name",
+        help="for runs of a graph: plot the losses and the KL by position into this "
+        ".png file, and write them into a .csv file of the same name",
     )
-    parser.add_argument("--tokens", help=".npy of token ids [B, T] to score instead")
-    parser.add_argument("--order", help=".npy [B, T]: the order to read each row in")
+    parser.add_argument("--tokens", help="score the token ids [B, T] in this .npy file")
+    parser.add_argument(
+        "--order", help="with --tokens: .npy [B, T], the order to read each row in"
+    )
     parser.add_argument(
         "--eval_lengths",
         nargs="?",
         const=DEFAULT_LENGTHS,
-        help="also the loss over longer texts than trained on: lengths in tokens, or "
-        f"in blocks as 2x; without a value {DEFAULT_LENGTHS}",
+        help="also the loss over longer texts than in training: lengths in tokens, or "
+        f"in blocks, like 2x; without a value {DEFAULT_LENGTHS}",
     )
     parser.add_argument("--logits", help="with --tokens: write float32 logits here")
     parser.add_argument(
         "--num_orders",
         type=int,
         help="σ-GPT: also the likelihood over this many random orders of each window; "
-        "with --template, orders of what is marked (default 16)",
+        "with --template, orders of the marked tokens (default 16)",
     )
     parser.add_argument(
         "--orders",
@@ -132,23 +134,24 @@ def _add_texts(parser: cli.Parser) -> None:
     """Adds what is measured on given and on generated texts."""
     parser.add_argument(
         "--template",
-        help="score the [[marked]] spans of this text given the rest instead; @FILE "
-        'reads it, @F.jsonl a {"template": ...} from each line',
+        help="score the [[marked]] spans of this text, given the rest; @FILE reads it, "
+        '@F.jsonl a {"template": ...} from each line',
     )
     parser.add_argument(
         "--infill",
-        help="also how well spans are filled, of these shares of a window: 0.15,0.5",
+        help="also how well spans are filled that are these shares of a window: "
+        "0.15,0.5",
     )
     parser.add_argument(
         "--judge",
-        help="folder of another run: its loss on texts that this one generates, how "
-        "varied they are, and the same of texts of the validation split, instead",
+        help="folder of another run: its loss on texts that this run generates, how "
+        "varied they are, and the same for texts of the validation split",
     )
     parser.add_argument(
         "--num_samples", type=int, help="with --judge: texts to generate (default 256)"
     )
     parser.add_argument(
-        "--samples", help="with --judge: a file of jaxgpt.sample --output instead"
+        "--samples", help="with --judge: texts that jaxgpt.sample --output has written"
     )
 
 

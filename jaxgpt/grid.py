@@ -29,8 +29,8 @@ def command(argv: list[str]) -> int:
         "--jobs",
         type=int,
         default=1,
-        help="points trained at a time, each on its share of the cores and with a log "
-        "file of its own (default 1)",
+        help="points to train at a time, each with its share of the cores and its own "
+        "log file (default 1)",
     )
     args = parser.parse_args(argv)
     # Matplotlib takes a while, which --help does not need.

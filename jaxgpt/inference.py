@@ -1,4 +1,4 @@
-"""What a loaded run does: it continues, fills and scores texts."""
+"""A loaded run: continues, fills and scores texts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from jaxgpt.sampling.options import SamplingOptions
     from jaxgpt.systems.sample_options import SampleSession
 
-LOGITS_AT_ONCE = 1 << 26  # Numbers.
+LOGITS_AT_ONCE = 1 << 26  # float32 values: 256 MiB.
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -52,7 +52,7 @@ class Run:
       system: how the model is trained, scored and sampled.
       params: nested dict of arrays.
       step: of the checkpoint.
-      tokenizer: None if the run has none: texts are then token ids.
+      tokenizer: None for a run of token ids.
       trained: the config without the overrides in `config`.
     """
 
@@ -71,7 +71,7 @@ class Run:
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """Digests of the parameters and the tokenizer, with run and step to name."""
+        """Digests of the parameters and the tokenizer; run and step, for messages."""
         tokenizer = self.tokenizer.to_json() if self.tokenizer else None
         return {
             "params": json_digest(digests(self.params)),
@@ -82,25 +82,25 @@ class Run:
 
     @functools.cached_property
     def model(self) -> LanguageModel:
-        """The Flax module with these parameters: its parts can be called."""
+        """The Flax module with these parameters."""
         return self.system.model(self.params)
 
     @property
     def longest(self) -> int:
-        """The most tokens of a text, what is generated included."""
+        """The maximum number of tokens of a text, generated ones included."""
         return self.reader.longest
 
     @functools.cached_property
     def reader(self) -> Reader:
-        """Reads what is given to this model."""
+        """Turns prompts, templates and texts into tokens."""
         return Reader(self.system, self.tokenizer, self.config.data.normalize)
 
     def encode(self, text: str, special_tokens: bool = False) -> np.ndarray:
         """Returns the token ids of a text, int32 [T].
 
         Args:
-          text: is normalized as the run's data was.
-          special_tokens: read those written out, like <|endoftext|>, as such.
+          text: will be normalized like the run's data.
+          special_tokens: read <|endoftext|> and the like, where written out, as tokens.
 
         Raises:
           UserError: for a character that is not in the vocabulary.
@@ -134,7 +134,7 @@ class Run:
         Args:
           prompt: a text, or token ids [T].
           max_new_tokens: by default as many as fill the block.
-          num_samples: how many texts; sample k is the same however many are asked for.
+          num_samples: how many texts; sample k does not depend on it.
           seed: of the draws.
           stop: end each text after this.
           special_tokens: as in `encode`.
@@ -163,8 +163,8 @@ class Run:
 
         Args:
           template: a text with gaps written `<missing:12>`, of 12 tokens, or, if the
-            run is trained for it (sigma.max_gap), `<missing:1-12>`, of 1 to 12; or
-            token ids [T], -1 where one is missing.
+            run was trained with sigma.max_gap, `<missing:1-12>`, of 1 to 12; or token
+            ids [T], -1 where one is missing.
           num_samples, seed, special_tokens, **sampling: as in `generate`.
 
         Raises:
@@ -181,14 +181,14 @@ class Run:
 
             np.nanmean(run.score(["To be, or not", "or not, be To"]), 1)
 
-        Column t is of token t of the text, whatever the order. It is NaN past the end
-        of texts that are shorter than others, and at the token that is read first,
-        which nothing predicts, unless the model has a beginning token.
+        Column t is for token t of the text, whatever the order. It is NaN past the end
+        of shorter texts, and at the token that is read first, which nothing predicts
+        unless the model has a beginning token.
 
         Args:
           texts: one or more, or token ids [T] or [N, T].
-          order: positions in the order of reading, [T] or [N, T], for a model that
-            reads in any order; default left to right.
+          order: positions in reading order, [T] or [N, T], for a model that reads in
+            any order; default left to right.
 
         Raises:
           UserError: if a text does not fit the model, or an order is not a permutation.
@@ -211,7 +211,7 @@ class Run:
             run.log_prob(*run.marked("To be, [[or not]] to be")).mean
 
         Args:
-          text: what is to be scored stands in double brackets, and is not given.
+          text: with double brackets around what is to be scored.
           special_tokens: as in `encode`.
 
         Raises:
@@ -229,22 +229,22 @@ class Run:
     ) -> likelihood.LogProb:
         """Returns log p(the other tokens | those given) in nats, over random orders.
 
-        Of a model that reads left to right, in its one order.
+        A model that reads left to right has only that order.
 
             known = run.encode("my lord")      # p(second half | first half)
             run.log_prob("my lord", given=np.arange(len(known)) < 4).mean
 
         Args:
           texts: one or more of the same length, or token ids [T] or [N, T].
-          given: bool [T] or [N, T], true where a token is conditioned on; none if None,
-            which needs a model with a beginning token.
-          num_orders: K, orders of the others that are drawn for each text.
+          given: bool [T] or [N, T], true for tokens to condition on; None, for no
+            token, needs a model with a beginning token.
+          num_orders: K, random orders of the other tokens for each text.
           seed: of the orders.
 
         Raises:
-          UserError: if a text does not fit the model or leaves nothing to predict;
-            nothing is given to a model that cannot predict its first token; or what is
-            given to one that reads left to right does not come first.
+          UserError: if a text does not fit the model or leaves nothing to predict; if
+            nothing is given to a model that cannot predict its first token; or if what
+            is given to one that reads left to right does not come first.
         """
         self.system.check_scores()
         check_ranges({"num_orders": num_orders, "seed": seed})
@@ -283,7 +283,7 @@ class Run:
         known: np.ndarray | Sequence[np.ndarray],
         stop: str = "",
     ) -> list[Sample]:
-        """Returns the texts that `fill` returned; see `output.read_output`."""
+        """Returns the result of `fill` as texts; see `output.read_output`."""
         end_of_gap = self.system.end_of_gap
         return read_output(output, known, self.tokenizer, stop, end_of_gap)
 
@@ -299,15 +299,13 @@ class Run:
     ) -> SamplerOutput:
         """Returns num_samples fillings of a text [T], or one of each of N texts [N, T].
 
-        As many at a time as fit into memory.
-
         Args:
-          given: as `reader` returns it, or [N, T].
+          given: from `reader`, or [N, T].
           sampling: how tokens are drawn.
           num_samples: N.
           seed: of the draws.
-          stop: ends all texts once each has this after what is given.
-          show: is called after every forward pass.
+          stop: sampling ends once every text has this after what is given.
+          show: called after every forward pass.
           session: generates in place of the system.
 
         Raises:
@@ -337,7 +335,7 @@ class Run:
 
         Args:
           rows: the texts.
-          sampling, stop, show, session: as in `fill`; a session takes all at once.
+          sampling, stop, show, session: as in `fill`; a session takes all rows at once.
 
         Raises:
           UserError: if the system cannot sample so.
@@ -384,12 +382,7 @@ class Run:
         return jax.jit(self.system.score)
 
     def open_data(self) -> Dataset:
-        """Opens the data of `config.data`: that of the run, or another that was named.
-
-        Raises:
-          UserError: if it is gone, differs from the run's, or has text or tokens
-            outside the run's vocabulary.
-        """
+        """Opens the data of `config.data`, once; see `run_folder.open_data`."""
         return self._data
 
     @functools.cached_property

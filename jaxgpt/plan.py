@@ -1,4 +1,4 @@
-r"""Does a config fit a TPU slice or GPUs, and how fast can it be? Asked on a CPU.
+r"""Does a config fit a TPU slice or GPUs, and how fast can it run? Needs only a CPU.
 
 python -m jaxgpt.plan --config=configs/sigma_text.py --topology=v5e:4x4
 python -m jaxgpt.plan --config=configs/sigma_text.py --topology=h100:8
@@ -14,7 +14,7 @@ from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.parallel.hardware import TOPOLOGIES, gpus
 
-# Without these libtpu looks for a TPU, and leaves logs and a lock behind.
+# Without these libtpu looks for a TPU, and leaves logs and a lock file behind.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",

@@ -25,26 +25,26 @@ def command(argv: list[str]) -> None:
         "--host",
         type=str,
         default="127.0.0.1",
-        help="address to listen at; for another than this machine's own the URL has a "
-        "token, without which nothing is answered",
+        help="address to listen on; unless it is this machine's own, the URL has a "
+        "token that every request needs",
     )
     parser.add_argument(
         "--no_browser", action="store_true", help="only print the address"
     )
     parser.add_argument(
         "--export",
-        help="write one HTML file that replays fillings without a server, and end",
+        help="write one HTML file that replays fillings without a server, and exit",
     )
     parser.add_argument(
         "--template",
         type=str,
-        help="of --export: a text with gaps written <missing:12>, or @FILE",
+        help="with --export: a text with gaps written <missing:12>, or @FILE",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of --export")
+    parser.add_argument("--seed", type=int, default=0, help="with --export")
     args = parser.parse_args(argv)
     check_ranges({"seed": args.seed})
     if args.template is not None and not args.export:
-        raise UserError("--template is of --export: add that, or type it on the page")
+        raise UserError("--template needs --export: add that, or type it on the page")
     require(0 <= args.port < 1 << 16, "--port", "in [0, 65535]", args.port)
     try:
         part = importlib.import_module(

@@ -22,18 +22,17 @@ from jaxgpt.training.checkpoint import Checkpoints, DamagedError, MismatchError
 from jaxgpt.training.run_folder import name_tokenizer, read_run
 
 
-def _with_overrides(config: ConfigDict, overrides: dict[str, str]) -> ConfigDict:
+def _override(config: ConfigDict, overrides: dict[str, str]) -> None:
     trained = config.system
     if "data.path" in overrides:
         config.data.fingerprint = ""
     configs.validate(configs.override(config, overrides))
-    # The system that the fields belong to says which runs it can read with them.
+    # The system that owns the fields decides which runs can be read with them.
     keys = [key for key in overrides if not key.startswith("data.")]
     groups = [key.partition(".")[0] for key in keys if "." in key]
     if keys:
         owner = system_of(groups[0]) if groups else config.system
         system_class(owner).check_overrides(trained, config)
-    return config
 
 
 def open_run(
@@ -44,7 +43,7 @@ def open_run(
     Args:
       workdir: folder of the run.
       step: "best", "last", or a number.
-      overrides: of its config, from `cli.after_training_overrides`.
+      overrides: changes of its config, from `cli.after_training_overrides`.
 
     Raises:
       UserError: if there is no run, no such checkpoint, or it is damaged.
@@ -53,7 +52,7 @@ def open_run(
     config, tokenizer = read_run(folder)
     trained = copy.deepcopy(config)
     if overrides:
-        _with_overrides(config, overrides)
+        _override(config, overrides)
     backend.use_float64(config.model.dtype)
     system = build_system(config)
     checkpoints = Checkpoints(folder, read_only=True)
@@ -63,17 +62,17 @@ def open_run(
     try:
         params = checkpoints.restore(chosen, abstract)[item]
     except MismatchError as error:
-        asked = f"--config.{'/'.join(overrides)}" if overrides else "its config.json"
-        raise UserError(f"'{workdir}' does not fit {asked}: {error}") from None
+        what = f"--config.{'/'.join(overrides)}" if overrides else "its config.json"
+        raise UserError(f"'{workdir}' does not fit {what}: {error}") from None
     except DamagedError as error:
         others = checkpoints.listed(without=chosen)
-        remedy = f"use another --step, there are {others}"
+        remedy = f"use another --step: there are {others}"
         if others == "none":
-            remedy = "bring back a copy, it has no other"
+            remedy = "restore a copy, it has no other"
         raise UserError(
             f"checkpoint {chosen} of '{workdir}' is damaged ({error}): {remedy}"
         ) from None
-    backend.say_where_programs_are_not_kept()
+    backend.warn_if_uncached()
     return Run(folder, config, system, params, chosen, tokenizer, trained)
 
 
@@ -89,12 +88,12 @@ def read_weights(
       form: a key of `FORMATS`.
       source: .pt, .npz, .safetensors, a Hugging Face folder or a GPT-2 name.
       source_config: JSON with the original's configuration, if the source has none.
-      tokenizer: tokenizer.json, ours or Hugging Face's, or a folder that holds one; by
-        default that of the source.
+      tokenizer: tokenizer.json, ours or Hugging Face's, or a folder with one; by
+        default the source's own.
 
     Returns:
-      (the original, its tokenizer, notes for the user); the config names no text: what
-      it was trained on is unknown, and whoever trains it further must say.
+      (the original, its tokenizer, notes for the user). The config names no text: what
+      the weights were trained on is unknown, and further training must name one.
 
     Raises:
       UserError: for a source that does not fit.
@@ -133,10 +132,9 @@ def load(
     Args:
       path: folder of a run, or as `read_weights` takes it.
       step: of a run: "best", "last", or a number.
-      form: of weights, a key of `FORMATS`; "" takes a .pt file to be nanoGPT's, all
-        else to be GPT-2's.
+      form: of weights, a key of `FORMATS`; "" means nanoGPT for a .pt file, else GPT-2.
       source_config, tokenizer: of weights, see `read_weights`.
-      notify: is called with what the user should know of weights.
+      notify: called with each note about weights.
 
     Raises:
       UserError: if it is neither, or damaged.

@@ -32,14 +32,14 @@ def command(argv: list[str]) -> None:
         if args.live:
             kind = importlib.import_module("jaxgpt.sampling.display").Screen
             screen = stack.enter_context(kind()) if kind.possible() else None
-        # JAX takes a second, for which --help, wrong usage and the screen don't wait.
+        # JAX takes seconds, which --help, wrong usage and the screen don't need.
         from jaxgpt.commands.sample import execute
 
         execute(args, config, overrides, screen)
 
 
 def _parse(argv: list[str], system: str) -> argparse.Namespace:
-    """Reads a command line; --help is that for runs of this system."""
+    """Parses a command line; --help is for runs of this system."""
     parser = cli.Parser("jaxgpt.sample", __doc__, *cli.read_fields(system))
     parser.add_run()
     _add_start(parser)
@@ -60,7 +60,7 @@ def _parse(argv: list[str], system: str) -> argparse.Namespace:
 
 
 def _add_start(parser: cli.Parser) -> None:
-    """Adds what the texts begin with, and how long they are."""
+    """Adds the options for what the texts begin with, and how long they are."""
     start = parser.add_mutually_exclusive_group()
     start.add_argument(
         "--prompt",
@@ -82,8 +82,8 @@ def _add_start(parser: cli.Parser) -> None:
     start.add_argument(
         "--split",
         choices=["train", "val", "test"],
-        help="continue texts of this split, half a block long; of a task, problems of "
-        "it (default val)",
+        help="continue texts of this split, half a block long; for a task, solve its "
+        "problems (default val)",
     )
     parser.add_argument(
         "--special_tokens",
@@ -92,22 +92,22 @@ def _add_start(parser: cli.Parser) -> None:
     )
     parser.add_argument(
         "--output",
-        help="of --input: a new file, with an object for each line: text, tokens, "
-        "log_prob, num_forward_passes; the same command goes on where it was stopped",
+        help="with --input: a new file, with an object for each line: text, tokens, "
+        "log_prob, num_forward_passes; the same command resumes",
     )
-    parser.add_argument("--image", help="of a task: draw the samples into this PNG")
+    parser.add_argument("--image", help="for a task: draw the samples into this PNG")
     parser.add_argument("--max_new_tokens", type=int, help="default: fill the block")
 
 
 def _add_sampling(parser: cli.Parser) -> None:
-    """Adds how the tokens are drawn, and where a text ends."""
+    """Adds the options for how tokens are drawn, and where a text ends."""
     parser.add_argument(
         "--sampler",
-        # No choices: a system may have samplers of its own, and refuses all others.
-        help=f"of σ-GPT: {', '.join(SAMPLERS)}, auto. ar: one token a call; "
+        # No choices: a system may add its own samplers, and refuses all others.
+        help=f"for σ-GPT: {', '.join(SAMPLERS)}, auto. ar: one token a call; "
         "exact-burst (σ-GPT's default): several tokens a call, with the distribution "
         "of ar; auto: the faster of these two, measured once. burst, the original's "
-        "best of N orders, and unmasking are not exact. Of masked "
+        "best of N orders, and unmasking are not exact. For masked "
         f"diffusion: {', '.join(DIFFUSION_SAMPLERS)}. ancestral (its default): one "
         "token a call, exact; the others are not",
     )
@@ -117,9 +117,9 @@ def _add_sampling(parser: cli.Parser) -> None:
         "far-apart, block, low-entropy-first (with ar), or the missing positions, "
         "like 7,5,6",
     )
-    parser.add_argument("--num_orders", type=int, help="of burst; default 5")
+    parser.add_argument("--num_orders", type=int, help="for burst; default 5")
     parser.add_argument(
-        "--tokens_per_pass", type=int, help="of unmasking; default 4, at most 16"
+        "--tokens_per_pass", type=int, help="for unmasking; default 4, at most 16"
     )
     parser.add_argument(
         "--entropy_bound", type=float, help="in nats a pass; default 0.5"
@@ -127,10 +127,10 @@ def _add_sampling(parser: cli.Parser) -> None:
     parser.add_argument(
         "--num_steps",
         type=int,
-        help="of ancestral, for each block: fewer calls, and not exact; default: one "
-        "for each token",
+        help="for ancestral: calls for each block; fewer than its tokens, the default, "
+        "are not exact",
     )
-    parser.add_argument("--block_length", type=int, help="of order block; default 16")
+    parser.add_argument("--block_length", type=int, help="for order block; default 16")
     parser.add_argument("--num_samples", type=int, default=1)
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
     parser.add_argument("--top_k", type=int, help="draw from the k likeliest tokens")

@@ -41,7 +41,7 @@ def smaller_variant(spec: str) -> str:
 
 
 def command(argv: list[str]) -> int:
-    """Parses arguments, config overrides among them, and trains."""
+    """Parses arguments and config overrides, and trains."""
     options, overrides = cli.split_overrides(argv)
     parser = cli.Parser("jaxgpt.train", __doc__, configs.options(), COMMON)
     parser.add_argument(
@@ -58,17 +58,15 @@ def command(argv: list[str]) -> int:
     parser.add_argument(
         "--replay",
         type=int,
-        help="redo this step of the run in --workdir, change nothing, and name the "
-        "first tensor in it that is not finite",
+        help="redo this step of the run in --workdir, changing nothing, and name the "
+        "first tensor that is not finite",
     )
     parser.add_processes()
     args = parser.parse_args(options)
     smaller = ""
     if args.config:
-        config, smaller = (
-            configs.load(args.config, overrides),
-            smaller_variant(args.config),
-        )
+        config = configs.load(args.config, overrides)
+        smaller = smaller_variant(args.config)
         workdir = args.workdir or default_workdir(args.config)
     elif args.workdir:
         workdir = args.workdir

@@ -1,4 +1,4 @@
-"""Are a run's checkpoints what was saved? Exit code 1 if one is damaged.
+"""Are a run's checkpoints as they were saved? Exit code 1 if one is damaged.
 
 python -m jaxgpt.verify --workdir=runs/sigma_char
 """

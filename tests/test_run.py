@@ -539,11 +539,11 @@ def test_a_cache_that_cannot_be_written_is_one_line(
 
 
 def test_programs_that_cannot_be_kept_are_said(text, monkeypatch, capsys):
-    backend.say_where_programs_are_not_kept()
+    backend.warn_if_uncached()
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("JAXGPT_CACHE", text("", "file") + "/cache")
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    backend.say_where_programs_are_not_kept()
+    backend.warn_if_uncached()
     said = capsys.readouterr().err
     assert "/file/cache/xla' cannot be written (Not a directory): every" in said
     assert said.endswith("set JAXGPT_CACHE to a writable folder\n")

@@ -82,7 +82,7 @@ def train(
             f"--config.steps={2 * last}"
         )
         return 0
-    backend.say_where_programs_are_not_kept()
+    backend.warn_if_uncached()
     with exclusive(setup, allowed), _out_of_memory(config):
         return _train(Trainer(setup, callback), smaller)
 
