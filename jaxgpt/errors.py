@@ -23,7 +23,7 @@ class CheckError(Exception):
 
 
 def require(condition: bool, name: str, rule: str, got: Any, remedy: str = "") -> None:
-    """Raises UserError "NAME must be RULE, got GOT: REMEDY" unless a condition holds."""
+    """Raises UserError, "NAME must be RULE, got GOT: REMEDY", unless it holds."""
     if not condition:
         shown = repr(got) if isinstance(got, str) else str(got)
         shown = shown if len(shown) <= 200 else f"{shown[:200]}..."

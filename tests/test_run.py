@@ -221,7 +221,7 @@ def test_sigma_gpt_starts_from_a_causal_run_and_says_so(
     changes = {"init_from": str(start), "data.path": str(tmp_path / "text.txt")}
     setup = opened(TINY, changes, tmp_path / "new")
     note = f"'{start}' is a causal model: this run trains σ-GPT from its weights and"
-    assert f"{note} begins with its left-to-right loss" in capsys.readouterr().err
+    assert f"{note} starts at its left-to-right loss" in capsys.readouterr().err
     assert setup.config.sigma.separate_tables == (positions == "learned")
     params = setup.initial_params(setup.system.init(jax.random.key(1)))
     causal, T = open_run(str(start)), setup.system.window
@@ -508,7 +508,9 @@ def test_a_run_that_is_done_says_so_and_changes_nothing(run_copy, capsys):
     for changes in ({}, {"steps": "20"}, {"keep": "7"}):
         assert train_run(configs.load(TINY, changes), run_copy) == 0
         steps = changes.get("steps", 40)
-        said = f"'{run_copy}' is done: step 40 of {steps}; to go on: --config.steps=80"
+        said = (
+            f"'{run_copy}' is done: step 40 of {steps}; to train on: --config.steps=80"
+        )
         assert said in capsys.readouterr().err
     assert stamps(run_copy) == before
     # With work left, however little, it is not.

@@ -80,12 +80,11 @@ def import_run(
     Args:
       name: a key of `FORMATS`.
       source_path, settings_file: as in `Format.read`.
-      workdir: of the run; must not hold one.
-      tokenizer_file: a tokenizer.json to attach, ours or Hugging Face's, or a folder
-        that holds one.
+      workdir: of the run; must be empty or missing.
+      tokenizer_file: as in `run.read_weights`.
 
     Returns:
-      What was imported: parameters, layers, heads, step, whether moments came along.
+      What was imported: parameters, layers, heads, step, whether there were moments.
 
     Raises:
       UserError: for a source that does not fit; nothing is written then.
@@ -96,12 +95,12 @@ def import_run(
         name, source_path, settings_file, tokenizer_file
     )
     config, params = original.config, original.params
-    # AdamW begins with zeros; arrays of a shape share theirs.
+    # AdamW starts from zeros. Arrays of the same shape share them, to save memory.
     abstract = jax.eval_shape(optimizers.make_optimizer(config).init, params)
     zeros = functools.cache(jnp.zeros)
     opt_state = jax.tree.map(lambda leaf: zeros(leaf.shape, leaf.dtype), abstract)
     if original.moments:
-        # AdamW counts fewer steps than the rate where float16 gradients overflowed.
+        # AdamW has counted fewer steps than the run if float16 gradients overflowed.
         opt_state = optax.tree.set(opt_state, count=jnp.int32(original.step))
         counted = lambda path, _: getattr(path[-1], "tuple_name", "") == ADAM
         opt_state = optax.tree.set(
@@ -136,17 +135,17 @@ def import_run(
 
 
 def export_run(name: str, run: Run, output: pathlib.Path, use_up: bool = False) -> None:
-    """Exports a run's parameters as the original's program reads them.
+    """Exports a run's parameters in the form that the original program reads.
 
     Args:
       name: a key of `FORMATS`.
       run: the restored run.
       output: a folder for gpt2, else a .pt or .npz file; must not exist.
-      use_up: need less memory; the run's parameters cannot be used afterwards.
+      use_up: save memory: the run's parameters cannot be used afterwards.
 
     Raises:
-      UserError: for a run of another architecture, or where PyTorch is needed and
-        not installed.
+      UserError: for a run of another architecture, or if PyTorch is needed and not
+        installed.
     """
     form, model = get_format(name), run.config.model
     try:
@@ -158,7 +157,7 @@ def export_run(name: str, run: Run, output: pathlib.Path, use_up: bool = False) 
     if form.suffixes:
         cli.output_path("output", str(output), form.suffixes)
     table, c = form.rules(model), run.config
-    # What an import was trained on is unknown: its data.path is only a default.
+    # What an import was trained on is unknown: its data.path is just a default.
     trained = (run.workdir / "metrics.jsonl").exists() and c.data.path
     named_after = configs.user_path(c.data.path) if trained else run.workdir
     kept = run.workdir / KEPT
@@ -186,10 +185,10 @@ def export_run(name: str, run: Run, output: pathlib.Path, use_up: bool = False) 
 
 
 def _read_moments(run: Run) -> tuple[dict[str, dict] | None, int]:
-    """Returns (AdamW's "mu" and "nu", its count); (None, 0) where a run has none.
+    """Returns (AdamW's "mu" and "nu", its count); (None, 0) if a run has none.
 
-    AdamW's moments belong to the parameters themselves, not to their average, which
-    is what `Run` has of a run that keeps one.
+    Nor if the run keeps an average of its parameters: that is what is exported, and
+    the moments do not belong to it.
     """
     c = run.config.optimizer
     if c.name != "adamw" or c.ema_decay:

@@ -65,7 +65,7 @@ def execute(
         with status(f"scoring the {args.split} split"):
             figures = evaluate_split(run, args.split, args.num_sequences, picture)
         if args.num_orders or orders or ratios:
-            # Of what follows: the loss above is that of the whole split.
+            # The figures below are of these windows, the loss of the whole split.
             figures["windows"] = len(_fixed_windows(run, args.split))
         if args.num_orders:
             with status(f"scoring it in {args.num_orders} orders"):
@@ -139,13 +139,13 @@ def evaluate_split(
     count: int | None = None,
     picture: pathlib.Path | None = None,
 ) -> dict:
-    """Returns the contract's figures for every whole window of a split.
+    """Returns the figures of every whole window of a split.
 
     Args:
       run: of any system.
       split: of its data.
-      count: of windows, instead.
-      picture: where the means by position are drawn, and written as .csv too.
+      count: of windows, instead of all.
+      picture: .png for the means by position, which a .csv gets too.
 
     Raises:
       UserError: if there are fewer windows, or the picture cannot be written.
@@ -278,7 +278,7 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
     if output:
         with os_errors(f"--logits='{logits}'"):
             np.save(output, logits_BTV)
-    # Of a model with a beginning token, which predicts the token read first as well.
+    # A model with a beginning token also predicts the token that is read first.
     first_B, nll_BT = nll_BT[:, : nll_BT.shape[1] - T + 1], nll_BT[:, 1 - T :]
     loss = float(nll_BT.mean(dtype=np.float64))
     joint = {}
@@ -293,18 +293,18 @@ def score_spans(run: Run, template: str, num_orders: int) -> dict[str, Any]:
 
     Args:
       run: of text.
-      template: a text with spans marked [[so]]; @FILE reads it, and of a .jsonl file a
+      template: a text with spans marked [[so]]; @FILE reads it, and @FILE.jsonl a
         "template" from each line.
-      num_orders: of each text; a model that reads left to right has one.
+      num_orders: for each text; a model that reads left to right has one.
 
     Returns:
-      {"templates": [{"scored": the texts of the spans, "tokens": as many; "log_prob":
+      {"templates": [{"scored": the texts of the spans, "tokens": how many, "log_prob":
       the mean over orders in nats, "log_prob_error": its standard error,
-      "log_prob_mixture": the log of the mean probability; "loss": -log_prob per
+      "log_prob_mixture": the log of the mean probability, "loss": -log_prob per
       token}], "loss": of all together, "tokens", "step"}.
 
     Raises:
-      UserError: if a text cannot be read, or the model cannot score it so.
+      UserError: if a text cannot be read or scored.
     """
     found: list[dict[str, Any]] = []
     tokens, log_p = 0, 0.0

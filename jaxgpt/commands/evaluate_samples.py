@@ -1,4 +1,4 @@
-"""Judges what a run generates by another run, and by how varied it is."""
+"""Judges what a run generates: another run's loss on it, and how varied it is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxgpt.run import Run, open_run
 
 NUM_SAMPLES = 256  # By default.
 NGRAMS = (1, 2, 3, 4)
-REPEATED = 4  # Tokens of what is counted as repeated.
+REPEATED = 4  # Tokens of the N-grams that `repetition` counts.
 
 
 def judge(
@@ -25,15 +25,14 @@ def judge(
     """Returns figures of generated texts, and of as many of the validation split.
 
     Args:
-      run: that generates, from nothing, as `jaxgpt.sample` does by default.
-      judged_by: folder of another run: of text, or of the same token ids.
-      num_samples: as many texts.
-      samples: a file of `jaxgpt.sample --output` instead.
+      run: generates, without a prompt, with the defaults of `jaxgpt.sample`.
+      judged_by: folder of another run, of text or of the same token ids.
+      num_samples: how many texts.
+      samples: a file of `jaxgpt.sample --output` with texts to judge instead.
 
     Returns:
-      {"samples": figures, "real": figures, "texts": as many; "judge": the run and its
-      step}. Figures are those of `measure`; there are none of real texts where the data
-      cannot be read.
+      {"samples": figures, "real": figures, "texts": how many, "judge": the run and its
+      step}. Figures are from `measure`; there is no "real" if the data cannot be read.
 
     Raises:
       UserError: if the judge cannot read the texts.
@@ -83,19 +82,19 @@ def _read(name: str, run: Run) -> list[np.ndarray]:
 
 
 def measure(rows: Sequence[np.ndarray], run: Run, judged_by: Run) -> dict[str, Any]:
-    """Returns what texts are worth, with standard errors over texts.
+    """Returns figures of texts, with standard errors over texts.
 
     Returns:
-      nll: the judge's nats per token of its own, without the first of each text;
-      nll_per_character, of runs of text; entropy: of the token frequencies, in nats;
-      distinct_N: the share of different ones among all N-grams (Li et al. 2016, arXiv
-      1510.03055); repetition: the share of 4-grams of a text that were in it before.
+      nll: the judge's nats per token (its own), without the first of each text;
+      nll_per_character, for runs of text; entropy: of the token frequencies, in nats;
+      distinct_N: the share of distinct ones among all N-grams (Li et al. 2016, arXiv
+      1510.03055); repetition: the share of 4-grams that occur earlier in their text.
       *_error: standard errors, of entropy and distinct_N by the jackknife.
     """
     found: dict[str, Any] = {}
 
     def add(name: str, value_N: np.ndarray, weight_N: np.ndarray) -> None:
-        """Adds a mean over texts of different weight, and its error."""
+        """Adds a ratio of sums over texts, and its error."""
         mean = value_N.sum() / weight_N.sum()
         N, spread = len(value_N), value_N - mean * weight_N
         error = math.sqrt(N / (N - 1) * (spread**2).sum()) if N > 1 else math.nan
@@ -121,7 +120,7 @@ def measure(rows: Sequence[np.ndarray], run: Run, judged_by: Run) -> dict[str, A
 def _score(
     rows: Sequence[np.ndarray], run: Run, judged_by: Run
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Returns for each text the judge's nats, its tokens, and the characters."""
+    """Returns the judge's nats, its number of tokens, and characters of each text."""
     if run.tokenizer and judged_by.tokenizer:
         texts = [run.decode(row) for row in rows]
         nll_NT = judged_by.score(texts)

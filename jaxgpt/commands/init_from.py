@@ -1,4 +1,4 @@
-"""A new run that starts from the weights of another model (`init_from`)."""
+"""A new run that starts from another model's weights (`init_from`)."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def adopt_architecture(
     Args:
       config: of the new run.
       start: of that model.
-      given: keys that were set on the command line: used where the shapes of the
-        parameters do not depend on them.
+      given: keys set on the command line: kept unless they change the shapes of
+        parameters.
 
     Raises:
-      UserError: for a value that cannot be used, or a model of another system.
+      UserError: for a value that changes shapes, or a model of another system.
     """
     source = f"init_from '{config.init_from}'"
     becomes_sigma = from_causal.applies(config, start)
@@ -82,23 +82,23 @@ def adopt_architecture(
         )
     keys = configs.keys_that("architecture")
     had, now = configs.flatten(start), configs.flatten(config)
-    asked = {k: now[k] for k in keys if k in given and now[k] != had[k]}
+    wanted = {k: now[k] for k in keys if k in given and now[k] != had[k]}
     configs.override(config, {key: had[key] for key in keys})
     shapes = _parameter_shapes(config)
-    for key, value in asked.items():
+    for key, value in wanted.items():
         changed = configs.override(copy.deepcopy(config), {key: value})
         try:
             fits = _parameter_shapes(changed) == shapes
         except UserError:  # Fields that exclude each other.
             fits = False
-        remedy = f"the parameters of {source} have that shape, leave it out"
+        remedy = f"the parameters of {source} have that shape: leave it out"
         require(fits, key, repr(had[key]), value, remedy)
-        log(f"note: {source} has {key}={had[key]}: {value} is used, as asked")
-    configs.override(config, asked)
+        log(f"note: {source} has {key}={had[key]}: {value} is used instead")
+    configs.override(config, wanted)
     if becomes_sigma:
-        begins = "begins with its left-to-right loss"
+        begins = "starts at its left-to-right loss"
         if config.sigma.begin_token:
-            begins = "adds a beginning token, which is new"
+            begins = "adds a new beginning token"
         log(
             f"note: {source} is a causal model: this run trains σ-GPT from its weights "
             f"and {begins}"
@@ -113,7 +113,7 @@ def _parameter_shapes(config: ConfigDict) -> Any:
 def choose_tokenizer(
     config: ConfigDict, own: Tokenizer, given: Collection[str]
 ) -> Tokenizer | None:
-    """Returns the tokenizer of `init_from`; None if another was asked for by name.
+    """Returns the tokenizer of `init_from`; None if another one was named.
 
     Raises:
       UserError: for a vocabulary size that contradicts it.
@@ -124,13 +124,12 @@ def choose_tokenizer(
     if other or {"data.sentencepiece_model", "data.tokenizer_file"} & set(given):
         log(
             f"note: {source} was trained with another vocabulary ({kind}): "
-            f"data.tokenizer={c.tokenizer} is used, as asked, and ids change meaning"
+            f"data.tokenizer={c.tokenizer} replaces it, and ids change meaning"
         )
         return None
     if "data.vocab_size" in given and kind == c.tokenizer:
-        remedy = "its tokenizer is used, leave it out"
         fits = c.vocab_size in (0, own.vocab_size)
-        rule = f"{own.vocab_size} as {source} has it"
+        rule, remedy = f"{own.vocab_size}, as in {source}", "leave it out"
         require(fits, "data.vocab_size", rule, c.vocab_size, remedy)
     name_tokenizer(config, own)
     return own

@@ -1,7 +1,7 @@
 """Compiles the step of a config for a TPU slice, and bounds its speed.
 
-For GPUs, whose compiler needs one, the step is compiled for as many CPU devices, which
-gives the collectives, and what is kept for the backward pass is estimated.
+XLA compiles for a GPU only on one. So for GPUs the step is compiled for as many CPU
+devices, which shows the collectives, and the memory of activations is estimated.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from jaxgpt.training.progress import status
 from jaxgpt.training.step import init_state, make_step
 
 RESERVED = 0.25 * 2**30  # bytes of each chip that the runtime keeps
-# Bytes of activations kept per token, layer and unit of width, at 16 bits
-# (arXiv 2205.05198, section 4.1, without the attention scores).
+# Bytes of activations kept for the backward pass, per token, layer and unit of width,
+# at 16 bits (arXiv 2205.05198, section 4.1, without the attention scores).
 ACTIVATION_BYTES = 34
-# Those kept with `model.remat`: of a block the results of products, ten times its width
-# at 16 bits; or its input in float32.
+# The same by `model.remat`: "dots" keeps the results of a block's matrix products, ten
+# times its width at 16 bits; "full" keeps its input in float32.
 KEPT_BYTES = {"none": ACTIVATION_BYTES, "dots": 20, "full": 4}
-# In the compiler's error; how much is missing says which setting would help.
+# In the compiler's error: the size tells which setting would help.
 OUT_OF_MEMORY = r"(?:temporaries \(|Used )([\d.]+)([KMG])(?:\) exceeds| of)"
 
 
 def execute(args: argparse.Namespace, config: ConfigDict) -> int:
     """Prints the plan."""
     backend.set_up_jax()
-    # Programs for devices that are not there can be written to the cache, not read.
+    # Programs for absent devices can be written to the cache, but not read back.
     jax.config.update("jax_enable_compilation_cache", False)
     with status(f"compiling the step for {args.topology}"):
         found = plan(config, args.topology)
@@ -70,7 +70,7 @@ def open_topology(name: str) -> tuple[Chip, list[Any]]:
             "the compiler for TPUs, libtpu, is not installed: pip install "
             "'jaxgpt[plan]' (Linux on x86-64)"
         )
-    # A host of v5e has several chips: a slice of one is part of a host.
+    # A v5e host has several chips: a slice of one chip is part of a host.
     single = set(match[2].split("x")) == {"1"}
     bounds: dict[str, Any] = {"chips_per_host_bounds": [1, 1, 1]} if single else {}
     try:
@@ -89,13 +89,13 @@ def compile_step(config: ConfigDict, devices: list[Any]) -> dict[str, Any]:
     """Compiles the step that `jaxgpt.train` would run.
 
     Returns:
-      Keys of `plan`, those that the compiler answers; memory is in bytes per chip.
-      "refused" is whether the compiler found the memory too small.
+      The keys of `plan` that come from the compiler; memory is in bytes per chip.
+      "refused" is whether the compiler ran out of it.
 
     Raises:
       UserError: if the config does not suit the devices.
     """
-    platform = devices[0].platform  # "cpu" where GPUs are planned for.
+    platform = devices[0].platform  # "cpu" when planning for GPUs.
     system = build_system(config, platform)
     optimizer = optimizers.make_optimizer(config)
     ema = config.optimizer.ema_decay > 0
@@ -154,19 +154,19 @@ def compile_step(config: ConfigDict, devices: list[Any]) -> dict[str, Any]:
 
 
 def _compiled_memory(found: Any) -> dict[str, float]:
-    """Returns bytes by kind, of what the compiler says of a program."""
+    """Returns bytes by kind, from the compiler's analysis of a program."""
     kinds = {
         "activations": float(found.temp_size_in_bytes),
         "program": float(found.generated_code_size_in_bytes),
     }
-    # Inputs and outputs, not the kinds above: what is donated counts once.
+    # Donated inputs share their memory with outputs.
     arrays = found.argument_size_in_bytes + found.output_size_in_bytes
     total = sum(kinds.values()) + float(arrays - found.alias_size_in_bytes)
     return kinds | {"total": total}
 
 
 def kept_bytes(config: ConfigDict, devices: int) -> float:
-    """Returns an estimate of what a GPU keeps of a step for its backward pass.
+    """Returns an estimate of the bytes a GPU keeps for the backward pass.
 
     Attention is cuDNN's, without scores; logits and their gradient are in bfloat16.
     """
@@ -174,7 +174,7 @@ def kept_bytes(config: ConfigDict, devices: int) -> float:
     width = 1 if m.dtype == "bfloat16" else 2
     per_token = KEPT_BYTES[m.remat] * m.n_layer * m.n_embd * width
     if m.remat != "none":
-        per_token += ACTIVATION_BYTES * m.n_embd * width  # One block, computed again.
+        per_token += ACTIVATION_BYTES * m.n_embd * width  # The block being recomputed.
     share = min(1.0, m.loss_chunk / m.block_size) if m.loss_chunk else 1.0
     per_token += 2 * 2 * m.vocab_size * width * share / c.mesh.tensor
     rows = c.batch_size / c.accumulation * c.mesh.tensor / devices
@@ -194,13 +194,13 @@ def _bytes_refused(error: Exception) -> float:
 def roofline(
     config: ConfigDict, chip: Chip, chips: int, found: dict[str, Any], sent: float
 ) -> dict[str, float]:
-    """Returns the minimum seconds of a step by resource, and rates that follow.
+    """Returns the minimum seconds of a step by resource, and the rates that follow.
 
     Args:
       config: of the run.
-      chip: its data sheet.
-      chips: number of chips.
-      found: as of `compile_step`.
+      chip: from its data sheet.
+      chips: how many.
+      found: from `compile_step`.
       sent: bytes each chip sends in a step.
     """
     c, m = config, config.model
@@ -248,11 +248,7 @@ def advice(config: ConfigDict, chips: int, memory: dict[str, float]) -> str:
 
 
 def plan(config: ConfigDict, topology: str) -> dict[str, Any]:
-    """Returns everything that the command prints.
-
-    Raises:
-      UserError: if it cannot be planned.
-    """
+    """Returns everything that the command prints; UserError if it cannot be planned."""
     system = system_class(config.system)
     if system.unplannable:
         raise UserError(f"system={config.system} {system.unplannable}")
@@ -285,7 +281,7 @@ def report(found: dict[str, Any], config: ConfigDict) -> str:
         chip = "GPU"
         how = (
             "written and\nread once; 20 of them kept with model.remat=dots and 4 with "
-            "full, and 4 of each logit (an\nestimate: no GPU compiler was asked); the "
+            "full, and 4 of each logit (an\nestimate, without a GPU's compiler); the "
             "collectives of as many CPU devices"
         )
     kinds = f["collectives"].items()

@@ -1,10 +1,9 @@
-"""Generates from a run: text, or answers to the problems of a task."""
+"""Generates from a run: texts, or answers to the problems of a task."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import time
 from typing import Any
 
@@ -31,7 +30,7 @@ def execute(
     overrides: dict[str, str],
     screen: Screen | None = None,
 ) -> None:
-    """Restores the run, generates and prints; a screen that is open is closed."""
+    """Restores the run, generates and prints; closes an open screen."""
     backend.set_up_jax()
     for options in sample_options():
         overrides = options.overrides(config, args) | overrides
@@ -70,13 +69,13 @@ def execute(
 
 
 def _sampling(args: argparse.Namespace) -> SamplingParams:
-    """Returns how the command line asks to sample."""
+    """Returns the sampling options of the command line."""
     options: Any = {key: getattr(args, key) for key in SamplingOptions.__annotations__}
     return SamplingParams.of(options)
 
 
 def _given(run: Run, args: argparse.Namespace) -> Given:
-    """Returns what the texts begin with, or are written around."""
+    """Returns what the texts begin with, or what is around their gaps."""
     if args.split:
         data, new = run.open_data(), args.max_new_tokens
         return run.reader.split(data, args.split, args.num_samples, new, args.seed)
@@ -104,22 +103,20 @@ def _sample_text(
     start = _given(run, args)
     _say_if_inexact(run, args)
     prompt_mask = start.known
-    fill = functools.partial(
-        run.fill,
+    if screen:
+        screen.tokenizer, screen.prompt_mask_T = run.tokenizer, prompt_mask
+    began = time.perf_counter()
+    filled = run.fill(
         start,
         _sampling(args),
         args.num_samples,
         args.seed,
         args.stop,
-        session=session,
+        screen.show if screen else None,
+        session,
     )
-    began = time.perf_counter()
     if screen:
-        screen.tokenizer, screen.prompt_mask_T = run.tokenizer, prompt_mask
-        filled = fill(show=screen.show)
         screen.close()
-    else:
-        filled = fill()
     seconds = time.perf_counter() - began
     given = int(prompt_mask.sum())
     found = run.read_output(filled, prompt_mask, args.stop)
@@ -149,10 +146,10 @@ def _sample_text(
 
 
 def _sample_task(run: Run, args: argparse.Namespace) -> None:
-    """Generates for problems of a split of a task; prints, judges and draws them."""
+    """Solves problems of a split of a task; judges, draws and prints the answers."""
     if args.prompt is not None or args.template is not None or args.live:
         raise UserError(
-            "this run does a task: --split says where its problems are from; --prompt, "
+            "this run does a task: choose its problems with --split; --prompt, "
             "--template and --live are for texts"
         )
     if args.max_new_tokens is not None:

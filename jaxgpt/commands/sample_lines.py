@@ -1,7 +1,6 @@
-"""Generates from a file of prompts and templates, into a file: a JSON object a line.
+"""Generates from a file of prompts and templates into a file: a JSON object a line.
 
-What is generated is kept beside the output, in OUTPUT.partial, until all is there: the
-same command goes on where it was stopped.
+Until it is complete the output is in OUTPUT.partial: the same command resumes.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Request(NamedTuple):
     num_samples: int
 
     def rows(self) -> Iterator[Row]:
-        """Yields each filling that is asked for."""
+        """Yields a row for each sample."""
         for number in range(self.num_samples):
             yield Row(self.given.tokens, self.given.known, self.seed, number)
 
@@ -57,7 +56,7 @@ def execute(run: Run, args: argparse.Namespace, sampling: SamplingParams) -> Non
     """Reads --input, and writes --output.
 
     Raises:
-      UserError: for a line that cannot be carried out, before anything is generated.
+      UserError: for an invalid line, before anything is generated.
     """
     output = cli.output_path("output", args.output)
     if output.exists():
@@ -67,7 +66,7 @@ def execute(run: Run, args: argparse.Namespace, sampling: SamplingParams) -> Non
     requests = read_requests(run, args, content, sampling)
     partial = output.with_name(f"{output.name}.partial")
     rows = [row for request in requests for row in request.rows()]
-    # Of all lines, so that those of an earlier call have what those of this one get.
+    # For all lines, so that a resumed call settles on what the first one did.
     sampling = run.system.settle(run.params, rows, sampling)
     names = [*SamplingOptions.__annotations__, *DEFAULTS, "stop", "special_tokens"]
     options = {name: getattr(args, name) for name in names}
@@ -85,7 +84,7 @@ def execute(run: Run, args: argparse.Namespace, sampling: SamplingParams) -> Non
     with os_errors(f"--output='{args.output}'"), locked:
         done = _finished_lines(partial, header, args.output)
         if done:
-            log(f"{done:,} of {len(requests):,} lines are there: going on")
+            log(f"{done:,} of {len(requests):,} lines are done: resuming")
         with (
             counting("lines", len(requests), done) as show,
             open(partial, "a", encoding="utf-8") as stream,
@@ -127,7 +126,7 @@ def read_requests(
     """
     requests = []
     notes = set()
-    # Not splitlines, which also splits at other characters that JSON may have.
+    # Not splitlines, which also splits at characters that may occur in JSON.
     lines = content.removesuffix(b"\n").split(b"\n") if content.strip() else []
     require(bool(lines), f"--input='{args.input}'", "a JSON object a line", "nothing")
     for number, line in enumerate(lines, 1):
@@ -174,16 +173,16 @@ def _read_line(run: Run, args: argparse.Namespace, line: bytes) -> Request:
 
 
 def _finished_lines(partial: pathlib.Path, header: str, output: str) -> int:
-    """Returns how many lines an earlier call has left; cuts off one that is not whole.
+    """Returns how many lines an earlier call has left; cuts off an incomplete one.
 
     Raises:
-      UserError: if it was another run, input or option.
+      UserError: if its run, input or options differ.
     """
     if not partial.exists():
         return 0
     with open(partial, "r+b") as stream:
         first = stream.readline()
-        if not first.endswith(b"\n"):  # Stopped before anything was there.
+        if not first.endswith(b"\n"):  # Stopped before the first line was complete.
             stream.truncate(0)
             return 0
         found = None
@@ -210,7 +209,7 @@ def _generate(
     stream: IO[str],
     show: Any,
 ) -> None:
-    """Writes a line for each request, as soon as all its samples are there."""
+    """Writes a line for each request, as soon as all its samples are done."""
     rows = [row for request in requests for row in request.rows()]
     waiting = iter(requests)
     found: list[Sample] = []

@@ -1,4 +1,4 @@
-"""Opens what training needs: of a new run, or of one that is resumed."""
+"""Opens what training needs, for a new run or a resumed one."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def prepare(
 
     Args:
       config: validated; resolved in place.
-      workdir: of the run, which may have begun.
+      workdir: of the run, new or resumed.
       allowed: keys that may differ from the run's config, besides the resumable ones.
-      given: keys that were set on the command line, rather than in a file.
+      given: keys set on the command line, rather than in a file.
 
     Raises:
-      UserError: if the folder cannot be used, or holds a run of another config or other
+      UserError: if the folder cannot be used, its run has another config or other
         data, or `init_from` does not fit.
     """
     if workdir.exists() and not workdir.is_dir():
@@ -75,7 +75,7 @@ def _prepare_to_resume(
 ) -> Setup:
     old, tokenizer = read_run(workdir)
     if config.init_from:
-        # Once a run has begun its source is not needed: its own config has the shape.
+        # A run that has begun does not need its source: its config has the shapes.
         adopted = [k for k in configs.keys_that("architecture") if k not in given]
         adopted += [] if "data.tokenizer" in given else ["data.tokenizer"]
         values = configs.flatten(old)
@@ -102,9 +102,9 @@ def _open_run_data(
     allowed: Collection[str],
     notes: list[str],
 ) -> Setup:
-    """Opens a setup with the data of a run, unless other data is allowed.
+    """Opens a setup with the run's data, or other data where that is allowed.
 
-    Adds to `notes` what is worth telling the user once the config is accepted.
+    Adds to `notes` what the user should be told once the config is accepted.
     """
     system = system_class(old.system)
     key = "task.path" if system.is_task else "data.path"
@@ -138,14 +138,14 @@ def _open_run_data(
 
 @contextlib.contextmanager
 def exclusive(setup: Setup, allowed: Collection[str] = ()) -> Iterator[None]:
-    """Makes the folder of a run, and keeps other runs out of it.
+    """Makes the folder of a run and locks it.
 
     Args:
       setup: from `prepare`.
       allowed: as in `prepare`.
 
     Raises:
-      UserError: if the folder cannot be written, or is being trained in.
+      UserError: if the folder cannot be written, or another process trains in it.
     """
     # The first of several processes holds the lock for all.
     primary = jax.process_index() == 0
@@ -167,7 +167,7 @@ def open_setup(
     Args:
       config: of the run.
       workdir: of the run.
-      tokenizer: to encode its text with; None makes that of `config.data`.
+      tokenizer: for its text; None makes that of `config.data`.
 
     Raises:
       UserError: if the data, the devices or the optimizer cannot be used.

@@ -32,7 +32,7 @@ def execute(
     given: Collection[str],
     smaller: str,
 ) -> int:
-    """Joins the other processes, if there are any, and trains or replays."""
+    """Joins the other processes, if any, and trains or replays."""
     shared = distributed.start(args)
     backend.set_up_jax()
     if shared:
@@ -57,14 +57,13 @@ def train(
     smaller: str = "",
     callback: Callback = go_on,
 ) -> int:
-    """Trains a run to its last step, from wherever it stands.
+    """Trains a run to its last step, from wherever it stopped.
 
     Args:
       config: validated (see config.load).
-      workdir: folder of the run; made, or resumed from.
-      allowed: keys in which config may differ from the run's.
-      given: keys that were set on the command line, rather than in a file.
-      smaller: the config file and variant to suggest where this one takes long.
+      workdir: folder of the run, new or to resume.
+      allowed, given: as in `setup.prepare`.
+      smaller: the config file and variant to suggest if this one takes long.
       callback: see `training.loop.Callback`.
 
     Returns:
@@ -78,7 +77,7 @@ def train(
     last = finished(setup)
     if last is not None:
         log(
-            f"'{setup.workdir}' is done: step {last} of {config.steps}; to go on: "
+            f"'{setup.workdir}' is done: step {last} of {config.steps}; to train on: "
             f"--config.steps={2 * last}"
         )
         return 0
@@ -89,11 +88,7 @@ def train(
 
 @contextlib.contextmanager
 def _out_of_memory(config: ConfigDict) -> Iterator[None]:
-    """Turns a device that is out of memory into a line with what takes less.
-
-    Raises:
-      UserError: in its place.
-    """
+    """Turns JAX's error for a device out of memory into a UserError with remedies."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -140,7 +135,7 @@ def _train(trainer: Trainer, smaller: str) -> int:
             if trainer.config.profile:
                 progress.line(trainer.train_state.clock.report())
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        # A collective with a lost process raises one or the other.
+        # A collective raises one or the other when a process is lost.
         if single_process:
             raise
         distributed.exit_after_loss(error)

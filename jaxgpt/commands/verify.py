@@ -18,11 +18,7 @@ from jaxgpt.training.step import fresh_state
 def damaged_arrays(
     config: ConfigDict, workdir: pathlib.Path, steps: Sequence[int]
 ) -> dict[str, str]:
-    """Returns {step: what is damaged} for the steps that are damaged.
-
-    Raises:
-      UserError: for a run without checkpoints.
-    """
+    """Returns {step: what is damaged}; UserError for a run without checkpoints."""
     backend.set_up_jax()
     backend.use_float64(config.model.dtype)
     system = build_system(config)
