@@ -1,4 +1,4 @@
-"""Arrays and objects that a user names as .npy or JSON files; the rows of batches."""
+"""Arrays and objects read from .npy and JSON files; the rows of batches."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_integers(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def why_not_loaded(error: Exception) -> str:
-    """Returns numpy's reason, without its advice to load a pickle."""
+    """Returns NumPy's reason, without its advice to load a pickle."""
     reason = str(error).partition("\n")[0]
     if "Object arrays" in reason:
         return "it holds Python objects, which are never loaded"
@@ -67,18 +67,17 @@ def batched(
     """
     N = len(next(iter(arrays.values())))
     for start in range(0, N, rows):
-        # The last batch is filled up with the first rows: another shape would have to
-        # be compiled.
+        # The last batch is padded with the first rows: another shape would compile
+        # another program.
         index = np.arange(start, start + rows) % N
         batch = {name: array[index] for name, array in arrays.items()}
         yield batch, min(rows, N - start)
 
 
 def epoch_rows(seed: int, step: int, size: int, count: int) -> np.ndarray:
-    """Returns which of `count` rows make batch `step`: [size].
+    """Returns which of `count` rows are in batch `step`: [size].
 
-    Epochs follow one another, each a shuffle of all rows; a batch may reach from one
-    into the next.
+    Each epoch is a shuffle of all rows; a batch may extend into the next epoch.
     """
     place = np.arange(step * size, (step + 1) * size)
     epochs = range(place[0] // count, place[-1] // count + 1)

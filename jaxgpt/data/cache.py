@@ -1,4 +1,4 @@
-"""A text, tokenised once into a cache."""
+"""The cache of tokenised texts and trained tokenizers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from jaxgpt.data.tokenizers import (
 )
 from jaxgpt.errors import UserError, log, os_errors
 
-# Must change whenever what is written changes, or stale tokens are read.
+# To be raised whenever what is written changes, or stale tokens are read.
 VERSION = 4
 DIGESTS = "sha256.json"  # {file: SHA-256} of a folder of tokens.
 OF_TOKENIZER = ("tokenizer", "vocab_size", "sentencepiece_type")
@@ -38,7 +38,7 @@ NOT_OF_TOKENS = (*FILES, *OF_TOKENIZER)
 
 
 def cache_root() -> pathlib.Path:
-    """Returns the folder of everything that can be made again: $JAXGPT_CACHE.
+    """Returns $JAXGPT_CACHE, the folder of everything that can be made again.
 
     Raises:
       UserError: if it is not set and there is no home folder.
@@ -55,9 +55,9 @@ class OtherDataError(UserError):
 
 
 def resolve_path(data: ConfigDict) -> pathlib.Path:
-    """Returns the absolute path that data.path names, here or among what is shipped.
+    """Returns the absolute path of data.path, or of the shipped file of that name.
 
-    A shipped text that a run was trained on is found wherever jaxgpt is now.
+    A shipped text that a run was trained on is found wherever jaxgpt is installed now.
     """
     path = find_path(data.path)
     if data.path and path.exists():
@@ -73,9 +73,9 @@ def resolve_path(data: ConfigDict) -> pathlib.Path:
 def fingerprint(
     path: pathlib.Path, files: Iterable[pathlib.Path], data: ConfigDict
 ) -> str:
-    """Returns the SHA-256 of a file, or of names and SHA-256s of those in a folder.
+    """Returns the SHA-256 of a file, or of the names and SHA-256s of those in a folder.
 
-    The whole content is read every time: size and time do not identify a file.
+    Reads everything every time: size and modification time do not identify a file.
 
     Raises:
       OtherDataError: if `data.fingerprint` is set and differs.
@@ -117,7 +117,7 @@ def cached_tokens(
       digest: their `fingerprint`.
       config: of the run.
       write: writes the tokens into a folder.
-      tokenizer: to encode with; None makes that of `config.data`.
+      tokenizer: None makes that of `config.data`.
       prefix: of the folder's name, for other contents.
 
     Returns:
@@ -163,7 +163,7 @@ def _cached_tokenizer(
     folder = cache_root() / "tokenizers" / _digest_of(digest, settings)
 
     def fill(building: pathlib.Path) -> None:
-        tokenizer = make_tokenizer(files, scan().characters, data)
+        tokenizer = _make_tokenizer(files, scan().characters, data)
         tokenizer_files.save(tokenizer, building / "tokenizer.json")
 
     keep(folder, fill)
@@ -175,7 +175,7 @@ def _digest_of(*parts: Any) -> str:
 
 
 def keep(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
-    """Fills a folder of the cache, unless it is there and intact."""
+    """Fills a folder of the cache unless it exists intact."""
     if folder.exists():
         try:
             digests = json.loads((folder / DIGESTS).read_text())
@@ -189,7 +189,7 @@ def keep(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         else:
             folder.unlink(missing_ok=True)
-    build(folder, fill)
+    _build(folder, fill)
 
 
 def _model_file(data: ConfigDict) -> pathlib.Path:
@@ -202,7 +202,7 @@ def _model_file(data: ConfigDict) -> pathlib.Path:
     return path
 
 
-def build(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
+def _build(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
     """Fills a temporary folder, then renames it: it is complete or absent."""
     what = f"the cache '{folder.parent}' cannot be written"
     with os_errors(what, "set JAXGPT_CACHE to a writable folder"):
@@ -215,7 +215,7 @@ def build(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
         try:
             building.replace(folder)
         except OSError:
-            # Another process may have built the same in the meantime.
+            # Another process may have built the same one in the meantime.
             if not folder.exists():
                 raise
     except OSError as error:
@@ -231,18 +231,17 @@ def _say_how_marks_are_read(count: int, tokenizer: Tokenizer, data: ConfigDict) 
     if data.tokenizer in ("char", "word", "sentencepiece"):
         return  # They have no such token.
     if len(tokenizer.encode(mark, data.special_tokens)) == 1:
-        log(f"data.special_tokens: {count:,} {mark} written out are read as the token")
+        log(f"data.special_tokens: {count:,} {mark} in the text are read as the token")
     elif len(tokenizer.encode(mark, special_tokens=True)) == 1:
         log(
-            f"note: {count:,} {mark} written out are read as plain text: "
+            f"note: {count:,} {mark} in the text are read as plain text: "
             "data.special_tokens=true reads the token"
         )
 
 
-def make_tokenizer(
+def _make_tokenizer(
     files: list[pathlib.Path], characters: set[str], data: ConfigDict
 ) -> Tokenizer:
-    """Returns the tokenizer of `config.data`, trained on these files if need be."""
     if data.tokenizer == "char":
         return CharTokenizer("".join(sorted(characters)))
     if data.tokenizer == "word":
@@ -250,8 +249,6 @@ def make_tokenizer(
         return WordTokenizer(sorted({w for text in texts for w in WORD.findall(text)}))
     if data.tokenizer == "gpt2":
         return GPT2Tokenizer()
-    if data.tokenizer == "huggingface":
-        return _read_tokenizer(data)
     if data.sentencepiece_model:
         return sentencepiece.read(_model_file(data), data.vocab_size)
     return sentencepiece.train(

@@ -26,14 +26,14 @@ class DataConfig(OptionGroup):
         after_training=True,
     )
     fingerprint: str = option(
-        "", "SHA-256 of what data.path holds, which a run keeps", resumable=True
+        "", "SHA-256 of the content of data.path, set by the run", resumable=True
     )
     tokenizer: str = option("char", "vocabulary of the text", choices=TOKENIZERS)
     vocab_size: int = option(
         0, "sentencepiece: tokens to train for; 0 uses those of its model", min=0
     )
     tokenizer_file: str = option(
-        "", "huggingface: a tokenizer.json of Hugging Face, or a folder that holds one"
+        "", "huggingface: a tokenizer.json of Hugging Face, or a folder with one"
     )
     sentencepiece_model: str = option("", "a .model file; empty trains one")
     sentencepiece_type: str = option(
@@ -47,7 +47,7 @@ class DataConfig(OptionGroup):
         choices=NORMALIZATIONS,
     )
     special_tokens: bool = option(
-        False, "read <|endoftext|>, where a text has it written out, as the token"
+        False, "read <|endoftext|>, where it is written out in a text, as the token"
     )
     split: str = option(
         "end",
@@ -72,8 +72,8 @@ class DataConfig(OptionGroup):
             )
         if c.special_tokens and c.tokenizer in ("char", "word", "sentencepiece"):
             raise UserError(
-                f"data.special_tokens: data.tokenizer={c.tokenizer} has none that can "
-                "be written out: leave it out"
+                f"data.special_tokens: data.tokenizer={c.tokenizer} has no special "
+                "tokens: leave it out"
             )
         if c.val_fraction + c.test_fraction >= 1:
             raise UserError(

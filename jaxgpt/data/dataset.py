@@ -1,4 +1,4 @@
-"""What every system reads its data through."""
+"""The interface through which every system reads its data."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class Dataset(Protocol):
     """Splits of sequences, read at random places or at the same places every time.
 
     Both methods return int32 [rows, length], or several such arrays by name (a dict
-    from `batch_at`, `documents.Segments` from `eval_windows`): what the system's own
-    `train_batch` and `eval_batches` take.
+    from `batch_at`, `documents.Segments` from `eval_windows`), as the system's
+    `train_batch` and `eval_batches` take them.
     """
 
     @property
@@ -21,17 +21,17 @@ class Dataset(Protocol):
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """Of a text; None if the tokens are not text."""
+        """None if the tokens are not text."""
 
     @property
     def fingerprint(self) -> str:
-        """The SHA-256 of the files it is read from; "" if it is generated."""
+        """The SHA-256 of its files; "" if it is generated."""
 
     def batch_at(self, seed: int, split: str, step: int, size: int, length: int) -> Any:
-        """Returns the rows of a step: a pure function of all arguments.
+        """Returns the `size` rows of `length` tokens, targets included, of a step.
 
-        A resumed run, or one on other devices, reads the same batches.
-        There are `size` rows of `length` tokens, targets included.
+        A pure function of all arguments: a resumed run, or one on other devices, reads
+        the same batches.
 
         Raises:
           UserError: if the split does not exist or is too short.

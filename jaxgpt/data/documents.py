@@ -1,4 +1,4 @@
-"""Documents, read in segments that follow one another.
+"""Documents, read in consecutive segments.
 
 Each row of a batch reads one document after another, a segment at every step. What it
 reads at a step is a pure function of (seed, split, row, step).
@@ -19,8 +19,7 @@ from jaxgpt.data.text import SPLITS, open_text, read_bins, split_sizes
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError, log
 
-# Segments of each document that evaluations during training read.
-EVAL_SEGMENTS = 64
+EVAL_SEGMENTS = 64  # Of each document, in evaluations during training.
 
 Segment = dict[str, np.ndarray]
 
@@ -32,7 +31,7 @@ class Segments:
     Attributes:
       tokens_NT: int32; a segment's last token is the first of the next.
       document_N: int32, the index of the document.
-      start_N: int32, where in the document the segment begins; 0 at its beginning.
+      start_N: int32, where in the document the segment begins.
       weight_NT: float32 [N, T - 1], 1 for the predictions that count.
     """
 
@@ -96,8 +95,8 @@ class DocumentData:
     ) -> Segment:
         """See `Dataset.batch_at`: the segments that rows read at a step.
 
-        Each row reads all documents in random orders of its own, and begins somewhere
-        in the first.
+        Each row reads all documents in its own random orders, and begins somewhere in
+        the first.
         """
         counts = self.num_segments(split, length)
         total = int(counts.sum())
@@ -127,10 +126,10 @@ class DocumentData:
         return self.splits[split].cut(document, nth, length - 1)
 
     def num_segments(self, split: str, length: int) -> np.ndarray:
-        """Returns how many segments each document of a split has.
+        """Returns how many whole segments each document of a split has.
 
-        A document's last tokens, too few for a segment, are left out. UserError where
-        there is no segment at all.
+        Raises:
+          UserError: if there is none at all.
         """
         sizes = np.diff(self.splits[split].ends, prepend=0)
         counts = (sizes - 1) // (length - 1)
@@ -156,13 +155,13 @@ def open_documents(
 ) -> DocumentData:
     """Opens `config.data`: a folder in which each .txt file is a document.
 
-    Its subfolders train, val and test are the splits, if it has any; otherwise
-    `data.split_seed` draws the fractions to hold out. If it is one file, each split
+    Its subfolders train, val and test are the splits, if it has them; otherwise
+    `data.split_seed` draws which documents are held out. If it is one file, each split
     is a document, or each of its chunks is.
 
     Args:
       config: of the run.
-      length: of a segment with its last target; each split must hold one.
+      length: of a segment with its last target; each split must have one.
       tokenizer: as in `open_text`.
 
     Raises:
@@ -204,7 +203,7 @@ def _split_files(path: pathlib.Path, data: ConfigDict) -> dict[str, list[pathlib
         others = sorted(p.name for p in path.iterdir() if p.name not in SPLITS)
         if others:
             names = reading.some(others)
-            log(f"note: '{path}': skipped, in none of its splits: {names}")
+            log(f"note: '{path}': skipped, in no split: {names}")
         files = {
             s: reading.text_files(f) if f.is_dir() else [] for s, f in folders.items()
         }

@@ -1,4 +1,4 @@
-"""Hugging Face's tokenizers, read as by AutoTokenizer; a run keeps the whole file."""
+"""Hugging Face's tokenizers, read like AutoTokenizer; a run keeps the whole file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 from jaxgpt.data.tokenizers import Tokenizer, UnknownCharacterError
 from jaxgpt.errors import UserError, import_optional
 
-# Text whose case, spaces, accents or compatibility forms some tokenizers change.
+# Texts whose case, spaces, accents or compatibility forms some tokenizers change.
 PROBES = ["Fox fox", "a  b", "a\nb\n\n", " a", "a ", "\na", "it 's a .", "a\tb", "É"]
 PROBES += ["e\N{COMBINING ACUTE ACCENT}", "\N{LATIN SMALL LIGATURE FI}"]
 WINDOW = 256  # Characters on either side of a cut that are encoded to test it.
-MOST_CUTS = 256  # Cuts to try in one piece.
+MOST_CUTS = 256  # Cuts to try in a piece.
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -27,14 +27,14 @@ class HuggingFaceTokenizer(Tokenizer):
         """Reads what a tokenizer.json holds.
 
         Args:
-          saved: its value.
-          named: which token is the "bos_token", "eos_token", ...; only for export.
+          saved: its content.
+          named: which token is the "bos_token", "eos_token", ...; only for exports.
 
         Raises:
           UserError: if it is damaged, or the package is missing.
         """
         self._saved, self.named = saved, named or {}
-        # Settings of training, and limits that would cut text off.
+        # Without settings of training, and limits that would cut text off.
         plain = saved | {"truncation": None, "padding": None, "post_processor": None}
         if isinstance(saved.get("model"), dict) and "dropout" in saved["model"]:
             plain["model"] = saved["model"] | {"dropout": None}
@@ -54,7 +54,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self.start = self.ids.get("bos_token", self.ids.get("eos_token"))
 
     def encode(self, text: str, special_tokens: bool = False) -> np.ndarray:
-        """Returns ids [T]; added tokens that are not special are always read."""
+        """Returns ids [T]; added tokens that are not special are always recognised."""
         return self._encode(self._first, text, special_tokens)
 
     def encode_rest(self, text: str, special_tokens: bool = False) -> np.ndarray:
@@ -76,7 +76,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return super().encode_pieces(self._parts(pieces), special_tokens)
 
     def _parts(self, pieces: Iterable[str]) -> Iterator[str]:
-        """Yields the text, cut where no token changes."""
+        """Yields the text, cut where the cut changes no token."""
         held = ""
         for piece in pieces:
             held += piece
@@ -92,7 +92,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return saved | ({"named": self.named} if self.named else {})
 
     def notes(self) -> tuple[str, ...]:
-        """Returns a line about a text that it changes, or none if it changes no text.
+        """Returns a line about a text that it changes, if there is one.
 
         Text without a token in this vocabulary does not count: that is refused.
         """
@@ -146,7 +146,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 raise _unknown(text, int(at))
 
     def _composed(self, pair: str) -> bool:
-        """Returns whether a letter and its accent are read as the one character."""
+        """Returns whether a letter and its accent are read as one character."""
         one = unicodedata.normalize("NFC", pair)
         ids = functools.partial(_ids, self._rest)
         return len(pair) == 2 and len(one) == 1 and ids(pair) == ids(one)
@@ -177,7 +177,7 @@ def _ids(backend: Any, text: str) -> list[int]:
 
 
 def _unknown(text: str, at: int) -> UnknownCharacterError:
-    reason = "begins text that the tokenizer has no token for: leave it out"
+    reason = "starts text that the tokenizer has no token for: leave it out"
     return UnknownCharacterError(text[at], at, reason)
 
 
@@ -193,7 +193,7 @@ def _load(saved: dict) -> Any:
 
 
 def _without_prefix(node: Any) -> Any:
-    """Returns a tokenizer.json for text that continues: nothing is put before it."""
+    """Returns a tokenizer.json for continued text: it puts nothing before it."""
     if isinstance(node, list):
         return [_without_prefix(item) for item in node if not _is_prefix(item)]
     if not isinstance(node, dict):
@@ -211,6 +211,6 @@ def _without_prefix(node: Any) -> Any:
 
 
 def _is_prefix(node: Any) -> bool:
-    """Returns whether a part puts text at the beginning, or takes it away again."""
+    """Returns whether a part adds text at the beginning, or removes it again."""
     kind = node.get("type") if isinstance(node, dict) else None
     return kind == "Prepend" or (kind == "Strip" and bool(node.get("start")))

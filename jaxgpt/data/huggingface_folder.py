@@ -24,7 +24,7 @@ OTHER_FILES = ("spiece.model", "tokenizer.model", "vocab.txt", "vocab.bpe")
 NAMED = [f"{name}_token" for name in ["bos", "eos", "unk", "sep", "pad", "cls", "mask"]]
 GPT2_CLASS, GPT2_NAMED = "GPT2Tokenizer", ("bos_token", "eos_token", "unk_token")
 BYTE_LEVEL = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
-# What of a tokenizer's model GPT2Tokenizer leaves out.
+# The settings of a tokenizer's model that GPT2Tokenizer resets.
 PLAIN_BPE = {
     "type": "BPE",
     "dropout": None,
@@ -43,15 +43,15 @@ def read(
     """Reads the tokenizer of a folder as AutoTokenizer of transformers 5 does.
 
     Args:
-      folder: that holds tokenizer.json, or vocab.json with merges.txt.
-      vocab_size: of the model, whose vocabulary the user may not have enlarged for
-        added tokens: those past it are left out.
+      folder: has tokenizer.json, or vocab.json with merges.txt.
+      vocab_size: of the model; added tokens past it, for which the user did not resize
+        the model, are left out.
 
     Returns:
-      (the tokenizer, None if none can be read; notes for the user).
+      (the tokenizer or None, notes for the user).
 
     Raises:
-      UserError: for one that is damaged, or where the package is missing.
+      UserError: if it is damaged, or the package is missing.
     """
     held = [name for name in FILES if (folder / name).exists()]
     if held in ([], ["merges.txt"], ["vocab.json"]):
@@ -125,7 +125,7 @@ def _read_merges(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _pairs(merges: Any) -> list[list[str]]:
-    """Returns merges as newer files write them; older ones write "a b"."""
+    """Returns merges as newer files have them; older ones have "a b"."""
     return [m.split(" ") if isinstance(m, str) else list(m) for m in merges]
 
 
@@ -144,7 +144,7 @@ def _as_gpt2(saved: dict[str, Any], prefix: bool) -> dict[str, Any]:
 
 
 def _pipeline(saved: dict[str, Any]) -> list[Any]:
-    """Returns what happens to a text, in a form that compares."""
+    """Returns how a text is processed, in a form to compare."""
     split = copy.deepcopy(saved.get("pre_tokenizer"))
     if isinstance(split, dict):
         split.pop("trim_offsets", None)
@@ -155,7 +155,7 @@ def _pipeline(saved: dict[str, Any]) -> list[Any]:
 
 
 def _named_tokens(folder: pathlib.Path, settings: dict[str, Any]) -> dict[str, str]:
-    """Returns the tokens by what they are for."""
+    """Returns the tokens by purpose, such as "bos_token"."""
     both = settings | _read_json(folder / "special_tokens_map.json")
     if "added_tokens_decoder" in settings:
         both |= settings
@@ -174,7 +174,7 @@ def _added_tokens(
     saved: dict[str, Any],
     special: set[str],
 ) -> list[dict[str, Any]]:
-    """Returns the added tokens, by id, as a tokenizer.json holds them."""
+    """Returns the added tokens in the form of a tokenizer.json, sorted by id."""
     found: dict[str, dict[str, Any]] = {}
 
     def add(content: Any, index: Any, flags: dict[str, Any]) -> None:
@@ -206,7 +206,7 @@ def _added_tokens(
 
 
 def _is_gpt2(saved: dict[str, Any]) -> bool:
-    """Returns whether a tokenizer is OpenAI's, which needs no package."""
+    """Returns whether a tokenizer is GPT-2's, which needs no package."""
     if "merges" not in saved["model"]:
         return False
     if _pipeline(saved) != _pipeline(_as_gpt2(saved, prefix=False)):
@@ -223,7 +223,7 @@ def has_form(tokenizer: Tokenizer | None) -> bool:
 
 
 def named_ids(tokenizer: Tokenizer | None) -> dict[str, int]:
-    """Returns {"bos_token_id": ..., "eos_token_id": ...}, of those that there are."""
+    """Returns {"bos_token_id": ..., "eos_token_id": ...}, those that exist."""
     if isinstance(tokenizer, GPT2Tokenizer):
         return {"bos_token_id": tokenizer.start, "eos_token_id": tokenizer.start}
     ids = tokenizer.ids if isinstance(tokenizer, HuggingFaceTokenizer) else {}
@@ -234,7 +234,7 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, length: int) -> None:
     """Writes files with which AutoTokenizer gives the same ids.
 
     Args:
-      tokenizer: one of which `has_form` is true.
+      tokenizer: one that `has_form`.
       folder: of the model.
       length: the longest text that the model takes.
     """

@@ -1,4 +1,4 @@
-"""The files of a text: found in a folder, and decoded whatever wrote them."""
+"""The files of a text: found in a folder, decoded, and normalized."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from jaxgpt.data.tokenizers import END_OF_TEXT_TOKEN
 from jaxgpt.errors import UserError, listed, log, os_errors
 
 CHUNK = 1 << 22  # Bytes read at a time.
-LONGEST_WORD = 1 << 24
+LONGEST_WORD = 1 << 24  # Characters.
 LAST_WORD_END = re.compile(r".*\S(?=[ \n])", re.DOTALL)
-# How file managers and browsers name a copy: the name of the original is the group.
+# How file managers and browsers name a copy; the groups are the original's name.
 COPY = re.compile(
     r"(?:copy of (?P<of>.+)|(?P<stem>.+?)(?: - copy| copy| \((?:\w+ )?copy\d*\))?"
     r"(?: \d+| ?\(\d+\))?)",
     re.IGNORECASE,
 )
-# UTF-32's mark begins with that of UTF-16.
+# In this order, because UTF-32's mark begins with that of UTF-16.
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",
@@ -32,7 +32,7 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
-# Which of four bytes are 0 in Latin letters of these encodings.
+# Which of four bytes are 0 for Latin letters in these encodings.
 ZEROS = {
     (False, True, False, True): "UTF-16LE",
     (True, False, True, False): "UTF-16BE",
@@ -43,7 +43,7 @@ COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd", b"
 
 
 class Contents(NamedTuple):
-    """What a text consists of, and notes for the user."""
+    """The contents of a text, and notes for the user."""
 
     characters: set[str]
     length: int
@@ -56,13 +56,13 @@ def text_files(
 ) -> list[pathlib.Path]:
     """Returns a text file, or the text files in a folder and those below it.
 
-    What is skipped is logged: other endings, hidden files, empty ones, copies of
-    others, linked folders.
+    Logs what it skips: other suffixes, hidden files, empty ones, copies, and linked
+    folders.
 
     Args:
       path: of the file or folder.
       suffixes: of text files.
-      what: the path is, for messages.
+      what: names the path in messages.
 
     Raises:
       UserError: if there are none.
@@ -127,7 +127,7 @@ def _without_copies(
     files: list[pathlib.Path],
     passed: dict[str, list[pathlib.Path]],
 ) -> list[pathlib.Path]:
-    """Returns the files without those that are copies by name and content."""
+    """Returns the files without copies, by name and content."""
     sizes = collections.defaultdict(list)
     for file in files:
         sizes[file.stat().st_size].append(file)
@@ -167,16 +167,15 @@ def _original(file: pathlib.Path) -> pathlib.Path | None:
 def iter_chunks(files: list[pathlib.Path], normalize: str = "none") -> Iterator[str]:
     """Yields the text in pieces that end with a word, before the space or newline.
 
-    GPT-2's tokens do not span such a place and do not depend on what is beyond it (a
-    piece that ends with a newline would join blank lines into another token), so pieces
-    change none. Memory stays bounded whatever the size of the text: only a word longer
-    than `LONGEST_WORD` is cut.
+    Such cuts change none of GPT-2's tokens, which neither span them nor depend on what
+    follows (a cut after a newline would join blank lines into another token). Memory is
+    bounded whatever the size of the text: a word longer than `LONGEST_WORD` is cut.
 
-    A mark of UTF-8, UTF-16 or UTF-32 at the start of a file is not part of the text,
-    and decides how it is read; without one it is UTF-8.
+    A byte-order mark of UTF-8, UTF-16 or UTF-32 at the start of a file sets its
+    encoding, and is not part of the text; the default is UTF-8.
 
     Args:
-      files: one after another are the text.
+      files: of the text, in order.
       normalize: see `data.normalize`.
 
     Raises:
@@ -196,7 +195,7 @@ def iter_chunks(files: list[pathlib.Path], normalize: str = "none") -> Iterator[
 
 
 def normalized(text: str, how: str) -> str:
-    """Returns a text as `data.normalize` says."""
+    """Returns a text after `data.normalize`."""
     if how != "none":
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     return unicodedata.normalize("NFC", text) if how == "nfc" else text
@@ -239,7 +238,7 @@ def _decoded(file: pathlib.Path) -> Iterator[str]:
 
 
 def _encoding(file: pathlib.Path) -> tuple[str, bytes]:
-    """Returns the encoding of a file and the mark it begins with.
+    """Returns the encoding of a file and its byte-order mark.
 
     Raises:
       UserError: for UTF-16 or UTF-32 without a mark, most of which is valid UTF-8.
@@ -253,7 +252,7 @@ def _encoding(file: pathlib.Path) -> tuple[str, bytes]:
     zeros = tuple(part.count(0) > len(part) / 2 for part in every)
     if len(head) >= 8 and zeros in ZEROS:
         raise UserError(
-            f"'{file}' seems to be {ZEROS[zeros]} without a mark at its start: convert "
+            f"'{file}' seems to be {ZEROS[zeros]} without a byte-order mark: convert "
             f"it first (iconv -f {ZEROS[zeros]} -t UTF-8)"
         )
     return "utf-8", b""
@@ -269,7 +268,7 @@ def _remedy(file: pathlib.Path, encoding: str) -> str:
 
 
 def iter_lines(files: list[pathlib.Path], normalize: str = "none") -> Iterator[str]:
-    """Yields the lines of the text, wherever `iter_chunks` cuts it."""
+    """Yields the lines of the text, independent of the cuts of `iter_chunks`."""
     rest = ""
     for text in iter_chunks(files, normalize):
         *whole, rest = (rest + text).split("\n")
@@ -278,7 +277,7 @@ def iter_lines(files: list[pathlib.Path], normalize: str = "none") -> Iterator[s
 
 
 def scan(files: list[pathlib.Path], normalize: str = "none") -> Contents:
-    """Returns what a text consists of; UserError if it is empty."""
+    """Returns the contents of a text; UserError if it is empty."""
     characters: set[str] = set()
     length = windows = macs = end_marks = 0
     for raw in iter_chunks(files):
@@ -310,8 +309,7 @@ def _notes_on_marks(files: list[pathlib.Path]) -> list[str]:
         if mark:
             marked[encoding].append(file.name)
     return [
-        f"note: read as {encoding.upper()}, without the mark at the start: "
-        + some(names)
+        f"note: read as {encoding.upper()}, without the byte-order mark: {some(names)}"
         for encoding, names in marked.items()
     ]
 

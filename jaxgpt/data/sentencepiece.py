@@ -21,12 +21,13 @@ from jaxgpt.data.tokenizers import (
 )
 from jaxgpt.errors import UserError, log, one_line, require
 
-# SentencePiece sums scores in float32, in which the last words of a long text would be
-# rounded away: longer texts are encoded in parts.
+# Longer texts are encoded in parts: SentencePiece sums scores in float32, which would
+# round the last words of a long text away.
 LONGEST_PART = 1 << 15
-LONGEST_LINE = 1 << 22  # Characters; SentencePiece leaves out lines of 16 MiB.
+LONGEST_LINE = 1 << 22  # Characters: SentencePiece skips lines of 16 MiB.
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # How SentencePiece writes one.
-# What SentencePiece reserves, or drops at the end of a line: learned as stand-ins.
+# Characters that SentencePiece reserves, or drops at the end of a line: it learns
+# stand-ins for them.
 UNLEARNABLE = f"\0\r\x1f{SPACE}\N{LOWER FIVE EIGHTHS BLOCK}"
 PRIVATE_USE = range(0xF0000, 0xFFFFE)
 
@@ -62,12 +63,12 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = self._processor.get_piece_size()
         self._to_model = {ord(v): k for k, v in self.stand_ins.items()}
         self._from_model = {ord(k): v for k, v in self.stand_ins.items()}
-        # These would be decoded as other characters.
+        # Characters that would be decoded as others.
         self._reserved = ({*self.stand_ins} | {SPACE}) - {*self.stand_ins.values()}
 
     @property
     def adds_a_space(self) -> bool:
-        """Whether texts are read as if a space were before them."""
+        """Whether texts are read with a space before them."""
         return self._processor.normalize("a") != "a"
 
     def encode(self, text: str, special_tokens: bool = False) -> np.ndarray:
@@ -84,7 +85,7 @@ class SentencePieceTokenizer(Tokenizer):
         special_tokens: bool = False,
         begins: bool = True,
     ) -> Iterator[np.ndarray]:
-        """Yields the ids of a text, whatever its pieces are."""
+        """Yields the ids of a text, the same however it was cut."""
         refuse_special_tokens(special_tokens, "SentencePiece models")
         at, rest = 0, ""
         for piece in pieces:
@@ -97,7 +98,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @functools.cached_property
     def _neighbours(self) -> set[str]:
-        """Pairs of characters, as in pieces: no token reaches over any other pair."""
+        """The pairs of adjacent characters in tokens: no token spans any other pair."""
         return {
             piece[i : i + 2].replace(SPACE, " ")
             for piece in map(self._processor.id_to_piece, range(self.vocab_size))
@@ -106,7 +107,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _end_of_part(self, text: str) -> int:
         """Returns where to cut a text that is too long; 0 if it is not."""
-        # The place depends only on the text before it, not on how it was read.
+        # Depends only on the text before the cut, so that other pieces give the same.
         for cut in range(LONGEST_PART, len(text)):
             if text[cut - 1 : cut + 1] not in self._neighbours:
                 return cut
@@ -118,7 +119,7 @@ class SentencePieceTokenizer(Tokenizer):
         ids = processor.encode(read)
         wrong = [text.find(letter) for letter in self._reserved if letter in text]
         if self._processor.unk_id() in ids:
-            # No piece before it is a byte: with those nothing is unknown.
+            # No token before it is a byte: with byte tokens nothing is unknown.
             known = processor.encode_as_pieces(read)[: ids.index(processor.unk_id())]
             wrong.append(len("".join(known)) - (begins and self.adds_a_space))
         if wrong:
@@ -160,14 +161,14 @@ def from_json(saved: dict[str, Any]) -> SentencePieceTokenizer:
         raise UserError(f"its SentencePiece model is damaged: {error}") from None
     if tokenizer.adds_a_space and "adds_a_space" not in saved:
         log(
-            "note: this run was trained with an extra space before every word, as its "
-            "SentencePiece model was read then: train it again"
+            "note: an old version trained this run with an extra space before every "
+            "word: train it again"
         )
     return tokenizer
 
 
 def _fields(message: bytes) -> dict[int, Any]:
-    """Returns {number: value} of a serialised protocol buffer, parts of one joined."""
+    """Returns {number: value} of a serialised protocol buffer, with parts joined."""
     found: dict[int, Any] = {}
     for field in UnknownFieldSet(Empty.FromString(message)):
         joined = isinstance(field.data, bytes) and field.field_number in found
@@ -177,9 +178,9 @@ def _fields(message: bytes) -> dict[int, Any]:
 
 
 def _changes(model: bytes) -> list[str]:
-    """Returns why texts would not come back from a SentencePiece model unchanged.
+    """Returns why a SentencePiece model would not decode texts unchanged.
 
-    The numbers are those of fields in sentencepiece_model.proto.
+    The numbers are field numbers in sentencepiece_model.proto.
     """
     fields = _fields(model)
     trainer, normalizer, denormalizer = (_fields(fields.get(n, b"")) for n in (2, 3, 5))
@@ -230,7 +231,7 @@ def train(
     """Trains a model that decodes every text of these characters unchanged.
 
     Args:
-      lines: of the text, without their ends; a newline is a token of its own.
+      lines: of the text, without newlines: a newline is a token.
       characters: all that occur.
       vocab_size: tokens, including the unknown one.
       kind: "unigram" or "bpe".
@@ -283,9 +284,9 @@ def train(
 
 
 def _sentences(lines: Iterable[str], to_model: dict[int, str]) -> Iterator[str]:
-    """Yields lines in such parts that SentencePiece skips none."""
+    """Yields lines in parts none of which SentencePiece skips."""
     for line in lines:
-        # It skips lines that contain the name of its unknown token.
+        # It skips lines that contain its unknown token, written out.
         for part in line.translate(to_model).replace("<unk>", "<un\nk>").split("\n"):
             for start in range(0, len(part), LONGEST_LINE):
                 yield part[start : start + LONGEST_LINE]

@@ -18,7 +18,7 @@ from jaxgpt.data.tokenizers import CharTokenizer, GPT2Tokenizer, Tokenizer
 from jaxgpt.errors import UserError, log
 
 PICKLED = (
-    "; meta.pkl is never read: if you trust it, make it meta.json there: "
+    "; meta.pkl is never read: if you trust it, convert it to meta.json there: "
     'python -c "import json, pickle; '
     "json.dump(pickle.load(open('meta.pkl', 'rb')), open('meta.json', 'w'))\""
 )
@@ -29,8 +29,8 @@ SPLITS = ("train", "val", "test")
 class TextData:
     """The splits of a text and its tokenizer; the test split may be empty.
 
-    With `chunk`, each split consists of chunks of that many tokens, from different
-    places of the text, and no window crosses from one into the next.
+    With `chunk`, each split consists of chunks of that many tokens from all over the
+    text, and no window crosses a boundary.
     """
 
     train: np.ndarray
@@ -58,8 +58,7 @@ class TextData:
     ) -> np.ndarray:
         """See `Dataset.eval_windows`: spread evenly from end to end.
 
-        Without a count they follow one another, without overlap, to the end of the
-        split (or of each chunk).
+        Without a count they are consecutive, to the end of the split or each chunk.
         """
         total = self.num_windows(split, length)
         if count is None:
@@ -100,12 +99,12 @@ def open_text(
 
     Args:
       config: of the run.
-      length: of the windows to come; every split must hold one.
-      tokenizer: to encode with; None makes that of `config.data`.
+      length: of a window; every split must have one.
+      tokenizer: None makes that of `config.data`.
 
     Raises:
-      UserError: for a file that is missing, empty, too short, not UTF-8, or holds text
-        or ids outside the vocabulary; nothing half-written is left.
+      UserError: for a file that is missing, empty, too short, not UTF-8, or has text or
+        ids outside the vocabulary; leaves nothing half-written.
       OtherDataError: see `cache.fingerprint`.
     """
     path, c = cache.resolve_path(config.data), config.data
@@ -142,10 +141,7 @@ def open_text(
 
 
 def split_sizes(count: int, data: ConfigDict) -> tuple[int, int]:
-    """Returns how many of count to train on and how many to validate on.
-
-    The rest is the test split; without one nothing is left over.
-    """
+    """Returns how many of count are for training and validation; the rest for tests."""
     # Rounded, so that 10 * (1 - 0.1 - 0.1) is 8 and not 7.
     share = lambda fraction: int(round(count * fraction, 6))
     train = share(1 - data.val_fraction - data.test_fraction)
@@ -195,7 +191,7 @@ def _encode(
 def _cut(
     pieces: Iterable[str], ends: list[int], cut_after: Callable[[str, int], int]
 ) -> Iterator[tuple[int, int, str]]:
-    """Yields (split, place, piece) of a text whose splits end at these characters."""
+    """Yields (split, start, piece) of a text whose splits end at these characters."""
     done = 0
     for text in pieces:
         at = 0
@@ -210,9 +206,9 @@ def _cut(
 def _shuffle_chunks(
     folder: pathlib.Path, tokenizer: Tokenizer, data: ConfigDict
 ) -> None:
-    """Deals the chunks of train.bin out to the splits; drops a short last one."""
+    """Distributes the chunks of train.bin over the splits; drops a short last one."""
     whole = (folder / "train.bin").replace(folder / "whole.bin")
-    # It is not empty: reading.scan has checked.
+    # Not empty, which could not be mapped: reading.scan has checked.
     tokens = np.memmap(whole, cache.token_dtype(tokenizer.vocab_size), "r")
     order = list(range(len(tokens) // data.chunk_tokens))
     # Python's generator, as in teenyGPT: the same seed makes the same split.
@@ -251,7 +247,7 @@ def read_bins(folder: pathlib.Path, tokenizer: Tokenizer, chunk: int = 0) -> Tex
 
 
 def _read_as_nanogpt(file: pathlib.Path) -> str:
-    """Returns a text with all line ends as newlines; a byte-order mark is kept."""
+    """Returns a text with newlines as line ends, and with its byte-order mark."""
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -263,7 +259,7 @@ def _open_bins(
 ) -> TextData:
     """Opens a nanoGPT data folder; its pickled vocabulary is never read."""
     tokenizer, text = _tokenizer_of_bins(folder, config.data)
-    # Once a run has its fingerprint, these are its own ids.
+    # A run whose fingerprint matches was trained on these ids.
     if tokenizer is None and config.data.fingerprint:
         tokenizer = given
     if tokenizer is None:
@@ -290,8 +286,8 @@ def _open_bins(
                 )
     if text and not text.startswith(tokenizer.decode(data.train[: len(text)][:1000])):
         log(
-            f"note: '{folder}/train.bin' does not begin as input.txt does: is that the "
-            "text that it was made of? Otherwise its ids are read as other characters"
+            f"note: '{folder}/train.bin' does not begin like input.txt: was it made of "
+            "that text? Otherwise its ids are read as other characters"
         )
     return data
 
@@ -299,7 +295,7 @@ def _open_bins(
 def _tokenizer_of_bins(
     folder: pathlib.Path, data: ConfigDict
 ) -> tuple[Tokenizer | None, str]:
-    """Returns the vocabulary of a folder, and the text that it was found in."""
+    """Returns the vocabulary of a folder, and the text that it was derived from."""
     if (folder / "tokenizer.json").exists():
         return tokenizer_files.load(folder / "tokenizer.json"), ""
     if data.tokenizer == "gpt2":

@@ -1,4 +1,4 @@
-"""Tokenizer files: runs' own, read and written, and other programs', read."""
+"""Tokenizer files: those of runs, read and written, and other programs', read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jaxgpt.errors import UserError, atomic_write
 
 
 def from_json(saved: Any) -> Tokenizer:
-    """Returns the tokenizer of `to_json`'s value, or of nanoGPT's meta as JSON.
+    """Returns the tokenizer of a `to_json`, or of nanoGPT's meta as JSON.
 
     Raises:
       UserError: for anything else.
@@ -55,7 +55,7 @@ def _characters_of_meta(meta: dict[str, Any]) -> str:
     """Returns the characters, in the order of their ids, of nanoGPT's meta as JSON.
 
     That is {"stoi": {character: id}, "itos": {"id": character}, "vocab_size": count} or
-    a part of it; lists are in the order of ids.
+    a part of it, and lists in the order of ids.
     """
     tables = []
     for name in sorted({"stoi", "itos", "chars"} & meta.keys()):
@@ -112,7 +112,7 @@ def read_any(path: pathlib.Path) -> tuple[Tokenizer, tuple[str, ...]]:
       (tokenizer, notes for the user).
 
     Raises:
-      UserError: if there is none that can be used.
+      UserError: if there is no usable one.
     """
     if path.suffix == ".model":
         return sentencepiece.read(path), ()

@@ -32,26 +32,23 @@ WORD = re.compile(r"\w+|\W")
 
 
 class UnknownCharacterError(UserError):
-    """A character or a word that a text cannot have; `at` is its place in the text."""
+    """A character or a word outside the vocabulary; `at` is its place in the text."""
 
     def __init__(self, character: str, at: int, reason: str):
         super().__init__(f"{shown(character)} (at {at}) {reason}")
         self.character, self.at, self.reason = character, at, reason
 
     def moved(self, by: int) -> UnknownCharacterError:
-        """Returns the error for a text with `by` more characters before it."""
+        """Returns the error for the text with `by` more characters before it."""
         return UnknownCharacterError(self.character, self.at + by, self.reason)
 
     def located(self, place: str) -> UserError:
-        """Returns the error with the name of the place."""
+        """Returns the error with file, line and column."""
         return UserError(f"{place}: {shown(self.character)} {self.reason}")
 
 
 def shown(text: str) -> str:
-    """Returns a character or a word in quotes, and which of both it is.
-
-    An invisible character is shown by its code point and name.
-    """
+    """Returns a character or word in quotes; an invisible one by code point and name."""
     if len(text) > 1:
         return f"word {text!r}" if len(text) <= 60 else f"word {text[:60]!r}..."
     if unicodedata.category(text)[0] in "LNPS":
@@ -63,19 +60,19 @@ def shown(text: str) -> str:
 class Tokenizer(Protocol):
     """Text to int32 ids [T] and back.
 
-    Some tokenizers put a space before a text and remove it when they decode, so text
-    that continues earlier tokens has methods of its own.
+    Some tokenizers put a space before a text and remove it when they decode: the
+    methods with _rest are for text that continues earlier tokens.
     """
 
     vocab_size: int
-    start: int | None = None  # The token that texts begin after, if there is one.
+    start: int | None = None  # The token before a text, if there is one.
 
     def encode(self, text: str, special_tokens: bool = False) -> np.ndarray:
         """Returns token ids.
 
         Args:
           text: from its beginning.
-          special_tokens: whether special tokens that are written out are read as such.
+          special_tokens: read special tokens that are written out as tokens.
 
         Raises:
           UnknownCharacterError: for text outside the vocabulary.
@@ -83,7 +80,7 @@ class Tokenizer(Protocol):
         """
 
     def decode(self, ids: np.ndarray) -> str:
-        """Returns the text; ids of a model's padded vocabulary have none."""
+        """Returns the text; ids of padding in a model's vocabulary have none."""
 
     def to_json(self) -> dict:
         """Returns what `tokenizer_files.from_json` reads."""
@@ -97,14 +94,14 @@ class Tokenizer(Protocol):
         return self.decode(ids)
 
     def cut_after(self, text: str, at: int) -> int:
-        """Returns the first place from `at` on where a text can be cut."""
+        """Returns the first place at or after `at` where a text can be cut."""
         del text
         return at
 
     def encode_pieces(
         self, pieces: Iterable[str], special_tokens: bool = False
     ) -> Iterator[np.ndarray]:
-        """Yields the ids of a text that `reading.iter_chunks` has cut into pieces."""
+        """Yields the ids of a text in pieces, from `reading.iter_chunks`."""
         encode, at = self.encode, 0
         for piece in pieces:
             try:
@@ -114,9 +111,9 @@ class Tokenizer(Protocol):
             encode, at = self.encode_rest, at + len(piece)
 
 
-def refuse_special_tokens(asked: bool, vocabulary: str) -> None:
-    """Raises UserError if special tokens are asked for but there are none."""
-    if asked:
+def refuse_special_tokens(special_tokens: bool, vocabulary: str) -> None:
+    """Raises UserError if a vocabulary without special tokens should read them."""
+    if special_tokens:
         raise UserError(
             f"{vocabulary} have no special tokens: leave special_tokens out"
         )
@@ -188,7 +185,7 @@ class WordTokenizer(Tokenizer):
 
 
 class GPT2Tokenizer(Tokenizer):
-    """GPT-2's byte-pair encoding, from the merges in data/: no network is needed."""
+    """GPT-2's byte-pair encoding, from the merges in data/, without a network."""
 
     vocab_size, start = 50257, END_OF_TEXT
 
@@ -208,7 +205,7 @@ class GPT2Tokenizer(Tokenizer):
         return self._encoding.decode([int(i) for i in ids if i < self.vocab_size])
 
     def to_json(self) -> dict:
-        """Holds no merges: they come with jaxgpt."""
+        """Has no merges, which come with jaxgpt."""
         return {"kind": "gpt2"}
 
 
@@ -230,7 +227,7 @@ def _gpt2_encoding():
 
 
 def gpt2_vocabulary() -> tuple[dict[str, int], list[list[str]]]:
-    """Returns ({token: id}, merges) of GPT-2, which write bytes as printable letters.
+    """Returns GPT-2's ({token: id}, merges), with bytes as printable letters.
 
     Raises:
       UserError: if the merges in data/ are missing or differ.

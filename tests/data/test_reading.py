@@ -62,7 +62,7 @@ def test_a_mark_says_the_encoding_and_is_no_text(
     text = "ab é漢😀\ufeff\n" * 20
     data = open_text(text_file(("\ufeff" + text).encode(encoding)))
     assert written(data) == text
-    shown = f"note: read as {encoding.upper()}, without the mark at the start: 'text"
+    shown = f"note: read as {encoding.upper()}, without the byte-order mark: 'text"
     assert shown in capsys.readouterr().err
 
 
@@ -128,7 +128,7 @@ def test_special_tokens_written_out(text_file, capsys):  # noqa: F811
     text = "One.<|endoftext|>\nTwo. \n<|endoftext|>Three. " * 9
     plain = open_text(text_file(text), tokenizer="gpt2")
     assert 50256 not in plain.train
-    assert "18 <|endoftext|> written out are read as plain" in capsys.readouterr().err
+    assert "18 <|endoftext|> in the text are read as plain" in capsys.readouterr().err
     special = open_text(text_file(text), tokenizer="gpt2", special_tokens=True)
     assert (np.concatenate([special.train, special.val]) == 50256).sum() == 18
     assert written(plain) == written(special) == text
@@ -138,7 +138,7 @@ def test_special_tokens_written_out(text_file, capsys):  # noqa: F811
 @pytest.mark.parametrize("tokenizer", ["char", "sentencepiece"])
 def test_special_tokens_of_a_vocabulary_without_any(tokenizer):
     fields = {"data.special_tokens": True, "data.tokenizer": tokenizer}
-    with pytest.raises(UserError, match="has none that can be written out"):
+    with pytest.raises(UserError, match="has no special tokens"):
         validate(override(base(), fields))
 
 
@@ -235,7 +235,7 @@ def test_what_is_beside_the_splits_of_documents_is_said(folder, capsys):
     )
     open_documents(settings_of(path), 8)
     assert capsys.readouterr().err == (
-        f"note: '{path}': skipped, in none of its splits: 'extra', 'more.txt'\n"
+        f"note: '{path}': skipped, in no split: 'extra', 'more.txt'\n"
     )
 
 

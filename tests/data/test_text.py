@@ -287,7 +287,7 @@ def test_a_text_beside_bins_that_they_were_not_made_of_is_said(bins, capsys):
     assert capsys.readouterr().err == ""
     (folder / "input.txt").write_text("bcda")
     open_text(folder)
-    assert f"note: '{folder}/train.bin' does not begin as input.txt does" in (
+    assert f"note: '{folder}/train.bin' does not begin like input.txt" in (
         capsys.readouterr().err
     )
     (folder / "input.txt").write_bytes(b"\xff")
