@@ -278,7 +278,7 @@ def test_moments_of_old_groups_are_told_apart(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "optimizer_state True" in printed.out
     assert "did not decay embeddings" in printed.err
-    assert "its GELU is taken to be OpenAI's tanh form" in printed.err
+    assert "its GELU is taken to be OpenAI's, with tanh" in printed.err
     adam = optax.tree.get(restored(workdir)[2], "ScaleByAdamState")
     held = there.optimizer.state_dict()["state"]
     for name, path in (

@@ -48,7 +48,7 @@ class UnknownCharacterError(UserError):
 
 
 def shown(text: str) -> str:
-    """Returns a character or word in quotes; an invisible one by code point and name."""
+    """Returns a character or word in quotes; code point and name if it is invisible."""
     if len(text) > 1:
         return f"word {text!r}" if len(text) <= 60 else f"word {text[:60]!r}..."
     if unicodedata.category(text)[0] in "LNPS":

@@ -1,1 +1,1 @@
-"""PyTorch weights in and out: one rule table per original, used in both directions."""
+"""PyTorch weights in and out: one table of rules per original, used both ways."""

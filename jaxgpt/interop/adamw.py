@@ -1,4 +1,4 @@
-"""AdamW's moments in and out, laid out as in the state_dict of PyTorch's AdamW."""
+"""AdamW's moments in and out, in the layout of PyTorch's state_dict."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from jaxgpt.errors import UserError
 from jaxgpt.interop.rules import LARGEST_NUMBER, check_setting, read_numbers
 from jaxgpt.interop.weights import Arrays, is_numbers
 
-KEYS = {"mu": "exp_avg", "nu": "exp_avg_sq"}
-EPSILON = 1e-8  # optax's names and PyTorch's.
-OURS = {"amsgrad": False, "maximize": False, "eps": EPSILON}
-OURS |= {"decoupled_weight_decay": True}
+KEYS = {"mu": "exp_avg", "nu": "exp_avg_sq"}  # optax's names and PyTorch's.
+OURS = {
+    "eps": 1e-8,
+    "amsgrad": False,
+    "maximize": False,
+    "decoupled_weight_decay": True,
+}
 
 
 def held_by(checkpoint: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Returns an optimizer's untrusted state_dict; {} if there is no state in it."""
+    """Returns an optimizer's untrusted state_dict; {} if it holds no state."""
     optimizer = checkpoint.get(key)
     if not isinstance(optimizer, Mapping):
         return {}
@@ -30,7 +33,7 @@ def held_by(checkpoint: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def group_sizes(optimizer: Any) -> tuple[int, ...]:
-    """Returns how many parameters each group has; () if it does not say.
+    """Returns how many parameters each group has; () if unknown.
 
     Args:
       optimizer: an untrusted state_dict, which numbers parameters group by group.
@@ -55,7 +58,7 @@ def read_moments(
 
     Raises:
       UserError: for the state of another optimizer or of other parameters, or one
-        that AdamW cannot be in.
+        that AdamW cannot have.
     """
     held, names = optimizer["state"], [*parameters]
     another = f"'{path}' holds the state of another optimizer"
@@ -80,7 +83,7 @@ def read_moments(
 
 
 def differences(optimizer: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns notes for the user on what training here does differently.
+    """Returns notes for the user on how training here differs.
 
     Args:
       optimizer: a state_dict whose state `read_moments` has read.
@@ -89,7 +92,7 @@ def differences(optimizer: Mapping[str, Any]) -> tuple[str, ...]:
     groups = groups if isinstance(groups, list) else []
     found = {}
     for group in (g for g in groups if isinstance(g, Mapping)):
-        # Adam's decay is part of the gradient; 0 is none.
+        # Adam adds the decay to the gradient, which makes no difference if it is 0.
         decayed = {} if group.get("weight_decay") else {"decoupled_weight_decay": True}
         for key, ours in OURS.items():
             value = ({**group} | decayed).get(key, ours)
@@ -103,10 +106,10 @@ def differences(optimizer: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def read_settings(optimizer: Any, path: str) -> dict[str, Any]:
-    """Returns the fields that the one group of an optimizer shows, by dotted keys.
+    """Returns the fields that an optimizer's only group shows, by dotted keys.
 
     PyTorch's AdamW decays all parameters of a group. A group's rate is the current
-    one, unless a scheduler kept the initial one.
+    one, unless a scheduler has kept the initial one.
     """
     if len(group_sizes(optimizer)) != 1:
         return {}
@@ -127,7 +130,7 @@ def read_settings(optimizer: Any, path: str) -> dict[str, Any]:
 def read_count(key: str, value: Any, path: str) -> int:
     """Returns a number of steps; UserError for anything else."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value.item()  # PyTorch counts in a float32 tensor.
+        value = value.item()  # PyTorch counts in float32.
     valid = type(value) in (int, float) and 0 <= value <= LARGEST_NUMBER
     valid = valid and value == int(value)
     check_setting(valid, path, key, "a number of steps", value)
@@ -150,10 +153,9 @@ def state_dict(
       config: `config.optimizer`.
     """
     names = [name for group, _ in groups for name in group]
-    step = np.float32(count)
     state = {
         i: {
-            "step": np.asarray(step),
+            "step": np.array(count, np.float32),
             **{theirs: moments[ours][name] for ours, theirs in KEYS.items()},
         }
         for i, name in enumerate(names)
@@ -164,15 +166,12 @@ def state_dict(
             {
                 "lr": rate,
                 "betas": (config.beta1, config.beta2),
-                "eps": EPSILON,
                 "weight_decay": decay,
-                "amsgrad": False,
-                "maximize": False,
+                **OURS,
                 "foreach": None,
                 "capturable": False,
                 "differentiable": False,
                 "fused": None,
-                "decoupled_weight_decay": True,
                 "params": [*range(first, first + len(group))],
             }
         )

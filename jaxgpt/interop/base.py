@@ -1,4 +1,4 @@
-"""What every format has in common: reading, checking and writing an original."""
+"""What all formats share: reading, checking and writing an original."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Original:
     count: int = 0  # AdamW's.
     step: int = 0
     notes: tuple[str, ...] = ()  # For the user.
-    folder: Path = Path()  # Where it is.
+    folder: Path = Path()  # Of the source.
     # Settings that an export writes back.
     kept: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """A run by an original's names.
+    """A run, with its parameters under the original's names.
 
     Attributes:
       state: the parameters.
@@ -57,9 +57,8 @@ class Export:
       step: how many updates it has had.
       rate: the learning rate of the next one.
       dataset: a name for what it was trained on.
-      tokenizer: of the run, if it has one.
-      tokenizer_file: where that is.
-      val_loss: infinity if it is unknown.
+      tokenizer, tokenizer_file: of the run, if it has one.
+      val_loss: infinity if unknown.
       moments, count, kept: as in `Original`.
     """
 
@@ -85,27 +84,27 @@ class Format:
 
     # The original's keys of the sizes that a configuration must have.
     sizes: Mapping[str, str]
-    # Where the weights show a size, (name of a matrix, axis); what precedes a layer.
+    # (matrix, axis) of the weights that show a size; the prefix of a layer's number.
     shapes: Mapping[str, tuple[str, int]]
     layer_prefix: str
-    # (key, {its value: ours}, default; None if there must be one).
+    # (key, {its value: ours}, default or None if it is required).
     choices: Mapping[str, Choice] = dataclasses.field(default_factory=dict)
     # (key, the original's default).
     numbers: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
-    # Fields that vary without being any of the above.
+    # Other fields that vary.
     open_fields: tuple[str, ...] = ()
-    # Optional settings, of which our model computes only this value.
+    # Optional settings for which our model supports only this value.
     required: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    # Settings that are in none of the tables, because they change no logit or because
-    # a subclass reads them. Any other that a source holds is refused.
+    # Settings in none of the tables, because they change no logit or a subclass reads
+    # them. A source with any other is refused.
     harmless: tuple[str, ...] = ()
-    # Where a checkpoint keeps the state of torch.optim.AdamW; "" if it keeps none.
+    # A checkpoint's key of the state of torch.optim.AdamW; "" if there is none.
     optimizer_key: str = ""
-    # How the names of buffers end, which old versions saved with the parameters.
+    # Suffixes of buffers, which old versions saved with the parameters.
     buffers: tuple[str, ...] = ()
-    # Vocabulary sizes that are GPT-2's where no tokenizer is given.
+    # Vocabulary sizes taken to be GPT-2's if no tokenizer is given.
     gpt2_vocabularies: tuple[int, ...] = ()
-    # How the names of files to write end; () if it writes folders.
+    # Of files to write; () if it writes folders.
     suffixes: tuple[str, ...] = (".pt", ".npz")
     system: str = "causal"
 
@@ -115,17 +114,16 @@ class Format:
 
     def own_fields(self, model: Any) -> dict[str, Any]:
         """Returns those of `fixed_fields` that differ from our defaults."""
-        del model
         return {}
 
     def fixed_fields(self, model: Any) -> dict[str, Any]:
-        """Returns the fields that have one value for all models of the original.
+        """Returns the fields that are the same for all models of the original.
 
         Args:
-          model: the other fields, from an original's settings or of a run.
+          model: the other fields, of an original or a run.
         """
-        # Every option of the architecture, also later ones: until a format knows one,
-        # a run that uses it is not exported.
+        # Includes future options of the architecture: until a format knows one, a run
+        # that uses it is not exported.
         fields = {
             key.removeprefix("model."): option.default
             for key, option in configs.options().items()
@@ -133,7 +131,7 @@ class Format:
         }
         fields |= self.own_fields(model)
         varying = {*self.sizes, *self.choices, *self.numbers, *self.open_fields}
-        # What has no effect on trained weights, or is not used, need not be equal.
+        # Fields without effect on trained weights, or on this model.
         varying |= {"init"}
         if not model.get("bias", fields["bias"]):
             varying |= {"attention_bias", "head_bias"}
@@ -150,8 +148,8 @@ class Format:
         """Returns the fields of `config.model` for a source.
 
         Raises:
-          UserError: for a setting that is missing, contradicts the weights, or has no
-            equal in our model.
+          UserError: for a setting that is missing, contradicts the weights, or is not
+            supported by our model.
         """
         settings, path = source.settings, source.path
         for key, only in self.required.items():
@@ -171,7 +169,7 @@ class Format:
             size = fields[field] = settings[key]
             valid = type(size) is int and 1 <= size <= LARGEST_NUMBER
             check_setting(valid, path, key, "an integer >= 1", size)
-            # Now, because to make a model of a billion layers would take forever.
+            # Checked here, because building a billion layers would take forever.
             if shown_sizes.get(field, size) != size:
                 raise UserError(
                     f"'{path}': {key} is {size} in the configuration and "
@@ -187,9 +185,9 @@ class Format:
         return fields | self.fixed_fields(fields)
 
     def _check_known(self, source: Source) -> None:
-        """Raises UserError for a setting that the source holds and nothing here reads.
+        """Raises UserError for a setting of the source that nothing here reads.
 
-        A --source_config may hold more, as it is often a whole training configuration.
+        A --source_config may have more: it is often a whole training configuration.
         """
         known = {*self.sizes.values(), *self.required, *self.harmless}
         known |= {key for key, _, _ in self.choices.values()}
@@ -220,7 +218,6 @@ class Format:
 
     def notes(self, source: Source) -> tuple[str, ...]:
         """Returns notes for the user on what differs from the source."""
-        del source
         return ()
 
     def tokenizer(
@@ -235,20 +232,18 @@ class Format:
         Raises:
           UserError: for one that is damaged.
         """
-        del folder
         gpt2 = vocab_size in self.gpt2_vocabularies
         return (GPT2Tokenizer() if gpt2 else None), ()
 
     def kept(self, source: Source) -> dict[str, Any]:
         """Returns the settings that an export writes back."""
-        del source
         return {}
 
     def training_fields(self, source: Source) -> dict[str, Any]:
-        """Returns the fields of training that a checkpoint holds, by dotted keys.
+        """Returns the fields of training that a checkpoint has, by dotted keys.
 
-        By default these are what its optimizer's one group has, and that it clips no
-        gradient, as the originals that have one group.
+        By default those of its optimizer's only group, and no clipping of gradients:
+        the originals with one group clip none.
         """
         optimizer = source.checkpoint.get(self.optimizer_key)
         fields = adamw.read_settings(optimizer, source.path)
@@ -277,16 +272,15 @@ class Format:
     def optimized(
         self, optimizer: Mapping[str, Any], state: Arrays, table: list[Rule]
     ) -> list[str]:
-        """Returns the parameters as an optimizer numbers them; [] if it is not known.
+        """Returns the parameters as an optimizer numbers them; [] if unknown.
 
-        By default they are in one group, in the order of the state dict, which
-        PyTorch's modules have too.
+        By default they are in one group, in the order of the state dict, which is that
+        of PyTorch's modules.
         """
-        del optimizer, table
         return [*state]
 
     def plain_name(self, name: str) -> str:
-        """Returns the name of a parameter as `rules` has it."""
+        """Returns the name of a parameter in `rules`."""
         return WRAPPERS.sub("", name, count=1)
 
     def parameters(self, source: Source) -> Arrays:
@@ -330,7 +324,8 @@ class Format:
         table = self.rules(config.model)
         to_jax = lambda arrays: rules.to_jax(arrays, table, abstract, source_path)
         params = to_jax(source.state)
-        self._check_known(source)  # Last: another format is better told by its weights.
+        # Last, because the weights tell more clearly that it is another format.
+        self._check_known(source)
         held = self.optimizer_state(source, table)
         if held is None:
             return Original(config, params, **more)
@@ -340,7 +335,7 @@ class Format:
         return Original(config, params, both, count, step, **more)
 
     def check_run(self, config: ConfigDict) -> None:
-        """Raises UserError for a run whose model the original cannot be."""
+        """Raises UserError for a run whose model the original does not have."""
         fits = issubclass(system_class(config.system), system_class(self.system))
         require(fits, "system", repr(self.system), config.system)
         for name in ("begin_token", "separate_tables", "max_gap"):
@@ -357,7 +352,7 @@ class Format:
             require(value in values, f"model.{field}", rule, value)
 
     def write(self, output: Path, export: Export) -> None:
-        """Writes a run as the original's program reads it.
+        """Writes a run in the form that the original program reads.
 
         Raises:
           OSError: if the disk is full or the folder cannot be written to.
@@ -369,11 +364,11 @@ class Format:
             weights.write_torch(output, self.checkpoint(export))
 
     def checkpoint(self, export: Export) -> dict[str, Any]:
-        """Returns what a .pt file holds: arrays, in plain containers."""
+        """Returns the content of a .pt file: arrays in plain containers."""
         return dict(export.state)
 
     def optimizer_entry(self, export: Export) -> dict[str, Any]:
-        """Returns what a checkpoint has under `optimizer_key`, if anything."""
+        """Returns {`optimizer_key`: its state_dict}; {} without moments."""
         c = export.config.optimizer
         if not export.moments:
             return {}
@@ -387,11 +382,11 @@ class Format:
         return [([*export.state], export.config.optimizer.weight_decay)]
 
     def export_notes(self, export: Export) -> tuple[str, ...]:
-        """Returns notes for the user on what a .pt file holds or lacks."""
+        """Returns notes for the user on what a .pt file contains or lacks."""
         if not self.optimizer_key:
             return ()
         if export.moments is None:
-            return ("it has no optimizer state: training there cannot go on from it",)
+            return ("it has no optimizer state: training there cannot resume from it",)
         one_group = len(self.groups(export)) == 1 and export.count > 0
         if one_group and export.config.optimizer.decays != "all":
             return ("training there decays all parameters, this run only matrices",)

@@ -1,4 +1,4 @@
-"""Every import and export format by the name it has in `--format`.
+"""Every import and export format by its name in `--format`.
 
 A new one is a module with a `Format`, and a line here.
 """

@@ -28,16 +28,16 @@ from jaxgpt.interop.weights import Arrays, Source
 
 TABLE, POSITIONS = "transformer.wte.weight", "transformer.wpe.weight"
 HEAD, UP = "lm_head.weight", "transformer.h.0.mlp.c_fc.weight"
-# Heads of other tasks than a language model's.
+# Heads for other tasks than language modelling.
 OTHER_HEADS = ("classifier", "multiple_choice_head", "qa_outputs", "score", "v_head")
-# What wrapping modules, such as PyTorch Lightning's, put before each name.
+# The prefixes that wrapping modules, such as PyTorch Lightning's, add to each name.
 OUTER = re.compile(
     r"(\w+\.)*?(?=((transformer\.)?(wte|wpe|h|ln_f)|lm_head|"
     + "|".join(OTHER_HEADS)
     + r")\.)"
 )
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
-# An export writes the last of several names for ours.
+# An export writes the last of several names for the same function.
 ACTIVATIONS = {
     "gelu_accurate": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
@@ -49,14 +49,14 @@ ACTIVATIONS = {
     "relu": "relu",
 }
 DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
-# What an export writes back to config.json: our configuration has no field for it.
+# Settings that our config has no field for: an export writes them back to config.json.
 KEPT = (
     *DROPOUTS,
     *("bos_token_id", "eos_token_id", "pad_token_id"),
     *("initializer_range", "reorder_and_upcast_attn", "task_specific_params"),
 )
-# What config.json holds besides, in this version of transformers and in older ones: of
-# training, generating, other heads and what a call returns.
+# What else config.json has, in this version of transformers and in older ones: settings
+# of training, generation, other heads and the outputs of a call.
 HARMLESS = """
 _attn_implementation _name_or_path _num_labels architectures attn_implementation
 attn_pdrop bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
@@ -88,7 +88,7 @@ BLOCK = {
 def gpt_rules(n_layer: int, bias: bool, conv1d: bool) -> list[Rule]:
     """Returns the table of GPT-2's family.
 
-    With conv1d linear weights are [in, out], as OpenAI's (and ours), not [out, in].
+    With conv1d linear weights are [in, out], like OpenAI's and ours, not [out, in].
     """
     layers = {
         f"transformer.h.{i}.{there}": f"transformer/blocks/{i}/{here}"
@@ -104,7 +104,7 @@ def gpt_rules(n_layer: int, bias: bool, conv1d: bool) -> list[Rule]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GPT2Family(Format):
-    """What they share: the block, and a head that is the token table."""
+    """What GPT-2's family shares: the block, and a head tied to the token table."""
 
     conv1d: bool = False
     # What to do about a head that is not the token table.
@@ -115,7 +115,7 @@ class GPT2Family(Format):
         return gpt_rules(model.n_layer, model.bias, self.conv1d)
 
     def plain_name(self, name: str) -> str:
-        """Adds the "transformer." that is missing where the body alone was saved."""
+        """Adds the "transformer." that is missing if the body alone was saved."""
         name = OUTER.sub("", super().plain_name(name), count=1)
         bare = name.startswith(("wte.", "wpe.", "h.", "ln_f."))
         return f"transformer.{name}" if bare else name
@@ -126,7 +126,7 @@ class GPT2Family(Format):
         if source.settings.get("tie_word_embeddings") is False or HEAD not in found:
             return found
         head = found.pop(HEAD)
-        # Of two names of one array safetensors' save_model keeps either.
+        # safetensors' save_model keeps either of two names of one array.
         table = found.setdefault(TABLE, head)
         if table is not head and not np.array_equal(head, table, equal_nan=True):
             raise UserError(
@@ -137,7 +137,7 @@ class GPT2Family(Format):
 
 
 class HuggingFaceGPT2(GPT2Family):
-    """OpenAI's GPT-2, as Hugging Face's transformers read and write it."""
+    """OpenAI's GPT-2, in the form of Hugging Face's transformers."""
 
     untied_remedy = (
         ': if that is meant, pass --source_config=FILE.json with {"tie_word_embeddings"'
@@ -159,7 +159,7 @@ class HuggingFaceGPT2(GPT2Family):
         return {k: v for k, v in found.items() if not _is_other_head(k)}
 
     def model_fields(self, source: Source) -> dict[str, Any]:
-        """Adds the width of the feed-forward, whether the head is tied, and dropout."""
+        """Adds the feed-forward's width, whether the head is tied, and dropout."""
         settings, path = source.settings, source.path
         classes = settings.get("architectures") or []
         known = isinstance(classes, list) and all(
@@ -194,7 +194,7 @@ class HuggingFaceGPT2(GPT2Family):
         return fields | self.fixed_fields(fields)
 
     def notes(self, source: Source) -> tuple[str, ...]:
-        """Names heads of other tasks, and dropout that our model cannot have."""
+        """Lists heads of other tasks, and dropout that our model does not have."""
         lines = []
         heads = [n for n in source.state if _is_other_head(self.plain_name(n))]
         if heads:
@@ -208,7 +208,7 @@ class HuggingFaceGPT2(GPT2Family):
     def tokenizer(
         self, folder: Path, vocab_size: int
     ) -> tuple[Tokenizer | None, tuple[str, ...]]:
-        """Reads the folder's own; without one it is GPT-2's if the size allows."""
+        """Reads that of the folder; the default is GPT-2's if the size allows."""
         found, notes = huggingface_folder.read(folder, vocab_size)
         if found is not None or notes:
             return found, notes
@@ -216,13 +216,13 @@ class HuggingFaceGPT2(GPT2Family):
         more = vocab_size - GPT2Tokenizer.vocab_size
         line = (
             f"it has no tokenizer: its {vocab_size:,} tokens are taken to be GPT-2's"
-            + (f", and {more} that have no text" if more else "")
+            + (f", and {more} without text" if more else "")
             + ": --tokenizer=FILE names another"
         )
         return found, (line,) if found else ()
 
     def kept(self, source: Source) -> dict[str, Any]:
-        """Returns what of config.json our configuration does not hold."""
+        """Returns the settings in `KEPT`."""
         held = {*source.held} & {*KEPT}
         return {key: source.settings[key] for key in sorted(held)}
 
@@ -256,7 +256,7 @@ class HuggingFaceGPT2(GPT2Family):
             huggingface_folder.write(export.tokenizer, output, model.block_size)
 
     def export_notes(self, export: Export) -> tuple[str, ...]:
-        """Says where the tokenizer stays behind."""
+        """Says if the tokenizer cannot be written."""
         if export.tokenizer is None or huggingface_folder.has_form(export.tokenizer):
             return ()
         kind = export.tokenizer.to_json()["kind"]
@@ -273,7 +273,7 @@ def _dropouts(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _one(rates: dict[str, Any]) -> float:
-    """Returns the probability of a model that has one for all; 0 for several."""
+    """Returns the probability if all three are the same, else 0."""
     return rates[DROPOUTS[0]] if len({*rates.values()}) == 1 else 0.0
 
 

@@ -1,4 +1,4 @@
-"""Arrays that stay in their file until they are read, so that memory holds few."""
+"""Arrays mapped from files, so that few of them are in memory at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PIECE = 1 << 20
 
 
 def map_file(path: pathlib.Path) -> mmap.mmap:
-    """Returns the bytes of a file, which are read as they are used."""
+    """Returns the bytes of a file, read when they are used."""
     with open(path, "rb") as stream:
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -19,16 +19,16 @@ def map_file(path: pathlib.Path) -> mmap.mmap:
 def member(
     archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file: mmap.mmap
 ) -> memoryview | bytes:
-    """Returns what a ZIP archive holds under a name, mapped if it is not compressed.
+    """Returns the content of a ZIP archive's entry, mapped if it is not compressed.
 
     Raises:
-      zipfile.BadZipFile: for a wrong checksum; all of it is read once to see that.
+      zipfile.BadZipFile: for a wrong checksum, for which it is read once.
     """
     with archive.open(entry) as stream:
         if entry.compress_type != zipfile.ZIP_STORED:
             return stream.read()
         size = sum(len(piece) for piece in iter(lambda: stream.read(PIECE), b""))
-    # The archive's index has no length of the names in front of the data.
+    # Only the local header has the length of the fields between it and the data.
     begin = entry.header_offset + 30
     for place in (26, 28):
         field = entry.header_offset + place
@@ -37,9 +37,9 @@ def member(
 
 
 def release(array: Any) -> None:
-    """Frees the memory of the file that an array is a view of, if of one.
+    """Frees the memory of the mapped file, if any, that an array is a view of.
 
-    What was read of it counts as this process's memory; it is read again if used again.
+    Pages that were read count as this process's memory; they are read again if needed.
     """
     owner = array
     while owner is not None and not isinstance(owner, mmap.mmap):

@@ -1,6 +1,6 @@
 """nanoGPT and σ-GPT: state dicts, and the checkpoints of their train.py.
 
-Also those of build-nanogpt, which has no biases to leave out and another GELU.
+Also build-nanogpt's, which always has biases, and another GELU.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TRAINING = {
     "eval_interval": ("eval_interval", 2000),
     "checkpoint_interval": ("eval_interval", 2000),
 }
-# What else train.py keeps in a checkpoint's "config", which changes no logit.
+# Other settings in a checkpoint's "config", which change no logit.
 OTHER_TRAINING = """
 always_save_checkpoint backend compile dataset decay_lr device dtype eval_iters
 eval_only init_from log_interval order_type out_dir wandb_log wandb_project
@@ -56,12 +56,12 @@ ORDERS = {
 class NanoGPT(GPT2Family):
     """nanoGPT's checkpoints."""
 
-    # Until December 2024 update i had the learning rate peak * i / warmup_iters, since
-    # then peak * (i + 1) / (warmup_iters + 1).
+    # Until December 2024 update i of the warmup had the learning rate
+    # peak * i / warmup_iters, since then peak * (i + 1) / (warmup_iters + 1).
     warmup_from_zero = False
 
     def model_fields(self, source: Source) -> dict[str, Any]:
-        """Adds whether there are biases, by default as the weights, and which GELU."""
+        """Adds whether there are biases, by default as in the weights, and the GELU."""
         settings, path = source.settings, source.path
         bias = settings.get("bias", "transformer.ln_f.bias" in source.state)
         check_setting(isinstance(bias, bool), path, "bias", "true or false", bias)
@@ -76,8 +76,8 @@ class NanoGPT(GPT2Family):
     def _is_early(self, source: Source) -> bool:
         """Returns whether a checkpoint is build-nanogpt's, or older than June 2023.
 
-        Their GELU is OpenAI's. They have no setting `bias` (build-nanogpt, and nanoGPT
-        before 27 January 2023), or older groups of parameters (before 6 May 2023).
+        Both use OpenAI's GELU. They lack the setting `bias` (build-nanogpt, and nanoGPT
+        before 27 January 2023), or have the groups of parameters of before 6 May 2023.
         """
         sizes = adamw.group_sizes(self._optimizer(source))
         no_bias = bool(source.held) and "bias" not in source.held
@@ -90,13 +90,13 @@ class NanoGPT(GPT2Family):
     def optimized(
         self, optimizer: Mapping[str, Any], state: Arrays, table: list[Rule]
     ) -> list[str]:
-        """See `Format`; train.py has two groups, and other programs may have one."""
+        """See `Format`; train.py has two groups, other programs may have one."""
         state = {rule.name: state[rule.name] for rule in table}
         matrices = [name for name in state if state[name].ndim >= 2]
         flat = [name for name in state if state[name].ndim < 2]
         sizes, names = _early_groups(state)
         orders = {
-            (): matrices + flat,  # It does not say.
+            (): matrices + flat,  # Unknown.
             (len(matrices), len(flat)): matrices + flat,
             (len(state),): [*state],
             sizes: names,
@@ -104,7 +104,7 @@ class NanoGPT(GPT2Family):
         return orders.get(adamw.group_sizes(optimizer), [])
 
     def training_fields(self, source: Source) -> dict[str, Any]:
-        """Returns what train.py was called with."""
+        """Returns the settings of train.py."""
         config = source.checkpoint.get("config")
         if not isinstance(config, Mapping):
             return {}
@@ -123,10 +123,10 @@ class NanoGPT(GPT2Family):
     def _warmup_from_zero(
         self, source: Source, fields: Mapping[str, Any]
     ) -> bool | None:
-        """Returns how the warmup began; None if the rate in it does not show it.
+        """Returns how the warmup began; None if the current rate does not show it.
 
-        A checkpoint holds the rate of its next update. Where nothing is left of the
-        warmup, or no update was made, how it began is how the format's begins.
+        A checkpoint has the rate of its next update. After the warmup, and before the
+        first update, the answer is how the format's warmup begins.
         """
         warmup, optimizer = fields["optimizer.warmup_steps"], self._optimizer(source)
         step = source.checkpoint.get("iter_num", 0)
@@ -144,12 +144,12 @@ class NanoGPT(GPT2Family):
         return None
 
     def notes(self, source: Source) -> tuple[str, ...]:
-        """Notes what the checkpoint does not say, and what is assumed."""
+        """Adds what the checkpoint does not tell, and what is assumed."""
         source = dataclasses.replace(source, state=self.parameters(source))
         lines = [*super().notes(source)]
         if "activation_function" not in source.settings and self._is_early(source):
             lines.append(
-                "its GELU is taken to be OpenAI's tanh form, as in build-nanogpt and "
+                "its GELU is taken to be OpenAI's, with tanh, as in build-nanogpt and "
                 "nanoGPT before June 2023: otherwise pass --source_config=FILE.json "
                 'with {"activation_function": "gelu"}'
             )
@@ -157,7 +157,7 @@ class NanoGPT(GPT2Family):
         sizes = adamw.group_sizes(optimizer)
         table = [Rule(name, "") for name in source.state]
         if source.checkpoint and not optimizer:
-            lines.append("it holds no optimizer state: its weights alone are imported")
+            lines.append("it has no optimizer state: only its weights are imported")
         elif optimizer and not self.optimized(optimizer, source.state, table):
             lines.append(
                 f"its optimizer state is left out: its groups of {sizes} parameters "
@@ -178,7 +178,7 @@ class NanoGPT(GPT2Family):
         return tuple(lines)
 
     def checkpoint(self, export: Export) -> dict[str, Any]:
-        """Returns what train.py saves: for its sample.py, and to be resumed from."""
+        """Returns what train.py saves, for its sample.py and to resume."""
         c, state = export.config, export.state
         keys = (*self.sizes, "bias", "dropout")
         held = {
@@ -210,7 +210,7 @@ class NanoGPT(GPT2Family):
             "lr_decay_iters": c.optimizer.decay_steps or c.steps,
             "decay_lr": True,
         }
-        # Without a dataset sample.py takes the tokens for GPT-2's.
+        # Without a dataset sample.py takes the tokens to be GPT-2's.
         named = {} if self._has_gpt2_tokens(export) else {"dataset": export.dataset}
         return settings | named
 
@@ -220,7 +220,7 @@ class NanoGPT(GPT2Family):
         return export.config.model.vocab_size in self.gpt2_vocabularies
 
     def export_notes(self, export: Export) -> tuple[str, ...]:
-        """Adds where sample.py looks for the vocabulary."""
+        """Adds where sample.py reads the vocabulary."""
         notes, file = super().export_notes(export), f"data/{export.dataset}/meta.pkl"
         if self._has_gpt2_tokens(export):
             return notes
@@ -242,7 +242,7 @@ class NanoGPT(GPT2Family):
 def _early_groups(state: Mapping[str, Any]) -> tuple[tuple[int, ...], list[str]]:
     """Returns nanoGPT's groups before May 2023: their sizes, and the names in order.
 
-    The first had the weights of linear layers, the second the rest, embeddings too.
+    The first had the weights of linear layers, the second all else, with embeddings.
     """
     tables = (TABLE, POSITIONS)
     names = sorted(state)

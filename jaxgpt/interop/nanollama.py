@@ -71,7 +71,7 @@ class NanoLlama(Format):
         return plain
 
     def parameters(self, source: Source) -> Arrays:
-        """Checks the angles, which a checkpoint holds, against the configuration."""
+        """Checks the angles in a checkpoint against the configuration."""
         source = dataclasses.replace(source, settings=_flat(source.settings))
         table = {"rope_theta": self.numbers["rope_theta"]}
         theta = read_numbers(source.settings, table, source.path)["rope_theta"]
@@ -87,7 +87,7 @@ class NanoLlama(Format):
         return super().parameters(source)
 
     def model_fields(self, source: Source) -> dict[str, Any]:
-        """Computes angles in float32, as the original does."""
+        """Adds that angles are computed in float32, as in the original."""
         source = dataclasses.replace(source, settings=_flat(source.settings))
         return super().model_fields(source) | {"rope_angles": "float32"}
 
@@ -100,13 +100,13 @@ class NanoLlama(Format):
         """Says what a checkpoint lacks."""
         if self.training_fields(source):
             return (
-                "it does not hold its schedule: set steps, optimizer.warmup_steps and "
-                "optimizer.min_learning_rate to go on as it would there",
+                "it does not have its schedule: set steps, optimizer.warmup_steps and "
+                "optimizer.min_learning_rate to continue it",
             )
         return ()
 
     def checkpoint(self, export: Export) -> dict[str, Any]:
-        """Returns what its Checkpointer loads: checkpoint.pth."""
+        """Returns the checkpoint.pth that its Checkpointer loads."""
         c = export.config.model
         table = modulator(c.block_size, c.n_embd // c.n_head, c.rope_theta)
         buffers = {f"layers.{i}.{ANGLES}": table for i in range(c.n_layer)}
@@ -125,7 +125,7 @@ class NanoLlama(Format):
         return held
 
     def export_notes(self, export: Export) -> tuple[str, ...]:
-        """Adds that angles of another precision differ."""
+        """Adds that angles in another precision differ."""
         notes = super().export_notes(export)
         if export.config.model.rope_angles == "float32":
             return notes
@@ -136,7 +136,7 @@ class NanoLlama(Format):
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a configuration of either version as the earlier one has it."""
+    """Returns the configuration of either version with the earlier one's keys."""
     block = settings.get("block")
     flat = {**settings, **block} if isinstance(block, Mapping) else dict(settings)
     width, hidden = flat.get("emb_dim"), flat.get("hidden_dim")
@@ -146,7 +146,7 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def modulator(length: int, width: int, theta: float) -> np.ndarray:
-    """Returns its buffer: cosines and sines, [length, width / 2, 2], float32."""
+    """Returns the buffer of cosines and sines, [length, width / 2, 2], float32."""
     config = ModelConfig(
         n_head=1,
         n_embd=width,

@@ -1,4 +1,4 @@
-"""Strict tables from an original's parameter names to ours, used both ways."""
+"""Strict tables between an original's parameter names and ours, used both ways."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxgpt.interop import mapped
 class Rule:
     """One parameter: its name there, its path here, and whether it is transposed.
 
-    Rules with the same path are equal parts of it, side by side along its last axis.
+    Rules with the same path are equal parts of it, concatenated along its last axis.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Rule:
 def layer_rules(
     name: str, path: str, bias: bool, transposed: bool = True
 ) -> list[Rule]:
-    """Returns the rules of a linear layer, or of a norm where the path ends in one.
+    """Returns the rules of a linear layer, or of a norm if the path ends in one.
 
     Linear weights of PyTorch are [out, in], ours [in, out].
     """
@@ -45,7 +45,7 @@ def _paths(tree: Any) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """Returns an untrusted value in a form that fits into a one-line message."""
+    """Returns an untrusted value as text for a one-line message."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # Thousands of digits, or of brackets.
@@ -100,7 +100,7 @@ def to_jax(
 
     Args:
       state: arrays by the original's names.
-      rules: the table, which has every name and every path of a parameter once.
+      rules: the table; covers every parameter on both sides.
       abstract: the shapes and dtypes of our parameters.
       source: named in errors.
 
@@ -141,7 +141,7 @@ def _to_ours(state, rule: Rule, shape, dtype, source: str) -> np.ndarray:
     array = array.T if rule.transposed else array
     if array.shape != shape:
         order = -1 if rule.transposed else 1
-        # Of one block GPT-2's formats differ in these alone.
+        # With the same blocks, GPT-2's formats differ in these alone.
         other = array.shape == shape[::-1] or rule.path.startswith("positions/")
         raise UserError(
             f"'{source}': {rule.name} has shape {list(array.shape[::order])}, the "
@@ -163,7 +163,7 @@ def to_torch(
     Args:
       params: JAX or NumPy arrays.
       rules: the table.
-      use_up: delete each parameter, a JAX array, of which a copy had to be made.
+      use_up: delete each JAX array that had to be copied, to save memory.
 
     Raises:
       UserError: for a parameter that the original does not have.

@@ -1,7 +1,7 @@
 """teenyGPT: every position encoding, feed-forward and norm.
 
-Its peculiarities are settings of the core: no last norm, a head of its own with a
-bias, a feed-forward as wide as the stream, and RoPE whose fastest pair rotates by
+Its peculiarities are settings of the core: no last norm, an untied head with a bias, a
+feed-forward as wide as the stream, and RoPE whose fastest pair rotates by
 theta ^ (2 / K) radians a token, because it counts pairs from -1.
 """
 
@@ -30,7 +30,7 @@ class TeenyGPT(Format):
     """teenyGPT's state dicts, and the checkpoints of its train.py."""
 
     def own_fields(self, model: Any) -> dict[str, Any]:
-        """Depend on n_embd, n_head and norm."""
+        """Depends on n_embd, n_head and norm."""
         pairs = max(model["n_embd"] // model["n_head"], 1) / 2
         return {
             "bias": True,
@@ -47,7 +47,7 @@ class TeenyGPT(Format):
     def rules(self, model: ConfigDict) -> list[Rule]:
         """Returns the table of names, in the order of the original's parameters.
 
-        Projections side by side here are apart there.
+        Projections that are concatenated here are separate there.
         """
         table = [Rule("embedding.weight", "table")]
         table += layer_rules("unembedding", "unembed", True)
@@ -75,7 +75,7 @@ class TeenyGPT(Format):
         return table
 
     def checkpoint(self, export: Export) -> dict[str, Any]:
-        """Returns what generate.py loads; moments, if any, where forks keep them."""
+        """Returns what generate.py loads, with any moments where forks keep them."""
         held = {"model_state_dict": export.state}
         return held | (self.optimizer_entry(export) if export.count else {})
 

@@ -1,9 +1,9 @@
-"""Reads .pt and .bin files without PyTorch and without executing what they hold.
+"""Reads .pt and .bin files without PyTorch, and without executing their content.
 
 A .pt file is a ZIP archive: a pickle, and the raw storages that it refers to. The
-pickle can make nothing but tensors, numbers and plain containers. No other name that it
-asks for is ever looked up: if it may name an object stored with the weights, such as
-a configuration or an enum, it becomes an `Opaque`, else the file is refused.
+pickle can make only tensors, numbers and plain containers. No other name in it is ever
+looked up: if it can be that of an object stored with the weights, such as a
+configuration or an enum, it becomes an `Opaque`, else the file is refused.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ LARGEST_PICKLE = 64 << 20
 LARGEST_REPEATED = 1 << 20
 MEMO_OPCODES = ("PUT", "BINPUT", "LONG_BINPUT")
 LONGEST_NAME = 200
-# An `Opaque` calls nothing, whatever it stands for. That the standard library, PyTorch,
-# NumPy and this package are closed is a warning: no honest checkpoint asks for
-# os.system, and whoever sees such a file should know it. Open are only their values.
+# An `Opaque` calls nothing, whatever it stands for. Yet names of the standard library,
+# PyTorch, NumPy and this package are refused, as a warning: no honest checkpoint names
+# os.system, and the user should know of one that does. These, of values, are open.
 OPEN_MODULES = re.compile(
     r"(datetime|decimal|enum|fractions|ipaddress|numbers|pathlib(\._local)?|typing|uuid"
     r"|zoneinfo|torch\.(nn|optim)\..+|torch\.torch_version|numpy\.(dtypes|random\..+))"
@@ -68,7 +68,7 @@ OPEN_NAMES = {
 NUMBER_KINDS = re.compile("[fiu][1248]|b1")
 
 
-# A pickle can set attributes of any object it gets: tuples have none to set.
+# Tuples, because a pickle can set attributes of any object, and they have none.
 class _StorageKind(NamedTuple):
     dtype: np.dtype
 
@@ -90,8 +90,8 @@ class Opaque:
     """Stands for an object, or a class, that is never made.
 
     Attributes:
-      name: of the class, as the pickle has it.
-      state: what the object's attributes were set from; None if nothing was set.
+      name: of the class, in the pickle.
+      state: what the object's attributes would be set from, or None.
     """
 
     __slots__ = ("state",)
@@ -109,7 +109,7 @@ class Opaque:
         del arguments, keywords
 
     def __setstate__(self, state: Any) -> None:
-        """Keeps what a pickle would set attributes from."""
+        """Keeps the state that attributes would be set from."""
         self.state = state
 
     def extend(self, items: Any) -> None:
@@ -122,7 +122,7 @@ class Opaque:
 
 
 def opaque_name(value: Any) -> str | None:
-    """Returns the name of what a value stands for; None of a value that is one."""
+    """Returns the name of the class that an `Opaque` stands for, else None."""
     kind = value if isinstance(value, type) else type(value)
     return kind.name if issubclass(kind, Opaque) else None
 
@@ -132,7 +132,7 @@ def _opaque_kind(module: str, name: str) -> type[Opaque]:
 
 
 def _is_open(module: str, name: str) -> bool:
-    """Returns whether a name may stand for an object stored with the weights."""
+    """Returns whether a name can be that of an object stored with the weights."""
     words = f"{module}.{name}".split(".")
     if len(module) + len(name) > LONGEST_NAME or not all(map(str.isidentifier, words)):
         return False
@@ -145,7 +145,7 @@ def _is_open(module: str, name: str) -> bool:
 
 
 def _attributes(state: Any) -> Mapping[Any, Any]:
-    """Returns an object's attributes, those of __slots__ too, from what sets them."""
+    """Returns an object's attributes, also those of __slots__, from its state."""
     parts = state if isinstance(state, tuple) else (state,)
     return {
         k: v for part in parts if isinstance(part, Mapping) for k, v in part.items()
@@ -153,17 +153,16 @@ def _attributes(state: Any) -> Mapping[Any, Any]:
 
 
 def without_opaque(value: Any, path: str, skipped: list[str]) -> Any:
-    """Returns a value with plain containers only, and None for what is opaque.
+    """Returns a value with plain containers only, and None in place of what is opaque.
 
-    Objects that are nothing but their attributes, such as dataclasses and Namespaces,
-    become dicts of these.
+    Objects with attributes, such as dataclasses and Namespaces, become dicts of them.
 
     Args:
       value: a part of what `read_torch_file` returns.
-      path: what that part is called; "" is the whole.
+      path: the name of that part; "" is the whole.
       skipped: gets "PATH (CLASS)" of everything that is left out.
     """
-    # A hostile file can hold a list in itself, or twice in each of a thousand others.
+    # A hostile file can nest a list in itself, or twice in each of a thousand others.
     made: dict[int, Any] = {}
 
     def plain(value: Any, path: str) -> Any:
@@ -172,7 +171,9 @@ def without_opaque(value: Any, path: str, skipped: list[str]) -> Any:
         source, name = value, opaque_name(value)
         if isinstance(value, Opaque):
             source = _attributes(value.state)
-            if value.name.startswith("omegaconf."):  # Its nodes hold their values so.
+            if value.name.startswith(
+                "omegaconf."
+            ):  # Where its nodes have their values.
                 inner = source.get("_content", source.get("_val"))
                 if inner is not None:
                     return plain(inner, path)
@@ -255,7 +256,7 @@ def _reconstructor(kind: type, *_: Any) -> Opaque:
 
 
 def _mapping(*items: Any) -> _OrderedDict:
-    """Replaces kinds of dicts; what comes first of a defaultdict makes its items."""
+    """Replaces kinds of dicts, without the factory of a defaultdict."""
     return _OrderedDict(*[item for item in items if isinstance(item, Mapping)])
 
 
@@ -284,8 +285,7 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, archive: zipfile.ZipFile, root: str, file: mmap.mmap):
         index = archive.read(f"{root}/data.pkl")
         for opcode, argument, _ in pickletools.genops(index):
-            # The memo is allocated up to the largest index in it: 9 bytes could ask
-            # for 16 GB.
+            # The memo is allocated up to its largest index: 9 bytes can demand 16 GB.
             if opcode.name in MEMO_OPCODES and int(argument or 0) > len(index):
                 raise pickle.UnpicklingError("its memo is implausibly large")
         super().__init__(io.BytesIO(index), encoding="utf-8")
@@ -300,7 +300,7 @@ class _Unpickler(pickle.Unpickler):
         known = _compat_pickle.NAME_MAPPING.get((module, name), renamed)
         if known in ADMITTED:
             made = ADMITTED[known]
-            # A new one each time, so that attributes set on it do not stay.
+            # A new function each time, so that attributes set on it do not persist.
             return lambda *values: made(*values)
         if _is_open(*known):
             return _opaque_kind(*known)
@@ -318,7 +318,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def check_members(archive: zipfile.ZipFile, name: str) -> None:
-    """Raises UserError for an archive with a member that would lie outside it.
+    """Raises UserError for an archive with a link or a path that leaves it.
 
     Nothing is ever unpacked to disk, but no honest program writes such names.
     """
@@ -333,12 +333,13 @@ def check_members(archive: zipfile.ZipFile, name: str) -> None:
 
 
 def read_torch_file(path: pathlib.Path) -> Any:
-    """Returns what a .pt file holds, its tensors as read-only views of the file.
+    """Returns the content of a .pt file, its tensors as read-only views of the file.
+
+    Objects of other classes become `Opaque`; nothing is executed.
 
     Raises:
-      UserError: for a file that is damaged, has PyTorch's old format, or asks for
-        what no checkpoint needs; nothing of it is executed. Objects of other classes
-        are `Opaque`.
+      UserError: for a file that is damaged, has PyTorch's old format, or names what no
+        checkpoint needs.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -369,7 +370,7 @@ def _read_archive(archive: zipfile.ZipFile, path: pathlib.Path) -> Any:
         raise UserError(
             f"'{path}' is not a PyTorch file: it has {len(pickles)} data.pkl"
         )
-    # PyTorch never compresses: a small file cannot ask for much memory.
+    # PyTorch never compresses: a small file must not take a lot of memory.
     claimed = sum(entry.file_size for entry in archive.infolist())
     if claimed > path.stat().st_size:
         raise UserError(

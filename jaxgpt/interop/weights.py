@@ -1,4 +1,4 @@
-"""The files that weights come in and go out as: .pt, .npz, safetensors, folders."""
+"""Files of weights, read and written: .pt, .npz, safetensors, folders."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from jaxgpt.interop.torch_file import (
 )
 
 LFS = b"version https://git-lfs.github.com/spec/"
-# Names without an owner, from before each had one.
+# Models from before names had an owner.
 HUB_NAMES = {
     **{f"gpt2{size}": "openai-community" for size in ("", "-medium", "-large", "-xl")},
     "distilgpt2": "distilbert",
@@ -43,8 +43,8 @@ HUB_NAMES = {
 HUB_NAME = re.compile(r"([\w.-]+/)?([\w.-]+)(@[\w.-]+)?")
 HUB_FILES = ["*.json", "merges.txt", "*.safetensors"]
 SUFFIXES = (".pt", ".pth", ".bin", ".npz", ".safetensors")
-# Where a checkpoint keeps its state dict, and its configuration: nanoGPT's and
-# build-nanogpt's keys, teenyGPT's, and PyTorch Lightning's.
+# A checkpoint's keys of its state dict, and of its configuration: those of nanoGPT and
+# build-nanogpt, teenyGPT, and PyTorch Lightning.
 STATES = ("model", "model_state_dict", "state_dict")
 CONFIGURATIONS = ("model_args", "config", "hyper_parameters")
 Arrays = dict[str, np.ndarray]
@@ -58,16 +58,16 @@ SAFETENSORS_DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What was found at a path.
+    """The content of a file or folder of weights.
 
     Attributes:
-      path: as the user named it.
+      path: as the user typed it.
       state: the state dict, with the names of the file.
       settings: the original's configuration, untrusted.
-      checkpoint: what a checkpoint holds besides, untrusted.
-      held: the settings that the source itself holds, not just the user's file.
+      checkpoint: the rest of a checkpoint, untrusted.
+      held: the settings in the source itself, not just in the user's file.
       notes: for the user, on what was not read.
-      folder: where it is.
+      folder: of the source.
     """
 
     path: str
@@ -83,10 +83,10 @@ def read_source(name: str, settings_file: str | None) -> Source:
     """Reads .pt, .bin, .npz, .safetensors, or a Hugging Face folder.
 
     Args:
-      name: the path, or as the Hugging Face hub has it: OWNER/NAME, with @REVISION if
-        that is not the main one, or one of `HUB_NAMES`.
+      name: the path, or a name on the Hugging Face hub: OWNER/NAME, perhaps with
+        @REVISION, or one of `HUB_NAMES`.
       settings_file: JSON with the original's configuration, if the file does not
-        hold it.
+        contain it.
 
     Raises:
       UserError: for a path that is none of these, damaged, or unsafe.
@@ -132,7 +132,7 @@ def read_source(name: str, settings_file: str | None) -> Source:
 def _read_besides(
     held: Mapping[str, Any], state_key: str, name: str
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Returns what a checkpoint holds besides its state dict, and notes on it."""
+    """Returns the rest of a checkpoint, without its state dict, and notes on it."""
     skipped: list[str] = []
     besides = {key: value for key, value in held.items() if key != state_key}
     try:
@@ -144,7 +144,7 @@ def _read_besides(
 
 
 def _is_hub_name(name: str) -> bool:
-    """Returns whether a path that does not exist can be a name of the hub."""
+    """Returns whether a path that does not exist can be a name on the hub."""
     found = HUB_NAME.fullmatch(name)
     if not found or name.endswith(SUFFIXES):
         return False
@@ -153,7 +153,7 @@ def _is_hub_name(name: str) -> bool:
 
 
 def download_folder(name: str) -> pathlib.Path:
-    """Returns the folder of a model by name: from the local cache, or downloaded."""
+    """Returns the folder of a model from the hub's local cache, or downloads it."""
     hub = import_optional(
         "huggingface_hub",
         f"'{name}' is not a file or folder, and loading it by name needs "
@@ -172,7 +172,7 @@ def download_folder(name: str) -> pathlib.Path:
                     local_files_only=local,
                 )
             )
-        except Exception:  # Offline, behind a proxy, unknown: each has its own kind.
+        except Exception:  # Offline, behind a proxy, unknown: there are many types.
             continue
         weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
         if weights and (folder / "config.json").exists():
@@ -185,7 +185,7 @@ def download_folder(name: str) -> pathlib.Path:
 
 
 def is_numbers(value: Any) -> bool:
-    """Returns whether a value is an array of real numbers (or of a buffer's bools)."""
+    """Returns whether a value is an array of real numbers (or bools, of a buffer)."""
     return isinstance(value, np.ndarray) and (
         value.dtype.kind in "fiub" or value.dtype == ml_dtypes.bfloat16
     )
@@ -202,7 +202,7 @@ def _read_folder(folder: pathlib.Path) -> dict[str, Any]:
                 raise UserError(f"'{index}' has no weight_map: download it again")
             state: Arrays = {}
             for shard in dict.fromkeys(map(str, weight_map.values())):
-                # An index must not make us read files elsewhere on this machine.
+                # An index must not make us read other files of this machine.
                 if pathlib.PurePath(shard).name != shard:
                     raise UserError(
                         f"'{index}' names '{shown(shard)}': only files in its folder "
@@ -270,7 +270,7 @@ def _read_npz(path: pathlib.Path) -> Arrays:
 
 
 def write_safetensors(path: pathlib.Path, state: Arrays) -> None:
-    """Writes a state dict array by array; safetensors' own writer copies all of it."""
+    """Writes a state dict array by array: safetensors' own writer copies all of it."""
     names = {np.dtype(ours): theirs for theirs, ours in SAFETENSORS_DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -282,7 +282,7 @@ def write_safetensors(path: pathlib.Path, state: Arrays) -> None:
             "data_offsets": (begin, end),
         }
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # The arrays are to begin at a multiple of 8.
+    text += b" " * (-len(text) % 8)  # So that arrays begin at a multiple of 8.
     with atomic_write(path, "wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for array in state.values():
@@ -311,7 +311,7 @@ def write_torch(path: pathlib.Path, value: Any) -> None:
             made[id(value)] = torch.from_numpy(value)
         return made[id(value)]
 
-    with warnings.catch_warnings(action="ignore"):  # Read-only arrays.
+    with warnings.catch_warnings(action="ignore"):  # About read-only arrays.
         converted = tensors(value)
     with atomic_write(path, "wb") as stream:
         torch.save(converted, stream)

@@ -117,7 +117,7 @@ def test_weights_alone_where_there_is_no_optimizer_state(
     original = read(nano | {"optimizer": optimizer})
     assert_equal(original.params, nano_params)
     assert original.moments is None
-    line = "it holds no optimizer state: its weights alone are imported"
+    line = "it has no optimizer state: only its weights are imported"
     assert original.notes == (line,)
 
 
