@@ -171,9 +171,7 @@ def without_opaque(value: Any, path: str, skipped: list[str]) -> Any:
         source, name = value, opaque_name(value)
         if isinstance(value, Opaque):
             source = _attributes(value.state)
-            if value.name.startswith(
-                "omegaconf."
-            ):  # Where its nodes have their values.
+            if value.name.startswith("omegaconf."):  # Its nodes wrap their values.
                 inner = source.get("_content", source.get("_val"))
                 if inner is not None:
                     return plain(inner, path)

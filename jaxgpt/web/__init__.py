@@ -1,1 +1,1 @@
-"""The playground: a server for one browser on this machine, and its page."""
+"""The playground: a web server for one user, and its page."""

@@ -1,4 +1,4 @@
-"""The server: the page's files, the runs, and a stream of events for each request."""
+"""The web application: the page's files, the runs, and events for each request."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def make_app(
     Args:
       folder: of a run, or of runs.
       open_page: loads the run in a folder, and returns its page.
-      hosts: what may stand in the header Host.
-      token: what every request must have; "" for none.
+      hosts: allowed values of the header Host.
+      token: required of every request; "" for none.
     """
     worker = Worker(open_page)
 
     def folder_of(request: Request) -> pathlib.Path:
-        # The name is looked up, and never part of a path.
+        # The name is only looked up, so that it cannot be a path out of the folder.
         found = runs.find(folder).get(unquote(request.path_params["run"]))
         if found is None:
             raise HTTPException(404, "there is no such run: reload the page")
@@ -104,7 +104,7 @@ def make_app(
 
 
 async def _body(request: Request) -> Any:
-    # A form of another site cannot send this type without being asked first.
+    # Another site's form cannot send this type without a CORS preflight.
     if request.headers.get("content-type", "").partition(";")[0] != "application/json":
         raise HTTPException(415, "the request must be application/json")
     try:
@@ -118,7 +118,7 @@ def _no_constant(name: str) -> None:
 
 
 async def _stream(job: Job) -> AsyncIterator[str]:
-    """Yields the events of a job; cancels it when the browser goes."""
+    """Yields the events of a job; cancels it when the browser disconnects."""
     try:
         while (event := await job.events.get()) is not None:
             yield f"data: {json.dumps(event, separators=(',', ':'))}\n\n"

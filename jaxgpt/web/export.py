@@ -44,10 +44,10 @@ PAGE = """<!doctype html>
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Writes the page of --export, of the one run in --workdir."""
+    """Writes the page of --export for the run in --workdir."""
     found = runs.find(user_path(args.workdir))
     if len(found) > 1:
-        raise UserError("--export is of one run: name its folder as --workdir")
+        raise UserError("--export is for one run: name its folder as --workdir")
     path = cli.output_path("export", args.export, (".html",))
     template = cli.text_of("template", args.template) or ""
     size = export(api.load(*found.values(), step=args.step), path, template, args.seed)
@@ -61,13 +61,13 @@ def export(run: Run, path: pathlib.Path, template: str, seed: int) -> int:
     and in a random one; a run that reads left to right fills them once.
 
     Args:
-      run: that writes texts.
+      run: of text.
       path: of the file.
-      template: with gaps written <missing:12>; "" takes the page's example.
+      template: with gaps written <missing:12>; "" for the page's example.
       seed: of the draws.
 
     Raises:
-      UserError: for another run, a template that does not fit, or too long a page.
+      UserError: for another run, a template that does not fit, or too large a page.
     """
     if not run.system.reads_text or run.config.system == "memory":
         raise UserError("--export is for runs that write texts")
@@ -105,12 +105,12 @@ def export(run: Run, path: pathlib.Path, template: str, seed: int) -> int:
 
 
 def _title(sampler: str, order: str) -> str:
-    how = {"ar": "One by one", "exact-burst": "Exact bursts"}.get(sampler, "One by one")
-    return f"{how}, {order}" if order else f"{how}, left-to-right"
+    how = "Exact bursts" if sampler == "exact-burst" else "One by one"
+    return f"{how}, {order or 'left-to-right'}"
 
 
 class _Filling:
-    """Keeps what a replay needs of the events of a filling."""
+    """Collects from the events of a filling what a replay needs."""
 
     def __init__(self):
         self.found: dict[str, Any] = {}
@@ -138,5 +138,5 @@ def _inlined(name: str) -> str:
 
 
 def _json(value: Any) -> str:
-    # A text cannot end the element that it stands in.
+    # Escaped, so that no text can end the script element that contains it.
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from jaxgpt.web.requests import MAX_BYTES
 
 HEADERS = {
-    # Nothing but the page's own files runs or is shown, whatever a text holds.
+    # Only the page's own files run or are shown, whatever a text contains.
     "content-security-policy": "default-src 'none'; script-src 'self'; "
     "style-src 'self'; img-src 'self' data:; font-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -24,14 +24,14 @@ HEADERS = {
 
 
 class TooLargeError(Exception):
-    """The body of a request is larger than is allowed."""
+    """The body of a request is too large."""
 
 
 class Guard:
-    """Refuses a request unless it is from the page that this server has sent."""
+    """Refuses requests that are not from the page that this server has sent."""
 
     def __init__(self, app: ASGIApp, hosts: Collection[str], token: str = ""):
-        """Allows these values of Host, all if there are none; a token must be given."""
+        """Allows these values of Host, or any if there are none; requires the token."""
         self.app, self.hosts, self.token = app, hosts, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,9 +65,9 @@ class Guard:
             await PlainTextResponse(too_large, 413)(scope, receive, headed)
 
     def refusal(self, scope: Scope) -> PlainTextResponse | None:
-        """Returns why a request is not answered; None if it is."""
+        """Returns the refusal of a request; None if it is allowed."""
         headers = Headers(scope=scope)
-        # A site that a browser was lured to has another name for this machine.
+        # Against DNS rebinding: a hostile site has another name for this machine.
         host = headers.get("host", "").lower()
         if self.hosts and host not in self.hosts:
             return PlainTextResponse("this host is not served here", 421)

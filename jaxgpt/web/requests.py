@@ -1,4 +1,4 @@
-"""What a browser may ask for, checked before a model is touched."""
+"""The requests of a browser, checked before they reach a model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Asks for a problem of a task."""
+    """Draws a problem of a task."""
 
     seed: int
 
@@ -79,7 +79,7 @@ class Forget:
 
 @dataclasses.dataclass(frozen=True)
 class Sequence:
-    """Asks what may follow in a sequence of a graph: tokens, or a new one."""
+    """Predicts the tokens of a graph's sequence; without tokens, of a new one."""
 
     tokens: tuple[int, ...]
     seed: int
@@ -87,18 +87,18 @@ class Sequence:
 
 @dataclasses.dataclass(frozen=True)
 class Nothing:
-    """Asks for what is there."""
+    """A request without fields."""
 
 
 Request = Nothing | Fill | Score | Problem | Solve | Remember | Forget | Sequence
 
 
 def parse(action: str, body: Any) -> Request:
-    """Returns what a browser asks for.
+    """Returns the request of a browser.
 
     Args:
       action: a key of `ACTIONS`.
-      body: the JSON value that it sent.
+      body: JSON.
 
     Raises:
       UserError: for a field that is missing, unknown, of a wrong type or out of range.

@@ -34,7 +34,7 @@ def find(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def listed(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns name and system of each run that `find` finds, and what is wrong."""
+    """Returns name, system and problem, if any, of each run."""
     found = []
     for name, run in find(folder).items():
         try:
@@ -58,6 +58,6 @@ def curves(folder: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
             if isinstance(row.get(name), float) and math.isfinite(row[name])
         ]
         every = max(1, math.ceil(len(points) / MOST_POINTS))
-        # The last point is always there.
+        # Counted from the end, to keep the last point.
         found[name] = points[::-1][::every][::-1]
     return found

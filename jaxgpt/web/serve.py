@@ -43,7 +43,7 @@ def execute(args: argparse.Namespace) -> None:
 
 
 def make_server(app: Starlette) -> uvicorn.Server:
-    """Returns a server of the application, quiet and quick to end."""
+    """Returns a server that logs only errors and shuts down quickly."""
     config = uvicorn.Config(
         app,
         log_level="error",
@@ -55,7 +55,7 @@ def make_server(app: Starlette) -> uvicorn.Server:
 
 
 def open_page(run: pathlib.Path, step: str) -> Page:
-    """Returns the page of a run, in the thread of the model: JAX takes seconds."""
+    """Returns the page of a run; imports JAX, in the model's thread, as it is slow."""
     return pkgutil.resolve_name("jaxgpt.web.pages.registry:open_page")(run, step)
 
 

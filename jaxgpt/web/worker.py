@@ -1,4 +1,4 @@
-"""One thread that holds one model, and does what is asked of it in turn."""
+"""One thread that holds one model, and does one job after another."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_WAITING = 64
 
 
 class BusyError(Exception):
-    """More is asked for than may wait."""
+    """The queue of jobs is full."""
 
 
 class Job:
@@ -38,7 +38,7 @@ class Job:
         return not self.cancelled.is_set()
 
     def end(self) -> None:
-        """Says that no event follows."""
+        """Marks the end of the events."""
         self._put(None)
 
     def _put(self, event: Event | None) -> None:
@@ -49,7 +49,7 @@ class Job:
 
 
 class Worker:
-    """Answers requests one after the other, with the model of the last one kept.
+    """Does one job after another, and keeps the model of the last one.
 
     Attributes:
       open_page: loads the run in a folder, and returns its page.
@@ -78,7 +78,7 @@ class Worker:
         self.jobs.put(job)
 
     def stop(self) -> None:
-        """Cancels everything, and ends the thread once it notices."""
+        """Cancels all jobs; the thread ends once it notices."""
         for job in list(self.waiting):
             job.cancelled.set()
         self.jobs.put(None)
@@ -102,7 +102,7 @@ class Worker:
                 raise UserError(f"this run cannot {job.action}")
         except (UserError, CheckError) as error:
             job.emit({"type": "error", "message": str(error)})
-        except Exception:  # The page says that something broke, the terminal what.
+        except Exception:  # A bug: the terminal shows it.
             log(traceback.format_exc())
             message = "the server failed: its terminal says more"
             job.emit({"type": "error", "message": message})
@@ -112,13 +112,13 @@ class Worker:
         key = job.run, _version(job.run)
         if not self.opened or self.opened[0] != key:
             job.emit({"type": "loading"})
-            self.opened = None  # One model in memory.
+            self.opened = None  # Frees the old model before the new one is loaded.
             self.opened = key, self.open_page(job.run)
         return self.opened[1]
 
 
 def _version(run: pathlib.Path) -> list[str]:
-    """Returns what changes when a run gets a checkpoint."""
+    """Returns the checkpoints of a run, which change while it trains."""
     try:
         names = (path.name for path in (run / "checkpoints").iterdir())
         return sorted(name for name in names if name.isdigit())

@@ -1,1 +1,1 @@
-"""What the page offers for a run, by what its system can do."""
+"""What the page offers for each kind of run."""

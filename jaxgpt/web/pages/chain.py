@@ -1,4 +1,4 @@
-"""The page of models of a graph: what they predict beside what is exact."""
+"""The page of models of a graph: their predictions next to the exact ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxgpt.web.requests import Sequence
 
 
 class ChainPage:
-    """Shows the model's distribution of each next token and the exact one."""
+    """Shows the model's distribution of each next token, and the exact one."""
 
     kind = "chain"
 
@@ -35,9 +35,9 @@ class ChainPage:
         }
 
     def sequence(self, request: Sequence, emit: Emit) -> None:
-        """Sends both distributions [T, V] of the token that follows each; in nats, KL.
+        """Sends both distributions [T, V] of each next token, and their KL in nats.
 
-        Of a new sequence if no tokens are given.
+        Without tokens, those of a new sequence.
         """
         emit({"type": "running", "compiling": not self.compiled})
         process, size = self.system.process, self.system.window
@@ -49,7 +49,7 @@ class ChainPage:
         T = len(tokens_T)
         if size < T:
             raise UserError(f"a sequence must have at most {size} tokens, got {T}")
-        # What is exact of a token needs one after it: the last is not looked at.
+        # `score` predicts tokens that are there: the added last one is not used.
         padded = np.zeros((1, size + 1), np.int32)
         padded[0, :T] = tokens_T
         process.check_given(padded[:, : T + 1], "the sequence")

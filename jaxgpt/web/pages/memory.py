@@ -1,4 +1,4 @@
-"""The page of runs with a memory: what each token was predicted with."""
+"""The page of runs with a memory: the entries that each token was predicted with."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from jaxgpt.model.layers import count_parameters
 from jaxgpt.web.pages.base import Emit, Event
 from jaxgpt.web.requests import Fill, Forget, Nothing, Remember
 
-NEW_TOKENS = 200  # At most, of a text.
+NEW_TOKENS = 200  # The most that a text is continued by.
 
 
 class MemoryPage:
-    """Holds a memory that is empty at first, and is gone when the server ends."""
+    """Has a memory that starts empty, and is lost when the server ends."""
 
     kind = "memory"
 
@@ -46,7 +46,7 @@ class MemoryPage:
         }
 
     def memories(self, request: Nothing, emit: Emit) -> None:
-        """Sends the documents, and how many entries of each are kept."""
+        """Sends the documents, and how many entries of each the memory keeps."""
         emit({"type": "done", "documents": self.memory.documents})
 
     def remember(self, request: Remember, emit: Emit) -> None:
@@ -58,14 +58,14 @@ class MemoryPage:
         self.memories(Nothing(), emit)
 
     def forget(self, request: Forget, emit: Emit) -> None:
-        """Removes a document; the memory is then one that never read it."""
+        """Removes a document, as if the memory had never read it."""
         self.memory.forget(request.name)
         self.memories(Nothing(), emit)
 
     def fill(self, request: Fill, emit: Emit) -> None:
-        """Continues a text; sends its tokens with the entries that each was from.
+        """Continues a text; sends its tokens with the entries that each one used.
 
-        The memory keeps what was read and written under the name "text N".
+        The memory keeps the whole text under the name "text N".
         """
         pieces = [piece for piece in request.pieces if piece != type(piece)()]
         new = pieces[-1].gap if pieces else 0
@@ -99,7 +99,7 @@ class MemoryPage:
         )
 
     def read(self, text: str) -> str | list[int]:
-        """Returns a text; where the run has no tokenizer, the token ids in it."""
+        """Returns a text, or the token ids in it if the run has no tokenizer."""
         return text if self.run.tokenizer else [*map(int, re.findall(r"\d+", text))]
 
     def show(self, token: np.integer) -> str:

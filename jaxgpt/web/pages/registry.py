@@ -9,7 +9,7 @@ from jaxgpt import api
 from jaxgpt.errors import UserError
 from jaxgpt.web.pages.base import Page
 
-# By the name of a system; others that read a text get that of texts.
+# By the name of a system; others that read text get `TEXT`.
 PAGES = {
     "sigma-task": "jaxgpt.web.pages.task:TaskPage",
     "memory": "jaxgpt.web.pages.memory:MemoryPage",
@@ -19,11 +19,7 @@ TEXT = "jaxgpt.web.pages.text:TextPage"
 
 
 def open_page(folder: pathlib.Path, step: str) -> Page:
-    """Loads a run, and returns its page.
-
-    Raises:
-      UserError: if it cannot be loaded, or there is no page for its system.
-    """
+    """Loads a run and returns its page; UserError if it has none."""
     run = api.load(folder, step=step)
     name = run.config.system
     if name not in PAGES and not run.system.reads_text:

@@ -23,7 +23,7 @@ from jaxgpt.web.requests import Problem, Solve
 
 
 class TaskPage:
-    """Draws problems, solves them, and says what the judge says."""
+    """Draws problems, solves them, and judges the answers."""
 
     kind = "task"
 
@@ -34,7 +34,7 @@ class TaskPage:
         self.compiled: set[Any] = set()
 
     def describe(self) -> Event:
-        """See `Page.describe`; `grid` is of tasks whose problems can be drawn."""
+        """See `Page.describe`; "grid" is for tasks that can be drawn."""
         run, task = self.run, self.task
         grid = None
         if isinstance(task, Maze):
@@ -51,7 +51,7 @@ class TaskPage:
         }
 
     def problem(self, request: Problem, emit: Emit) -> None:
-        """Sends a problem with its answer: the tokens, and which of them are given."""
+        """Sends a problem with its answer: tokens, and which of them are given."""
         if self.task.files:
             data: Any = self.run.open_data()
             _, known, tokens = self.system.problems(data, "val", 1, request.seed)
@@ -68,7 +68,7 @@ class TaskPage:
         )
 
     def solve(self, request: Solve, emit: Emit) -> None:
-        """Fills what is not given; sends the tokens as they are decoded, a verdict."""
+        """Fills what is not given; sends tokens as they are decoded, then a verdict."""
         reference_T, known_T = np.array(request.tokens), np.array(request.known)
         T, words = self.task.length, self.task.vocab_size
         if len(reference_T) != T or len(known_T) != T:
@@ -114,7 +114,7 @@ class TaskPage:
         )
 
     def picture(self, *arrays_NT: np.ndarray) -> str:
-        """Returns the task's picture as the address of an image; see `Task.plot`."""
+        """Returns the task's picture as a data URL; see `Task.plot`."""
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder, "picture.png")
             self.system.plot(path, *arrays_NT)

@@ -1,4 +1,4 @@
-"""The page of runs that write texts, left to right or in any order."""
+"""The page of runs of text, left to right or in any order."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from jaxgpt.systems.sigma.options import LOW_ENTROPY_FIRST
 from jaxgpt.web.pages.base import Action, Emit, Event
 from jaxgpt.web.requests import MAX_SAMPLES, Fill, Piece, Score
 
-FRAME = 1 / 120  # Seconds between two pictures of a text, at least.
+FRAME = 1 / 120  # The least seconds between two updates of a text.
 ALTERNATIVES = 8
 ORDER_LENGTH = 16  # Tokens in the small picture of an order.
-# What an order is drawn from a run with, if its vocabulary has these characters.
+# The page begins with the first of these that the run's vocabulary has.
 EXAMPLES = ("my lord", "ROMEO:", "The ", "a")
 LEFT_TO_RIGHT = "left-to-right"
 
 
 class TextPage:
-    """Fills texts, shows what the model considered, and scores texts."""
+    """Fills texts, shows the alternatives, and scores texts."""
 
     kind = "text"
 
@@ -83,13 +83,13 @@ class TextPage:
         }
 
     def usual_order(self) -> str:
-        """Returns the order that writes the best texts, as far as training says."""
+        """Returns the order that should write the best texts, given the training."""
         c = self.run.config.sigma
         trained = c.infill_share or c.left_to_right_share
         return LEFT_TO_RIGHT if trained or not self.any_order else "random"
 
     def example(self) -> list[Event]:
-        """Returns the pieces of a text to begin with."""
+        """Returns the pieces of the page's first text."""
         for text in EXAMPLES if self.run.tokenizer else ():
             try:
                 length = len(self.run.encode(text))
@@ -103,10 +103,10 @@ class TextPage:
         return [{"gap": min(60, self.longest)}]
 
     def fill(self, request: Fill, emit: Emit) -> None:
-        """Fills the gaps; sends a picture after forward passes, then what was drawn.
+        """Fills the gaps.
 
-        Events: "start" (which tokens are given), "frame" (tokens that are new),
-        "done" (figures of each text), and before it "alternatives" of each text.
+        Events: "start" (which tokens are given), "frame" (new tokens, after forward
+        passes), "alternatives" and then "done" (figures), both for each text.
         """
         given = self.given(request.pieces)
         sampling = SamplingParams.of(request.sampling)
@@ -141,7 +141,7 @@ class TextPage:
     def encode(self, text: str, at: int = 0) -> np.ndarray:
         """Returns ids [T] of a text, or of the part of one that begins at `at`.
 
-        Of a run without a tokenizer a text is token ids: "3, 1, 4".
+        Without a tokenizer, a text lists token ids: "3, 1, 4".
         """
         if self.run.tokenizer is None:
             return np.array([*map(int, re.findall(r"[0-9]{1,9}", text))], np.int64)
@@ -156,8 +156,8 @@ class TextPage:
         seed: int,
         emit: Emit,
     ) -> SamplerOutput | None:
-        """Fills a text [T] so many times; returns None if it was cancelled."""
-        # What compiles a program of its own.
+        """Fills a text [T] num_samples times; returns None if it was cancelled."""
+        # Each key needs its own compiled program.
         key = (
             *(sampling.sampler, sampling.order == LOW_ENTROPY_FIRST, sampling.top_k),
             *(sampling.top_p < 1, sampling.num_orders, num_samples),
@@ -205,12 +205,12 @@ class TextPage:
     ) -> dict[int, list[tuple[int, str, float]]]:
         """Returns (token, text, probability) of the likeliest at generated positions.
 
-        Given the tokens read before each, at temperature 1. A token that nothing
-        predicts, the first that is read, has none.
+        Given the tokens read before each, at temperature 1. The token that is read
+        first, which nothing predicts, has none.
         """
         T, order_T = len(known_T), output.rank_BT[row].argsort()
         (logits_TV,), _ = self.read(output.tokens_BT[row], order_T)
-        # Row t predicts what is read after t tokens and the first.
+        # Row t predicts token t + 1 in reading order.
         found = {}
         for place in range(1, T):
             position = int(order_T[place])
@@ -251,7 +251,7 @@ class TextPage:
         found = {}
         for name, permutations in chosen.items():
             nll = [self.nll(tokens_T, order_T) for order_T in permutations]
-            # No order predicts the token it begins with, unless the model can.
+            # The first token of an order has no prediction, unless the model can.
             found[name] = _means(np.array(nll))
         self.compiled.add("score")
         emit(
@@ -264,7 +264,7 @@ class TextPage:
         )
 
     def nll(self, tokens_T: np.ndarray, order_T: np.ndarray) -> np.ndarray:
-        """Returns nats [T] of each token, NaN at one that nothing predicts."""
+        """Returns nats [T] of each token, NaN where nothing predicts it."""
         T = len(tokens_T)
         _, read_nll = self.read(tokens_T, order_T, keep_logits=False)
         unpredicted = self.longest - len(read_nll)
@@ -275,10 +275,10 @@ class TextPage:
     def read(
         self, tokens_T: np.ndarray, order_T: np.ndarray, keep_logits: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (logits [1, T, V], nll [T]) of a text in an order of reading.
+        """Returns (logits [1, T, V], nll [T]) of a text in a reading order.
 
-        It is filled up to the block, so that one program does for all lengths: what is
-        read later changes nothing.
+        Padded to the block, so that all lengths share one program: tokens that are read
+        later change nothing.
         """
         T, size = len(tokens_T), self.longest
         padded = np.zeros((1, size), np.int32)
@@ -290,10 +290,10 @@ class TextPage:
 
 @dataclasses.dataclass
 class _Frames:
-    """Sends what is new in a batch that is being filled, not more often than is seen.
+    """Sends the changes of a batch that is being filled, at most once per `FRAME`.
 
     Attributes:
-      wanted: false once nobody listens.
+      wanted: false once the browser has disconnected.
     """
 
     run: Run
@@ -304,7 +304,7 @@ class _Frames:
     sent: dict[tuple[int, int], Any] = dataclasses.field(default_factory=dict)
 
     def show(self, output: SamplerOutput) -> bool:
-        """Is called after every forward pass; false ends the filling."""
+        """See `Callback`: returns False to end the filling."""
         if time.perf_counter() - self.sent_at >= FRAME:
             self.send(output)
         else:
@@ -312,7 +312,7 @@ class _Frames:
         return self.wanted
 
     def send(self, output: SamplerOutput) -> None:
-        """Sends the pieces that have changed since the last time."""
+        """Sends the pieces that have changed."""
         rows = []
         for row, tokens_T in enumerate(output.tokens_BT):
             decoded_T = output.decoded_BT[row]
@@ -341,7 +341,7 @@ def _pieces(
 
 
 def _means(nll_KT: np.ndarray) -> list[float | None]:
-    """Returns means [T] over the orders that predict a token; None if none does."""
+    """Returns means [T] over the orders that predict a token; None without any."""
     predicted_T = ~np.isnan(nll_KT).all(0)
     return [
         float(np.nanmean(column)) if predicted else None
@@ -350,7 +350,7 @@ def _means(nll_KT: np.ndarray) -> list[float | None]:
 
 
 def sampler_choices(run: Run) -> list[Event]:
-    """Returns the samplers of a run, and why one is not exact."""
+    """Returns the samplers of a run, and why some are not exact."""
     names: Iterable[str] = ()
     if run.system.model_config.any_order:
         names = SAMPLERS
@@ -361,7 +361,7 @@ def sampler_choices(run: Run) -> list[Event]:
 
 
 def _scores(run: Run) -> bool:
-    """Returns whether the model says how likely each token of a text is."""
+    """Returns whether the model has a likelihood for each token."""
     try:
         run.system.check_scores()
     except UserError:
@@ -370,7 +370,7 @@ def _scores(run: Run) -> bool:
 
 
 def order_choices() -> list[Event]:
-    """Returns the orders by name, and when each of a few tokens is read."""
+    """Returns the orders by name, each with when it reads a few tokens."""
     noise = np.random.default_rng(0).random(ORDER_LENGTH)
     unknown = np.zeros(ORDER_LENGTH, bool)
     found = []
