@@ -21,7 +21,8 @@ from starlette.responses import (
     Response,
     StreamingResponse,
 )
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from jaxgpt.errors import UserError
 from jaxgpt.web import runs
@@ -31,7 +32,6 @@ from jaxgpt.web.requests import ACTIONS, parse
 from jaxgpt.web.worker import BusyError, Job, Worker
 
 STATIC = pathlib.Path(__file__).with_name("static")
-FILES = {path.name: path for path in STATIC.iterdir()}
 
 
 def make_app(
@@ -58,13 +58,7 @@ def make_app(
         return found
 
     async def index(request: Request) -> Response:
-        return FileResponse(FILES["index.html"])
-
-    async def static(request: Request) -> Response:
-        path = FILES.get(request.path_params["file"])
-        if path is None:
-            raise HTTPException(404, "there is no such file")
-        return FileResponse(path)
+        return FileResponse(STATIC / "index.html")
 
     async def list_runs(request: Request) -> Response:
         return JSONResponse(await run_in_threadpool(runs.listed, folder))
@@ -88,17 +82,13 @@ def make_app(
     return Starlette(
         routes=[
             Route("/", index),
-            Route("/static/{file}", static),
+            Mount("/static", StaticFiles(directory=STATIC)),
             Route("/api/runs", list_runs),
             Route("/api/runs/{run}/curves", curves),
             Route("/api/runs/{run}/{action}", act, methods=["POST"]),
         ],
         middleware=[Middleware(Guard, hosts=hosts, token=token)],
-        exception_handlers={
-            HTTPException: _refused,
-            UserError: _wrong,
-            BusyError: _busy,
-        },
+        exception_handlers={UserError: _wrong, BusyError: _busy},
         lifespan=lifespan,
     )
 
@@ -124,11 +114,6 @@ async def _stream(job: Job) -> AsyncIterator[str]:
             yield f"data: {json.dumps(event, separators=(',', ':'))}\n\n"
     finally:
         job.cancelled.set()
-
-
-def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return PlainTextResponse(error.detail, error.status_code, error.headers)
 
 
 def _wrong(request: Request, error: Exception) -> Response:
