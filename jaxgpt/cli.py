@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import pathlib
-import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NoReturn
@@ -93,12 +92,9 @@ class Parser(argparse.ArgumentParser):
             formatter.add_text(describe_fields(shown))
         hidden = len(self.fields) - len(shown)
         if hidden:
-            more = (
-                f"{hidden} more config fields" if shown else f"{hidden} config fields"
-            )
-            for group in self.rare:
-                more += f", and the options {group.title}"
-            formatter.add_text(f"--helpfull lists {more}.")
+            parts = [f"{hidden} {'more ' if shown else ''}config fields"]
+            parts += [f"the options {group.title}" for group in self.rare]
+            formatter.add_text(f"--helpfull lists {', and '.join(parts)}.")
         return formatter.format_help()
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[override]
@@ -222,16 +218,9 @@ def after_training_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]
     for key in overrides:
         configs.check_key(key)
         if key not in allowed:
-            # A group with a star where all of its fields are allowed.
-            part = {key.split(".")[0] for key in {*configs.options()} - {*allowed}}
-            stars = (re.sub(r"\..*", ".*", name) for name in allowed)
-            shown = {
-                name if name.split(".")[0] in part else star: None
-                for name, star in zip(allowed, stars, strict=True)
-            }
             raise UserError(
-                f"--config.{key} is for training: a finished run can only change "
-                + ", ".join(shown)
+                f"--config.{key} is for training: --helpfull lists the fields that a "
+                "finished run can change"
             )
     return rest, overrides
 
