@@ -47,14 +47,11 @@ def command(argv: list[str]) -> int:
     parser.add_json()
     args = parser.parse_args(options)
     config = configs.load(args.config, overrides)
-    os.environ |= ENVIRONMENT
+    os.environ |= ENVIRONMENT  # JAX reads it once, when it is imported.
     if found := gpus(args.topology):
         devices = f"--xla_force_host_platform_device_count={found[1]}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}"
-    # JAX takes seconds, which --help does not need; it reads the environment once.
-    from jaxgpt.commands.plan import execute
-
-    return execute(args, config)
+    return cli.import_late("jaxgpt.commands.plan").execute(args, config)
 
 
 if __name__ == "__main__":
