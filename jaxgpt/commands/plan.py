@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib.util
 import math
 import re
@@ -27,7 +28,7 @@ from jaxgpt.parallel.hardware import CHIPS, TOPOLOGIES, Chip
 from jaxgpt.systems.registry import build_system, system_class
 from jaxgpt.training import optimizers
 from jaxgpt.training.progress import status
-from jaxgpt.training.step import init_state, make_step
+from jaxgpt.training.step import fresh_state, make_step
 
 RESERVED = 0.25 * 2**30  # bytes of each chip that the runtime keeps
 # Bytes of activations kept for the backward pass, per token, layer and unit of width,
@@ -98,10 +99,8 @@ def compile_step(config: ConfigDict, devices: list[Any]) -> dict[str, Any]:
     platform = devices[0].platform  # "cpu" when planning for GPUs.
     system = build_system(config, platform)
     optimizer = optimizers.make_optimizer(config)
-    ema = config.optimizer.ema_decay > 0
-    shapes = jax.eval_shape(
-        lambda key: init_state(system.init(key), optimizer, ema), jax.random.key(0)
-    )
+    init = functools.partial(fresh_state, system, optimizer)
+    shapes = jax.eval_shape(init, jax.random.key(0))
     mesh = sharding.make_mesh(config, devices)
     layout = sharding.layout(shapes, mesh, config.batch_size)
     state = layout.abstract(shapes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Sequence
 
@@ -23,9 +24,8 @@ def damaged_arrays(
     backend.use_float64(config.model.dtype)
     system = build_system(config)
     optimizer = optimizers.make_optimizer(config)
-    abstract = jax.eval_shape(
-        lambda key: fresh_state(system, optimizer, key), jax.random.key(0)
-    )
+    init = functools.partial(fresh_state, system, optimizer)
+    abstract = jax.eval_shape(init, jax.random.key(0))
     checkpoints = Checkpoints(workdir, read_only=True)
     checkpoints.pick("last")  # Refuses a run without checkpoints.
     damaged = {}
