@@ -38,6 +38,8 @@ def set_up_jax(computes: bool = True) -> None:
     sys.unraisablehook = _ignore_orbax_coroutines
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not _unwritable():
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "xla"))
+        # By default JAX caches only what took a second to compile: most of our programs
+        # take less, but there are dozens of them.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     cpu_requested = os.environ.get("JAX_PLATFORMS") == "cpu"
     if "JAX_PLATFORMS" not in os.environ and hardware.only_cpu():

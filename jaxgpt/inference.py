@@ -301,7 +301,6 @@ class Run:
 
         Args:
           given: from `reader`, or [N, T].
-          sampling: how tokens are drawn.
           num_samples: N.
           seed: of the draws.
           stop: sampling ends once every text has this after what is given.
@@ -334,7 +333,6 @@ class Run:
         """Fills texts of any lengths; yields some of the rows at a time, in order.
 
         Args:
-          rows: the texts.
           sampling, stop, show, session: as in `fill`; a session takes all rows at once.
 
         Raises:

@@ -57,6 +57,7 @@ def open_run(
     system = build_system(config)
     checkpoints = Checkpoints(folder, read_only=True)
     chosen = checkpoints.pick(step)
+    # A run that averages its parameters is read with the average, as it evaluates.
     item = "ema" if config.optimizer.ema_decay else "params"
     abstract = {item: jax.eval_shape(system.init, jax.random.key(0))}
     try:

@@ -115,6 +115,7 @@ def import_run(
         tokenizer_files.save(tokenizer, workdir / "tokenizer.json")
     state = {"params": params, "opt_state": opt_state}
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(state))
+    # Orbax then holds copies of little more than one array at a time.
     checkpoints = Checkpoints(workdir, memory=largest + largest // 4 + 1)
     checkpoints.save(original.step, state, None)
     checkpoints.close()

@@ -142,8 +142,6 @@ def evaluate_split(
     """Returns the figures of every whole window of a split.
 
     Args:
-      run: of any system.
-      split: of its data.
       count: of windows, instead of all.
       picture: .png for the means by position, which a .csv gets too.
 

@@ -196,9 +196,7 @@ def roofline(
     """Returns the minimum seconds of a step by resource, and the rates that follow.
 
     Args:
-      config: of the run.
       chip: from its data sheet.
-      chips: how many.
       found: from `compile_step`.
       sent: bytes each chip sends in a step.
     """
@@ -210,7 +208,9 @@ def roofline(
     flops = per_token * tokens / chips
     # Parameters, gradients and the optimizer's state, read and written.
     own = 2 * (2 * held["parameters"] + held["optimizer"])
+    # In bfloat16, read by the forward and the backward pass of each accumulated batch.
     weights = 2 * 2 * parameters / c.mesh.tensor * c.accumulation
+    # For the loss, three float32 arrays of the size of the logits.
     kept = ACTIVATION_BYTES * m.n_layer * m.n_embd + 3 * 4 * m.vocab_size
     moved = own + weights + 2 * kept * tokens / chips
     times = {

@@ -165,8 +165,6 @@ def open_setup(
     """Resolves the config in place and opens everything that it names; writes nothing.
 
     Args:
-      config: of the run.
-      workdir: of the run.
       tokenizer: for its text; None makes that of `config.data`.
 
     Raises:

@@ -113,9 +113,7 @@ def cached_tokens(
     """Tokenises files, unless the cache has their tokens with the same settings.
 
     Args:
-      files: of the text.
-      digest: their `fingerprint`.
-      config: of the run.
+      digest: `fingerprint` of the files.
       write: writes the tokens into a folder.
       tokenizer: None makes that of `config.data`.
       prefix: of the folder's name, for other contents.

@@ -160,7 +160,6 @@ def open_documents(
     is a document, or each of its chunks is.
 
     Args:
-      config: of the run.
       length: of a segment with its last target; each split must have one.
       tokenizer: as in `open_text`.
 

@@ -235,7 +235,6 @@ def write(tokenizer: Tokenizer, folder: pathlib.Path, length: int) -> None:
 
     Args:
       tokenizer: one that `has_form`.
-      folder: of the model.
       length: the longest text that the model takes.
     """
     settings: dict[str, Any] = {"model_max_length": length}

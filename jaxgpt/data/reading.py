@@ -60,7 +60,6 @@ def text_files(
     folders.
 
     Args:
-      path: of the file or folder.
       suffixes: of text files.
       what: names the path in messages.
 

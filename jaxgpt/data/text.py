@@ -98,7 +98,6 @@ def open_text(
     """Opens `config.data`, tokenising it once into the cache.
 
     Args:
-      config: of the run.
       length: of a window; every split must have one.
       tokenizer: None makes that of `config.data`.
 

@@ -123,6 +123,7 @@ def to_jax(
         arrays = [_to_ours(state, rule, shape, leaf.dtype, source) for rule in parts]
         whole = np.concatenate(arrays, -1) if arrays[1:] else arrays[0]
         result.append(jax.device_put(whole))
+        # So that only one parameter is in host memory at a time.
         del arrays, whole
         for rule in parts:
             mapped.release(state[rule.name])
@@ -162,7 +163,6 @@ def to_torch(
 
     Args:
       params: JAX or NumPy arrays.
-      rules: the table.
       use_up: delete each JAX array that had to be copied, to save memory.
 
     Raises:

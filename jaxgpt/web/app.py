@@ -104,6 +104,7 @@ async def _body(request: Request) -> Any:
 
 
 def _no_constant(name: str) -> None:
+    # NaN and Infinity, which Python's parser takes and JSON does not have.
     raise ValueError(name)
 
 

@@ -62,7 +62,6 @@ def export(run: Run, path: pathlib.Path, template: str, seed: int) -> int:
 
     Args:
       run: of text.
-      path: of the file.
       template: with gaps written <missing:12>; "" for the page's example.
       seed: of the draws.
 

@@ -57,6 +57,7 @@ class Worker:
 
     def __init__(self, open_page: Callable[[pathlib.Path], Page]):
         self.open_page = open_page
+        # The same jobs as in the queue, and the one that runs.
         self.waiting: collections.deque[Job] = collections.deque()
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.opened: tuple[Any, Page] | None = None
