@@ -1,6 +1,6 @@
 // Requests to the server that sent this page.
 
-import { count } from "./dom.js";
+import { count, say } from "./dom.js";
 
 const token = new URLSearchParams(location.search).get("token") || "";
 const headers = token ? { authorization: `Bearer ${token}` } : {};
@@ -45,4 +45,20 @@ export function explain(event) {
     loading: "loading the model",
     running: event.compiling ? "compiling, once for these options" : "running",
   }[event.type];
+}
+
+export function report(event) {
+  const text = explain(event);
+  if (text) say(text);
+}
+
+// Does what needs the server, and says how it went.
+export async function attempt(work, end = "done") {
+  say("asking");
+  try {
+    await work();
+    say(end);
+  } catch (error) {
+    say(error.message, true);
+  }
 }

@@ -1,6 +1,6 @@
 // The runs, and the page of the one that is open.
 
-import { act, explain, get } from "./api.js";
+import { act, get, report } from "./api.js";
 import { element, say, sparkline } from "./dom.js";
 import { Popover } from "./tokens.js";
 
@@ -18,7 +18,7 @@ async function open(name) {
   for (const [each, item] of items) item.button.setAttribute("aria-current", String(each === name));
   stage.replaceChildren(element("p", { class: "hint" }, `Opening ${name}`));
   try {
-    const about = await act(name, "describe", {}, (event) => explain(event) && say(explain(event)));
+    const about = await act(name, "describe", {}, report);
     const { default: Page } = await import(`/static/${about.kind}.page.js`);
     if (opened !== name) return;
     const page = new Page(name, about, popover);

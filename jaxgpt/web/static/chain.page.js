@@ -1,7 +1,7 @@
-// The page of models of a graph: the model's next token beside the exact posterior.
+// The page of models of a graph: the model's next token and the exact posterior.
 
-import { act, explain } from "./api.js";
-import { element, field, number, say, svg } from "./dom.js";
+import { act, attempt, report } from "./api.js";
+import { element, field, number, svg } from "./dom.js";
 
 export default class ChainPage {
   constructor(run, about) {
@@ -14,23 +14,18 @@ export default class ChainPage {
     const draw = element("button", { type: "button", onclick: () => { this.seed.value = Number(this.seed.value) + 1; this.ask(false); } }, "New sequence");
     const go = element("button", { type: "button", class: "main", onclick: () => this.ask(true) }, "Predict");
     this.element = element("div", {},
-      element("p", { class: "hint" }, `A sequence of the graph (tokens 0 to ${about.vocab_size - 1}). Choose a token to see what may follow it: the model's distribution beside the exact one, which no model can beat.`),
+      element("p", { class: "hint" }, `A sequence of the graph (tokens 0 to ${about.vocab_size - 1}). Choose a token to see what may follow it: the model's distribution next to the exact one, which no model can beat.`),
       element("div", { class: "bar" }, field("Seed", this.seed), draw, field("Tokens", this.tokens), go), this.row, this.bars, this.curve);
     this.ask(false);
   }
 
-  async ask(given) {
-    say("asking");
+  ask(given) {
     const tokens = given ? (this.tokens.value.match(/\d+/g) || []).map(Number) : [];
-    try {
-      const found = await act(this.run, "sequence", { tokens, seed: Number(this.seed.value) }, (event) => explain(event) && say(explain(event)));
-      this.found = found;
-      this.tokens.value = found.tokens.join(", ");
+    return attempt(async () => {
+      this.found = await act(this.run, "sequence", { tokens, seed: Number(this.seed.value) }, report);
+      this.tokens.value = this.found.tokens.join(", ");
       this.draw();
-      say("done");
-    } catch (error) {
-      say(error.message, true);
-    }
+    });
   }
 
   draw() {

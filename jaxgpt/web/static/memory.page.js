@@ -1,7 +1,7 @@
 // The page of runs with a memory: documents, and what each token was predicted with.
 
-import { act, explain } from "./api.js";
-import { element, field, number, say, visible } from "./dom.js";
+import { act, attempt, report } from "./api.js";
+import { element, field, number, visible } from "./dom.js";
 
 export default class MemoryPage {
   constructor(run, about) {
@@ -18,7 +18,7 @@ export default class MemoryPage {
     const add = element("button", { type: "button", onclick: () => this.remember() }, "Remember");
     const go = element("button", { type: "button", class: "main", onclick: () => this.fill() }, "Continue");
     this.element = element("div", { class: "halves" },
-      element("section", {}, element("h3", {}, "Documents"), element("p", { class: "hint" }, `The memory has room for ${about.room.toLocaleString("en")} tokens; it is empty at first and gone when the server ends.`), this.list,
+      element("section", {}, element("h3", {}, "Documents"), element("p", { class: "hint" }, `The memory has room for ${about.room.toLocaleString("en")} tokens; it starts empty and is lost when the server ends.`), this.list,
         field("Name", this.name), field(about.has_text ? "Text" : "Token ids", this.text), element("div", { class: "bar" }, add)),
       element("section", {}, element("h3", {}, "Continue a text"), field(about.has_text ? "Beginning" : "Its token ids", this.prompt),
         element("div", { class: "bar" }, field("Tokens", this.new), field("Temperature", this.temperature), field("Seed", this.seed), go),
@@ -26,15 +26,8 @@ export default class MemoryPage {
     this.do("memories", {}, (done) => this.show(done.documents));
   }
 
-  async do(action, body, then) {
-    say("asking");
-    try {
-      const done = await act(this.run, action, body, (event) => explain(event) && say(explain(event)));
-      then(done);
-      say("done");
-    } catch (error) {
-      say(error.message, true);
-    }
+  do(action, body, then) {
+    return attempt(async () => then(await act(this.run, action, body, report)));
   }
 
   show(documents) {

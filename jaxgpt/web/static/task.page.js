@@ -1,6 +1,6 @@
 // The page of runs that do a task: a maze is drawn and solved in place.
 
-import { act, explain } from "./api.js";
+import { act, attempt, explain, report } from "./api.js";
 import { count, element, field, number, say } from "./dom.js";
 import { Player } from "./player.js";
 
@@ -33,19 +33,15 @@ export default class TaskPage {
     this.problem();
   }
 
-  async problem() {
-    say("asking");
-    try {
-      const found = await act(this.run, "problem", { seed: Number(this.seed.value) }, (event) => explain(event) && say(explain(event)));
+  problem() {
+    return attempt(async () => {
+      const found = await act(this.run, "problem", { seed: Number(this.seed.value) }, report);
       this.tokens = found.tokens;
       this.known = found.known;
       this.answer.replaceChildren();
       if (this.about.grid) this.drawMaze();
       else this.given.replaceChildren(element("h3", {}, "Given"), element("pre", {}, this.words(found.known)));
-      say("ready");
-    } catch (error) {
-      say(error.message, true);
-    }
+    }, "ready");
   }
 
   words(shown) {

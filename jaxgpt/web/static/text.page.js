@@ -1,6 +1,6 @@
 // The page of runs that write texts: write and erase, compare, score.
 
-import { act, explain } from "./api.js";
+import { act, attempt, explain, report } from "./api.js";
 import { count, element, field, number, percent, say, svg } from "./dom.js";
 import { Editor, sent, withToken } from "./editor.js";
 import { Player } from "./player.js";
@@ -58,7 +58,7 @@ export default class TextPage {
     this.cancelButton = button("Cancel", () => this.cancel(), "Escape");
     this.undoButton = button("Undo", () => this.undo(), "Ctrl+Z");
     this.cancelButton.disabled = this.undoButton.disabled = true;
-    this.compareButton = button("Compare", () => this.compare(), "one by one beside exact bursts, on the same text");
+    this.compareButton = button("Compare", () => this.compare(), "one by one and in exact bursts, on the same text");
     this.gapButton = button("Gap", () => this.editor.makeGap((pieces) => this.length(pieces)), "Ctrl+G: makes what is selected a gap");
     this.clearButton = button("Example", () => this.set(this.about.example), "the text that the page began with");
   }
@@ -272,18 +272,11 @@ export default class TextPage {
       if (!["low-entropy-first", "random", "left-to-right"].includes(name)) order.append(element("option", {}, name));
     }
     const shown = element("div", { class: "scores" });
-    const go = async () => {
+    const go = () => attempt(async () => {
       shown.replaceChildren();
-      say("asking");
-      try {
-        const body = { text: text.value, order: order.value };
-        const found = await act(this.run, "score", body, (event) => explain(event) && say(explain(event)));
-        shown.append(...Object.entries(found.nll).map(([name, nll]) => scored(name, nll, found)));
-        say("done");
-      } catch (error) {
-        say(error.message, true);
-      }
-    };
+      const found = await act(this.run, "score", { text: text.value, order: order.value }, report);
+      shown.append(...Object.entries(found.nll).map(([name, nll]) => scored(name, nll, found)));
+    });
     const button = element("button", { type: "button", class: "main", onclick: go }, "Score");
     const bar = element("div", { class: "bar" }, this.about.orders.length ? field("Order", order) : "", button);
     const hint = "The negative log-likelihood of each token: deeper colours were less expected. Of random orders it is the mean of 8. A model without a beginning token does not predict what is read first.";
