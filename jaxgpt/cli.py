@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from jaxgpt import config as configs
 from jaxgpt.config import user_path
-from jaxgpt.errors import CheckError, UserError, log, os_errors
+from jaxgpt.errors import CheckError, UserError, log, os_errors, shorten
 from jaxgpt.parallel import hardware
 
 # Help of --config.
@@ -115,8 +115,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError instead of printing the usage."""
-        short = message if len(message) <= 300 else f"{message[:300]} ..."
-        raise UserError(f"{short} (see {self.prog} --help)")
+        raise UserError(f"{shorten(message, 300)} (see {self.prog} --help)")
 
     def add_run(self) -> None:
         """Adds the options of commands that read a finished run."""

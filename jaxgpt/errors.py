@@ -26,14 +26,18 @@ def require(condition: bool, name: str, rule: str, got: Any, remedy: str = "") -
     """Raises UserError, "NAME must be RULE, got GOT: REMEDY", unless it holds."""
     if not condition:
         shown = repr(got) if isinstance(got, str) else str(got)
-        shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
         end = f": {remedy}" if remedy else ""
-        raise UserError(f"{name} must be {rule}, got {shown}{end}")
+        raise UserError(f"{name} must be {rule}, got {shorten(shown)}{end}")
+
+
+def shorten(text: str, most: int = 200) -> str:
+    """Returns a text, cut off after `most` characters."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def one_line(error: Exception, most: int = 200) -> str:
-    """Returns an error's message without line breaks, cut off after `most` letters."""
-    return " ".join(str(error).split())[:most]
+    """Returns an error's message without line breaks, cut off like `shorten`."""
+    return shorten(" ".join(str(error).split()), most)
 
 
 def listed(items: Collection[object], most: int = 3) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import tiktoken
 
 from jaxgpt.config import shipped
-from jaxgpt.errors import UserError
+from jaxgpt.errors import UserError, shorten
 
 MERGES = shipped("data/gpt2_merges.bpe")
 MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
@@ -50,7 +50,7 @@ class UnknownCharacterError(UserError):
 def shown(text: str) -> str:
     """Returns a character or word in quotes; code point and name if it is invisible."""
     if len(text) > 1:
-        return f"word {text!r}" if len(text) <= 60 else f"word {text[:60]!r}..."
+        return f"word {shorten(repr(text), 60)}"
     if unicodedata.category(text)[0] in "LNPS":
         return f"character {text!r}"
     name = unicodedata.name(text, repr(text))

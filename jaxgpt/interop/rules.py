@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxgpt.errors import UserError, listed
+from jaxgpt.errors import UserError, listed, shorten
 from jaxgpt.interop import mapped
 
 
@@ -52,8 +52,7 @@ def shown(value: Any) -> str:
         return f"of type {type(value).__name__}"
     if isinstance(value, str) and value.isprintable():
         text = value
-    text = " ".join(text.split())
-    return text if len(text) <= 100 else f"{text[:97]}..."
+    return shorten(" ".join(text.split()), 97)
 
 
 LARGEST_NUMBER = 2**31 - 1

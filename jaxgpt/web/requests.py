@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxgpt.errors import UserError, require
+from jaxgpt.errors import UserError, require, shorten
 from jaxgpt.sampling.options import SamplingOptions, check_ranges
 
 MAX_BYTES = 1 << 18  # Of a request.
@@ -117,8 +117,8 @@ class _Fields:
         self.left = dict(body)
 
     def all_read(self) -> None:
-        for name in self.left:
-            raise UserError(f"unknown field {_short(name)}")
+        if self.left:
+            raise UserError(f"unknown field {shorten(repr(next(iter(self.left))), 60)}")
 
     def take(self, name: str, default: Any) -> Any:
         return self.left.pop(name, default)
@@ -188,11 +188,6 @@ def _piece(value: Any) -> Piece:
         piece = Piece(gap=fields.integer("gap", 0, 1, MAX_TOKENS))
     fields.all_read()
     return piece
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:60]}..."
 
 
 ACTIONS: dict[str, Callable[[_Fields], Request]] = {
