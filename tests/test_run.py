@@ -169,7 +169,7 @@ def test_a_vocabulary_size_that_a_start_has_not(sentencepiece, refused, tmp_path
     changes = {"init_from": str(sentencepiece), "data.vocab_size": "80"}
     changes |= {"data.tokenizer": "sentencepiece"}
     message = refused(TINY, changes, tmp_path / "new")
-    assert "data.vocab_size must be 100 as init_from" in message
+    assert "data.vocab_size must be 100, as in init_from" in message
 
 
 @pytest.mark.parametrize(

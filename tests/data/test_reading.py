@@ -79,7 +79,7 @@ def test_utf16_without_a_mark_is_refused(text_file, own_cache, encoding):  # noq
     name = encoding.upper().replace("-", "", 1).replace("-", "")
     name = f"UTF-{name[3:]}"
     message = refusal(text_file("Guten Tag\n".encode(encoding) * 9), own_cache)
-    assert f"seems to be {name} without a mark" in message
+    assert f"seems to be {name} without a byte-order mark" in message
     assert f"iconv -f {name} -t UTF-8" in message
 
 

@@ -320,7 +320,7 @@ def test_tokens_are_cached_once(text_file, own_cache, monkeypatch):
         "sha256.json",
     }
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "build", lambda *_: pytest.fail("tokenised twice"))
+        patch.setattr(cache, "_build", lambda *_: pytest.fail("tokenised twice"))
         again = open_text(file)
     np.testing.assert_array_equal(again.train, first.train)
     assert list(own_cache.iterdir()) == folders
