@@ -64,7 +64,7 @@ def execute(
                 "--memory and --explain are for one text: leave out --input"
             )
         else:
-            _say_if_inexact(run, args)
+            _warn_if_inexact(run, args)
             sample_lines.execute(run, args, _sampling(args))
 
 
@@ -88,7 +88,7 @@ def _given(run: Run, args: argparse.Namespace) -> Given:
     return run.reader.prompt(prompt, args.max_new_tokens, args.special_tokens)
 
 
-def _say_if_inexact(run: Run, args: argparse.Namespace) -> None:
+def _warn_if_inexact(run: Run, args: argparse.Namespace) -> None:
     if reason := run.system.inexact(_sampling(args)):
         log(f"note: {reason}, so the texts do not have the model's distribution")
 
@@ -101,7 +101,7 @@ def _sample_text(
 ) -> None:
     """Generates texts and prints them."""
     start = _given(run, args)
-    _say_if_inexact(run, args)
+    _warn_if_inexact(run, args)
     prompt_mask = start.known
     if screen:
         screen.tokenizer, screen.prompt_mask_T = run.tokenizer, prompt_mask
@@ -156,7 +156,7 @@ def _sample_task(run: Run, args: argparse.Namespace) -> None:
         raise UserError(
             "--max_new_tokens is for texts: the problems of a task set their length"
         )
-    _say_if_inexact(run, args)
+    _warn_if_inexact(run, args)
     image = cli.output_path("image", args.image, (".png",)) if args.image else None
     split = args.split or "val"
     system: Any = run.system

@@ -138,7 +138,7 @@ def cached_tokens(
         for note in scan().notes:
             log(note)
         if scan().end_marks:
-            _say_how_marks_are_read(scan().end_marks, tokenizer, data)
+            _log_end_marks(scan().end_marks, tokenizer, data)
         write(tokenizer, building)
         tokenizer_files.save(tokenizer, building / "tokenizer.json")
 
@@ -224,7 +224,7 @@ def _build(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]) -> None:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _say_how_marks_are_read(count: int, tokenizer: Tokenizer, data: ConfigDict) -> None:
+def _log_end_marks(count: int, tokenizer: Tokenizer, data: ConfigDict) -> None:
     mark = END_OF_TEXT_TOKEN
     if data.tokenizer in ("char", "word", "sentencepiece"):
         return  # They have no such token.
