@@ -170,10 +170,10 @@ def test_chunks_are_split_as_the_original_does():
         configs.override(configs.base(), changes), 257
     )
     plain = open_text({})
-    whole = np.concatenate([plain.train, plain.val])
+    whole = np.concatenate([plain.splits["train"], plain.splits["val"]])
     data = open_text({"data.split": "chunks", "data.test_fraction": 0.1})
     for split in ("train", "val", "test"):
-        chunks = np.asarray(getattr(data, split)).reshape(-1, 10_000)
+        chunks = data.splits[split].reshape(-1, 10_000)
         order = expected[f"{split}_chunks"]
         there = whole[: 111 * 10_000].reshape(-1, 10_000)[order]
         np.testing.assert_array_equal(chunks, there)

@@ -261,13 +261,13 @@ def test_a_relative_path_is_the_same_text_from_any_folder(text, tmp_path, monkey
     workdir = begun(tmp_path / "run", TINY, data__path="mine.txt")
     monkeypatch.chdir(tmp_path / "there")
     data = open_run(str(workdir)).open_data()
-    assert SENTENCE.startswith(data.tokenizer.decode(data.train[:20]))
+    assert SENTENCE.startswith(data.tokenizer.decode(data.splits["train"][:20]))
 
 
 def test_the_shipped_text_is_found_where_the_repository_has_gone(run_copy):
     edit_config(run_copy, data={"path": "/gone/jaxgpt/data/shakespeare.txt"})
     run = open_run(str(run_copy))
-    assert len(run.open_data().train) == 1_003_854
+    assert len(run.open_data().splits["train"]) == 1_003_854
     setup = prepare(configs.load_frozen(run_copy), run_copy)
     assert setup.config.data.path == str(ROOT / "data" / "shakespeare.txt")
     edit_config(run_copy, data={"fingerprint": ""})

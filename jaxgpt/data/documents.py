@@ -182,11 +182,11 @@ def open_documents(
         text, ends = open_text(config, length, tokenizer), {}
         digest = text.fingerprint
         for split in SPLITS:
-            size = len(getattr(text, split))
+            size = len(text.splits[split])
             chunk = text.chunk or max(size, 1)
             ends[split] = np.arange(chunk, size + 1, chunk)
     splits = {
-        split: DocumentSplit(getattr(text, split), np.array(ends[split], int))
+        split: DocumentSplit(text.splits[split], np.array(ends[split], int))
         for split in SPLITS
     }
     data = DocumentData(splits, text.tokenizer, digest)

@@ -33,9 +33,7 @@ class TextData:
     text, and no window crosses a boundary.
     """
 
-    train: np.ndarray
-    val: np.ndarray
-    test: np.ndarray
+    splits: dict[str, np.ndarray]
     tokenizer: Tokenizer
     chunk: int = 0
     fingerprint: str = ""
@@ -71,7 +69,7 @@ class TextData:
 
     def num_windows(self, split: str, length: int) -> int:
         """Returns how many windows of this length a split has; UserError for none."""
-        size = len(getattr(self, split))
+        size = len(self.splits[split])
         chunks = size // self.chunk if self.chunk else 1
         count = chunks * self._windows_per_chunk(split, length)
         if not count:
@@ -83,12 +81,12 @@ class TextData:
         return count
 
     def _windows_per_chunk(self, split: str, length: int) -> int:
-        return max((self.chunk or len(getattr(self, split))) - length + 1, 0)
+        return max((self.chunk or len(self.splits[split])) - length + 1, 0)
 
     def _windows(self, split: str, places: np.ndarray, length: int) -> np.ndarray:
         chunk, within = np.divmod(places, self._windows_per_chunk(split, length))
         starts = chunk * self.chunk + within
-        tokens = getattr(self, split)
+        tokens = self.splits[split]
         return tokens[starts[:, None] + np.arange(length)].astype(np.int32)
 
 
@@ -119,7 +117,7 @@ def open_text(
         chunk = c.chunk_tokens if c.split == "chunks" else 0
         data = read_bins(folder, tokenizer, chunk)
     data = dataclasses.replace(data, fingerprint=digest)
-    sizes = {split: len(getattr(data, split)) for split in SPLITS}
+    sizes = {split: len(data.splits[split]) for split in SPLITS}
     unit, longer = (" per chunk", "larger chunks") if data.chunk else ("", "more text")
     for split, size in sizes.items():
         if split == "test" and not (size or c.test_fraction):
@@ -241,8 +239,7 @@ def read_bins(folder: pathlib.Path, tokenizer: Tokenizer, chunk: int = 0) -> Tex
             )
         if size:  # An empty file cannot be mapped.
             splits[split] = np.memmap(file, dtype, "r")
-    train, val, test = splits.values()
-    return TextData(train, val, test, tokenizer, chunk)
+    return TextData(splits, tokenizer, chunk)
 
 
 def _read_as_nanogpt(file: pathlib.Path) -> str:
@@ -274,7 +271,7 @@ def _open_bins(
         )
     data = read_bins(folder, tokenizer)
     for split in SPLITS:
-        tokens = getattr(data, split)
+        tokens = data.splits[split]
         for start in range(0, len(tokens), reading.CHUNK):
             part = tokens[start : start + reading.CHUNK]
             if part.max() >= data.vocab_size:
@@ -283,7 +280,9 @@ def _open_bins(
                     f"'{folder / split}.bin' holds id {tokens[at]} at token {at}, but "
                     f"its vocabulary has {data.vocab_size}: is it another tokenizer's?"
                 )
-    if text and not text.startswith(tokenizer.decode(data.train[: len(text)][:1000])):
+    if text and not text.startswith(
+        tokenizer.decode(data.splits["train"][: len(text)][:1000])
+    ):
         log(
             f"note: '{folder}/train.bin' does not begin like input.txt: was it made of "
             "that text? Otherwise its ids are read as other characters"

@@ -397,11 +397,11 @@ def test_a_text_is_trained_on_with_a_tokenizer_file(plain, tmp_path, monkeypatch
         configs.base(), {f"data.{key}": value for key, value in fields.items()}
     )
     data = open_text(config, 16)
-    ids = np.concatenate([data.train, data.val])
+    ids = np.concatenate([data.splits["train"], data.splits["val"]])
     assert data.tokenizer.decode(ids) == TEXT[:5000]
     normalized(plain, normalizers.Lowercase()).save(str(file))
     data = open_text(config, 16)
-    assert TEXT.lower().startswith(data.tokenizer.decode(data.train[:50]))
+    assert TEXT.lower().startswith(data.tokenizer.decode(data.splits["train"][:50]))
     with pytest.raises(UserError, match=r"needs data.tokenizer_file=PATH"):
         open_text(configs.override(config, {"data.tokenizer_file": ""}), 16)
     with pytest.raises(

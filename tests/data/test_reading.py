@@ -28,7 +28,11 @@ ODD = (
 def written(data):
     """All tokens of the splits as text: each split is a text of its own."""
     decode = data.tokenizer.decode
-    return decode(data.train) + decode(data.val) + decode(data.test)
+    return (
+        decode(data.splits["train"])
+        + decode(data.splits["val"])
+        + decode(data.splits["test"])
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,10 +131,12 @@ def test_characters_are_composed_if_asked(text_file, monkeypatch, capsys, chunk)
 def test_special_tokens_written_out(text_file, capsys):  # noqa: F811
     text = "One.<|endoftext|>\nTwo. \n<|endoftext|>Three. " * 9
     plain = open_text(text_file(text), tokenizer="gpt2")
-    assert 50256 not in plain.train
+    assert 50256 not in plain.splits["train"]
     assert "18 <|endoftext|> in the text are read as plain" in capsys.readouterr().err
     special = open_text(text_file(text), tokenizer="gpt2", special_tokens=True)
-    assert (np.concatenate([special.train, special.val]) == 50256).sum() == 18
+    assert (
+        np.concatenate([special.splits["train"], special.splits["val"]]) == 50256
+    ).sum() == 18
     assert written(plain) == written(special) == text
     assert "are read as the token" in capsys.readouterr().err
 

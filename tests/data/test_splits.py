@@ -24,9 +24,9 @@ def rows(tokens):
 
 def test_every_chunk_is_in_one_split_whole(letters):
     data = open_text(letters, **CHUNKS)
-    sizes = [len(getattr(data, split)) for split in texts.SPLITS]
+    sizes = [len(data.splits[split]) for split in texts.SPLITS]
     assert sizes == [160, 20, 50]
-    found = np.concatenate([rows(getattr(data, split)) for split in texts.SPLITS])
+    found = np.concatenate([rows(data.splits[split]) for split in texts.SPLITS])
     assert (found == found[:, :1]).all()
     assert sorted(found[:, 0]) == sorted(data.tokenizer.encode(LETTERS[:230:10]))
 
@@ -34,8 +34,10 @@ def test_every_chunk_is_in_one_split_whole(letters):
 def test_another_seed_is_another_split(letters):
     one = open_text(letters, **CHUNKS)
     other = open_text(letters, **CHUNKS, split_seed=1)
-    assert sorted(one.val) != sorted(other.val)
-    np.testing.assert_array_equal(one.val, open_text(letters, **CHUNKS).val)
+    assert sorted(one.splits["val"]) != sorted(other.splits["val"])
+    np.testing.assert_array_equal(
+        one.splits["val"], open_text(letters, **CHUNKS).splits["val"]
+    )
 
 
 def test_no_window_reaches_from_one_chunk_into_the_next(letters):
@@ -53,8 +55,8 @@ def test_no_window_reaches_from_one_chunk_into_the_next(letters):
 
 def test_text_end_holds_validation_and_test(text_file):  # noqa: F811
     data = open_text(text_file("abcdefghij" * 10), test_fraction=0.2, val_fraction=0.3)
-    whole = np.concatenate([getattr(data, split) for split in texts.SPLITS])
-    assert [len(getattr(data, s)) for s in texts.SPLITS] == [50, 30, 20]
+    whole = np.concatenate([data.splits[split] for split in texts.SPLITS])
+    assert [len(data.splits[s]) for s in texts.SPLITS] == [50, 30, 20]
     assert data.tokenizer.decode(whole) == "abcdefghij" * 10
 
 
@@ -63,7 +65,7 @@ def test_tenths_are_tenths(text_file):  # noqa: F811
     data = open_text(
         text_file("ab" * 50), **{**CHUNKS, "test_fraction": 0.1}, val_fraction=0.1
     )
-    assert [len(getattr(data, s)) for s in texts.SPLITS] == [80, 10, 10]
+    assert [len(data.splits[s]) for s in texts.SPLITS] == [80, 10, 10]
 
 
 def test_without_a_test_split_there_is_nothing_to_take_from_it(letters):
@@ -100,7 +102,7 @@ def test_a_split_of_words_ends_with_one(text_file, fraction):  # noqa: F811
     data = open_text(
         text_file(text), tokenizer="word", val_fraction=fraction, test_fraction=0.1
     )
-    parts = [data.tokenizer.decode(getattr(data, split)) for split in texts.SPLITS]
+    parts = [data.tokenizer.decode(data.splits[split]) for split in texts.SPLITS]
     assert "".join(parts) == text
     assert set(data.tokenizer.words) == {*text.replace(",", " , ").replace(";", " ; ")
                                          .split(), " ", "\n"}  # fmt: skip

@@ -87,22 +87,25 @@ def test_shakespeare_is_the_published_file():
 
 
 def test_shakespeare_tokens_are_those_of_nanogpt(shakespeare):
-    assert (len(shakespeare.train), len(shakespeare.val)) == (1_003_854, 111_540)
+    assert (len(shakespeare.splits["train"]), len(shakespeare.splits["val"])) == (
+        1_003_854,
+        111_540,
+    )
     assert shakespeare.vocab_size == 65
     for split, expected in NANOGPT.items():
-        tokens = np.asarray(getattr(shakespeare, split))
+        tokens = np.asarray(shakespeare.splits[split])
         assert tokens.dtype == np.uint16
         assert hashlib.sha256(tokens.tobytes()).hexdigest() == expected
 
 
 def test_shakespeare_in_gpt2_tokens_has_the_lengths_nanogpt_gives():
     data = open_text(SHAKESPEARE, tokenizer="gpt2")
-    assert (len(data.train), len(data.val)) == (301_966, 36_059)
+    assert (len(data.splits["train"]), len(data.splits["val"])) == (301_966, 36_059)
 
 
 def test_shipped_text_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert len(open_text("data/shakespeare.txt").train) == 1_003_854
+    assert len(open_text("data/shakespeare.txt").splits["train"]) == 1_003_854
 
 
 def test_batch_is_a_pure_function_of_seed_split_and_step(shakespeare):
@@ -138,8 +141,8 @@ def test_fixed_windows_are_spread_from_end_to_end(shakespeare):
     windows = shakespeare.eval_windows("val", 64, 10)
     assert windows.shape == (10, 64)
     assert windows.dtype == np.int32
-    np.testing.assert_array_equal(windows[0], shakespeare.val[:64])
-    np.testing.assert_array_equal(windows[-1], shakespeare.val[-64:])
+    np.testing.assert_array_equal(windows[0], shakespeare.splits["val"][:64])
+    np.testing.assert_array_equal(windows[-1], shakespeare.splits["val"][-64:])
     np.testing.assert_array_equal(windows, shakespeare.eval_windows("val", 64, 10))
 
 
@@ -147,7 +150,7 @@ def test_fixed_windows_without_a_count_share_no_token(shakespeare):
     windows = shakespeare.eval_windows("val", 64)
     assert windows.shape == (111_540 // 64, 64)
     np.testing.assert_array_equal(
-        windows.ravel(), shakespeare.val[: len(windows) * 64].astype(np.int32)
+        windows.ravel(), shakespeare.splits["val"][: len(windows) * 64].astype(np.int32)
     )
 
 
@@ -163,7 +166,10 @@ def test_reading_in_chunks_changes_no_token(text_file, monkeypatch, tokenizer, c
     monkeypatch.setattr(reading, "CHUNK", chunk)
     data = open_text(text_file(SENTENCES), tokenizer=tokenizer)
     cut = int(len(SENTENCES) * 0.9)
-    for tokens, part in ((data.train, SENTENCES[:cut]), (data.val, SENTENCES[cut:])):
+    for tokens, part in (
+        (data.splits["train"], SENTENCES[:cut]),
+        (data.splits["val"], SENTENCES[cut:]),
+    ):
         expected = data.tokenizer.encode(part)
         np.testing.assert_array_equal(tokens, expected)
         assert data.tokenizer.decode(tokens) == part
@@ -197,18 +203,18 @@ def test_folder_of_text_files_is_read_in_order_of_names(text_file):
     text_file("c" * 20, "sub/c.txt")
     folder = text_file("not text", "notes.md").parent
     data = open_text(folder, val_fraction=0.5)
-    both = np.concatenate([data.train, data.val])
+    both = np.concatenate([data.splits["train"], data.splits["val"]])
     assert data.tokenizer.decode(both) == "a" * 20 + "b" * 20 + "c" * 20
-    assert len(data.train) == 30
+    assert len(data.splits["train"]) == 30
 
 
 def test_nanogpt_folder_is_read_and_its_pickle_is_not(bins, bomb):
     folder = bins()
     (folder / "meta.pkl").write_bytes(pickle.dumps(bomb))
     data = open_text(folder)
-    assert data.train.tolist() == [0, 1, 2, 3] * 10
-    assert data.val.tolist() == [3, 2, 1, 0] * 5
-    assert data.tokenizer.decode(data.train[:4]) == "abcd"
+    assert data.splits["train"].tolist() == [0, 1, 2, 3] * 10
+    assert data.splits["val"].tolist() == [3, 2, 1, 0] * 5
+    assert data.tokenizer.decode(data.splits["train"][:4]) == "abcd"
 
 
 def test_nanogpt_folder_with_only_a_pickled_vocabulary(bins, bomb):
@@ -298,13 +304,13 @@ def test_nanogpt_folder_with_a_tokenizer_file(bins):
     folder = bins(vocabulary="")
     tokenizer_files.save(tokenizers.CharTokenizer("wxyz"), folder / "tokenizer.json")
     data = open_text(folder)
-    assert data.tokenizer.decode(data.train[:4]) == "wxyz"
+    assert data.tokenizer.decode(data.splits["train"][:4]) == "wxyz"
 
 
 def test_nanogpt_folder_of_gpt2_tokens(bins):
     data = open_text(bins((50256, 15496) * 9, vocabulary=""), tokenizer="gpt2")
     assert data.vocab_size == 50257
-    assert data.tokenizer.decode(data.train[:2]) == "<|endoftext|>Hello"
+    assert data.tokenizer.decode(data.splits["train"][:2]) == "<|endoftext|>Hello"
 
 
 def test_tokens_are_cached_once(text_file, own_cache, monkeypatch):
@@ -322,7 +328,7 @@ def test_tokens_are_cached_once(text_file, own_cache, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(cache, "_build", lambda *_: pytest.fail("tokenised twice"))
         again = open_text(file)
-    np.testing.assert_array_equal(again.train, first.train)
+    np.testing.assert_array_equal(again.splits["train"], first.splits["train"])
     assert list(own_cache.iterdir()) == folders
 
 
@@ -335,7 +341,7 @@ def test_another_text_is_tokenised_again(text_file, own_cache, later_ns):
     text_file("hgfedcba" * 30)
     os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + later_ns))
     data = open_text(file)
-    assert data.tokenizer.decode(data.train[:8]) == "hgfedcba"
+    assert data.tokenizer.decode(data.splits["train"][:8]) == "hgfedcba"
     assert len(list(own_cache.iterdir())) == 2
 
 
@@ -359,7 +365,7 @@ def test_a_damaged_cache_is_made_again(text_file, own_cache, capsys, kind, name)
             continue
         (folder / name).write_bytes(damaged)
         again = open_text(file)
-        np.testing.assert_array_equal(again.train, first.train)
+        np.testing.assert_array_equal(again.splits["train"], first.splits["train"])
         assert again.tokenizer.to_json() == first.tokenizer.to_json()
         assert f"'{folder}' in the cache is damaged" in capsys.readouterr().err
         assert (folder / name).read_bytes() == content
@@ -371,14 +377,16 @@ def test_a_file_in_the_cache_where_a_folder_should_be(text_file, own_cache, caps
     (folder,) = own_cache.iterdir()
     shutil.rmtree(folder)
     folder.touch()
-    np.testing.assert_array_equal(open_text(file).train, first.train)
+    np.testing.assert_array_equal(
+        open_text(file).splits["train"], first.splits["train"]
+    )
     assert f"'{folder}' in the cache is damaged" in capsys.readouterr().err
 
 
 def test_a_tokenizer_that_is_given_encodes(text_file, own_cache):
     given = tokenizers.CharTokenizer("zyxabc")
     data = texts.open_text(settings_of(text_file("abc" * 30)), 8, given)
-    assert data.train[:3].tolist() == [3, 4, 5]
+    assert data.splits["train"][:3].tolist() == [3, 4, 5]
     file = text_file("abc\n" * 30 + "abd\n")
     newline = tokenizers.CharTokenizer("\nabc")
     with pytest.raises(UserError, match="line 31, column 3: character 'd'"):
@@ -406,7 +414,7 @@ def test_an_interrupted_build_leaves_nothing(text_file, own_cache, monkeypatch, 
         with pytest.raises(error):
             open_text(file)
     assert list(own_cache.iterdir()) == []
-    assert len(open_text(file).train) == 216
+    assert len(open_text(file).splits["train"]) == 216
 
 
 def test_a_full_disk_is_one_line(text_file, own_cache, monkeypatch):

@@ -33,7 +33,7 @@ def model_file(data, tmp_path):
 
 def test_the_text_comes_back_unchanged(data):
     assert data.vocab_size == 200
-    whole = np.concatenate([data.train, data.val])
+    whole = np.concatenate([data.splits["train"], data.splits["val"]])
     assert len(whole) < 0.75 * len(TEXT)
     assert data.tokenizer.decode(whole) == TEXT
     odd = "  two  spaces\n\n \n: "
@@ -49,13 +49,13 @@ def test_the_same_text_makes_the_same_model(data):
 def test_tokens_do_not_depend_on_where_the_text_is_cut(data, monkeypatch, own_cache):
     monkeypatch.setattr(reading, "CHUNK", 997)
     cut = open_text(SHAKESPEARE, **CHOSEN)
-    np.testing.assert_array_equal(cut.train, data.train)
+    np.testing.assert_array_equal(cut.splits["train"], data.splits["train"])
 
 
 def test_a_given_model_is_used(data, model_file, own_cache):
     options = {"tokenizer": "sentencepiece", "sentencepiece_model": str(model_file)}
     again = open_text(SHAKESPEARE, **options)
-    np.testing.assert_array_equal(again.val, data.val)
+    np.testing.assert_array_equal(again.splits["val"], data.splits["val"])
     found, notes = tokenizer_files.read_any(model_file)  # As convert --tokenizer does.
     assert found.to_json() == data.tokenizer.to_json() and not notes
 
@@ -120,8 +120,8 @@ def test_a_given_model_is_used_on_a_whole_text(tmp_path, own_cache, monkeypatch)
     model.write_bytes(given_model(**GIVEN["llama"]))
     made = open_text(file, tokenizer="sentencepiece", sentencepiece_model=str(model))
     own = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    assert made.train.tolist() == own.encode(TEXT[:2700])
-    assert made.val.tolist() == own.encode(TEXT[2700:3000])
+    assert made.splits["train"].tolist() == own.encode(TEXT[:2700])
+    assert made.splits["val"].tolist() == own.encode(TEXT[2700:3000])
     saved = tokenizer_files.from_json(made.tokenizer.to_json())
     assert saved.encode("a b").tolist() == own.encode("a b")
 
