@@ -91,8 +91,8 @@ def execute(run: Run, args: argparse.Namespace, sampling: SamplingParams) -> Non
         ):
             if not stream.tell():
                 stream.write(json.dumps({"digest": header}) + "\n")
-            _generate(run, requests[done:], sampling, args.stop, stream,
-                      lambda count: show(done + count))  # fmt: skip
+            for count in _generate(run, requests[done:], sampling, args.stop, stream):
+                show(done + count)
         with (
             atomic_path(output) as temporary,
             open(partial, "rb") as source,
@@ -207,9 +207,8 @@ def _generate(
     sampling: SamplingParams,
     stop: str,
     stream: IO[str],
-    show: Any,
-) -> None:
-    """Writes a line for each request, as soon as all its samples are done."""
+) -> Iterator[int]:
+    """Writes a line for each request once all its samples are done; yields how many."""
     rows = [row for request in requests for row in request.rows()]
     waiting = iter(requests)
     found: list[Sample] = []
@@ -224,7 +223,7 @@ def _generate(
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
             count, request = count + 1, next(waiting, None)
         stream.flush()
-        show(count)
+        yield count
 
 
 def _to_json(sample: Sample) -> dict[str, Any]:
