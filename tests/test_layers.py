@@ -51,8 +51,8 @@ def test_no_imports_go_in_a_circle_those_for_types_included():
 
 
 def test_few_imports_are_in_functions():
-    """One for each of twelve commands, once it has parsed, eight that are optional."""
-    assert int(counts(ROOT)["imports in functions"]) <= 20
+    """Of five commands, once they have parsed, and of packages that are optional."""
+    assert int(counts(ROOT)["imports in functions"]) <= 10
 
 
 def test_torch_is_no_dependency_and_packages_hold_no_code():
