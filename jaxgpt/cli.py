@@ -269,8 +269,8 @@ def main(command: Callable[[list[str]], int | None]) -> NoReturn:
     """Runs a command and exits: 2 for wrong usage, 1 for a wrong result, 130 for ^C."""
     # The command imports JAX once it has parsed its arguments.
     hardware.set_environment()
-    # Imports and traces make many objects that stay: at Python's threshold of 700 the
-    # garbage collector takes a tenth of their time.
+    # Imports and traces make many objects that stay: with Python's threshold of 700 the
+    # garbage collector makes them a tenth slower.
     gc.set_threshold(10_000)
     _open_streams()
     try:
