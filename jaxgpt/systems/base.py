@@ -6,10 +6,9 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -18,61 +17,23 @@ from jaxgpt.data.arrays import batched
 from jaxgpt.data.dataset import Dataset
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
-from jaxgpt.model import cpu, gpu, rng
+from jaxgpt.model import rng
 from jaxgpt.model.config import ModelConfig, flops_per_token
 from jaxgpt.model.transformer import LanguageModel
 from jaxgpt.parallel import sharding
 from jaxgpt.sampling.autoregressive import autoregress
+from jaxgpt.sampling.decoding import SampleRequest, decode
 from jaxgpt.sampling.options import check_left_to_right, check_one_by_one
 from jaxgpt.sampling.state import (
     DEFAULT_PARAMS,
-    NO_LIMIT,
     Callback,
     DecodeState,
     Draws,
     ModelDecoder,
     SamplerOutput,
     SamplingParams,
-    grow,
-    in_text_order,
-    prefill,
 )
-
-Batch = dict[str, jax.Array]
-
-
-class HostState(Protocol):
-    """What a system keeps besides parameters: on the devices and on the host.
-
-    Training hands the state on the devices, "carried", from step to step; checkpoints
-    hold both.
-    """
-
-    def recurrent_state(self, rows: int) -> dict:
-        """Returns what the first step is given: a tree of arrays [rows, ...]."""
-
-    def on_restore(self, carried: dict, host: dict[str, np.ndarray]) -> None:
-        """Is called before the first step, with what is carried, fresh or restored.
-
-        `host` is what `host_state` returned when it was saved, empty at first.
-        """
-
-    def on_step_end(self, carried: dict) -> None:
-        """Is called after every step, with what it returned."""
-
-    def host_state(self) -> dict[str, np.ndarray]:
-        """Returns what a checkpoint must hold beyond parameters and what is carried."""
-
-    def split_groups(
-        self, batch: Batch, carried: dict, groups: int
-    ) -> tuple[Batch, dict]:
-        """Returns both cut into groups of rows: an axis of groups before all others.
-
-        Deterministic training goes through them one at a time.
-        """
-
-    def merge_groups(self, carried: dict) -> dict:
-        """Joins what the groups of `split_groups` carry."""
+from jaxgpt.systems.host_state import Batch, HostState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +126,10 @@ class System:
     def end_of_gap(self) -> int:
         """The token, after those of the data, that ends such a gap; -1 for none."""
         return self.model_config.vocab_size - 1 if self.max_gap else -1
+
+    def vocab_size_for(self, data: Dataset) -> int:
+        """Returns the vocabulary that a model of this data needs."""
+        return data.vocab_size + (self.max_gap > 0)  # And the end-of-gap token.
 
     @property
     def window(self) -> int:
@@ -377,12 +342,15 @@ class System:
         callback: Callback | None = None,
         every: int = 1,
         length_B: np.ndarray | None = None,
+        **options: Any,
     ) -> SamplerOutput:
         """Fills the unknown positions of each row; what is known is never changed.
 
+        A system overrides `fill`, which is given the same as one object.
+
         Args:
           params: of the model.
-          tokens_BT: int32, T at most its `cache_length`.
+          tokens_BT: int32.
           prompt_mask_BT: true where the token is given; rows may differ.
           key: of the random numbers, for rows 0 to B - 1 of a seed or for any rows;
             they do not depend on the batch.
@@ -392,96 +360,35 @@ class System:
           every: how many passes lie between.
           length_B: of each row where some are shorter than T and the system
             `mixes_lengths`; what is past it is left alone.
+          **options: of this system's `fill`.
         """
         B, T = tokens_BT.shape
-        if length_B is None:
-            length_B = np.full(B, T)
-        nothing_BT = np.zeros((B, T), bool)
-        draws = Draws.of(key, B)
-        return self.decode(
-            params, tokens_BT, prompt_mask_BT, nothing_BT, length_B, draws, sampling,
-            callback, every,
-        )  # fmt: skip
-
-    def decode(
-        self,
-        params: dict,
-        tokens_BT: np.ndarray,
-        prompt_mask_BT: np.ndarray,
-        open_BT: np.ndarray,
-        length_B: np.ndarray,
-        draws: Draws,
-        sampling: SamplingParams,
-        callback: Callback | None,
-        every: int,
-    ) -> SamplerOutput:
-        """Does what `sample` says, and can leave positions open.
-
-        Args:
-          params, tokens_BT, prompt_mask_BT: as of `sample`, and so the others.
-          open_BT: true where a position is neither given nor to be filled, which only
-            a model that reads in any order can leave out.
-          length_B: of each row.
-          draws: of the rows.
-          sampling, callback, every: how.
-        """
-        B, T = tokens_BT.shape
-        c = self.model_config
-        params = gpu.for_sampling(params, c)
-        open_BT = open_BT & (np.arange(T) < length_B[:, None])
-        order_draws, draws = draws.split()
-        read_BT = self.decode_order(
-            prompt_mask_BT | open_BT, length_B, sampling, order_draws
+        request = SampleRequest(
+            tokens_BT=tokens_BT,
+            prompt_mask_BT=prompt_mask_BT,
+            open_BT=np.zeros((B, T), bool),
+            length_B=np.full(B, T) if length_B is None else length_B,
+            draws=Draws.of(key, B),
+            sampling=sampling,
+            callback=callback,
+            every=every,
         )
-        # What stays open is read last, past the end.
-        late_BT = np.take_along_axis(open_BT, read_BT, 1)
-        read_BT = np.take_along_axis(read_BT, late_BT.argsort(1, kind="stable"), 1)
-        first = int(c.begin_token)
-        slots = gpu.slots(T, self.cache_length(T), c.kernels)
-        tokens_BS = np.zeros((B, slots + first), np.int32)
-        own_BS = np.zeros_like(tokens_BS)
-        tokens_BS[:, first : first + T] = np.take_along_axis(tokens_BT, read_BT, 1)
-        own_BS[:, first : first + T] = read_BT
-        if first:
-            tokens_BS[:, 0], own_BS[:, 0] = c.vocab_size, c.block_size
-        end = first + T
-        end_B = first + length_B - open_BT.sum(1)
-        decode_params = sampling.decode_params(end_B, draws)
-        advance, decoder = self.sampler(sampling), ModelDecoder(self.graphdef)
-        num_decoded_B = first + prompt_mask_BT.sum(1)
-        ahead = self.lookahead(sampling)
-        sizes: tuple[int, ...] = (slots + first,)
-        if c.kernels == "cpu":
-            sizes = cpu.cache_sizes(slots + first, B, c.n_embd)
+        return self.fill(params, request, **options)
 
-        def fitting(num_decoded: int) -> int:
-            return next(s for s in sizes if s >= end or s - ahead > num_decoded)
-
-        size = fitting(num_decoded_B.max())
-        state = prefill(
-            decoder,
+    def fill(self, params: dict, request: SampleRequest) -> SamplerOutput:
+        """Does what `sample` says; T is at most the text's `cache_length`."""
+        order_draws, draws = request.draws.split()
+        given_BT = request.prompt_mask_BT | request.open_BT
+        order_BT = self.decode_order(
+            given_BT, request.length_B, request.sampling, order_draws
+        )
+        return decode(
+            ModelDecoder(self.graphdef),
             params,
-            jnp.asarray(tokens_BS),
-            jnp.asarray(own_BS),
-            jnp.asarray(np.roll(own_BS, -1, 1)),
-            jnp.asarray(num_decoded_B, jnp.int32),
-            size,
+            self.sampler(request.sampling),
+            request.replace(draws=draws),
+            order_BT,
+            self.model_config,
+            self.cache_length(given_BT.shape[1]),
+            self.lookahead(request.sampling),
         )
-        while True:
-            stop = NO_LIMIT if size >= end else size - ahead
-            state = advance(
-                decoder,
-                params,
-                state,
-                dataclasses.replace(decode_params, stop=jnp.int32(stop)),
-                jnp.int32(every if callback else NO_LIMIT),
-            )
-            larger = fitting(int(state.num_decoded_B.max()))
-            if larger > size:
-                size, state = larger, grow(decoder, params, state, larger)
-                if not callback:
-                    continue
-            filled = in_text_order(state, first, T)
-            full = (np.asarray(state.num_decoded_B) >= end_B).all()
-            if not callback or not callback(filled) or full:
-                return filled

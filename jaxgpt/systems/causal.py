@@ -14,13 +14,8 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.model import layers
 from jaxgpt.sampling.autoregressive import decode_sliding_window
-from jaxgpt.sampling.state import (
-    DEFAULT_PARAMS,
-    Callback,
-    Draws,
-    SamplerOutput,
-    SamplingParams,
-)
+from jaxgpt.sampling.decoding import SampleRequest
+from jaxgpt.sampling.state import Draws, SamplerOutput, SamplingParams
 from jaxgpt.systems.base import Batch, System
 
 
@@ -64,40 +59,26 @@ class CausalLM(System):
         """Whether texts longer than the block are read from their beginning."""
         return self.model_config.encoding.extrapolates
 
-    def sample(
-        self,
-        params: dict,
-        tokens_BT: np.ndarray,
-        prompt_mask_BT: np.ndarray,
-        key: jax.Array | Draws,
-        sampling: SamplingParams = DEFAULT_PARAMS,
-        callback: Callback | None = None,
-        every: int = 1,
-        length_B: np.ndarray | None = None,
-    ) -> SamplerOutput:
+    def fill(self, params: dict, request: SampleRequest) -> SamplerOutput:
         """Fills what is missing; past the cache, from the last block of tokens."""
-        B, T = tokens_BT.shape
+        B, T = request.tokens_BT.shape
         block = self.cache_length(T)
-        within = slice(0, min(T, block))
-        head = super().sample(
-            params,
-            tokens_BT[:, within],
-            prompt_mask_BT[:, within],
-            key,
-            sampling,
-            callback,
-            every,
-            length_B,
-        )
         if block >= T:
-            return head
+            return super().fill(params, request)
+        within = request.replace(
+            tokens_BT=request.tokens_BT[:, :block],
+            prompt_mask_BT=request.prompt_mask_BT[:, :block],
+            open_BT=request.open_BT[:, :block],
+            length_B=np.full(B, block),
+        )
+        head = super().fill(params, within)
         missing = ((0, 0), (0, T - block))
         tokens, log_p = decode_sliding_window(
             self.graphdef,
             params,
             jnp.asarray(np.pad(head.tokens_BT, missing)),
             jnp.int32(block),
-            sampling.decode_params(T, Draws.of(key, B).fold_in(1)),
+            request.sampling.decode_params(T, request.draws.fold_in(1)),
         )
         calls_BN = head.num_forward_passes_B[:, None] + np.arange(1, T - block + 1)
         return SamplerOutput(

@@ -5,10 +5,10 @@ import pytest
 
 from jaxgpt import config as configs
 from jaxgpt.model import attention, cpu
+from jaxgpt.sampling import decoding
 from jaxgpt.sampling.autoregressive import autoregress
 from jaxgpt.sampling.logits import sample_token, sampling_probs
 from jaxgpt.sampling.state import Draws, ModelDecoder, SamplingParams, grow
-from jaxgpt.systems import base
 from jaxgpt.systems.registry import build_system
 from jaxgpt.systems.sigma.options import LOW_ENTROPY_FIRST
 
@@ -121,7 +121,7 @@ def test_a_cache_that_grows_changes_no_token(name, monkeypatch):
         grown.append(slots)
         return grow(decoder, params, state, slots)
 
-    monkeypatch.setattr(base, "grow", grow_seen)
+    monkeypatch.setattr(decoding, "grow", grow_seen)
     first = int(system.model_config.begin_token)
     half = -(-(LONG + first) // 2)
     # Prompts and texts that end where the smaller cache does, and beside.
@@ -138,7 +138,7 @@ def test_a_cache_that_grows_changes_no_token(name, monkeypatch):
     watch = lambda filled: True
     watched = system.sample(params, tokens, masks[0], key, sampling, watch, 3)
     np.testing.assert_array_equal(watched.tokens_BT, growing[0])
-    monkeypatch.setattr(base.cpu, "cache_sizes", lambda slots, *_: (slots,))
+    monkeypatch.setattr(decoding.cpu, "cache_sizes", lambda slots, *_: (slots,))
     for mask, tokens in zip(masks, growing, strict=True):
         fixed = ask(system, params, mask, sampler=sampler)[1]
         np.testing.assert_array_equal(tokens, fixed)

@@ -65,6 +65,23 @@ def test_alibi_goes_on_past_its_block_from_the_beginning(T, given):
     np.testing.assert_array_equal(greedy[:, given:], likeliest)
 
 
+def test_a_callback_past_the_block_sees_the_block_filled_once():
+    system, params = system_with()
+    tokens, known = np.zeros((1, 13), np.int32), np.arange(13) < 3
+    shown = []
+
+    def show(output):
+        shown.append(output.decoded_BT.sum())
+        assert len(shown) <= BLOCK
+        return True
+
+    key, length_B = jax.random.key(0), np.array([13])
+    filled = system.sample(
+        params, tokens, known[None], key, callback=show, length_B=length_B
+    )
+    assert shown == [*range(4, BLOCK + 1)] and filled.decoded_BT.all()
+
+
 @pytest.mark.parametrize("name", ["learned", "rope"])
 def test_others_move_one_block_over_the_text(name):
     system, params = system_with(**{"model.positions": name})

@@ -24,14 +24,8 @@ from jaxgpt.model import gpu, layers
 from jaxgpt.model.positions import in_order
 from jaxgpt.parallel import sharding
 from jaxgpt.parallel.sharding import BATCH, TENSOR
-from jaxgpt.sampling.state import (
-    DEFAULT_PARAMS,
-    NO_LIMIT,
-    Callback,
-    Draws,
-    SamplerOutput,
-    SamplingParams,
-)
+from jaxgpt.sampling.decoding import SampleRequest
+from jaxgpt.sampling.state import SamplerOutput, SamplingParams
 from jaxgpt.systems.base import Batch, Evaluation, System
 from jaxgpt.systems.diffusion import decoding, masks, options
 
@@ -174,48 +168,41 @@ class MaskedDiffusion(System):
             )
         return ""
 
-    def sample(
-        self,
-        params: dict,
-        tokens_BT: np.ndarray,
-        prompt_mask_BT: np.ndarray,
-        key: jax.Array | Draws,
-        sampling: SamplingParams = DEFAULT_PARAMS,
-        callback: Callback | None = None,
-        every: int = 1,
-        length_B: np.ndarray | None = None,
-    ) -> SamplerOutput:
-        """See `System.sample`; what a text has less than a block remains masked.
+    def fill(self, params: dict, request: SampleRequest) -> SamplerOutput:
+        """See `System.fill`; what a text has less than a block remains masked.
 
         Raises:
           UserError: if options contradict each other, or the model writes blocks and
             something is given after the first one with a gap.
         """
+        tokens_BT, sampling, end_B = (
+            request.tokens_BT,
+            request.sampling,
+            request.length_B,
+        )
         options.check_sampling(sampling)
         B, T = tokens_BT.shape
         c = self.model_config
         params = gpu.for_sampling(params, c)
-        end_B = np.full(B, T) if length_B is None else length_B
         beyond_BT = np.arange(T) >= end_B[:, None]
-        self._check_blocks(prompt_mask_BT, beyond_BT)
+        known_BT = request.prompt_mask_BT & ~beyond_BT
+        self._check_blocks(known_BT, beyond_BT)
         tokens_BS = np.full((B, c.block_size), c.vocab_size, np.int32)
-        known_BT = prompt_mask_BT & ~beyond_BT
         tokens_BS[:, :T] = np.where(known_BT, tokens_BT, c.vocab_size)
-        decode_params = sampling.decode_params(end_B, Draws.of(key, B))
+        decode_params = sampling.decode_params(end_B, request.draws)
         state = decoding.start(
             self.graphdef, params, jnp.asarray(tokens_BS), decode_params,
             length=self.block_length, num_steps=sampling.num_steps,
         )  # fmt: skip
         rule = decoding.rule(sampling)
         while True:
-            limit = jnp.int32(every if callback else NO_LIMIT)
             state = decoding.advance(
-                self.graphdef, params, state, decode_params, limit, rule.bound,
-                length=self.block_length, rank=rule.rank, most=rule.most,
+                self.graphdef, params, state, decode_params, request.passes,
+                rule.bound, length=self.block_length, rank=rule.rank, most=rule.most,
             )  # fmt: skip
             filled = decoding.output(state, c.vocab_size, tokens_BT, beyond_BT)
             full = (filled.decoded_BT | beyond_BT).all()
-            if not callback or not callback(filled) or full:
+            if not request.callback or not request.callback(filled) or full:
                 return filled
 
     def _check_blocks(self, known_BT: np.ndarray, beyond_BT: np.ndarray) -> None:
@@ -223,7 +210,7 @@ class MaskedDiffusion(System):
         block_T = np.arange(known_BT.shape[1]) // self.block_length
         missing_BT = ~known_BT & ~beyond_BT
         first_B = np.where(missing_BT, block_T, len(block_T)).min(1)
-        if (known_BT & ~beyond_BT & (block_T > first_B[:, None])).any():
+        if (known_BT & (block_T > first_B[:, None])).any():
             raise UserError(
                 f"this model writes blocks of {self.block_length} tokens left to "
                 "right: nothing can be given after the first block with a gap"

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.parallel import sharding
-from jaxgpt.systems.base import Batch, HostState
+from jaxgpt.systems.host_state import Batch, HostState
 from jaxgpt.systems.memory import entries as ops
 from jaxgpt.systems.memory import model
 from jaxgpt.systems.memory.config import IndexConfig

@@ -22,13 +22,8 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError
 from jaxgpt.model import layers, rng
 from jaxgpt.parallel import sharding
-from jaxgpt.sampling.state import (
-    DEFAULT_PARAMS,
-    Callback,
-    Draws,
-    SamplerOutput,
-    SamplingParams,
-)
+from jaxgpt.sampling.decoding import SampleRequest
+from jaxgpt.sampling.state import SamplerOutput
 from jaxgpt.systems.base import Batch, Evaluation
 from jaxgpt.systems.causal import CausalLM
 from jaxgpt.systems.memory import recall, session
@@ -184,38 +179,30 @@ class MemoryLM(CausalLM):
         del T
         return False
 
-    def sample(
+    def fill(
         self,
         params: dict,
-        tokens_BT: np.ndarray,
-        prompt_mask_BT: np.ndarray,
-        key: jax.Array | Draws,
-        sampling: SamplingParams = DEFAULT_PARAMS,
-        callback: Callback | None = None,
-        every: int = 1,
-        length_B: np.ndarray | None = None,
+        request: SampleRequest,
         memory: Memory | None = None,
         document: str = "",
         shown: session.Shown | None = None,
     ) -> SamplerOutput:
-        """See `System.sample`; the last three arguments as in `session.sample`.
+        """See `System.fill`; the last three arguments as in `session.sample`.
 
         The callback is called after every segment, whatever `every` is.
         """
-        del every, length_B
+        sampling, known_BT = request.sampling, request.prompt_mask_BT
         self.sampler(sampling)
-        B, T = tokens_BT.shape
-        draws = Draws.of(key, B)
-        self.decode_order(prompt_mask_BT, np.full(B, T), sampling, draws)
-        own = memory or self.open_memory(None, B)
+        self.decode_order(known_BT, request.length_B, sampling, request.draws)
+        own = memory or self.open_memory(None, len(known_BT))
         output = session.sample(
             own,
             params,
-            tokens_BT,
-            prompt_mask_BT,
-            draws,
+            request.tokens_BT,
+            known_BT,
+            request.draws,
             sampling,
-            callback,
+            request.callback,
             document,
             shown,
         )

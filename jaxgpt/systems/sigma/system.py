@@ -6,6 +6,7 @@ so the order of reading is free. Training draws an order for every sequence.
 
 from __future__ import annotations
 
+import functools
 import pkgutil
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,14 +21,8 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError, require
 from jaxgpt.model import layers
 from jaxgpt.model.positions import Positions
-from jaxgpt.sampling.state import (
-    DEFAULT_PARAMS,
-    Callback,
-    DecodeState,
-    Draws,
-    SamplerOutput,
-    SamplingParams,
-)
+from jaxgpt.sampling.decoding import SampleRequest
+from jaxgpt.sampling.state import DecodeState, Draws, SamplerOutput, SamplingParams
 from jaxgpt.systems.base import Batch, System
 from jaxgpt.systems.batches import Row
 from jaxgpt.systems.sigma import open_gaps, options, orders, windows
@@ -165,42 +160,17 @@ class SigmaGPT(System):
         first = int(self.model_config.begin_token)
         return logits_BTV[:, first:], nll_BT
 
-    def sample(
-        self,
-        params: dict,
-        tokens_BT: np.ndarray,
-        prompt_mask_BT: np.ndarray,
-        key: jax.Array | Draws,
-        sampling: SamplingParams = DEFAULT_PARAMS,
-        callback: Callback | None = None,
-        every: int = 1,
-        length_B: np.ndarray | None = None,
-    ) -> SamplerOutput:
+    def fill(self, params: dict, request: SampleRequest) -> SamplerOutput:
         """Fills what is missing; in a text longer than the block, see `windows`.
 
         Raises:
           UserError: as `check_given`.
         """
-        (B, T), block = tokens_BT.shape, self.model_config.block_size
-        self.check_given(tokens_BT, prompt_mask_BT, sampling)
-        draws = Draws.of(key, B)
-        if block >= T:
-            return super().sample(
-                params, tokens_BT, prompt_mask_BT, draws, sampling, callback, every,
-                length_B,
-            )  # fmt: skip
-
-        def decode(tokens_BW, known_BW, open_BW, length_B, draws, callback):
-            return self.decode(
-                params, tokens_BW, known_BW, open_BW, length_B, draws, sampling,
-                callback, every,
-            )  # fmt: skip
-
-        if length_B is None:
-            length_B = np.full(B, T)
-        return windows.fill(
-            decode, block, tokens_BT, prompt_mask_BT, length_B, draws, callback
-        )
+        tokens_BT, block = request.tokens_BT, self.model_config.block_size
+        self.check_given(tokens_BT, request.prompt_mask_BT, request.sampling)
+        fill = functools.partial(super().fill, params)
+        fits = tokens_BT.shape[1] <= block
+        return fill(request) if fits else windows.fill(fill, block, request)
 
     def sampler(self, sampling: SamplingParams) -> Callable[..., DecodeState]:
         """Returns `advance` of `SAMPLERS[sampling.sampler]`; exact bursts by default.

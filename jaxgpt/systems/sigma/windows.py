@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgpt.sampling.state import Callback, Draws, SamplerOutput
+from jaxgpt.sampling.decoding import SampleRequest
+from jaxgpt.sampling.state import SamplerOutput
 
 
 class Piece(NamedTuple):
@@ -69,31 +70,25 @@ def _best_start(known_T: np.ndarray, first: int, end: int, block: int) -> int:
 
 
 def fill(
-    decode: Callable[..., SamplerOutput],
+    fill_window: Callable[[SampleRequest], SamplerOutput],
     block: int,
-    tokens_BT: np.ndarray,
-    known_BT: np.ndarray,
-    length_B: np.ndarray,
-    draws: Draws,
-    callback: Callback | None,
+    request: SampleRequest,
 ) -> SamplerOutput:
     """Fills texts of any length through windows of a block.
 
     Args:
-      decode: (tokens_BW, known_BW, open_BW, length_B, draws, callback) -> output, of
-        texts that fit the block; what is open is neither known nor filled.
+      fill_window: fills texts of a block.
       block: tokens of a window, less than T.
-      tokens_BT, known_BT: as of `System.sample`.
-      length_B: of each text.
-      draws: of the rows; those of the first window, and of later ones by their number.
-      callback: as of `System.sample`.
+      request: the texts. Its draws are those of the first window; later ones have
+        others, by their number.
     """
-    B, T = tokens_BT.shape
+    known_BT, length_B = request.prompt_mask_BT, request.length_B
+    B, T = known_BT.shape
     inside_BT = np.arange(T) < length_B[:, None]
     plans = [plan(known_BT[b, : length_B[b]], block) for b in range(B)]
     nothing_B = np.zeros(B, np.int32)
     done = SamplerOutput(
-        tokens_BT=np.where(known_BT, tokens_BT, 0).astype(np.int32),
+        tokens_BT=np.where(known_BT, request.tokens_BT, 0).astype(np.int32),
         decoded_BT=known_BT & inside_BT,
         log_p_BT=np.zeros((B, T), np.float32),
         decode_step_BT=np.zeros((B, T), np.int32),
@@ -109,7 +104,6 @@ def fill(
         window = lambda array_BT, at_BW=at_BW: np.take_along_axis(array_BT, at_BW, 1)
         decoded_BW = window(done.decoded_BT)
         wanted_BW = (at_BW >= first_B[:, None]) & (at_BW < end_B[:, None])
-        open_BW = ~decoded_BW & ~wanted_BW
         stopped = False
 
         def joined(part, before=done, at_BW=at_BW, given_BW=decoded_BW):
@@ -117,17 +111,19 @@ def fill(
 
         def show(part, joined=joined):
             nonlocal stopped
-            assert callback
-            stopped = not callback(joined(part))
+            assert request.callback
+            stopped = not request.callback(joined(part))
             return not stopped
 
-        part = decode(
-            window(done.tokens_BT),
-            decoded_BW,
-            open_BW,
-            np.minimum(length_B, block),
-            draws.fold_in(number) if number else draws,
-            show if callback else None,
+        part = fill_window(
+            request.replace(
+                tokens_BT=window(done.tokens_BT),
+                prompt_mask_BT=decoded_BW,
+                open_BT=~decoded_BW & ~wanted_BW,
+                length_B=np.minimum(length_B, block),
+                draws=request.draws.fold_in(number) if number else request.draws,
+                callback=show if request.callback else None,
+            )
         )
         done = joined(part)
         if stopped:
