@@ -70,6 +70,16 @@ def test_gpus_are_planned_for_without_one():
     assert each["total"] == sum(v for name, v in each.items() if name != "total")
 
 
+def test_the_end_of_gap_token_has_a_row_of_the_table():
+    changes = {"sigma.infill_share": 0.5, "sigma.max_gap": 0}
+    config = configs.load("configs/sigma_char.py:tiny", changes)
+    without = plan.plan(config, "h100:1")["parameters"]
+    changes["sigma.max_gap"] = 3
+    config = configs.load("configs/sigma_char.py:tiny", changes)
+    found = plan.plan(config, "h100:1")["parameters"]
+    assert found == without + config.model.n_embd
+
+
 @pytest.mark.parametrize(("rows", "measured"), [(8, 5.6), (16, 9.4), (32, 17.0)])
 def test_what_a_gpu_keeps_is_estimated_near_what_was_measured(rows, measured):
     """GPT-2 124M in bfloat16 on an H100: docs/speed.md has gigabytes of the program."""

@@ -255,7 +255,8 @@ def plan(config: ConfigDict, topology: str) -> dict[str, Any]:
     system.resolve(config)
     if not config.model.vocab_size:
         config.model.vocab_size = 1
-        config.model.vocab_size = build_system(config).open_data().vocab_size
+        probe = build_system(config)
+        config.model.vocab_size = probe.vocab_size_for(probe.open_data())
     found, chips = compile_step(config, devices), len(devices)
     memory, limit = found["memory_per_chip"], chip.memory - RESERVED
     sent = sum(traffic["bytes"] for traffic in found["collectives"].values())

@@ -177,7 +177,7 @@ def open_setup(
     config.model.vocab_size = wanted or 1
     system = build_system(config)
     data = system.open_data(tokenizer)
-    needed = data.vocab_size + (system.max_gap > 0)
+    needed = system.vocab_size_for(data)
     if wanted and wanted < needed:
         raise UserError(
             f"model.vocab_size {wanted} is less than the {needed} of the data"
