@@ -1,4 +1,4 @@
-"""Multi-head attention: arithmetic, with the mask as an argument."""
+"""Multi-head attention over a block and, while decoding, over a KV cache."""
 
 from __future__ import annotations
 
@@ -19,11 +19,9 @@ from jaxgpt.parallel import sharding
 from jaxgpt.parallel.sharding import BATCH, TENSOR
 
 LayerCache = tuple[jax.Array, jax.Array]
-
 KVCache = tuple[LayerCache, ...]
-
-# Reads what else there is to attend to, beside the block's own attention:
-# (q, k, v and its output [B, H, T, K], log of its softmax's divisor [B, H, T]) ->
+# Attends to more than the block's own tokens, such as a memory: (q, k, v and the
+# attention's output [B, H, T, K], log of its softmax's divisor [B, H, T]) ->
 # ([B, H, T, K] to add to the heads' outputs, anything that the caller gets back).
 AttentionHook = Callable[
     [jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]
@@ -42,7 +40,9 @@ def slot_axis(config: ModelConfig) -> int:
 def empty_cache(config: ModelConfig, batch: int, length: int) -> KVCache:
     """Returns zeros: (keys, values) of S >= length slots per block; see `slot_axis`.
 
-    In 16 bits on a GPU that computes in 16 bits: decoding reads all of it per token.
+    In 16 bits on a GPU that computes in 16 bits, since decoding reads all of it for
+    every token; in float32 on a CPU even with bfloat16, where narrowing it for every
+    token took most of the time.
     """
     axis, H = slot_axis(config), config.n_head
     if axis == 1:
@@ -63,8 +63,8 @@ def write_cache(
 ) -> LayerCache:
     """Writes T keys and values at slots start .. start + T of every row.
 
-    A scalar start is common to all rows; start [B] gives each its own, and what would
-    run past the end is dropped.
+    A scalar start is common to all rows; start [B] gives each its own, and drops
+    what would run past the end.
 
     Args:
       layer: keys and values of S slots.
@@ -90,8 +90,8 @@ def visible_slots(
 ) -> jax.Array:
     """Returns which of S cache slots T tokens see, [B, 1, T, S], or 1 without B.
 
-    They are written at start .. start + T, and see all slots before; of each other what
-    mask_TT says, see `Attention.__call__`.
+    They are written at start .. start + T and see all slots before; among themselves
+    they see what mask_TT says, see `Attention.__call__`.
     """
     nth_BS = jnp.arange(S) - jnp.reshape(start, (-1, 1))
     nth = nth_BS[:, None, None]
@@ -127,13 +127,13 @@ class Attention(nnx.Module):
     ) -> jax.Array:
         """Returns fused queries, keys and values [B, T, C].
 
-        Where devices split the heads, or a GPU trains, they are [B, T, 3, D].
+        If devices split the heads, or in training on a GPU, they are [B, T, 3, D].
 
         Args:
           x_BTD: tokens at positions start .. start + T.
           length: above any of these positions.
           start: a scalar or one for each row [B].
-          positions: of each token and its target, where they are read in any order.
+          positions: of each token and its target, in a model that reads in any order.
         """
         c = self.config
         split = sharding.size(TENSOR) > 1 and not c.key_width
@@ -186,7 +186,7 @@ class Attention(nnx.Module):
           mask_TT: which of these tokens a token sees, [T, T] or [B, 1, T, T]; None is
             causal, or all of them where the model is bidirectional.
           hook: adds to the result.
-          positions: of each token and its target, where they are read in any order.
+          positions: of each token and its target, in a model that reads in any order.
 
         Returns:
           (output [B, T, D], the cache with these tokens, what the hook returned).
@@ -198,7 +198,7 @@ class Attention(nnx.Module):
         S = layer[0].shape[axis] if layer else 0
         qkv_BTC = self.project(x_BTD, S or T, start, positions)
         y_BTD = written = None
-        # A hook is given the softmax's divisor, which other kernels do not return.
+        # A hook needs the softmax's divisor, which no kernel but the CPU's returns.
         if layer and not hook and gpu.can_attend(c, seed_2):
             y_BTD, written = self.fused_with_cache(qkv_BTC, layer, start, mask_TT)
         elif not layer and (c.kernels == "cpu" or not hook):
@@ -254,14 +254,14 @@ class Attention(nnx.Module):
         seed_2: jax.Array | None,
         mask_TT: jax.Array | None,
     ) -> tuple[jax.Array | None, jax.Array | None]:
-        """Returns attention [B, T, D] by this platform's kernel, if it can.
+        """Returns attention [B, T, D] by this platform's kernel, None if it cannot.
 
-        And the logarithm of what each softmax was divided by [B, H, T], if it says so.
+        And the logarithm of each softmax's divisor [B, H, T], from the CPU's kernel.
         """
         c = self.config
         slopes = c.encoding.slopes(c.n_head) if c.encoding.slopes else ()
-        # The CPU's kernel takes no other bias than so much for each token of distance,
-        # and one mask for all rows.
+        # The CPU's kernel takes a slope per head as its only bias, and one mask for
+        # all rows.
         causal = mask_TT is None
         fits = not c.key_width and (c.encoding.bias is None or (slopes and causal))
         one_mask = mask_TT is None or mask_TT.ndim == 2
@@ -318,7 +318,7 @@ def attend(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns softmax(q k / sqrt(K) + bias) v [B, H, T, K] over where mask is true.
 
-    And the logarithm of what each softmax is divided by [B, H, T].
+    And the logarithm of each softmax's divisor [B, H, T].
 
     Args:
       q_BHTK: queries.
@@ -330,6 +330,7 @@ def attend(
     """
     dtype = k_BHSK.dtype
     accum = cpu.accumulator(dtype)
+    # Queries are scaled, not scores: they are fewer, and not yet rounded to 16 bits.
     q = (q_BHTK / math.sqrt(q_BHTK.shape[-1])).astype(dtype)
     product = functools.partial(jnp.einsum, preferred_element_type=accum)
     scores_BHTS = product("bhtk,bhsk->bhts", q, k_BHSK) + bias

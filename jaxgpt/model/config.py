@@ -1,4 +1,4 @@
-"""The shape and the options of a model, and the FLOPs they cost."""
+"""The shape and the options of a model, and its FLOPs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ class ModelConfig(OptionGroup):
     n_embd: int = _option(384, "width of the residual stream", min=1)
     block_size: int = _option(256, "maximum sequence length, in tokens", min=2)
     vocab_size: int = _option(0, "vocabulary size; 0 is the tokenizer's", min=0)
-    # Training may regularise and compute weights otherwise than where they come from.
+    # Not `architecture`, nor is dtype: a run that starts from the weights of another
+    # chooses its own.
     dropout: float = option(
         0.0, "probability of dropping an activation", min=0, below=1
     )
@@ -65,7 +66,7 @@ class ModelConfig(OptionGroup):
     positions: str = _option(
         "learned", "σ-GPT's are learned, sinusoidal or rope", choices=POSITIONS
     )
-    # About the amplitude of initial token embeddings.
+    # By default of about the size of initial token embeddings.
     sinusoid_scale: float = _option(0.03, "sinusoidal: amplitude")
     rope_theta: float = _option(1e4, "RoPE: highest over lowest frequency", min=1)
     rope_frequency: float = _option(1.0, "RoPE: highest frequency, radians per token")
@@ -124,17 +125,16 @@ class ModelConfig(OptionGroup):
         min=0,
         resumable=True,
     )
-    # Set by the system: a token `vocab_size`, read first at position `block_size` and
-    # never predicted; or, never predicted either, one in the place of any that is
-    # masked; whether tokens also see those after them; norms that depend on the target
-    # position; a table of positions for the target, beside that for a token's own; and
-    # the kernels, "cpu" (model/cpu.py), "tpu" (model/tpu.py), "gpu" (model/gpu.py) or
-    # "xla" (plain JAX), equal up to rounding, with "gpu" that of `dtype`.
+    # The rest is set by the system.
+    # A token `vocab_size` that is read first, at position `block_size`, or that stands
+    # for what is masked; neither is ever predicted.
     begin_token: bool = False
     mask_token: bool = False
-    bidirectional: bool = False
-    adaptive_norm: bool = False
-    separate_tables: bool = False
+    bidirectional: bool = False  # Tokens also see those after them.
+    adaptive_norm: bool = False  # Norms depend on the target position.
+    separate_tables: bool = False  # One for own positions, another for targets.
+    # "cpu", "tpu" and "gpu" are the modules model/cpu.py, ..., and "xla" is plain JAX.
+    # They agree up to rounding, "gpu" up to that of `dtype`.
     kernels: str = "xla"
 
     def __post_init__(self) -> None:
@@ -144,8 +144,8 @@ class ModelConfig(OptionGroup):
             require(self.n_embd % self.n_head == 0, "model.n_embd", rule, self.n_embd)
         else:
             self._check_without_attention()
+        # Pairs of sine and cosine; double ones are two halves of pairs.
         multiple = {"sinusoidal": 2, "learned-sinusoidal": 2, "double-sinusoidal": 4}
-        # Sinusoids are pairs of sine and cosine, double ones two halves of pairs.
         divisor = multiple.get(self.positions, 1)
         rule = f"divisible by {divisor} with {self.positions} positions"
         require(self.n_embd % divisor == 0, "model.n_embd", rule, self.n_embd)
@@ -155,7 +155,7 @@ class ModelConfig(OptionGroup):
                 "and with rotated queries and keys (model.positions=rope): leave it "
                 "at 0"
             )
-        if self.encoding.rotate:  # Pairs of channels.
+        if self.encoding.rotate:  # It turns pairs of channels.
             width, rule = self.n_embd // self.n_head, "even with model.positions=rope"
             require(width % 2 == 0, "model.n_embd / model.n_head", rule, width)
         remedy = "the data or a tokenizer sets it"
@@ -222,8 +222,8 @@ def flops_per_token(config: ModelConfig, parameters: int) -> float:
     """Returns the FLOPs of training on one token: 6 N + 12 L D T, or 6 N.
 
     N leaves out tables that are looked up, not multiplied. As in nanoGPT (after the
-    PaLM paper, appendix B), the masked half of the attention scores is counted. Of
-    other mixers all is in N: what is no matrix product is not counted.
+    PaLM paper, appendix B), the masked half of the attention scores is counted. For
+    other mixers N is all: only matrix products count.
     """
     D, T = config.n_embd, config.block_size
     double = 2 * D if config.separate_tables else D // 2

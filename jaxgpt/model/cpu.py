@@ -1,8 +1,8 @@
 """What makes XLA:CPU fast: the same mathematics, written the way its kernels like.
 
-Used where `ModelConfig.kernels == "cpu"`; accelerators run the plain versions beside
-the callers. Results differ from those by rounding only. `benchmarks/train_step.py
---ablate` measures what each piece brings; its figures stand in docs/speed.md.
+Used if `ModelConfig.kernels == "cpu"`; the plain versions are where these are called.
+Results differ from theirs by rounding only. `benchmarks/train_step.py --ablate`
+measures what each piece brings; docs/speed.md has the figures.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ FEWEST_SLOTS = 32
 
 
 def keep_heap() -> None:
-    """Keeps freed memory in the process, so that it is not faulted in every step.
+    """Keeps freed memory in the process, so that steps do not page-fault for it.
 
     XLA frees its temporary buffer (hundreds of MB) after every step and glibc gives
-    it back to the system. A step takes 1.2 to 1.7 times as long without. Does nothing
-    where the C library has no mallopt.
+    it back to the system: a step takes 1.2 to 1.7 times as long. To be called before
+    XLA starts its threads: a thread that already has an arena of its own keeps it.
+    Does nothing without a mallopt.
     """
-    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8
+    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # From malloc.h.
     _set_malloc({arena_max: 1, mmap_max: 0})
     _set_malloc({trim_threshold: 2**31 - 1, top_pad: 64 << 20})
 
@@ -38,14 +39,14 @@ def keep_heap() -> None:
 def return_memory() -> None:
     """Gives arrays of 1 MB or more back to the system as soon as they are freed.
 
-    It keeps what a program holds at once small; does nothing without a mallopt.
+    For programs whose peak memory matters. Does nothing without a mallopt.
     """
-    mmap_threshold = -3  # Set once, it no longer grows with what is freed.
+    mmap_threshold = -3  # Setting it stops glibc from raising it with what is freed.
     _set_malloc({mmap_threshold: 1 << 20})
 
 
 def _set_malloc(options: dict[int, int]) -> None:
-    if sys.platform == "win32":  # It has no library of all that is loaded.
+    if sys.platform == "win32":  # CDLL(None) needs dlopen.
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -61,9 +62,9 @@ def accumulator(dtype: jax.typing.DTypeLike) -> jnp.dtype:
 def cache_sizes(slots: int, rows: int, width: int) -> tuple[int, ...]:
     """Returns the sizes that a cache of keys and values grows through to its slots.
 
-    Decoding reads the whole cache for every token, empty slots too. Each size is
-    compiled for: there are none so small that reading one takes little time beside
-    the model's matrices of this width.
+    Decoding reads the whole cache for every token, empty slots too. Each size costs a
+    compilation, so there are none so small that reading them takes little time
+    compared with the model's matrices of this width.
     """
     sizes = [slots]
     while (half := -(-sizes[0] // 2)) >= FEWEST_SLOTS and rows * half >= 8 * width:
@@ -81,10 +82,10 @@ def _dot(a, b, contract, batch=()):
 def linear(x_ND: jax.Array, w_DF: jax.Array, dtype: str) -> jax.Array:
     """Returns x @ w with operands in dtype, summed and returned in float32 or wider.
 
-    The bfloat16 kernel is reached only from row-major operands with the contraction
-    in the left one's last axis: the backward pass transposes x by hand, and a
-    dummy batch axis and barriers keep XLA from folding transposes into the product
-    (1.4 times the step in bfloat16 without, at width 128).
+    XLA uses its bfloat16 kernel only for row-major operands with the contraction in
+    the left one's last axis: the backward pass transposes x by hand, and a dummy batch
+    axis and barriers keep XLA from folding transposes into the product (without, a
+    step in bfloat16 takes 1.4 times as long at width 128).
     """
     return _dot(x_ND.astype(dtype), w_DF.astype(dtype), ((1,), (0,)))
 
@@ -112,7 +113,10 @@ linear.defvjp(_linear_fwd, _linear_bwd)
 
 @jax.custom_vjp
 def layer_norm(x: jax.Array, scale_D: jax.Array, epsilon: float) -> jax.Array:
-    """Returns the normalised last axis times scale (1.0-1.1 times the step without)."""
+    """Returns the normalised last axis times scale.
+
+    Its backward pass is by hand (a step takes 1.0 to 1.1 times as long without).
+    """
     return layer_norm_fwd(x, scale_D, epsilon)[0]
 
 
@@ -140,7 +144,10 @@ layer_norm.defvjp(layer_norm_fwd, layer_norm_bwd)
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """Returns the exact GELU through erf: XLA:CPU's erfc is slow (up to 1.2)."""
+    """Returns the exact GELU, through erf.
+
+    jax.nn.gelu takes erfc, which is slow in XLA:CPU (up to 1.2 times the step).
+    """
     return 0.5 * x * (1 + lax.erf(x * ROOT_HALF))
 
 
@@ -167,19 +174,30 @@ def attention(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns self-attention [B, T, D] of fused projections [B, T, 3 D].
 
-    And the logarithm of what each softmax was divided by [B, H, T]. It is causal, or
-    as mask_TT says; then without slopes, by which a key's score is lowered for each
-    token of distance (ALiBi).
+    And the logarithm of each softmax's divisor [B, H, T].
 
     Keeps unnormalised probabilities and divides the output instead, adds the mask as
     a bias, skips the blocks above the diagonal, and writes every backward product
-    with the contraction in its fast place (1.0-1.3 times the step without).
+    with the contraction in its fast place (a step takes 1.0 to 1.3 times as long
+    without).
+
+    Args:
+      qkv_BTC: queries, keys and values side by side.
+      seed_2: turns dropout of the probabilities on.
+      n_head: H.
+      dtype: of the operands of products.
+      dropout: probability.
+      slopes: what a head's score loses per token of distance (ALiBi).
+      mask_TT: true where a query sees a key, without slopes; None is causal.
     """
     return _attention_fwd(qkv_BTC, seed_2, n_head, dtype, dropout, slopes, mask_TT)[0]
 
 
 def _query_blocks(T: int, causal: bool) -> list[tuple[slice, int]]:
-    """Returns (queries, keys seen) blocks: half of the masked scores never computed."""
+    """Returns (queries, number of keys they see) of each block of queries.
+
+    With two blocks, half of the masked scores are never computed; four were no faster.
+    """
     count = 2 if causal and T >= 128 and T % 2 == 0 else 1
     step = T // count
     return [(slice(c * step, (c + 1) * step), (c + 1) * step) for c in range(count)]
@@ -211,7 +229,8 @@ def _attention_fwd(qkv_BTC, seed_2, n_head, dtype, dropout, slopes, mask_TT):
     for queries, seen in _query_blocks(T, mask_TT is None):
         rows = queries.start + jnp.arange(queries.stop - queries.start)[:, None]
         keys = jnp.arange(seen)
-        # Multiplied by a slope, the mask still leaves nothing of a probability.
+        # -1e9, not infinity, which a slope of 0 would turn into NaN; it is large enough
+        # to leave nothing of a probability after the multiplication by a slope.
         visible = keys <= rows if mask_TT is None else mask_TT
         bias = jnp.where(visible, (keys - rows) if slopes else 0, -1e9)
         bias = bias.astype(accum)
@@ -234,12 +253,14 @@ def _attention_fwd(qkv_BTC, seed_2, n_head, dtype, dropout, slopes, mask_TT):
 
 
 def _attention_bwd(n_head, dtype, dropout, slopes, residuals, gradients):
-    del slopes  # The probabilities kept have them.
+    del slopes  # The saved probabilities include them.
     dy_BTD, dtotal_BHT = gradients
     q, k, v, y_BHTK, saved, seed_2, mask_TT = residuals
     B, H, T, K = q.shape
     dy_BTHK = dy_BTD.reshape(B, T, H, K)
     dy = dy_BTHK.transpose(0, 2, 1, 3)
+    # The sum of p dp over the keys, through the output, as in FlashAttention; the
+    # logarithm of the divisor has the gradient p.
     delta = (dy * y_BHTK).sum(-1, keepdims=True) - dtotal_BHT[..., None]
     dy = dy.astype(dtype)
     q_BHKT = q.transpose(0, 1, 3, 2)

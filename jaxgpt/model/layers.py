@@ -24,7 +24,7 @@ def init_matrix(
     std: float = INIT_STD,
     fan_in: int,
 ) -> jax.Array:
-    """Returns an initial matrix as config.init says; std 0 makes zeros under both.
+    """Returns an initial matrix as config.init says; with std 0, zeros either way.
 
     Args:
       key, shape: of the array.
@@ -49,7 +49,8 @@ def init_normal(
 def residual_std(n_layer: int) -> float:
     """Returns the deviation of projections into the residual stream.
 
-    A block adds to the stream twice, so its growth with depth is divided out.
+    A block adds to the stream twice: this keeps the stream's initial variance from
+    growing with depth (GPT-2, section 2.3).
     """
     return INIT_STD / math.sqrt(2 * n_layer)
 
@@ -102,7 +103,7 @@ def matmul(x: jax.Array, w_DF: jax.Array, config: ModelConfig) -> jax.Array:
 class Norm(nnx.Module):
     """Normalises the last axis: LayerNorm, RMSNorm (arXiv 1910.07467), or not at all.
 
-    LayerNorm has a bias as config.bias says; RMSNorm has none and takes no mean away.
+    LayerNorm has a bias as config.bias says; RMSNorm has none and subtracts no mean.
     """
 
     def __init__(self, config: ModelConfig, kind: str):
@@ -130,7 +131,7 @@ class Norm(nnx.Module):
     def after(
         self, x: jax.Array, more: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns x + more, and the norm of it, where `gpu_norm.fuses_norms`."""
+        """Returns x + more and its norm, for models that `gpu_norm.fuses_norms`."""
         if more is None:
             return x, self(x)
         if self.scale is None:
@@ -177,11 +178,13 @@ class FeedForward(nnx.Module):
 def normalise_heads(qkv_BTC: jax.Array, n_head: int) -> jax.Array:
     """Returns fused projections [B, T, 3 H K], queries and keys of unit mean square.
 
-    Also of shape [B, T, 3, H K]. Without a learned gain, whose gradient made XLA:CPU
-    take 1.6 times the step.
+    Also of shape [B, T, 3, H K]. There is no learned gain: with its gradient a step
+    takes 1.6 times as long under XLA:CPU.
     """
     heads = qkv_BTC.reshape(*qkv_BTC.shape[:2], 3, n_head, -1)
     inverse = jax.lax.rsqrt((heads * heads).mean(-1, keepdims=True) + 1e-6)
+    # One multiplication with 1 for the values, instead of cutting them off and joining
+    # them again: that would copy the array.
     values = jnp.arange(3).reshape(3, 1, 1) == 2
     return (heads * jnp.where(values, 1, inverse)).reshape(qkv_BTC.shape)
 
@@ -207,5 +210,6 @@ def cross_entropy(
     """
     if config and gpu.in_half(config):
         return gpu.cross_entropy(logits_BTV, targets_BT, config.dtype)
+    # Not log_softmax: only the targets' entries are needed of an array this large.
     picked = jnp.take_along_axis(logits_BTV, targets_BT[..., None], -1)[..., 0]
     return jax.nn.logsumexp(logits_BTV, -1) - picked

@@ -1,4 +1,4 @@
-"""How a token knows where it stands."""
+"""Position encodings: tables, sinusoids, rotations and biases of scores."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from jaxgpt.model import layers
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.parallel import sharding
 
-# How many "learned-sinusoidal" makes, as teenyGPT.
-SINUSOIDS = 16
+SINUSOIDS = 16  # Of "learned-sinusoidal", as in teenyGPT.
 THETA = 1e4
-# σ-GPT's: 1e5 over twice as many channels as a half has, so half of the range is used.
+# The original σ-GPT takes the frequencies of twice as many channels as a half has, for
+# theta 1e5, and uses the first half of them.
 DOUBLE_THETA = math.sqrt(1e5)
 Positions = tuple[jax.typing.ArrayLike, ...]
 Target = tuple[jax.Array, jax.Array]
@@ -31,9 +31,8 @@ class LearnedPositions(nnx.Module):
 
     GPT-2 looks up a token's own position in a table of width D. σ-GPT (section 2 of
     arXiv 2404.09562) looks up two in one table of width D / 2: the token's own
-    position and that of the token to predict. With `separate_tables` each is looked up
-    in a table of its own, of width D, and the two are added: one that ignores the
-    target is GPT-2's.
+    position and that of the token to predict. With `separate_tables` each has its own
+    table of width D and the two are added: where the target's is zero, this is GPT-2.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -123,9 +122,9 @@ def frequencies(width: int, theta: float) -> np.ndarray:
 def rope_angles(length: int, width: int, config: ModelConfig) -> np.ndarray:
     """Returns the angle of each position and pair of channels, [length, width / 2].
 
-    In float64, as those of far positions are too large for float32, unless
-    `rope_angles` says float32: these are nanollama's to the bit, rounded as there in
-    every step, and off by up to 8e-4 radians at position 2,048.
+    In float64: float32 is off by up to 8e-4 radians at position 2,048. With
+    `rope_angles` of float32 they are nanollama's to the bit, rounded in every step as
+    there.
     """
     theta, dtype = config.rope_theta, np.dtype(config.rope_angles)
     if dtype == np.float64:
@@ -149,8 +148,8 @@ def rotate(
     Args:
       qkv_BTC: fused projections [B, T, 3 H K] at positions start .. start + T; also of
         shape [B, T, 3, H K].
-      positions: of each token, [B, T] or [T], where the model is bidirectional: a text
-        may be read twice, in the same pass. Else unused; see `rotate_double`.
+      positions: of each token, [B, T] or [T], if the model is bidirectional, as it may
+        read a text twice in one pass; otherwise unused.
       start: a scalar or one for each row [B].
       length: above any of these positions.
       config: rope_theta, rope_frequency, rope_angles, rope_pairs.
@@ -172,8 +171,8 @@ def rotate_double(
 ) -> jax.Array:
     """Turns keys by their own position and queries by the one they must predict.
 
-    A score then depends on how far a key is from the target, whatever the order: σ-GPT
-    need not learn distances from pairs of absolute positions.
+    A score then depends on how far a key is from the target, whatever the order, and
+    σ-GPT need not learn distances from pairs of absolute positions.
 
     Args:
       qkv_BTC, config: as for `rotate`.
@@ -182,7 +181,7 @@ def rotate_double(
     """
     del start, length
     own, target = map(jnp.atleast_2d, positions)
-    # The begin token, of position block_size in a table, stands before the text.
+    # The begin token, at position block_size in a table, comes before the text.
     after_begin = lambda index: jnp.where(index == config.block_size, 0, index + 1)
     rows = config.block_size + 1
     return turn(qkv_BTC, after_begin(target), after_begin(own), rows, config)
@@ -206,6 +205,8 @@ def turn(
     B, T = qkv_BTC.shape[:2]
     H = config.n_head
     K = qkv_BTC.size // (B * T * 3 * H)
+    # NumPy's sines, in float64, become constants that are looked up. Sines computed
+    # on the device would be so in every layer, of angles rounded to float32.
     angles = rope_angles(length, K, config)
     index_BT2 = jnp.stack([query_BT, key_BT], -1)
     table = lambda values: jnp.asarray(values, qkv_BTC.dtype)[index_BT2]
@@ -234,8 +235,7 @@ def alibi_bias(
 ) -> jax.Array:
     """Returns what is added to the scores, [B, H, T, S], or [H, T, S] without B.
 
-    It is arithmetic on indices, which XLA computes where it is added and stores
-    nowhere.
+    XLA computes this arithmetic on indices where it is added: no array is stored.
     """
     slopes = jnp.asarray(alibi_slopes(config.n_head), config.param_dtype)
     distance = key_BS[..., None, None, :] - query_BT[..., None, :, None]
@@ -244,7 +244,7 @@ def alibi_bias(
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """How a model knows positions: where an encoding takes part, and how far it goes.
+    """How a model knows positions: what an encoding changes, and how far it reaches.
 
     A new one is an instance of this, and a line in `config.POSITIONS`.
 
@@ -254,8 +254,8 @@ class Encoding:
       rotate: (qkv_BTC, positions, start, length, config) -> queries and keys changed
         by their positions, as `rotate`.
       bias: (query_BT, key_BS, config) -> what is added to the scores, as `alibi_bias`.
-      slopes: (n_head) -> of a bias that is a slope times the distance: fused kernels
-        take it so.
+      slopes: (n_head) -> one for each head, of a bias that is a slope times the
+        distance, which is what fused kernels take.
       bounded: whether there are no positions past the block.
       extrapolates: whether texts longer than the block are still read from their
         beginning.
@@ -271,9 +271,9 @@ class Encoding:
 
 LEARNED = Encoding(embed=LearnedPositions, bounded=True)
 SINUSOIDAL = Encoding(embed=SinusoidalPositions)
-# Its sinusoids would go on, but a sampler's slot for the begin token is fixed.
+# Sinusoids know no bound, but position block_size is the begin token's.
 DOUBLE_SINUSOIDAL = Encoding(embed=SinusoidalPositions, bounded=True)
-# The table tells a token where it stands, the rotation how far others are.
+# The table gives absolute positions, the rotation distances.
 DOUBLE_ROPE = Encoding(embed=LearnedPositions, rotate=rotate_double, bounded=True)
 ALIBI = Encoding(bias=alibi_bias, slopes=alibi_slopes, extrapolates=True)
 ROPE = Encoding(rotate=rotate)
@@ -283,9 +283,9 @@ NONE = Encoding()
 class Modulation(nnx.Module):
     """Scales and shifts of a block's two norms, a linear map of the target position.
 
-    The adaptive norm of AO-GPT (arXiv 2506.19935), without its gates. Zero at first,
-    so that a fresh block is the plain one. The map is applied to the table of
-    positions, of which there are far fewer than tokens.
+    The adaptive norm of AO-GPT (arXiv 2506.19935), without its gates. It begins at
+    zero, where a block is the plain one. It maps the table of positions, which has far
+    fewer rows than a batch has tokens, and looks up the results.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -302,14 +302,14 @@ class Modulation(nnx.Module):
 def pick_rows(table_PC: jax.Array, index_BT: jax.Array) -> jax.Array:
     """Returns table[index], [B, T, C]; its gradient is a product, not a scatter.
 
-    XLA:CPU scatters one number at a time; the product costs P times the additions
-    and is still faster for the short tables this is used for.
+    XLA:CPU scatters one number at a time; a product with one-hot rows has P times the
+    additions and is still faster for tables as short as these.
     """
     return table_PC[index_BT]
 
 
 def _pick_rows_fwd(table_PC, index_BT):
-    return table_PC[index_BT], (table_PC[:, :0], index_BT)
+    return table_PC[index_BT], (table_PC[:, :0], index_BT)  # For its number of rows.
 
 
 def _pick_rows_bwd(saved, g_BTC):

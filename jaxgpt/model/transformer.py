@@ -20,12 +20,7 @@ from flax import nnx
 from jaxgpt.model import gpu_norm, layers
 from jaxgpt.model.attention import AttentionHook, KVCache, LayerCache
 from jaxgpt.model.config import ModelConfig
-from jaxgpt.model.positions import (
-    Modulation,
-    Positions,
-    Target,
-    in_order,
-)
+from jaxgpt.model.positions import Modulation, Positions, Target, in_order
 from jaxgpt.parallel import sharding
 from jaxgpt.parallel.sharding import BATCH, TENSOR
 
@@ -44,6 +39,7 @@ class Block(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.norm_1 = layers.Norm(config, config.norm)
         mixer = config.token_mixer(config, rngs=rngs)
+        # Parameter paths: attention keeps the name it had before there were others.
         if config.mixer == "attention":
             self.attn = mixer
         else:
@@ -100,13 +96,13 @@ class Block(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class BlockOutputs:
-    """What the blocks return besides the last hidden states.
+    """What the blocks return in addition to the last hidden states.
 
     Attributes:
       cache: keys and values, or states, including those of the new tokens; None
         without a cache.
       hidden: [B, T, D], the input of the first block and the output of each; empty
-        unless asked for.
+        without `keep_hidden`.
       hooked: {block: what its hook returned}.
     """
 
@@ -160,12 +156,13 @@ class Transformer(nnx.Module):
         bare = not (c.dropout or cache or hooks or keep_hidden)
         if plain and bare and gpu_norm.fuses_norms(c, x_BTD):
             return self.fused(x_BTD, positions), BlockOutputs(None, [], {})
-        # Decoding runs the blocks one by one: a scan would copy all parameters and
-        # caches together at every token.
+        # Decoding runs the blocks one by one: a scan would stack, so copy, all
+        # parameters and caches for every token.
         scans = c.scan_layers and cache is None
         hidden, written, hooked = [x_BTD], [], {}
         i = 0
         while i < c.n_layer:
+            # As many blocks as can be one scan: a block with a hook cannot.
             end = i + 1
             while scans and i not in hooks and end < c.n_layer and end not in hooks:
                 end += 1
@@ -197,17 +194,15 @@ class Transformer(nnx.Module):
         return self.norm_f(x_BTD), outputs
 
     def block_function(self, index: int) -> Callable[..., Any]:
-        """Returns a block, recomputed in the backward pass where `remat` says so."""
+        """Returns a block, recomputed in the backward pass as `remat` says."""
         c, block = self.config, self.blocks[index]
         if c.remat == "none":
             return block
-        graph, params = nnx.split(block)
 
         def apply(x_BTD, *others):
-            def run(params, x_BTD):
-                return nnx.merge(graph, params)(x_BTD, *others)
-
-            return jax.checkpoint(run, policy=POLICIES[c.remat])(params, x_BTD)
+            # The others include hooks, which are no arrays: they are closed over.
+            run = jax.checkpoint(lambda x: block(x, *others), policy=POLICIES[c.remat])
+            return run(x_BTD)
 
         return apply
 
@@ -237,8 +232,8 @@ class Transformer(nnx.Module):
     ) -> tuple[jax.Array, list[jax.Array]]:
         """Runs blocks first .. end - 1 as one loop, compiled once.
 
-        Their parameters are stacked here, one copy of them in memory, so that a run is
-        the same on disk however it is compiled.
+        Their parameters are stacked here, at the cost of a copy of them in memory, and
+        not in the module: so a run is the same on disk however it is compiled.
         """
         c = self.config
         graph = nnx.split(self.blocks[first])[0]
@@ -265,7 +260,7 @@ class Transformer(nnx.Module):
 
 
 class LanguageModel(nnx.Module):
-    """Tokens in, logits out; a tied head is the token table, transposed."""
+    """Tokens in, logits out; a tied head is the transposed token table."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         read_only = config.begin_token + config.mask_token
@@ -325,7 +320,7 @@ class LanguageModel(nnx.Module):
           positions: indices [B, T] of each token, as `positions.Positions`; None reads
             left to right.
           dropout_key: turns dropout on.
-          cache: keys and values of what was read before; None where nothing was.
+          cache: keys and values of what was read before; None without decoding.
           start: the cache slot of the first token, a scalar or one for each row [B].
           mask_TT: as of `Attention.__call__`.
         """
@@ -351,7 +346,7 @@ class LanguageModel(nnx.Module):
         return sharding.constrain(x_BTD, BATCH, None, None)
 
     def target(self, positions: Positions) -> Target | None:
-        """Returns what `Modulation` reads, where the model has it."""
+        """Returns what `Modulation` reads; None for a model without it."""
         if self.positions is None or not self.config.adaptive_norm:
             return None
         return self.positions.target(positions)
@@ -372,14 +367,15 @@ class LanguageModel(nnx.Module):
     ) -> jax.Array:
         """Returns each target's negative log-likelihood [B, T], in nats.
 
-        With `loss_chunk` there are never logits of more tokens of a row than that: of a
-        large vocabulary they are the largest array of a step.
+        With `loss_chunk` the logits of only that many tokens of a row exist at a time:
+        with a large vocabulary they are the largest array of a step.
         """
         x_BTD, _ = self.hidden_states(tokens_BT, positions, dropout_key=dropout_key)
         (B, T), chunk = targets_BT.shape, self.config.loss_chunk
         if not chunk or chunk >= T:
             return self._nll(x_BTD, targets_BT)
         count, left = divmod(T, chunk)
+        # Without it the loop would keep every chunk's logits for the backward pass.
         one = jax.checkpoint(self._nll)
 
         def in_chunks(array: jax.Array) -> jax.Array:
