@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.errors import require
+from jaxgpt.errors import UserError, require
 from jaxgpt.systems.sigma.tasks import pictures
 
 Judgement = dict[str, np.ndarray]
-GIVEN: pictures.Entry = ("given", (0, 0, 0), True)
-RIGHT: pictures.Entry = ("generated, right", pictures.RIGHT, True)
-WRONG: pictures.Entry = ("generated, wrong", pictures.WRONG, True)
+KINDS: tuple[pictures.Entry, ...] = (
+    ("given", (0, 0, 0), True),
+    ("generated, right", pictures.RIGHT, True),
+    ("generated, wrong", pictures.WRONG, True),
+)
 
 
 class Task:
@@ -24,6 +26,7 @@ class Task:
     Attributes:
       shows: what its pictures show, as their title.
       rule: what is right.
+      legend: what the colours of its pictures mean.
       words: what each token is called.
       separator: between words, in `text`.
       length: tokens of a sequence, prompt included.
@@ -35,6 +38,7 @@ class Task:
 
     shows: str
     rule: str
+    legend: Sequence[pictures.Entry] = KINDS
     words: Sequence[str]
     separator = " "
     length: int
@@ -84,6 +88,21 @@ class Task:
         tokens_NT = self.sample_tokens(rng, count)
         return tokens_NT, self.prompt_mask(tokens_NT)
 
+    def collect(
+        self, draw: Callable[[], np.ndarray], count: int, tries: int, failure: str
+    ) -> np.ndarray:
+        """Returns [count, ...], the rows of as many draws as it takes.
+
+        Raises:
+          UserError: with the message `failure`, if so many tries do not suffice.
+        """
+        parts: list[np.ndarray] = []
+        for _ in range(tries):
+            parts.append(draw())
+            if sum(map(len, parts)) >= count:
+                return np.concatenate(parts)[:count]
+        raise UserError(failure)
+
     def sample_tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Returns tokens [count, T], integers."""
         raise NotImplementedError
@@ -132,14 +151,6 @@ class Task:
         """Returns a sequence in words."""
         return self.separator.join(self.words[token] for token in tokens_T)
 
-    def caption(
-        self, verdict: Judgement, legend: Sequence[pictures.Entry]
-    ) -> pictures.Caption:
-        """Returns what stands above a picture of judged sequences."""
-        right_N = verdict["accuracy"]
-        about = f"{int(right_N.sum())} of {len(right_N)} right: {self.rule}."
-        return pictures.Caption(f"{self.config.name}: {self.shows}", about, legend)
-
     def plot(
         self,
         path: pathlib.Path,
@@ -147,16 +158,31 @@ class Task:
         reference_NT: np.ndarray,
         prompt_mask_NT: np.ndarray,
     ) -> None:
-        """Writes a PNG of generated sequences: prompt black, right green, wrong red.
+        """Writes a PNG of generated sequences: `tiles`, or words by `KINDS`.
 
-        Everything generated is right in a row that the judge accepts.
+        Every word that is generated counts as right in a row that the judge accepts.
         """
         verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
+        if shown := self.tiles(verdict, tokens_NT, reference_NT):
+            return pictures.tiles(path, shown, self.caption(verdict))
         right_NT = (tokens_NT == reference_NT) | verdict["accuracy"][:, None]
-        kinds = (GIVEN, RIGHT, WRONG)
         kind_NT = np.where(prompt_mask_NT, 0, np.where(right_NT, 1, 2))
         rows = [
-            [(self.words[t], kinds[kind][1]) for t, kind in zip(*row, strict=True)]
+            [(self.words[t], KINDS[kind][1]) for t, kind in zip(*row, strict=True)]
             for row in zip(tokens_NT, kind_NT, strict=True)
         ]
-        pictures.words(path, rows, self.caption(verdict, kinds))
+        return pictures.words(path, rows, self.caption(verdict))
+
+    def tiles(
+        self, verdict: Judgement, tokens_NT: np.ndarray, reference_NT: np.ndarray
+    ) -> list[pictures.Tile]:
+        """Returns a picture of each sequence; none to have its words shown."""
+        del verdict, tokens_NT, reference_NT
+        return []
+
+    def caption(self, verdict: Judgement) -> pictures.Caption:
+        """Returns the caption of a picture of judged sequences."""
+        right_N = verdict["accuracy"]
+        about = f"{int(right_N.sum())} of {len(right_N)} right: {self.rule}."
+        title = f"{self.config.name}: {self.shows}"
+        return pictures.Caption(title, about, self.legend)

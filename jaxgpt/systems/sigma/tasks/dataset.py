@@ -1,7 +1,7 @@
 """The sequences of a task: sampled once, kept on disk, read as batches.
 
-An array holds both tokens and their prompt mask: a token that is asked for is stored
-as its complement, ~token, which is negative.
+An array holds both tokens and their prompt mask: a token that is to be generated is
+stored as its complement, ~token, which is negative.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ SPLITS = ("train", "val")
 # A change of what a task samples must change this too, or old sequences are read.
 VERSION = 5
 CHUNK = 10000
-# After so many chunks in a row with hardly anything new, there is no more.
-PATIENCE = 10
+PATIENCE = 10  # Chunks in a row with hardly anything new, after which to give up.
 UNIMPORTANT = ("learn", "strategies", "eval_sequences")
 LONG = 1 << 24  # Tokens that take seconds to sample.
 
@@ -76,7 +75,7 @@ def open_data(task: Task, config: ConfigDict) -> TaskData:
 
     Raises:
       OtherDataError: where its files hold other data than the run was trained on.
-      UserError: where more are asked for than there are.
+      UserError: if there are fewer than the config says.
     """
     fingerprint = "".join(map(cache.file_digest, task.files))
     if fingerprint:
@@ -131,7 +130,7 @@ def sample_split(
       (sequences, hashes of these and of those taken before).
 
     Raises:
-      UserError: where there are not so many.
+      UserError: if there are fewer.
     """
     task, parts = task.for_split(split), []
     found, number, stale = 0, 0, 0

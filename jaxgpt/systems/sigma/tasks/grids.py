@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
-
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -18,12 +16,12 @@ COMPASS = "NESW"
 class Snake(Task):
     """A walk over a coloured grid: a colour and a direction, `task.length` times.
 
-    The first half is given, and all directions; asked for are the later colours of
-    cells that were seen in the first half.
+    The first half is given, and all directions; what is missing are the later colours
+    of cells that were seen in the first half.
     """
 
-    shows = "a walk over coloured cells; colours seen before are asked for"
-    rule = "every colour asked for"
+    shows = "the colours of cells that a walk has seen before"
+    rule = "every one of these colours"
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
@@ -53,7 +51,7 @@ class Snake(Task):
             ways = (heading[:, None] + np.array([-1, 0, 1, 2])) % 4
             places = at[:, None] + STEPS[ways]
             inside = ((places >= 0) & (places < (c.height, c.width))).all(-1)
-            # Back only where nothing else is left: in a grid of one row.
+            # Back only if nothing else is left, as in a grid of one row.
             weight = inside * np.array([1, 2, 1, 1e-9])
             choice = (rng.random(weight.shape) * weight).argmax(1)
             heading, at = ways[row, choice], places[row, choice]
@@ -69,6 +67,7 @@ class Mixing(Task):
     """
 
     shows = "a grid that is mixed move by move, from nothing"
+    legend = pictures.FRAMES
     rule = (
         "numbers in order but for a blank row and column, then each time a row or a "
         "column turned by one"
@@ -124,10 +123,9 @@ class Mixing(Task):
         moves = good_NM.mean(1) if c.length > 1 else np.ones(N)
         return {"accuracy": begins & good_NM.all(1), "begins": begins, "moves": moves}
 
-    def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Plots the grids of each sequence in a row, a shade a number, blanks white."""
+    def tiles(self, verdict, tokens_NT, reference_NT) -> list[pictures.Tile]:
+        """Returns each sequence's grids in a row, a shade a number, blanks white."""
         c = self.config
-        verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
         shade = np.linspace(0, 1, self.cells)[:, None]
         palette = (1 - shade) * (70, 70, 160) + shade * (250, 200, 90)
         palette = np.vstack([palette, (255, 255, 255)])
@@ -137,7 +135,7 @@ class Mixing(Task):
             right = verdict["accuracy"][row]
             parts = [pictures.grid(palette[g], right, numbers[g]) for g in grids]
             shown.append(pictures.strip(parts))
-        pictures.tiles(path, shown, self.caption(verdict, pictures.FRAMES))
+        return shown
 
 
 FLOOR, WALL, COIN, AGENT = range(4)
@@ -154,12 +152,13 @@ class Greed(Task):
     """An agent collects coins: the reward to be earned, then the episode.
 
     The total reward comes first, then `task.length` times the grid, a step, and
-    whether there was a coin. Given are the reward and the first grid; asked for is an
-    episode that is possible and earns it. Coins: as many as `task.colors`.
+    whether there was a coin. Given the reward and the first grid, an episode must be
+    possible and earn it. There are `task.colors` coins.
     """
 
     shows = "an episode; given are the reward and the first grid"
     rule = "every step, + with a coin, is possible, and they earn the reward"
+    legend = (*CELLS, *pictures.FRAMES)
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
@@ -228,10 +227,9 @@ class Greed(Task):
             earned += reward
         return {"accuracy": possible & (earned == target), "possible": possible}
 
-    def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Plots the grids of each episode in a row, and below them its steps."""
+    def tiles(self, verdict, tokens_NT, reference_NT) -> list[pictures.Tile]:
+        """Returns the grids of each episode in a row, and below them its steps."""
         c, palette = self.config, np.array([colour for _, colour, _ in CELLS])
-        verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
         shown = []
         for row, tokens_T in enumerate(tokens_NT):
             steps = tokens_T[1:].reshape(c.length, -1)
@@ -243,5 +241,4 @@ class Greed(Task):
             note = f"reward {total[1:]}: {self.text(steps[:, self.cells :].ravel())}"
             made.notes = [(note, (0, 0, 0))]
             shown.append(made)
-        legend = (*CELLS, *pictures.FRAMES)
-        pictures.tiles(path, shown, self.caption(verdict, legend))
+        return shown

@@ -38,17 +38,24 @@ MOST_SQUARES = 5
 HELD_OUT = ("green", ("left", "right", "left_of", "right_of"))
 
 
+def pair_relations(
+    row_a: np.ndarray, column_a: np.ndarray, row_b: np.ndarray, column_b: np.ndarray
+) -> list[np.ndarray]:
+    """Returns whether each of `PAIRS` is true of places a and b."""
+    return [row_a < row_b, row_a > row_b, column_a < column_b, column_a > column_b]
+
+
 class Picoclvr(Task):
     """A few squares on a grid, after words that are true of them.
 
     A property is three tokens: a colour, a relation, and another colour or nothing;
-    `task.length` of them or fewer are given. Asked for is an image that has them all.
-    With `task.unseen` those of HELD_OUT are only in validation, where there are no
-    others.
+    `task.length` of them or fewer are given, for an image that has them all. With
+    `task.unseen` those of HELD_OUT are only in validation, where there are no others.
     """
 
-    shows = "squares are asked for that have the properties given"
-    rule = "the image has every property below it, red those it has not"
+    shows = "images that have given properties"
+    rule = "the image has every property below it; red ones it lacks"
+    legend = pictures.FRAMES
     can_be_unseen = True
 
     def __init__(self, config: ConfigDict):
@@ -135,7 +142,7 @@ class Picoclvr(Task):
         ra, ca, rb, cb = of(row, a), of(column, a), of(row, b), of(column, b)
         h, w = c.height, c.width
         alone = [ra < h // 3, ra >= h - h // 3, ca < w // 3, ca >= w - w // 3]
-        pairs = [ra < rb, ra > rb, ca < cb, ca > cb]
+        pairs = pair_relations(ra, ca, rb, cb)
         kind = relation - self.first_relation
         true = np.choose(kind.clip(0), [np.ones_like(ra, bool), *alone, *pairs])
         return true & of(there, a) & ((b == 0) | of(there, b)) & (a > 0)
@@ -169,10 +176,9 @@ class Picoclvr(Task):
         """Returns a property in words."""
         return " ".join(self.words[token] for token in tokens_3 if token)
 
-    def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Plots the images, below each its properties."""
-        c, verdict = self.config, self.judge(tokens_NT, reference_NT, prompt_mask_NT)
-        N, start = len(tokens_NT), self.prompt_length
+    def tiles(self, verdict, tokens_NT, reference_NT) -> list[pictures.Tile]:
+        """Returns the images, below each its properties."""
+        c, N, start = self.config, len(tokens_NT), self.prompt_length
         image = tokens_NT[:, start:].reshape(N, c.height, c.width)
         cells = PALETTE[image.clip(0, c.colors)]
         marks = np.where(image > c.colors, "?", "")  # What is no cell.
@@ -184,7 +190,7 @@ class Picoclvr(Task):
                 if words[0]:
                     colour = pictures.RIGHT if right else pictures.WRONG
                     tile.notes.append((self.property_text(words), colour))
-        pictures.tiles(path, shown, self.caption(verdict, pictures.FRAMES))
+        return shown
 
 
 IMAGES = {"train": "train-images-idx3-ubyte", "val": "t10k-images-idx3-ubyte"}
@@ -202,10 +208,11 @@ class MNIST(Task):
 
     The judge knows the nearest training image, in Euclidean distance. An image is
     typical if it is no further away than TYPICAL of the images held out are from
-    theirs; where a class is asked for, it must be that of the nearest image.
+    theirs; if a class is given, it must be that of the nearest image.
     """
 
     shows = "images"
+    legend = pictures.FRAMES
     distinct = False
 
     def __init__(self, config: ConfigDict):
@@ -267,7 +274,7 @@ class MNIST(Task):
         return tokens_NT
 
     def judge(self, tokens_NT, reference_NT, prompt_mask_NT) -> Judgement:
-        """Is the class as asked for, or the image typical (accuracy); copies; ink.
+        """Is the class the given one, or the image typical (accuracy); copies; ink.
 
         `copy`: it is an image learned from.
         """
@@ -288,7 +295,7 @@ class MNIST(Task):
         """Returns which training image is nearest, and its squared distance."""
         known_KC = self.images("train")[:MOST_COMPARED].reshape(-1, image_NC.shape[1])
         known_KC, image_NC = known_KC.astype(np.float32), image_NC.astype(np.float32)
-        # Whole numbers that float32 holds exactly.
+        # |a|^2 + |b|^2 - 2 a b: whole numbers, small enough for float32 to be exact.
         square_NK = (image_NC**2).sum(1)[:, None] + (known_KC**2).sum(1)
         square_NK -= 2 * image_NC @ known_KC.T
         return square_NK.argmin(1), square_NK.min(1)
@@ -300,9 +307,8 @@ class MNIST(Task):
         _, distance_N = self.nearest(held_out.reshape(len(held_out), -1))
         return float(np.quantile(distance_N, TYPICAL))
 
-    def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Plots the images, dark on light; below them their classes, if asked for."""
-        verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
+    def tiles(self, verdict, tokens_NT, reference_NT) -> list[pictures.Tile]:
+        """Returns the images, dark on light; below them the classes, if given."""
         image_NC = tokens_NT[:, self.prompt_length :]
         dark = 255 // (GREYS - 1) * np.minimum(image_NC, GREYS - 1)
         pixels = (255 - dark).reshape(-1, *self.shape, 1).repeat(3, -1)
@@ -313,20 +319,18 @@ class MNIST(Task):
         ]
         if self.is_conditional:
             nearest_N, _ = self.nearest(image_NC)
-            asked_N, seen_N = (
-                reference_NT[:, 0] - GREYS,
-                self.labels("train")[nearest_N],
-            )
+            asked_N = reference_NT[:, 0] - GREYS
+            seen_N = self.labels("train")[nearest_N]
             for tile, asked, seen in zip(shown, asked_N, seen_N, strict=True):
                 tile.notes.append((f"asked {asked}, judged {seen}", (0, 0, 0)))
-        pictures.tiles(path, shown, self.caption(verdict, pictures.FRAMES))
+        return shown
 
 
 def read_idx(path: pathlib.Path, dimensions: int) -> np.ndarray:
     """Returns the bytes of an IDX file as an array of so many dimensions.
 
     Raises:
-      UserError: where it is none, or is truncated.
+      UserError: if it is another file, or truncated.
     """
     opened = gzip.open if path.suffix == ".gz" else open
     try:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import pathlib
-
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.errors import UserError
 from jaxgpt.systems.sigma.tasks import pictures
 from jaxgpt.systems.sigma.tasks.base import Judgement, Task
 
@@ -36,12 +33,13 @@ class Maze(Task):
     """The maze, then the maze with its path: height x width tokens each.
 
     Walls are straight, begin and end on even cells, are three cells long or more and
-    at most half the grid, and touch at most one cell of what stands: so no cell is ever
-    closed off.
+    at most half the grid, and touch at most one cell of the walls before them, so that
+    no cell is ever closed off.
     """
 
-    shows = "a path is asked for in a maze that is given"
+    shows = "a path through a given maze"
     rule = "one line from start to goal, and the maze as it was"
+    legend = LEGEND
     words = " #SG·"
 
     def __init__(self, config: ConfigDict):
@@ -59,16 +57,13 @@ class Maze(Task):
 
     def sample_tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Draws mazes and, for each, one of its shortest paths."""
-        found, parts = 0, []
-        for _ in range(NO_PROGRESS):
-            parts.append(self.sample_problems(rng, self.sample_walls(rng, count)))
-            found += len(parts[-1])
-            if found >= count:
-                return np.concatenate(parts)[:count]
         c = self.config
-        raise UserError(
+        return self.collect(
+            lambda: self.sample_problems(rng, self.sample_walls(rng, count)),
+            count,
+            NO_PROGRESS,
             f"hardly any maze of {c.height} x {c.width} has task.walls {c.walls} and "
-            f"task.min_distance {c.min_distance}: lower one, or enlarge the grid"
+            f"task.min_distance {c.min_distance}: lower one, or enlarge the grid",
         )
 
     def sample_walls(self, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -143,9 +138,8 @@ class Maze(Task):
         _, drawn = self.grids(tokens_T[None])
         return "\n".join("".join(self.words[cell] for cell in row) for row in drawn[0])
 
-    def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Plots mazes and generated paths; LEGEND says what is what."""
-        verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
+    def tiles(self, verdict, tokens_NT, reference_NT) -> list[pictures.Tile]:
+        """Returns the mazes with the generated paths."""
         mazes, drawn = self.grids(tokens_NT)
         _, target = self.grids(reference_NT)
         image = np.full((*mazes.shape, 3), 255)
@@ -158,7 +152,7 @@ class Maze(Task):
         shown = list(map(pictures.grid, image, verdict["accuracy"], letters))
         for tile, valid, optimal in zip(shown, *verdict.values(), strict=True):
             tile.frame = ORANGE if valid and not optimal else tile.frame
-        pictures.tiles(path, shown, self.caption(verdict, LEGEND))
+        return shown
 
 
 def _segments(h: int, w: int) -> np.ndarray:
@@ -170,7 +164,7 @@ def _segments(h: int, w: int) -> np.ndarray:
                 wall = np.zeros((h, w), np.uint8)
                 wall[start : end + 1, column] = 1
                 walls.append(wall)
-    # Of a grid too low for any, the one that never fits.
+    # A grid too low for any gets one that never fits.
     return np.array(walls or [np.ones((h, w), np.uint8)])
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import pathlib
-
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgpt.errors import UserError
 from jaxgpt.systems.sigma.tasks import pictures
 from jaxgpt.systems.sigma.tasks.base import Judgement, Task
 
@@ -16,7 +13,7 @@ from jaxgpt.systems.sigma.tasks.base import Judgement, Task
 LEVELS = 21
 VALUES = np.linspace(-1, 1, LEVELS)
 PLANE = np.stack([axis.ravel() for axis in np.meshgrid(VALUES, VALUES)], 1)
-# A network has both classes on no less of the plane than this.
+# Each class has at least this share of the plane.
 LEAST = 0.25
 RIGHT_SHARE = 0.9
 NO_PROGRESS = 200
@@ -41,6 +38,7 @@ class QuantizedMLP(Task):
     """
 
     shows = "weights of a network from points that it has labelled"
+    legend = LEGEND
     rule = f"generated and true weights agree on {RIGHT_SHARE} of the plane"
     words = (
         *(f"{value:g}" for value in VALUES.round(1) + 0.0),
@@ -54,24 +52,21 @@ class QuantizedMLP(Task):
 
     def sample_tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Draws weights uniformly, and points in the plane."""
-        parts, found = [], 0
-        for _ in range(NO_PROGRESS):
+
+        def networks() -> np.ndarray:
             units = rng.integers(0, LEVELS, (count, self.config.hidden, 4))
             key = units @ LEVELS ** np.arange(3, -1, -1)
             units = np.take_along_axis(units, key.argsort(1)[..., None], 1)
             bias = rng.integers(0, LEVELS, (count, 1))
             weights = np.concatenate([units.reshape(count, -1), bias], 1)
             share = self.classes(weights).mean(1)
-            parts.append(weights[(share >= LEAST) & (share <= 1 - LEAST)])
-            found += len(parts[-1])
-            if found >= count:
-                break
-        else:
-            raise UserError(
-                f"hardly any network of task.hidden {self.config.hidden} units has "
-                "both classes: ask for more units"
-            )
-        weights = np.concatenate(parts)[:count]
+            return weights[(share >= LEAST) & (share <= 1 - LEAST)]
+
+        failure = (
+            f"hardly any network of task.hidden {self.config.hidden} units has both "
+            "classes: raise it"
+        )
+        weights = self.collect(networks, count, NO_PROGRESS, failure)
         point = rng.integers(0, len(PLANE), (count, self.config.length))
         label = np.take_along_axis(self.classes(weights), point, 1)
         return np.concatenate([LEVELS + 2 * point + label, weights], 1)
@@ -106,9 +101,8 @@ class QuantizedMLP(Task):
         """Returns which points of the plane are given, and their classes: [N, K]."""
         return np.divmod(tokens_NT[:, : self.prompt_length] - LEVELS, 2)
 
-    def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Plots the plane as generated weights label it, and the points given."""
-        verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
+    def tiles(self, verdict, tokens_NT, reference_NT) -> list[pictures.Tile]:
+        """Returns the plane as generated weights label it, with the given points."""
         weights, true = (a[:, self.prompt_length :] for a in (tokens_NT, reference_NT))
         said_NP = self.classes(weights.clip(0, LEVELS - 1))
         cells_NPC = np.array(REST)[said_NP]
@@ -122,4 +116,4 @@ class QuantizedMLP(Task):
         ]
         for tile, agreement in zip(shown, verdict["agreement"], strict=True):
             tile.notes.append((f"agreement {agreement:.3f}", (0, 0, 0)))
-        pictures.tiles(path, shown, self.caption(verdict, LEGEND))
+        return shown

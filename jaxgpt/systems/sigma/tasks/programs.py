@@ -16,12 +16,12 @@ from jaxgpt.systems.sigma.tasks.words import LONGEST_NUMBER, digits_of
 class Stack(Task):
     """Numbers of `task.digits` digits pushed to stacks and popped from them.
 
-    What is pushed is given; what is popped is asked for. There are `task.stacks` stacks
-    and `task.length` operations. With `task.unseen` a quarter of the numbers is only in
-    validation, where there are no others.
+    What is pushed is given, and what is popped generated. There are `task.stacks`
+    stacks and `task.length` operations. With `task.unseen` a quarter of the numbers is
+    only in validation, where there are no others.
     """
 
-    shows = "numbers popped from stacks are asked for"
+    shows = "the numbers popped from stacks"
     rule = "every number popped"
     can_be_unseen = True
     numbers: np.ndarray | None = None  # That are pushed, where not all are.
@@ -84,7 +84,7 @@ class Expression(Task):
     `task.largest_number`, values no larger than `task.largest_result`.
     """
 
-    shows = "the values of variables after a program are asked for"
+    shows = "the values of variables after a program"
     rule = "every value"
     separator, marker = "", " "
 
@@ -172,7 +172,7 @@ class RPL(Task):
     `task.inputs` numbers of at most `task.largest_number` each.
     """
 
-    shows = "a program is asked for, stacks before and after it are given"
+    shows = "a program, given stacks before and after it"
     rule = "the program does that on every stack"
     outputs = 6
     # Longer ones hardly ever leave stacks that are short and numbers that are small.

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import pathlib
-
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxgpt.systems.sigma.tasks import pictures
 from jaxgpt.systems.sigma.tasks.base import Task
-from jaxgpt.systems.sigma.tasks.images import COLOURS, PAIRS
+from jaxgpt.systems.sigma.tasks.images import COLOURS, PAIRS, pair_relations
 
 SHAPES = ("circle", "square", "triangle", "diamond")
 MOST_OBJECTS = 4  # The smallest grid, of 2 x 2, has room for them.
 
 
 class Scene(Task):
-    """A grid with objects on it, then statements; asked for is which are true.
+    """A grid with objects on it, then statements, each with whether it is true.
 
     A cell is empty or has an object, a colour with a shape; no two are the same. A
     statement is two objects and a relation, then its answer: true as often as false.
@@ -25,6 +23,10 @@ class Scene(Task):
 
     shows = "which statements about a grid are true"
     rule = "every answer, below the grid; wrong ones are red"
+    legend = (
+        *((f"{shape[0].upper()}: {shape}", (255, 255, 255), True) for shape in SHAPES),
+        *pictures.FRAMES,
+    )
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
@@ -51,13 +53,8 @@ class Scene(Task):
         for _ in range(c.length):
             a = rng.integers(0, number)
             b = (a + rng.integers(1, number)) % number
-            ra, rb, ca, cb = (
-                row[each, a],
-                row[each, b],
-                column[each, a],
-                column[each, b],
-            )
-            holds = np.stack([ra < rb, ra > rb, ca < cb, ca > cb], 1)
+            places = (axis[each, x] for x in (a, b) for axis in (row, column))
+            holds = np.stack(pair_relations(*places), 1)
             truth = rng.random(count) < 0.5
             # Of objects in two cells some relation holds, and its converse does not.
             fits = holds == truth[:, None]
@@ -71,10 +68,9 @@ class Scene(Task):
         t = np.arange(self.length) - self.cells
         return np.broadcast_to((t < 0) | (t % 4 < 3), tokens_NT.shape)
 
-    def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Plots objects by colour and the first letter of their shape."""
-        c, verdict = self.config, self.judge(tokens_NT, reference_NT, prompt_mask_NT)
-        shown = []
+    def tiles(self, verdict, tokens_NT, reference_NT) -> list[pictures.Tile]:
+        """Returns the objects by colour and the first letter of their shape."""
+        c, shown = self.config, []
         for n, tokens_T in enumerate(tokens_NT):
             colours = np.full((self.cells, 3), 255)
             letters = np.full(self.cells, "")
@@ -90,9 +86,7 @@ class Scene(Task):
                 ink = pictures.RIGHT if ours == theirs else pictures.WRONG
                 tile.notes.append((f"{' '.join(ours[:3])}: {ours[3]}", ink))
             shown.append(tile)
-        legend = [(f"{s[0].upper()}: {s}", (255, 255, 255), True) for s in SHAPES]
-        caption = self.caption(verdict, (*legend, *pictures.FRAMES))
-        pictures.tiles(path, shown, caption)
+        return shown
 
     def parts(self, tokens_T: np.ndarray) -> tuple[list[str], list[list[str]]]:
         """Returns the cells and the statements of a sequence, in words."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,20 +30,18 @@ class Toy(Task):
         super().__init__(config)
         self.length = self.config.length
         self.check(self.length >= 2, "length", ">= 2")
+        self.legend = (*self.palette, *pictures.FRAMES)
 
-    def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
-        """Plots each sequence as a row of cells."""
-        verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
+    def tiles(self, verdict, tokens_NT, reference_NT) -> list[pictures.Tile]:
+        """Returns each sequence as a row of cells."""
         size = max(4, min(pictures.CELL, pictures.WIDEST // (self.length + 3)))
         colours = np.array([colour for _, colour, _ in self.palette])
         cells = colours[self.kinds(tokens_NT)]
         shown = []
         for row, right in enumerate(verdict["accuracy"]):
             words = self.text(tokens_NT[row]).split() if size == pictures.CELL else []
-            made = pictures.grid(cells[row, None], right, [words], size)
-            shown.append(made)
-        legend = (*self.palette, *pictures.FRAMES)
-        pictures.tiles(path, shown, self.caption(verdict, legend))
+            shown.append(pictures.grid(cells[row, None], right, [words], size))
+        return shown
 
     def kinds(self, tokens_NT: np.ndarray) -> np.ndarray:
         """Returns which entry of `palette` each token has in a picture, [N, T]."""
@@ -141,7 +138,7 @@ def _p_values(length: int, probability: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _compositions(total: int, parts: int) -> int:
-    """Returns in how many ways a total is a sum of so many positive numbers."""
+    """Returns the number of ways to write a total as a sum of `parts` positive ones."""
     if parts == 0 or total < parts:
         return int(total == parts)
     return math.comb(total - 1, parts - 1)

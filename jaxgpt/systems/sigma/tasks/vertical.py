@@ -1,8 +1,8 @@
 """Flights: an aircraft's type and cleared levels, then the levels it flies at.
 
 A sequence is a token of the type, the cleared flight level (hundreds of feet) and the
-flight level at `task.length` times. Levels are 0 .. 449; after the end of a shorter
-flight stands a filler.
+flight level at `task.length` times. Levels are 0 .. 449; shorter flights are filled up
+with a filler.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Vertical(Task):
         f"no jump above {LARGEST_STEP} levels, and a mean square error below "
         f"{LARGEST_ERROR:g}"
     )
+    legend = LEGEND
     words = (*map(str, range(LEVELS)), *(f"type{n}" for n in range(TYPES)), "-")
 
     def __init__(self, config: ConfigDict):
@@ -162,7 +163,7 @@ class Vertical(Task):
     def plot(self, path: pathlib.Path, tokens_NT, reference_NT, prompt_mask_NT) -> None:
         """Plots cleared levels, the flight that was recorded, and the generated one."""
         verdict = self.judge(tokens_NT, reference_NT, prompt_mask_NT)
-        start, caption = self.prompt_length, self.caption(verdict, LEGEND)
+        start, caption = self.prompt_length, self.caption(verdict)
         figure, axes = pictures.axes(len(tokens_NT), 4, (300, 190), caption)
         for row, each in enumerate(axes):
             cleared, flown = reference_NT[row, 1:start], reference_NT[row, start:]

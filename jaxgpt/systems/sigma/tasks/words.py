@@ -18,7 +18,7 @@ def digits_of(numbers_N: np.ndarray, count: int) -> np.ndarray:
 class Addition(Task):
     """Two numbers of `task.digits` digits, leading zeros included, then their sum."""
 
-    shows = "a sum is asked for"
+    shows = "the sum of two numbers"
     rule = "the sum"
     words, separator, marker = "0123456789+=", "", "="
 
@@ -39,7 +39,7 @@ class Addition(Task):
 class TwoTargets(Task):
     """Digits, two of them between signs, then these two."""
 
-    shows = "the two digits between signs are asked for"
+    shows = "the two digits between signs"
     rule = "both digits"
     words, separator, marker = "0123456789-+|", "", "|"
 
@@ -132,9 +132,9 @@ class GuessOperator(Task):
 
 
 class Recall(Task):
-    """Letters, a few of them in brackets; later these are asked for again."""
+    """Letters, a few of them in brackets, which are to be repeated later."""
 
-    shows = "letters that stood in brackets are asked for"
+    shows = "the letters that were in brackets"
     rule = "every letter"
     words, separator = "[]<>abcdefghij", ""
     longest = 5
@@ -146,7 +146,7 @@ class Recall(Task):
         self.asked_at = self.length - self.longest - 2
 
     def sample_tokens(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Draws a pattern of one to five letters and where it stands."""
+        """Draws a pattern of one to five letters, and its place."""
         longest, asked_at = self.longest, self.asked_at
         tokens_NT = rng.integers(4, 14, (count, self.length))
         size = rng.integers(1, longest + 1, (count, 1))
