@@ -19,10 +19,14 @@ from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError, log
 from jaxgpt.parallel import sharding
 from jaxgpt.systems.registry import build_system, system_class
-from jaxgpt.training.lock import locked
 from jaxgpt.training.optimizers import make_optimizer
 from jaxgpt.training.resume import check_same_config, keep_schedule
-from jaxgpt.training.run_folder import assume_vocabulary, read_run, require_text
+from jaxgpt.training.run_folder import (
+    assume_vocabulary,
+    locked,
+    read_run,
+    require_text,
+)
 from jaxgpt.training.train_state import Setup
 
 

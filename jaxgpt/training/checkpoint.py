@@ -1,16 +1,16 @@
-"""Checkpoints: Orbax, and digests, since Orbax restores flipped bits.
+"""Checkpoints: Orbax, and digests, since Orbax restores flipped bits silently.
 
-Every array has a digest, and every file has one in a manifest (manifest.py).
+Every array has a digest, and so has every file, in a manifest (manifest.py).
 
-Resume, in this order:
-  1. the config of the run must equal the one asked for, except for resumable fields
-     and what the command allows;
-  2. the newest checkpoint whose files and arrays all have the digest, dtype and shape
-     they were saved with is restored; damaged ones are named, set aside as
-     `N.damaged`, and the one before is taken;
-  3. with checkpoints on disk and none of them whole, the run stops: nothing is
-     started over silently;
-  4. metrics after the restored step are dropped; training goes on with the next step.
+To resume a run:
+  1. the new config must equal the run's, except for resumable fields and what the
+     command allows;
+  2. the newest checkpoint is restored whose files and arrays all have the digest, dtype
+     and shape they were saved with; damaged ones are named and set aside as
+     `N.damaged`;
+  3. if there are checkpoints and none is whole, the run stops, rather than start over
+     silently;
+  4. metrics after the restored step are dropped, and training continues from there.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from jaxgpt.parallel.sharding import path_name
 from jaxgpt.training import manifest
 
 State = dict[str, Any]
-# A checkpoint's item of NumPy arrays that a system keeps on the host: any names and
-# shapes; absent if there are none.
+# The item of NumPy arrays that a system keeps on the host: any names and shapes, which
+# only the checkpoint knows; absent if there are none.
 HOST = "host"
-# Orbax limits a save by wall-clock time, which may be set forward during one.
+# Of a save. Orbax's default is minutes on the wall clock, which may be set forward.
 SAVE_TIMEOUT_S = 7 * 24 * 3600
 
 
 class DamagedError(Exception):
-    """A checkpoint that does not hold what was saved; the message says where."""
+    """A checkpoint that differs from what was saved; the message says where."""
 
 
 class MismatchError(Exception):
-    """A checkpoint of other arrays than the config asks for; the message says where."""
+    """A checkpoint with other arrays than the config's; the message says which."""
 
 
 def digests(state: State) -> dict[str, list]:
@@ -62,7 +62,7 @@ def digests(state: State) -> dict[str, list]:
 
 
 def _gathered(leaf: Any) -> Any:
-    """Returns an array of which this process may have only a part."""
+    """Returns the whole of an array, of which this process may have only a part."""
     if getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated:
         return leaf
     return multihost_utils.process_allgather(leaf, tiled=True)
@@ -97,7 +97,7 @@ class Checkpoints:
         """
         self.folder = workdir.resolve() / "checkpoints"
         self.read_only = read_only
-        self.saving: int | None = None  # The step of the save that is under way.
+        self.saving: int | None = None  # The step of the save in progress.
         self.losses: dict[int, float] = {}
         self.manager = ocp.CheckpointManager(
             self.folder,
@@ -119,7 +119,8 @@ class Checkpoints:
     def save(self, step: int, state: State, metrics: dict[str, float] | None) -> None:
         """Starts saving in the background; "val_loss" in metrics ranks the checkpoint.
 
-        A failure of this save or the last one is logged; the run goes on.
+        A failure of this save or the one before is logged, and is no error: a full
+        disk must not end a run.
         """
         self.report_errors(wait=True)
         if step in self.steps():
@@ -127,7 +128,7 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(item) for name, item in state.items()}
         loss = metrics["val_loss"] if metrics else None
         summary: dict[str, Any] = {"arrays": digests(state), "val_loss": loss}
-        summary["manifest"] = True  # So that a missing one is noticed.
+        summary["manifest"] = True  # Old checkpoints have none; a new one must.
         summary["digest"] = json_digest(summary)
         items["digests"] = ocp.args.JsonSave(summary)
         self.losses[step] = math.inf if loss is None else loss
@@ -146,12 +147,12 @@ class Checkpoints:
                 self.manager.wait_until_finished()
             else:
                 self.manager.check_for_errors()
-        except Exception as error:  # Orbax wraps whatever the file system raised.
+        except Exception as error:  # Orbax re-raises whatever the file system raised.
             self._log_failure(str(error) or type(error).__name__)
             return
         if not wait and self.manager.is_saving_in_progress():
             return
-        # Orbax loses errors of saves that fail at once: only the disk knows.
+        # Orbax loses the error of a save that fails at once: only the disk can tell.
         if (self.folder / str(self.saving)).is_dir():
             self.saving = None
         else:
@@ -175,10 +176,9 @@ class Checkpoints:
     def restore(self, step: int, abstract: State, with_host: bool = False) -> State:
         """Restores items of one checkpoint; checks its files and their arrays.
 
-        Files that were not there when it was saved are ignored: they change nothing.
+        Extra files are ignored: they change nothing.
 
         Args:
-          step: of the checkpoint.
           abstract: the items as ShapeDtypeStructs; need not be all that were saved.
           with_host: restores the item `HOST` too, if there is one.
 
@@ -218,12 +218,12 @@ class Checkpoints:
 
     @staticmethod
     def _check_files(folder: pathlib.Path) -> None:
-        # The processes share a file system: the first one reads for all.
+        # The processes share a file system: the first one reads for all of them.
         wrong = []
         if jax.process_index() == 0 and manifest.belongs_to(folder):
             wrong = manifest.differences(folder, extra=False)
         if number := distributed.max_over_processes(len(wrong)):
-            first = wrong[0] if wrong else "a file is changed"  # Process 0 says which.
+            first = wrong[0] if wrong else "a file is changed"  # Process 0 names it.
             raise DamagedError(
                 f"{first}, and {number - 1} more" if number > 1 else first
             )
@@ -232,13 +232,13 @@ class Checkpoints:
         """Returns what was saved with the arrays: their digests, and the loss.
 
         Raises:
-          DamagedError: if that is not what was saved.
+          DamagedError: if it does not have its own digest.
         """
         item = ocp.args.Composite(digests=ocp.args.JsonRestore())
         try:
             summary = self.manager.restore(step, args=item)["digests"]
             whole = summary.pop("digest") == json_digest(summary)
-        except Exception:  # Of many kinds: no JSON, or other JSON.
+        except Exception:  # Not JSON, or other JSON: there are many ways to fail.
             whole = False
         if not whole:
             raise DamagedError("the file of digests is not what was saved")
@@ -250,7 +250,7 @@ class Checkpoints:
         """Restores the newest whole checkpoint of a step < before.
 
         Damaged ones are set aside as STEP.damaged, so that their steps can be saved
-        again. Other arguments are as in `restore`.
+        again. The other arguments are as in `restore`.
 
         Returns:
           (step, state); None if there is no checkpoint at all.
@@ -330,13 +330,12 @@ def _best(steps: Sequence[int], val_loss: Callable[[int], float]) -> int:
 
 def _unused(path: pathlib.Path) -> pathlib.Path:
     """Returns the path, or if it exists the first free one of path-2, path-3."""
-    names = (f"{path.name}-{number}" for number in itertools.count(2))
-    others = map(path.with_name, names)
-    return next(p for p in itertools.chain([path], others) if not p.exists())
+    numbered = (path.with_name(f"{path.name}-{n}") for n in itertools.count(2))
+    return next(p for p in itertools.chain([path], numbered) if not p.exists())
 
 
 def _handlers(memory: int) -> ocp.handlers.CheckpointHandlerRegistry:
-    """Returns Orbax's usual handlers, compressing fewer arrays at the same time."""
+    """Returns Orbax's usual handlers, but with fewer arrays compressed at a time."""
     standard = ocp.StandardCheckpointHandler(save_concurrent_gb=memory / 1e9)
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     registry.add(None, ocp.args.StandardSave, standard)
@@ -345,9 +344,10 @@ def _handlers(memory: int) -> ocp.handlers.CheckpointHandlerRegistry:
 
 
 class _WithManifest(atomicity.AtomicRenameTemporaryPath):
-    """The folder that Orbax writes a checkpoint to, and then renames to the step's.
+    """The folder that Orbax writes a checkpoint to, and renames to the step's.
 
-    The manifest is added in between, so that no checkpoint is ever without one.
+    The manifest is written in between: so no finished checkpoint is without one. Orbax
+    has no hook there, so it is made to finalize to a third name, which we rename.
     """
 
     async def finalize(self) -> None:

@@ -13,10 +13,10 @@ NAME = "cost.json"
 
 
 class Cost:
-    """Counts seconds from its construction on, after those that are on record.
+    """Counts seconds from its construction on, added to those on record.
 
-    Steps that were lost and done again have cost twice. The imports of each process,
-    and what is opened before training, are not counted.
+    Steps that were lost and done again count twice. Imports, and opening the data
+    before training, do not count.
 
     Attributes:
       fixed: what does not depend on how long the run has trained.

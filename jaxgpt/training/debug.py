@@ -1,4 +1,4 @@
-"""A step of a run replayed, operation by operation, to see where it went wrong.
+"""A step of a run replayed, operation by operation, to find where it went wrong.
 
 `jax.debug_nans` and `checkify` name a primitive and a line, but stop at the first NaN
 (or at none, if the loss is infinite), even one that a mask discards later, and know
@@ -63,7 +63,8 @@ def find_origin(function: Any, *arguments: Any) -> str | None:
     Every operation runs by itself, and hands on the origin of what is not finite in its
     inputs: so the origin of an output is an operation all of whose inputs are finite.
     """
-    # Traced without jit scans are unrolled, and every iteration has its own operations.
+    # Without jit scans are unrolled while tracing, so that each iteration has its own
+    # operations to name.
     with jax.disable_jit():
         closed = jax.make_jaxpr(function)(*arguments)
     inputs = [
@@ -91,7 +92,7 @@ def _traced(array: Any, what: str, where: str = "", inputs: Any = ()) -> _Traced
         return _Traced(array)
     wrong = [value for value in inputs if value.origin]
     if wrong:
-        # A NaN tells more than the infinity of a mask.
+        # A NaN rather than an infinity, which may be that of a mask.
         nans = [value for value in wrong if jnp.isnan(value.array).any()]
         return _Traced(array, (nans or wrong)[0].origin)
     return _Traced(

@@ -25,8 +25,8 @@ from jaxgpt.training.train_state import Setup, TrainState, abstract_state
 
 SAVE_RETRY_WAIT_S = 1.0
 
-# Is given each row that training logs, once it is written to metrics.jsonl; False ends
-# the run cleanly after this step, as a signal does, and the same call resumes it.
+# Called with each row that training logs, once it is in metrics.jsonl. False ends the
+# run cleanly after this step, as a signal does; the same call resumes it.
 Callback = Callable[[metrics.Row], bool | None]
 
 
@@ -46,7 +46,7 @@ class Trainer:
         is_primary = jax.process_index() == 0
         self.checkpoints = Checkpoints(self.workdir, c.keep)
         self.train_state = TrainState(setup, self.checkpoints)
-        if is_primary:  # Only now: a run that cannot go on stays as it is.
+        if is_primary:  # Only now, so that a run that cannot be resumed is not changed.
             setup.freeze()
         self.learning_rate = optimizers.learning_rate_schedule(c)
         self.recorder = metrics.Recorder(
@@ -101,7 +101,7 @@ class Trainer:
         return self.step % interval == 0 or self.step == self.config.steps
 
     def owes_evaluation(self) -> bool:
-        """Returns whether this step's evaluation is due and not on record."""
+        """Returns whether this step's evaluation is due and not in the metrics."""
         rows = self.recorder.rows
         done = rows and rows[-1]["step"] == self.step and "val_loss" in rows[-1]
         return self.due(self.config.eval_interval) and not done
@@ -118,9 +118,9 @@ class Trainer:
         progress.evaluated(self.step, losses)
 
     def save(self, evaluation: dict[str, float] | None) -> None:
-        """Starts saving a checkpoint; an evaluation of this step ranks it.
+        """Starts saving a checkpoint, ranked by an evaluation of this step.
 
-        If the folder has been moved or removed, all of it is written again.
+        A folder that was moved or removed in the meantime is written again.
         """
         if not (self.workdir / "config.json").exists():
             log(f"warning: '{self.workdir}' is gone: writing it again")
@@ -133,7 +133,7 @@ class Trainer:
         """Waits for the last save, and retries once if it failed."""
         self.checkpoints.report_errors(wait=True)
         if self.step not in self.checkpoints.steps():
-            # Threads of the failed save may still write to the folder.
+            # Threads of the failed save may still be writing to the folder.
             time.sleep(SAVE_RETRY_WAIT_S)
             self.save(None)
 
@@ -169,7 +169,7 @@ def finished(setup: Setup) -> int | None:
         drawn = len(table) == len(rows) + 1 and (workdir / "loss.png").exists()
         if not (ended and drawn and ("val_loss" in rows[-1] or not due)):
             return None
-        # A damaged one is set aside, and its steps are done again.
+        # Whether it is whole: training sets a damaged one aside and redoes its steps.
         checkpoints.restore(last, abstract_state(setup)[1], with_host=True)
     except (OSError, DamagedError, MismatchError):
         return None
@@ -200,7 +200,8 @@ def loop(trainer: Trainer, progress: Progress, signal_handler: SignalHandler) ->
         step = trainer.step
         profiler.after_step(step, found)
         if pending is not None:
-            # Waits for the step before, while the device is busy with this one.
+            # One step behind: this waits for the step before, while the device is busy
+            # with the one just started.
             with clock.part("device"):
                 policy.check(pending, step - 1)
         pending = found
@@ -226,7 +227,7 @@ def loop(trainer: Trainer, progress: Progress, signal_handler: SignalHandler) ->
             trainer.checkpoints.report_errors()
             if saves or stops:
                 trainer.save(evaluation)
-        # The first rows include compilation.
+        # Not at the first rows, whose pace includes compilation.
         if not suggested and step - progress.start >= 2 * c.log_interval:
             suggested = True
             progress.suggest_smaller()

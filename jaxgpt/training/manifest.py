@@ -1,7 +1,7 @@
 """A manifest: the size and SHA-256 of every file of a checkpoint.
 
-It is written before the checkpoint counts as one, and read without JAX or NumPy, as
-fast as the disk allows.
+It is written before a checkpoint gets its name, and read without JAX or NumPy, as fast
+as the disk allows.
 """
 
 from __future__ import annotations
@@ -45,20 +45,19 @@ def belongs_to(folder: pathlib.Path) -> bool:
     try:
         return bool(json.loads((folder / DIGESTS).read_bytes()).get("manifest"))
     except (OSError, ValueError, RecursionError, AttributeError):
-        return False  # Damaged: reading its digests will tell.
+        return False  # It is damaged, which is found when its digests are read.
 
 
 def differences(folder: pathlib.Path, extra: bool = True) -> list[str]:
     """Returns a line for each file that is not what was saved: name, and what it is.
 
     Args:
-      folder: of a checkpoint that was saved with a manifest.
       extra: name the files that were not there, too.
     """
     try:
         text = (folder / NAME).read_bytes()
         files = json.loads(text)["files"]
-        # Rewritten, it shows any other byte too: a blank, or a repeated key.
+        # Compared as text: JSON also hides changes, such as a space or a repeated key.
         if _text(files).encode() != text:
             raise ValueError
     except FileNotFoundError:

@@ -18,8 +18,7 @@ from jaxgpt.training import plots
 from jaxgpt.training.cost import NAME as COST
 from jaxgpt.training.cost import Cost
 
-# While training goes on figures are drawn at most this often: each drawing keeps the
-# loop waiting for half a second.
+# Training draws figures at most this often, as each takes it half a second.
 DRAWING_INTERVAL_S = 10.0
 
 Row = dict[str, Any]
@@ -39,9 +38,8 @@ class Recorder:
     ):
         """Keeps the rows up to step `start`; without `writes` another process writes.
 
-        With every row, and at the end, goes what the run has cost.
-
-        A run that starts over (0) begins with no rows: it evaluates step 0 again.
+        At step 0 it keeps none, as step 0 is evaluated again. `cost` is written with
+        every row, and at the end.
         """
         self.workdir, self.trackers, self.writes = workdir, trackers, writes
         self.cost = cost
@@ -124,7 +122,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def _tolerating_a_full_disk(self, path: pathlib.Path) -> Iterator[None]:
-        """Logs once per file that it cannot be written; training goes on."""
+        """Logs, once for each file, that it cannot be written, and continues."""
         try:
             yield
         except OSError as error:
@@ -176,7 +174,7 @@ def open_trackers(config: ConfigDict, workdir: pathlib.Path) -> list[Tracker]:
 
 
 def _open_tensorboard(config: ConfigDict, workdir: pathlib.Path) -> Tracker:
-    from tensorboardX import SummaryWriter  # Optional: only if asked for.
+    from tensorboardX import SummaryWriter  # An optional dependency.
 
     writer = SummaryWriter(str(workdir / "tensorboard"))
 
@@ -188,11 +186,12 @@ def _open_tensorboard(config: ConfigDict, workdir: pathlib.Path) -> Tracker:
 
 
 def _open_wandb(config: ConfigDict, workdir: pathlib.Path) -> Tracker:
-    import wandb  # Optional: only if asked for.
+    import wandb  # An optional dependency.
 
     file = workdir / "wandb_id"
     if not file.exists():
-        # Folders have the same name in different places. Old versions used it.
+        # Not the folder's name, which may be the same elsewhere; runs that old versions
+        # began have it as their id, and keep it.
         began = (workdir / "wandb").exists()
         with atomic_write(file) as stream:
             stream.write(workdir.name if began else uuid.uuid4().hex)

@@ -1,9 +1,9 @@
 """Muon: momentum, orthogonalised, for the matrices of the blocks.
 
-K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); the
-scale is that of arXiv 2502.16982. `optax.contrib.muon` computes the same from a matrix,
-one after the other, which takes longer for the many small ones of a small model. Here
-all of one shape are one stack.
+K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024), with
+the scale of arXiv 2502.16982. `optax.contrib.muon` computes the same, one matrix after
+another, which takes longer for the many small ones of a small model: here all of one
+shape are one stack.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jaxgpt.parallel import sharding
 UPDATE_RMS = 0.2
 ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-# Devices that hold parts of parameters share the matrices of a stack.
+# The mesh axes that split parameters: their devices share the matrices of a stack.
 SHARED = ("fsdp", "tensor")
 
 
@@ -58,14 +58,15 @@ def orthogonalise_tree(tree: dict, dtype: str) -> dict:
 
 
 def orthogonalise_stack(x_NAB: jax.Array, dtype: str) -> jax.Array:
-    """Calls `orthogonalise`, with the matrices dealt out to the devices.
+    """Calls `orthogonalise`, with each matrix as a whole on one device.
 
-    Each travels once, whole, to the device that works on it, and back in parts.
+    A split matrix travels once to the device that works on it, and back in parts.
     """
     N, (rows, columns) = len(x_NAB), SHARED
     padding = -N % sharding.size(SHARED)
     x_NAB = jnp.pad(x_NAB, ((0, padding), (0, 0), (0, 0)))
-    # One axis of the mesh at a time: for two at once, XLA gathers.
+    # One axis of the mesh at a time, so that XLA moves parts (all-to-all): for two at
+    # once it gathers everything everywhere.
     stages = [(None, *SHARED), (rows, None, columns), (SHARED, None, None)]
     for axes in stages:
         x_NAB = sharding.constrain(x_NAB, *axes)
@@ -82,13 +83,13 @@ def orthogonalise(x_NAB: jax.Array, dtype: str) -> jax.Array:
     1. Large singular values end between 0.7 and 1.2, and zero stays zero.
 
     Args:
-      x_NAB: N matrices.
       dtype: of the operands of products.
     """
     a, b, c = COEFFICIENTS
     A, B = x_NAB.shape[1:]
     through_gram = uses_gram(A, B, dtype)
-    # TPUs and GPUs round the operands of float32 products by default.
+    # By default TPUs and GPUs round the operands of float32 products, and G's steps
+    # diverge with rounded ones, see `uses_gram`.
     precision = jax.lax.Precision.HIGHEST if through_gram else None
 
     def product(subscripts: str, p: jax.Array, q: jax.Array) -> jax.Array:
@@ -122,9 +123,7 @@ def orthogonalise_flops(
     """Returns the FLOPs of `orthogonalise_tree` on the busiest device.
 
     Args:
-      shapes: of the matrices.
       devices: how many share them.
-      dtype: of the operands of products.
     """
     total = 0.0
     counts = collections.Counter(tuple(sorted(shape)) for shape in shapes)

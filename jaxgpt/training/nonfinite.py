@@ -13,7 +13,7 @@ from jaxgpt.errors import atomic_write, log
 from jaxgpt.model import rng
 from jaxgpt.training.train_state import TrainState
 
-# Skipped steps in a row after which the run will not recover.
+# After so many skipped steps in a row a run is not expected to recover.
 MAX_SKIPPED = 20
 
 

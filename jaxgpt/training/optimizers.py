@@ -19,8 +19,8 @@ from jaxgpt.parallel.sharding import path_name
 from jaxgpt.training.config import rate_steps
 from jaxgpt.training.muon import orthogonalise_flops, scale_by_muon
 
-# By the last name of a parameter's path. A name that is missing here is a KeyError, so
-# that no new kind of parameter decays (or not) by accident.
+# By the last name of a parameter's path. A name that is missing is a KeyError: no new
+# kind of parameter is to decay, or not to, by accident.
 DECAYS = {
     "kernel": True,
     "table": True,
@@ -45,8 +45,8 @@ def learning_rate_schedule(config: ConfigDict) -> optax.Schedule:
     """
     c = config.optimizer
     end = schedule_end(config)
-    # As in nanoGPT the first step already learns, unless warmup is from zero; optax's
-    # own warmup has no such offset.
+    # As in nanoGPT the first step already learns, unless warmup is from zero: an offset
+    # that optax's warmup schedules do not have.
     ahead = 0 if c.warmup_from_zero else 1
 
     def rate(step: jax.Array) -> jax.Array:

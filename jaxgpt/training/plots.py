@@ -12,9 +12,9 @@ from matplotlib.ticker import MaxNLocator
 
 from jaxgpt import drawing
 
-SMOOTHING = 0.03  # The share of the batches averaged, on each side of one.
-MARKED = 40  # So few evaluations are marked, as nothing is known between them.
-LOG_RATIO = 10  # From here on losses are drawn on a logarithmic scale.
+SMOOTHING = 0.03  # The share of the batches that is averaged on each side of one.
+MARKED = 40  # Up to so many evaluations are marked: nothing is known between them.
+LOG_RATIO = 10  # Of the highest loss to the lowest: beyond it the scale is logarithmic.
 Points = list[tuple[float, float]]
 
 
@@ -105,7 +105,7 @@ def _draw_losses(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _set_limits(axes: Any, curves: dict[str, Points], batches: Points) -> None:
-    """Leaves the losses at step 0 above the picture where all later are far lower."""
+    """Cuts off the losses at step 0 if all later ones are far lower."""
     everything = [p for points in (*curves.values(), batches) for p in points]
     later = [loss for step, loss in everything if step > 0 and math.isfinite(loss)]
     low, high = min(later, default=0), max(later, default=0)
@@ -121,7 +121,7 @@ def _set_limits(axes: Any, curves: dict[str, Points], batches: Points) -> None:
     top, start = high + 0.08 * (high - low), first_two["val_loss"][0][1]
     if high > low and start > high + 0.2 * (high - low):
         axes.set_ylim(low - 0.04 * (high - low), top)
-        # Written beside where the last of the lines comes down into the picture.
+        # Written next to where the last of the lines enters the picture.
         at = max(
             step * (before - top) / (before - after)
             for (_, before), (step, after) in first_two.values()
@@ -168,7 +168,7 @@ def _draw_gaps(axes: Any, rows: list[dict[str, Any]]) -> None:
     style = {"color": drawing.GREY, "linestyle": "--", "linewidth": 1.2}
     for name in [name for name in baselines if name not in _floors(rows)]:
         excess = [row[name] - row["val_loss"] + row[names[0]] for row in rows]
-        if min(excess) > 0:  # Below the floor is no gap.
+        if min(excess) > 0:  # One below the floor has no gap.
             label = name.removeprefix("val_loss_").replace("_", " ")
             axes.plot(steps, excess, label=label, **style)
     if min(min(gaps) for gaps in curves) > 0:

@@ -24,12 +24,11 @@ def check_same_config(
     workdir: pathlib.Path,
     allowed: Collection[str],
 ) -> None:
-    """Raises UserError with a table where a run belongs to another config.
+    """Raises UserError with a table of fields if a run belongs to another config.
 
     Args:
       old: of the run.
-      new: that was asked for.
-      workdir: of the run.
+      new: of the command.
       allowed: keys that may differ besides the resumable ones, unless their new value
         changes the shape of an array.
     """
@@ -81,10 +80,10 @@ def _state_shapes(config: ConfigDict) -> Any:
 def keep_schedule(
     config: ConfigDict, old: ConfigDict, workdir: pathlib.Path
 ) -> list[str]:
-    """Keeps the learning rate's schedule, however many steps are asked for now.
+    """Keeps the learning rate's schedule when the number of steps has changed.
 
-    Only in a new run does the end of the cosine follow from `steps`: with another
-    number the rate would jump.
+    The end of the cosine follows from `steps` in a new run only: in one that is resumed
+    the rate would jump.
 
     Returns:
       Notes for the user.

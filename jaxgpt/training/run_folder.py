@@ -1,9 +1,11 @@
-"""What the folder of a run says of its model, and of the text that goes with it."""
+"""The folder of a run: its model, its tokenizer and its data, and who may write it."""
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import shlex
+from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
@@ -13,8 +15,25 @@ from jaxgpt.data.cache import OtherDataError
 from jaxgpt.data.dataset import Dataset
 from jaxgpt.data.tokenizers import Tokenizer
 from jaxgpt.errors import UserError, log
+from jaxgpt.parallel import lock
 from jaxgpt.systems.base import System
 from jaxgpt.systems.registry import system_class
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes the folder, and keeps other processes out of it.
+
+    Raises:
+      UserError: naming the process that has it, or if the folder cannot be written.
+    """
+    configs.make_folder(workdir)
+    remedy = "wait for it or stop it, or use another --workdir"
+    held = lock.hold(workdir / "lock", f"'{workdir}'", "trained in", remedy)
+    with contextlib.ExitStack() as stack:
+        with configs.writing(workdir):
+            stack.enter_context(held)
+        yield
 
 
 def read_run(folder: pathlib.Path) -> tuple[ConfigDict, Tokenizer | None]:
@@ -33,7 +52,7 @@ def read_run(folder: pathlib.Path) -> tuple[ConfigDict, Tokenizer | None]:
                 "and use token ids"
             )
         name_tokenizer(config, tokenizer)
-    # Imports of old versions say that they were trained on the default text.
+    # Imports made by old versions name the default text as what they were trained on.
     trained = (folder / "metrics.jsonl").exists() or config.data.fingerprint
     if not trained and config.data.path == configs.base().data.path:
         config.data.path = ""
@@ -53,7 +72,7 @@ def require_text(
     workdir: pathlib.Path | str,
     tokenizer: Tokenizer | None,
 ) -> None:
-    """Raises UserError if an imported model is to go on with a text nobody named."""
+    """Raises UserError if an imported model would continue with a text nobody named."""
     if system_class(config.system).reads_text and not path:
         text = "a text" if tokenizer else "the text it was trained on"
         raise UserError(
@@ -98,11 +117,8 @@ def open_data(
     """Opens the data of `config.data`: that of the run, or another that was named.
 
     Args:
-      workdir: of the run.
       config: of the run, overrides included.
       trained: without them.
-      system: of `config`.
-      tokenizer: of the run.
 
     Raises:
       UserError: if it is gone, differs from the run's, or has text or tokens outside

@@ -1,4 +1,4 @@
-"""Signals: the first ends a run in good order, a second SIGINT at once."""
+"""Signals: the first ends a run cleanly, a second SIGINT at once."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ class SignalHandler:
     """Within it the first signal is kept as `signal`; a second SIGINT exits at once."""
 
     def __init__(self, single_process: bool = True) -> None:
-        """With several processes an evaluation is not interrupted: all must end it."""
+        """With several processes evaluations are not interrupted: all must end one."""
         self.signal = 0
         self._single_process = single_process
         self._evaluating = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> SignalHandler:
-        # Elsewhere, as in a notebook's worker, Python delivers none.
+        # Python delivers signals only to the main thread, and a notebook may train in
+        # another.
         main = threading.current_thread() is threading.main_thread()
         for number in SIGNALS if main else ():
             self._previous[number] = signal.signal(number, self._handle)

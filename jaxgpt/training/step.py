@@ -84,7 +84,8 @@ def step_function(
             value_and_grads = value_and_grad(params, part[0], carried, part[1])
             return jax.tree.map(jnp.add, total, value_and_grads), None
 
-        # Every parts-th row, so that each device keeps its own rows.
+        # Micro-batch i has the rows i, i + parts, ...: devices hold consecutive rows,
+        # so that each has its share of every micro-batch.
         micro = jax.tree.map(
             lambda a: sharding.constrain(
                 a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1),
@@ -113,7 +114,8 @@ def step_function(
         if carried:
             new["carried"] = carried
         if "ema" in state:
-            # Early on the average is over the steps there were (TensorFlow's rule).
+            # Early on a shorter average, which forgets the initial parameters sooner
+            # (the rule of TensorFlow's ExponentialMovingAverage).
             decay = jnp.minimum(c.optimizer.ema_decay, (1 + index) / (10 + index))
             new["ema"] = optax.incremental_update(params, state["ema"], 1 - decay)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
@@ -137,13 +139,13 @@ def in_fixed_order(
     """Returns value and gradients, in the same bits on any number of devices.
 
     The batch is cut into `deterministic_groups`. A device runs the same program on each
-    of its own, one at a time, and every device sums all of them in the same order.
+    of its groups, one at a time, and every device sums all of them in the same order.
     """
     groups = system.config.deterministic_groups
     value_and_grad = jax.value_and_grad(system.objective, has_aux=True)
     own = groups // (mesh.size if mesh else 1)
-    # Always own, but the compiler cannot know it: a loop of one known iteration would
-    # be unrolled and fused with what surrounds it, to other bits.
+    # Always own, but the compiler cannot know it: a loop known to have one iteration
+    # would be unrolled and fused with the code around it, and round differently.
     iterations = jnp.minimum(own, index + own)
     if system.host:
         cut = system.host.split_groups(batch, carried, groups)
@@ -152,7 +154,7 @@ def in_fixed_order(
     keys = jax.random.split(dropout_key, groups)
 
     def own_groups(params, iterations, *parts):
-        # One more than is used, for the same reason: an axis of 1 is compiled away.
+        # One group more than is used, for the same reason: XLA drops an axis of size 1.
         parts = jax.tree.map(lambda a: jnp.concatenate([a, a[:1]]), parts)
 
         def one_group(i, found):
@@ -176,7 +178,8 @@ def in_fixed_order(
             check_vma=False,
         )
     (values, carried), grads = own_groups(params, iterations, *cut, keys)
-    # Replicated, so that every device itself does the sums below.
+    # Replicated, so that every device does the whole of the sums below, in order; a
+    # psum would add in an order that depends on the devices.
     values, grads = jax.tree.map(
         lambda a: sharding.constrain(a, *(None,) * a.ndim), (values, grads)
     )

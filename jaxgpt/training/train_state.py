@@ -1,4 +1,4 @@
-"""The state of a run as it advances; training and a replay of one step share it."""
+"""The state of a run as it advances, in training and in the replay of a step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Setup:
     Attributes:
       workdir: folder of the run.
       initial_params: maps fresh parameters to those that a new run begins with.
-      freeze: writes what the folder holds besides checkpoints and metrics.
+      freeze: writes the config and the tokenizer to the folder.
     """
 
     system: System
