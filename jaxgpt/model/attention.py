@@ -185,7 +185,6 @@ class Attention(nnx.Module):
             RoPE and ALiBi a token's slot is its position.
           mask_TT: which of these tokens a token sees, [T, T] or [B, 1, T, T]; None is
             causal, or all of them where the model is bidirectional.
-          hook: adds to the result.
           positions: of each token and its target, in a model that reads in any order.
 
         Returns:
@@ -321,7 +320,6 @@ def attend(
     And the logarithm of each softmax's divisor [B, H, T].
 
     Args:
-      q_BHTK: queries.
       k_BHSK, v_BHSK: keys and values; the products' operands are in their dtype.
       mask: which slots a query sees, [T, S] or [B, 1, T, S].
       config: its rate of dropout.

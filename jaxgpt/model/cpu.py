@@ -184,9 +184,7 @@ def attention(
     Args:
       qkv_BTC: queries, keys and values side by side.
       seed_2: turns dropout of the probabilities on.
-      n_head: H.
       dtype: of the operands of products.
-      dropout: probability.
       slopes: what a head's score loses per token of distance (ALiBi).
       mask_TT: true where a query sees a key, without slopes; None is causal.
     """

@@ -27,7 +27,6 @@ def init_matrix(
     """Returns an initial matrix as config.init says; with std 0, zeros either way.
 
     Args:
-      key, shape: of the array.
       config: init, and the dtype of parameters.
       std: deviation of "gpt2".
       fan_in: "fan_in" has deviation fan_in ^ -0.5.
@@ -65,11 +64,9 @@ class Linear(nnx.Module):
         config: ModelConfig,
         *,
         std: float = INIT_STD,
-        bias: bool | None = None,
+        bias: bool,
         rngs: nnx.Rngs,
     ):
-        """Has a bias as config.bias says, unless bias says otherwise."""
-        bias = config.bias if bias is None else bias
         shape, dtype = (width_in, width_out), config.param_dtype
         key = rngs.params()
         self.kernel = nnx.Param(
@@ -206,7 +203,7 @@ def cross_entropy(
 ) -> jax.Array:
     """Returns the negative log-likelihood [B, T] of each target token, in nats.
 
-    With a config, by that model's fused GPU kernel where it has one.
+    With a config, by that model's fused GPU kernel if it has one.
     """
     if config and gpu.in_half(config):
         return gpu.cross_entropy(logits_BTV, targets_BT, config.dtype)

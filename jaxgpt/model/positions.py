@@ -289,8 +289,8 @@ class Modulation(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        width = config.target_width
-        self.linear = layers.Linear(width, 4 * config.n_embd, config, std=0, rngs=rngs)
+        D, width, bias = config.n_embd, config.target_width, config.bias
+        self.linear = layers.Linear(width, 4 * D, config, std=0, bias=bias, rngs=rngs)
 
     def __call__(self, target: Target) -> list[jax.Array]:
         """Returns four arrays [B, T, D] for the target positions [B, T]."""

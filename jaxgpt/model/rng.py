@@ -65,10 +65,8 @@ def dropout_factor(
     """Returns 0 with probability rate, else 1 / (1 - rate), for each element.
 
     Args:
-      shape: of the array to be multiplied.
       rate: probability of dropping, in [0, 1).
       seed_2: two uint32 words, distinct for each use.
-      dtype: of the result.
       whole, start: if the array is a block of a larger one, the shape of that and
         the block's first index in it: the result is then a block of the larger
         array's mask.

@@ -137,7 +137,6 @@ class Transformer(nnx.Module):
         """Maps [B, T, D] to [B, T, D].
 
         Args:
-          x_BTD: vectors.
           target: what `Modulation` reads.
           dropout_key: turns dropout on.
           cache, start, mask_TT: see `Attention.__call__`.
@@ -279,28 +278,14 @@ class LanguageModel(nnx.Module):
             self.unembed = layers.Linear(D, V, config, bias=bias, rngs=rngs)
 
     def __call__(
-        self,
-        tokens_BT: jax.Array,
-        positions: Positions | None = None,
-        *,
-        dropout_key: jax.Array | None = None,
-        cache: KVCache | None = None,
-        start: jax.typing.ArrayLike = 0,
-        mask_TT: jax.Array | None = None,
+        self, tokens_BT: jax.Array, positions: Positions | None = None, **options: Any
     ) -> tuple[jax.Array, KVCache | None]:
         """Returns logits [B, T, V], float32 or wider, and the cache with the tokens.
 
         The one forward pass, for training, scoring and decoding; arguments as of
         `hidden_states`.
         """
-        x_BTD, cache = self.hidden_states(
-            tokens_BT,
-            positions,
-            dropout_key=dropout_key,
-            cache=cache,
-            start=start,
-            mask_TT=mask_TT,
-        )
+        x_BTD, cache = self.hidden_states(tokens_BT, positions, **options)
         return self.head(x_BTD), cache
 
     def hidden_states(
