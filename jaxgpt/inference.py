@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from jaxgpt.sampling.options import SamplingOptions
-    from jaxgpt.systems.sample_options import SampleSession
+    from jaxgpt.systems.memory.options import MemorySession
 
 LOGITS_AT_ONCE = 1 << 26  # float32 values: 256 MiB.
 
@@ -295,7 +295,7 @@ class Run:
         seed: int = 0,
         stop: str = "",
         show: Callback | None = None,
-        session: SampleSession | None = None,
+        session: MemorySession | None = None,
     ) -> SamplerOutput:
         """Returns num_samples fillings of a text [T], or one of each of N texts [N, T].
 
@@ -328,7 +328,7 @@ class Run:
         sampling: SamplingParams,
         stop: str = "",
         show: Callback | None = None,
-        session: SampleSession | None = None,
+        session: MemorySession | None = None,
     ) -> Iterator[tuple[list[Row], SamplerOutput]]:
         """Fills texts of any lengths; yields some of the rows at a time, in order.
 

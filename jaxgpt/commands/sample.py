@@ -19,9 +19,10 @@ from jaxgpt.sampling.display import Screen
 from jaxgpt.sampling.options import SamplingOptions
 from jaxgpt.sampling.output import split_continuations
 from jaxgpt.sampling.state import SamplingParams
+from jaxgpt.systems.memory.options import MemorySession
 from jaxgpt.systems.reader import Given
 from jaxgpt.systems.registry import system_class
-from jaxgpt.systems.sample_options import SampleSession, sample_options
+from jaxgpt.systems.sample_options import sample_options
 
 
 def execute(
@@ -96,7 +97,7 @@ def _warn_if_inexact(run: Run, args: argparse.Namespace) -> None:
 def _sample_text(
     run: Run,
     args: argparse.Namespace,
-    session: SampleSession | None,
+    session: MemorySession | None,
     screen: Screen | None,
 ) -> None:
     """Generates texts and prints them."""

@@ -1,4 +1,4 @@
-"""Generation of one token a call: the cached autoregressive sampler."""
+"""The autoregressive sampler: one token a forward pass, with a KV cache."""
 
 from __future__ import annotations
 
@@ -31,15 +31,13 @@ def autoregress(
 ) -> DecodeState:
     """Decodes one slot after another, for at most limit forward passes.
 
-    All rows are at the same slot; one with a longer prompt reads on in it meanwhile,
-    and one that is full waits.
+    All rows are at the same slot. A row whose prompt is longer reads its next token
+    there, and one that is full waits.
 
     Args:
-      decoder, params: of the model.
       state: donated.
-      decode_params: how to draw.
       limit: forward passes, at most.
-      cached: False computes every token from the whole sequence: the oracle.
+      cached: False computes every token from the whole sequence, as a reference.
     """
     uniform_BS = uniforms(decode_params.key_B, state.tokens_BS.shape)
     B, S = state.tokens_BS.shape
@@ -101,8 +99,8 @@ def decode_sliding_window(
 ) -> tuple[jax.Array, jax.Array]:
     """Decodes past the block: each token from the last block_size tokens.
 
-    The window's positions shift with every token, so nothing can be cached: a token
-    costs a whole block (nanoGPT's generate).
+    Every token shifts the positions in the window, so that nothing can be cached: a
+    token costs a whole block, as in nanoGPT's generate.
 
     Args:
       graphdef, params: a LanguageModel, split.

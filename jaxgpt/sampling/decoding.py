@@ -76,12 +76,9 @@ def decode(
     """Fills the texts of a request.
 
     Args:
-      decoder, params: of the model.
       advance: (decoder, params, state, decode_params, limit) -> a later state.
-      request: what to fill.
       order_BT: the positions in the order of reading: first those given, last those
         past the end of a row.
-      config: of the model.
       capacity: cache slots of a text, apart from the begin token's.
       lookahead: slots that a forward pass takes past the decoded ones.
     """

@@ -1,4 +1,4 @@
-"""Watching a text fill in a terminal; read without JAX, to be there before it."""
+"""Watching a text fill in a terminal; loads without JAX, so as to be there first."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jaxgpt.data.tokenizers import Tokenizer
     from jaxgpt.sampling.state import SamplerOutput
 
-FRAME = 0.15  # Seconds a picture stays at least.
+FRAME = 0.15  # Seconds that a picture is shown, at least.
 GAP = "·"
 NEW, GIVEN, OLD, MISSING = "bold black on bright_yellow", "bright_cyan", "", "dim"
 
@@ -64,11 +64,11 @@ class Screen:
         self.close()
 
     def close(self) -> None:
-        """Gives the terminal back, with the notes that were written meanwhile."""
+        """Restores the terminal, and prints the notes that were logged in between."""
         self.open.close()
 
     def show(self, filled: SamplerOutput) -> bool:
-        """Draws the texts as they stand; returns true, so that sampling goes on."""
+        """Draws the texts as they are; returns true: sampling continues."""
         time.sleep(max(0.0, self.drawn + FRAME - time.perf_counter()))
         self.live.update(self.picture(filled), refresh=True)
         self.drawn = time.perf_counter()

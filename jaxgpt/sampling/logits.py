@@ -16,7 +16,7 @@ def sampling_probs(logits: jax.Array, decode_params: DecodeParams) -> jax.Array:
       logits: [..., V], unnormalised log-probabilities.
       decode_params: temperature, top-k and top-p, applied in this order.
     """
-    # A near-zero temperature would overflow instead of picking the likeliest.
+    # Logits over a near-zero temperature would overflow. At 0 the result is `greedy`.
     scaled = logits / jnp.maximum(decode_params.temperature, 1e-6)
     if decode_params.top_k:
         count = min(decode_params.top_k, logits.shape[-1])
@@ -24,6 +24,8 @@ def sampling_probs(logits: jax.Array, decode_params: DecodeParams) -> jax.Array:
         scaled = jnp.where(scaled < least, -jnp.inf, scaled)
     p = jax.nn.softmax(scaled, -1)
     if decode_params.nucleus:
+        # A token stays if those likelier than it have less than top_p together: so the
+        # likeliest always does.
         ordered = jnp.sort(p, -1, descending=True)
         before = jnp.cumsum(ordered, -1) - ordered
         least = jnp.where(before < decode_params.top_p, ordered, 2).min(
@@ -44,7 +46,7 @@ def sample_token(uniform: jax.Array, p: jax.Array) -> jax.Array:
     """
     cdf = jnp.cumsum(p, -1)
     reached = cdf <= uniform[..., None] * cdf[..., -1:]
-    # Rounding may reach past the last token that has any weight.
+    # With rounding, the sum reached may be past the last token that has any weight.
     last = p.shape[-1] - 1 - (p > 0)[..., ::-1].argmax(-1)
     return jnp.minimum(reached.sum(-1), last).astype(jnp.int32)
 
@@ -52,8 +54,7 @@ def sample_token(uniform: jax.Array, p: jax.Array) -> jax.Array:
 def uniforms(key_B: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Returns uniform numbers [B, ...]; a row's depend on its key alone.
 
-    Samplers draw them before their loop: Threefry inside it would cost as much as
-    the model.
+    Samplers draw them before their loop: in it Threefry costs as much as a layer.
     """
     return jax.vmap(lambda key: jax.random.uniform(key, shape[1:]))(key_B)
 

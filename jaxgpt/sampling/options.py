@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from jaxgpt.config import MAX_INT, MAX_SEED
@@ -23,8 +23,7 @@ RANGES = {
     "seed": (0, MAX_SEED),
 }
 REAL = ("temperature", "entropy_bound")
-# Options that only some samplers or orders of σ-GPT have, or samplers of masked
-# diffusion, and those of both.
+# Options of only some samplers or orders: of σ-GPT, of masked diffusion, and of both.
 OF_SIGMA = ("num_orders", "block_length")
 OF_DIFFUSION = ("num_steps",)
 OF_UNMASKING = ("tokens_per_pass", "entropy_bound")
@@ -71,7 +70,7 @@ def check_left_to_right(order: str) -> None:
 
 
 def check_one_by_one(sampling: Any) -> None:
-    """Raises UserError for all but one token after the other.
+    """Raises UserError for anything but one token after the other.
 
     Args:
       sampling: has `SamplingOptions` as attributes; "", 0 and None are the defaults.
@@ -85,6 +84,28 @@ def check_one_by_one(sampling: Any) -> None:
     }
     for owner, names in owners.items():
         refuse(sampling, names, f"is for {owner}: this model reads left to right")
+
+
+def check_sampler(
+    sampling: Any, samplers: Sequence[str], needs: Mapping[str, Sequence[str]]
+) -> str:
+    """Returns the name of the sampler, the first one by default.
+
+    Args:
+      sampling: as for `check_one_by_one`.
+      samplers: names that are known.
+      needs: the samplers that have an option, for those that not all have.
+
+    Raises:
+      UserError: for an unknown sampler, or one without an option that is set.
+    """
+    name = sampling.sampler or samplers[0]
+    require(name in samplers, "--sampler", f"one of {', '.join(samplers)}", name)
+    for option, owners in needs.items():
+        if getattr(sampling, option) and name not in owners:
+            needed = " or ".join(owners)
+            raise UserError(f"--{option} needs --sampler={needed}, got {name}")
+    return name
 
 
 def refuse(sampling: Any, names: Iterable[str], reason: str) -> None:

@@ -18,7 +18,7 @@ class Sample:
     """A generated text, what was given included.
 
     Attributes:
-      text: None where the run has no tokenizer.
+      text: None if the run has no tokenizer.
       tokens: int32 [T].
       log_prob: log-probability of the generated tokens in nats, each given those
         decoded before it; of the model itself, at temperature 1 and without top_k.
@@ -53,7 +53,7 @@ def to_text(tokens: np.ndarray, tokenizer: Tokenizer | None) -> str:
 
 
 def _continuation(tokens: np.ndarray, tokenizer: Tokenizer | None) -> str:
-    """Returns the text of tokens [T] that go on from others."""
+    """Returns the text of tokens [T] that continue others."""
     return tokenizer.decode_rest(tokens) if tokenizer else str(tokens.tolist())
 
 
@@ -62,8 +62,8 @@ def pieces(
 ) -> Iterator[tuple[int, int, str]]:
     """Yields (first token, one past the last, text) of what is decoded of a text.
 
-    As few tokens as make up whole characters: tokens can be bytes, of which up to four
-    are one.
+    Each text has as few tokens as make up whole characters: a token may be a byte, and
+    a character up to four of them.
     """
     start = 0
     for t, token in enumerate(tokens_T):
@@ -86,9 +86,9 @@ def until(stop: str, given_B: Sequence[int], tokenizer: Tokenizer | None) -> Cal
     """Returns a callback that ends sampling once every text contains stop.
 
     Args:
-      stop: what it looks for.
-      given_B: after so many tokens of each text; there may be more texts.
-      tokenizer: of the texts.
+      stop: the text to find.
+      given_B: tokens of each text that are given, and not searched; further texts of
+        the batch are ignored.
     """
 
     def unfinished(output: SamplerOutput) -> bool:
@@ -129,9 +129,8 @@ def read_output(
     Args:
       output: of N texts.
       prompt_mask: what is given, [T], [N, T], or N of [T] where lengths differ.
-      tokenizer: of the texts.
       stop: ends a text.
-      end_of_gap: a token that is no part of the texts.
+      end_of_gap: a token to leave out of the texts.
     """
     samples = []
     if isinstance(prompt_mask, np.ndarray):

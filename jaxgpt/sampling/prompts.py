@@ -35,10 +35,10 @@ def encode(
     special_tokens: bool = False,
     at: int = 0,
 ) -> np.ndarray:
-    """Returns ids [T] of a text, or of the part of a whole one that begins at `at`.
+    """Returns ids [T] of a text, or of the part of a text that begins at `at`.
 
     Raises:
-      UserError: where there is a text but no tokenizer, or a character without a token.
+      UserError: if there is a text but no tokenizer, or a character without a token.
     """
     if tokenizer is None:
         if text:
@@ -73,7 +73,7 @@ def _integer(word: str) -> int:
 
 
 def parse_ids(text: str, vocab_size: int) -> np.ndarray:
-    """Reads token ids, "3,1,4", as [T]; UserError where they are not of this model."""
+    """Reads token ids, "3,1,4", as [T]; UserError if they are not of this model."""
     try:
         ids = np.array([_integer(word) for word in text.split(",")], np.int32)
     except (ValueError, OverflowError):
@@ -93,8 +93,6 @@ def read_ids(
     """Returns token ids, a list or an array, as int32 [T] or [N, T].
 
     Args:
-      given: the ids.
-      vocab_size: of the model.
       name: in the message.
       ndim: 1 or 2; 0 allows both.
       shown: in the message; by default the ids.
@@ -126,15 +124,13 @@ def read_template(
     """Returns (tokens, known) of a text with gaps, "a <missing:12> b <missing:1-8>".
 
     Args:
-      template: the text.
-      tokenizer: of the text.
       longest: tokens that it may have, with its gaps.
       special_tokens: as in `encode`.
       max_gap: tokens of the longest gap of unknown length; 0 allows none.
       end_of_gap: the token that is given behind such a gap.
 
     Raises:
-      UserError: where it is empty, is too long, or has a gap without length or with one
+      UserError: if it is empty or too long, or has a gap without a length or of one
         that the model cannot fill.
     """
     if not template:
@@ -191,7 +187,7 @@ def read_marked(
     """Returns (tokens, known) of a text with spans to score, "a [[b]] c".
 
     Raises:
-      UserError: where nothing is marked, or a mark has no counterpart.
+      UserError: if nothing is marked, or a mark has no counterpart.
     """
     pieces = MARKED.split(text)
     tokens, known = [], []
@@ -222,5 +218,5 @@ def start_token(tokenizer: Tokenizer | None) -> int:
         return tokenizer.start
     try:
         return int(tokenizer.encode_rest("\n")[0])
-    except (UserError, IndexError):  # It knows no newline.
+    except (UserError, IndexError):  # There is no token of a newline.
         return 0

@@ -1,9 +1,9 @@
 """What samplers share: how to sample, how far a batch is, what comes out.
 
-A sequence is held in reading order: slot t is the t-th token read, wherever it stands
-in the text; left to right is the identity order. A sampler is a compiled loop over
-forward passes from one `DecodeState` to a later one, so that it can be run to its end
-at once or a few passes at a time, to be watched.
+A sequence is held in reading order: slot t is the t-th token read, wherever it is in
+the text; left to right is the identity order. A sampler is a compiled loop over forward
+passes from one `DecodeState` to a later one, so that it can run to the end, or a few
+passes at a time with the text shown in between.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Cache = Any
 class Draws(NamedTuple):
     """Which random numbers the rows of a batch are drawn with.
 
-    A row has those of its seed and its number alone, whatever else is in the batch.
+    They depend on a row's seed and number alone, not on the rest of the batch.
 
     Attributes:
       key_B: of each row's seed.
@@ -40,15 +40,15 @@ class Draws(NamedTuple):
 
     @classmethod
     def of(cls, key: jax.Array | Draws, rows: int) -> Draws:
-        """Returns those of so many rows of one seed, from the first on."""
+        """Returns those of the first rows of one seed."""
         if isinstance(key, Draws):
             return key
         return cls(jnp.broadcast_to(key, rows), np.arange(rows, dtype=np.int32))
 
     def fold_in(self, data: int) -> Draws:
-        """Returns others, of every seed."""
-        return Draws(jax.vmap(lambda key: jax.random.fold_in(key, data))(self.key_B),
-                     self.number_B)  # fmt: skip
+        """Returns other ones, for this integer."""
+        key_B = jax.vmap(lambda key: jax.random.fold_in(key, data))(self.key_B)
+        return Draws(key_B, self.number_B)
 
     def split(self) -> tuple[Draws, Draws]:
         """Returns two independent ones."""
@@ -62,7 +62,7 @@ class Draws(NamedTuple):
     def uniforms(self, length_B: np.ndarray) -> list[np.ndarray]:
         """Returns distinct uniform numbers for each row, as many as its length.
 
-        Row n of a seed has those of row n of an array of as many rows as are asked for.
+        Those of row n of a seed are row n of an array [rows, length] drawn at once.
         """
         found: list[np.ndarray] = [np.zeros(0)] * len(length_B)
         data_BK = np.asarray(jax.random.key_data(self.key_B))
@@ -81,7 +81,7 @@ class Decoder(Protocol):
     """A model as samplers use it: tokens in, logits of the next ones out."""
 
     def init_cache(self, params: Any, batch: int, slots: int) -> Cache:
-        """Returns an empty cache of so many slots: a tree of arrays [B, ...]."""
+        """Returns an empty cache, a tree of arrays [B, ...]."""
 
     def forward(
         self,
@@ -132,7 +132,8 @@ class DecodeParams:
       key_B: what each row draws from, so that it does not depend on the others.
       temperature: 0 takes the likeliest token.
       top_p: only the likeliest tokens that together reach this probability are drawn.
-      stop: a sampler returns once a row has decoded so many slots, for a larger cache.
+      stop: once a row has decoded so many slots the sampler returns, to be given a
+        larger cache.
       top_k: only the k likeliest tokens are drawn; 0 allows all.
       nucleus: whether top_p applies.
     """
@@ -195,9 +196,9 @@ def prefill(
 ) -> DecodeState:
     """Returns the state whose first num_decoded_B slots are the prompt.
 
-    One forward pass over all slots of the cache, which has S unless `slots` says
-    otherwise, fills it. What it writes for slots that are not decoded yet is
-    meaningless, but each is overwritten before a later token attends to it.
+    One forward pass over all slots of the cache, S or `slots`, fills it. What this
+    writes for slots that are not decoded yet is meaningless, but each is overwritten
+    before a later token attends to it: so the shapes do not depend on the prompt.
     """
     B, S = tokens_BS.shape
     slots = slots or S
@@ -226,7 +227,7 @@ def prefill(
 
 @functools.partial(jax.jit, static_argnames=("decoder", "slots"))
 def grow(decoder: Decoder, params: Any, state: DecodeState, slots: int) -> DecodeState:
-    """Returns the state with a cache of so many slots, no fewer than it has."""
+    """Returns the state with a cache of this many slots, no fewer than it has."""
     empty = decoder.init_cache(params, len(state.num_decoded_B), slots)
     put = lambda new, old: lax.dynamic_update_slice(new, old, (0,) * old.ndim)
     return state.replace(cache=jax.tree.map(put, empty, state.cache))
@@ -253,7 +254,6 @@ class SamplingParams:
 
         Args:
           end: one past the last slot to fill, of all rows or of each [B].
-          draws: of the rows.
         """
         key_B = draws.row_keys()
         return DecodeParams(

@@ -73,7 +73,7 @@ class System:
     extra_tokens = 0
     is_task = False
     goes_past_block = False
-    # Whether a gap may be anywhere in a text longer than the block.
+    # Whether gaps may be anywhere in a text longer than the block.
     fills_past_block = False
     # Whether it learns a text, which `data.path` must name.
     reads_text = False
@@ -99,7 +99,7 @@ class System:
 
     @classmethod
     def resolve(cls, config: ConfigDict) -> None:
-        """Copies into the config what files say, and sets derived fields.
+        """Copies the content of files into the config, and sets derived fields.
 
         The run then no longer depends on those files.
         """
@@ -143,15 +143,11 @@ class System:
 
     @property
     def num_predicted(self) -> int:
-        """Tokens of it that are predicted: all but what is read first."""
+        """Tokens of `window` that are predicted: all but the one read first."""
         return self.window - 1 + int(self.predicts_first)
 
     def flops_per_token(self, parameters: int) -> float:
-        """Returns the FLOPs of training on one predicted token.
-
-        Args:
-          parameters: of the model, as many.
-        """
+        """Returns the FLOPs of training on one predicted token."""
         return flops_per_token(self.model_config, parameters)
 
     def _build(self, key: jax.Array) -> LanguageModel:
@@ -203,10 +199,9 @@ class System:
     ) -> dict[str, np.ndarray]:
         """Returns {suffix: nats [N, T] of every predicted token}, float64.
 
-        Orders and the like are drawn once for all windows, so the result depends
-        neither on rows (the windows scored at a time) nor on how often it is asked for.
-        With a layout (`sharding.Layout`), its devices share the rows; deterministic,
-        one of each process scores all.
+        Orders and the like are drawn once for all windows, so that the result does not
+        depend on rows, the windows scored at a time. With a layout (`sharding.Layout`)
+        its devices share the rows; in a deterministic run one device scores them all.
         """
         key = rng.stream(seed, "eval_order")
         batches = jax.jit(self.eval_batches)(windows, key)
@@ -248,7 +243,7 @@ class System:
         raise NotImplementedError
 
     def extra_metrics(self, params: dict, evaluation: Evaluation) -> dict[str, Any]:
-        """Returns {name: figure} that an evaluation reports besides its losses.
+        """Returns {name: figure} that an evaluation reports along with its losses.
 
         Raises:
           CheckError: if the losses cannot be right.
@@ -271,7 +266,6 @@ class System:
 
         Args:
           tokens, known: [T] or [B, T], as of `sample`.
-          sampling: the options.
         """
 
     def decode_order(
@@ -286,7 +280,7 @@ class System:
         Those past the length of a row come last.
 
         Raises:
-          UserError: if this system cannot generate in the order asked for.
+          UserError: if this system cannot generate in this order.
         """
         raise NotImplementedError
 
@@ -307,17 +301,17 @@ class System:
     def settle(
         self, params: dict, rows: Sequence[Any], sampling: SamplingParams
     ) -> SamplingParams:
-        """Returns how to sample these `batches.Row`s where that depends on them.
+        """Returns how to sample these `batches.Row`s, if that depends on them.
 
-        Once for all of them: the batches that they are taken in must not differ.
+        It is called once for all of them, so that their batches do not differ.
         """
         del params, rows
         return sampling
 
     def cache_length(self, T: int) -> int:
-        """Returns the cache slots that a text of T tokens gets: the block.
+        """Returns the cache slots for a text of T tokens: the block.
 
-        Each value is compiled for, so there are few.
+        Each value costs a compilation, so there are few.
         """
         del T
         return self.model_config.block_size
@@ -328,7 +322,7 @@ class System:
         return True
 
     def lookahead(self, sampling: SamplingParams) -> int:
-        """Returns how many slots a pass of this sampler takes past the decoded ones."""
+        """Returns how many slots past the decoded ones a pass of this sampler takes."""
         del sampling
         return 1
 
@@ -349,16 +343,13 @@ class System:
         A system overrides `fill`, which is given the same as one object.
 
         Args:
-          params: of the model.
           tokens_BT: int32.
           prompt_mask_BT: true where the token is given; rows may differ.
           key: of the random numbers, for rows 0 to B - 1 of a seed or for any rows;
             they do not depend on the batch.
-          sampling: sampler, order, temperature and the like.
-          callback: is shown the texts after every few forward passes, and returns
-            false to stop.
-          every: how many passes lie between.
-          length_B: of each row where some are shorter than T and the system
+          callback: is shown the texts every few forward passes; false stops.
+          every: forward passes between two calls of it.
+          length_B: of each row, if some are shorter than T and the system
             `mixes_lengths`; what is past it is left alone.
           **options: of this system's `fill`.
         """

@@ -17,13 +17,13 @@ from jaxgpt.sampling.state import Callback, Draws, SamplerOutput, SamplingParams
 from jaxgpt.systems.base import System
 
 if TYPE_CHECKING:
-    from jaxgpt.systems.sample_options import SampleSession
+    from jaxgpt.systems.memory.options import MemorySession
 
-# What the rows of a batch may take on the device, and how many there are at most: with
-# more, a row does not get cheaper.
+# Memory of a batch's rows on the device, and their number at most: with more of them a
+# row does not get cheaper.
 BYTES_AT_ONCE = 1 << 30
 ROWS_AT_ONCE = 256
-STOP_EVERY = 32  # Calls between looks for the stop text.
+STOP_EVERY = 32  # Forward passes between two looks for the stop text.
 
 
 class Row(NamedTuple):
@@ -88,8 +88,8 @@ def stack(rows: Sequence[Row], size: int = 0) -> Batch:
 
     Args:
       rows: of a batch.
-      size: rows of the arrays, at least; the last is repeated, so that no batch is
-        compiled for that is smaller than others.
+      size: rows of the arrays, at least: the last one is repeated, so that a smaller
+        last batch needs no compilation of its own.
     """
     rows = [*rows, *[rows[-1]] * (size - len(rows))]
     length_B = np.array([len(row.tokens) for row in rows])
@@ -111,14 +111,12 @@ def fill(
     sampling: SamplingParams,
     stop: str = "",
     show: Callback | None = None,
-    session: SampleSession | None = None,
+    session: MemorySession | None = None,
 ) -> Iterator[tuple[list[Row], SamplerOutput]]:
     """Yields some of the rows at a time, in order, and their fillings.
 
     Args:
-      system, params: of the model.
       tokenizer: to look for `stop` with.
-      rows: the texts.
       sampling, stop, show, session: as in `Run.fill`; a session takes all at once.
     """
     parts = [[*rows]] if session else list(batches(system, rows, sampling))
@@ -127,7 +125,7 @@ def fill(
         given_B = [int(row.known.sum()) for row in part]
         callback, every = show, 1
         if stop and not show:
-            # Looking waits for the device, so not after every call.
+            # Not after every pass: each look waits for the device.
             callback, every = until(stop, given_B, tokenizer), STOP_EVERY
         sample: Any = system.sample
         if session:

@@ -47,9 +47,9 @@ class CausalLM(System):
         return logits_BTV, nll_BT
 
     def cache_length(self, T: int) -> int:
-        """Returns whole blocks for T tokens with ALiBi, which reads on past its block.
+        """Returns whole blocks for T tokens, if the encoding reads past the block.
 
-        Other encodings are lost there: the text moves through one block instead.
+        The others do not extrapolate: a longer text moves through one block.
         """
         block = self.model_config.block_size
         return block * max(1, math.ceil(T / block)) if self.extrapolates else block
@@ -92,7 +92,7 @@ class CausalLM(System):
         )
 
     def mixes_lengths(self, T: int) -> bool:
-        """See `System.mixes_lengths`: past the block rows go on together."""
+        """See `System.mixes_lengths`: past the block all rows have one length."""
         return self.cache_length(T) >= T
 
     def decode_order(

@@ -16,7 +16,7 @@ from jaxgpt.sampling.options import check_ranges
 from jaxgpt.sampling.output import to_text
 from jaxgpt.systems.base import System
 
-# Of texts that go on past the block.
+# Tokens of a text that is longer than the block.
 LONGEST = 1 << 16
 TokenIds = Sequence[int] | np.ndarray
 Texts = str | Sequence[str] | TokenIds
@@ -110,8 +110,6 @@ class Reader:
         """Returns prompts [count, T], half a block each, and the room for what follows.
 
         Args:
-          data: as of `System.open_data`.
-          split: of it.
           count: prompts, at places that the seed draws.
           new: tokens to follow; None fills the block.
           seed: of the places.
@@ -121,7 +119,7 @@ class Reader:
         """
         block = self.system.model_config.block_size
         batch = data.batch_at(seed, split, 0, count, block // 2)
-        # Those of documents also say where a segment stands, and have one token more.
+        # Segments of documents are dicts, with their place, and have one token more.
         ids_NT = batch["tokens"][:, : block // 2] if isinstance(batch, dict) else batch
         new = block - block // 2 if new is None else new
         return Given(*self._with_room(ids_NT, new))
@@ -216,7 +214,6 @@ class Reader:
 
         Args:
           order: [T] or [N, T].
-          shape: [N, T].
 
         Raises:
           UserError: unless each row has each position once, or for an order if the
@@ -237,7 +234,6 @@ class Reader:
 
         Args:
           given: bool [T] or [N, T].
-          shape: [N, T].
 
         Raises:
           UserError: if nothing is left to predict, or nothing is given to a model that
@@ -265,7 +261,7 @@ class Reader:
 
 
 def _array(value: Any) -> np.ndarray:
-    """Returns it as an array, of None if its rows differ in length."""
+    """Returns a value as an array; one of None if its rows differ in length."""
     try:
         return np.asarray(value)
     except ValueError:

@@ -19,8 +19,8 @@ SYSTEMS = {
     "gssm": "jaxgpt.systems.gssm.system:GSSM",
     "memory": "jaxgpt.systems.memory.system:MemoryLM",
 }
-# Which of them read in any order, which left to right, and which whole texts with some
-# tokens masked: known before one is loaded.
+# What a system reads, known without loading it: any order, left to right, or whole
+# texts with some tokens masked.
 ANY_ORDER = ("sigma", "sigma-task")
 LEFT_TO_RIGHT = ("causal", "gssm", "memory")
 MASKED = ("masked-diffusion",)

@@ -11,8 +11,10 @@ import numpy as np
 from jaxgpt.data.arrays import batched
 from jaxgpt.errors import UserError, require
 from jaxgpt.model import rng
-from jaxgpt.sampling.state import SamplingParams
+from jaxgpt.sampling.state import Draws, SamplingParams
 from jaxgpt.systems.base import System
+
+ROWS = 64  # Texts that are scored or filled at a time.
 
 
 def mean_losses(nll: dict[str, np.ndarray]) -> dict[str, float]:
@@ -46,13 +48,6 @@ def losses_by_length(
     the shorter a piece, the less its tokens have before them, and nothing else differs
     (except for the end of a window, if a length does not divide the longest).
 
-    Args:
-      system: a causal one.
-      params: of its model.
-      data: as `System.open_data`.
-      split: of the data.
-      lengths: in tokens.
-
     Raises:
       UserError: if the model cannot read so far, or the split is shorter.
     """
@@ -68,7 +63,7 @@ def losses_by_length(
         starts = range(0, max(lengths) - length + 1, length)
         pieces = [windows_NT[:, start : start + length + 1] for start in starts]
         pieces_NT = np.concatenate(pieces)
-        # As many tokens at a time as in training, so that memory suffices.
+        # As many tokens at a time as in training, so that they fit into memory.
         size = min(max(1, rows * block // length), len(pieces_NT))
         total = 0.0
         for batch, count in batched({"tokens": pieces_NT}, size):
@@ -102,11 +97,31 @@ def span_nll(
     arrays = {"tokens": tokens_NT, "order": order_NT}
     parts = [
         np.asarray(score(**batch), np.float64)[:count]
-        for batch, count in batched(arrays, min(64, len(tokens_NT)))
+        for batch, count in batched(arrays, min(ROWS, len(tokens_NT)))
     ]
     nll_NT = np.concatenate(parts)
-    # The first token read may have none, and is never missing.
+    # The first token read may have no likelihood, and is never missing.
     return (nll_NT * wanted_NT[:, -nll_NT.shape[1] :]).sum(1)
+
+
+def fill(
+    system: System,
+    params: dict,
+    tokens_NT: np.ndarray,
+    prompt_mask_NT: np.ndarray,
+    key: jax.Array,
+    sampling: SamplingParams,
+) -> np.ndarray:
+    """Returns texts [N, T] with what is not of the prompt filled."""
+    parts = []
+    for at in range(0, len(tokens_NT), ROWS):
+        rows = np.arange(at, min(at + ROWS, len(tokens_NT)), dtype=np.int32)
+        prompt_mask_BT = prompt_mask_NT[rows]
+        blank_BT = np.where(prompt_mask_BT, tokens_NT[rows], 0).astype(np.int32)
+        draws = Draws(jnp.broadcast_to(key, len(rows)), rows)
+        filled = system.sample(params, blank_BT, prompt_mask_BT, draws, sampling)
+        parts.append(filled.tokens_BT)
+    return np.concatenate(parts)
 
 
 def score_infilling(
@@ -117,7 +132,7 @@ def score_infilling(
     Returns:
       nll_prefix, given the text before the span, and for a model that reads in any
       order nll, given both sides: nats per missing token. match: share of the missing
-      tokens that greedy filling gets right, from both sides where it can; match_span:
+      tokens that greedy filling gets right, given both sides if it can use them; match_span:
       share of the spans it gets right as a whole.
     """
     N, T = tokens_NT.shape
@@ -128,26 +143,18 @@ def score_infilling(
     found = {"nll_prefix": prefix_N.sum() / count}
     any_order = system.model_config.any_order
     if any_order:
-        # What is given first, left to right; then the span, left to right.
+        # The given tokens left to right, then the span left to right.
         order_NT = np.argsort(missing_NT, 1, kind="stable").astype(np.int32)
         nll_N = span_nll(system, params, tokens_NT, missing_NT, order_NT)
         found["nll"] = nll_N.sum() / count
         prompt_mask_NT = ~missing_NT
     else:
         prompt_mask_NT = np.cumsum(missing_NT, 1) == 0
-    right_NT = []
-    for at in range(0, N, 64):
-        part = slice(at, at + 64)
-        filled = system.sample(
-            params,
-            np.where(prompt_mask_NT[part], tokens_NT[part], 0).astype(np.int32),
-            prompt_mask_NT[part],
-            jax.random.key(0),
-            SamplingParams(order="left-to-right", temperature=0.0),
-        )
-        right_NT.append(filled.tokens_BT == tokens_NT[part])
-    right = jnp.concatenate(right_NT) | ~missing_NT
+    sampling = SamplingParams(order="left-to-right", temperature=0.0)
+    key = jax.random.key(0)
+    filled_NT = fill(system, params, tokens_NT, prompt_mask_NT, key, sampling)
+    right_NT = (filled_NT == tokens_NT) | ~missing_NT
     return found | {
-        "match": float(right[missing_NT].mean()),
-        "match_span": float(right.all(1).mean()),
+        "match": float(right_NT[missing_NT].mean()),
+        "match_span": float(right_NT.all(1).mean()),
     }

@@ -1,17 +1,25 @@
-"""Config fields of masked diffusion."""
+"""Config fields and sampling options of masked diffusion; read without JAX."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxgpt.config import OptionGroup, option
-from jaxgpt.errors import require
+from jaxgpt.errors import UserError, require
+from jaxgpt.sampling.options import OF_SIGMA, check_sampler, refuse
 
 SAMPLERS = ("ancestral", "top-k-unmasking", "entropy-bounded-unmasking")
-# A token knows its own place and sees on both sides: those that are only read left to
-# right (alibi) or that tell a token nothing of its place (none) do not fit.
+# The samplers that have an option.
+NEEDS = {
+    "num_steps": SAMPLERS[:1],
+    "tokens_per_pass": SAMPLERS[1:],
+    "entropy_bound": SAMPLERS[2:],
+}
+# Those that tell tokens apart in a text that is read in both directions: alibi is
+# causal, and with none all masks would be alike.
 POSITIONS = ("learned", "sinusoidal", "rope")
 
 
@@ -46,3 +54,26 @@ class DiffusionConfig(OptionGroup):
         fits = length == 0 or m.block_size % length == 0
         rule = f"0, or a divisor of model.block_size {m.block_size}"
         require(fits, "diffusion.block_length", rule, length)
+
+
+def check_sampling(sampling: Any) -> None:
+    """Checks options against each other.
+
+    Args:
+      sampling: has `SamplingOptions` as attributes; "", 0 and None are the defaults.
+
+    Raises:
+      UserError: for an unknown sampler, or a contradiction.
+    """
+    check_sampler(sampling, SAMPLERS, NEEDS)
+    check_order(sampling.order)
+    refuse(sampling, OF_SIGMA, "is for σ-GPT: leave it out")
+
+
+def check_order(order: str) -> None:
+    """Raises UserError for any order: the sampler chooses it."""
+    if order:
+        raise UserError(
+            f"--order={order} is for σ-GPT: a masked diffusion model unmasks tokens in "
+            "an order that its sampler chooses"
+        )

@@ -1,17 +1,16 @@
 """Unmasking: block by block, a pass at a time over the block that a row is in.
 
 A pass draws a token for every mask of the block and keeps some of them: those whose
-time has come (ancestral sampling), or those that the model is surest of. With one token
-a pass, the masks of a block in a random order, the first is exact: a process that
-unmasks each token at a uniform time is never in a state but those it visits between two
-such times (the first-hitting sampler, Zheng et al. 2024, arXiv 2409.02908).
+time has come (ancestral sampling), or those that the model is surest of. Ancestral
+sampling is exact with one token a pass, the masks of a block in a random order: if each
+token is unmasked at a uniform time, nothing happens between two of these times (the
+first-hitting sampler, Zheng et al. 2024, arXiv 2409.02908).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,28 +36,11 @@ from jaxgpt.systems.sigma.samplers import unmasking, window
 NEVER = 2**30
 
 
-class Rule(NamedTuple):
-    """Which masks a pass unmasks.
-
-    Attributes:
-      rank: "time", "probability" or "entropy", the last two as in `unmasking`.
-      most, bound: as in `unmasking`.
-    """
-
-    rank: str
-    most: int
-    bound: float
-
-
-def rule(sampling: SamplingParams) -> Rule:
-    """Returns the rule of `sampling.sampler`."""
-    if sampling.sampler == "top-k-unmasking":
-        most = sampling.tokens_per_pass or unmasking.TOP_K
-        return Rule("probability", most, np.inf)
-    if sampling.sampler == "entropy-bounded-unmasking":
-        most = sampling.tokens_per_pass or unmasking.MOST
-        return Rule("entropy", most, sampling.entropy_bound or unmasking.BOUND)
-    return Rule("time", 0, 0.0)
+def rule(sampling: SamplingParams) -> unmasking.Rule:
+    """Returns the rule of `sampling.sampler`; rank "time" is ancestral sampling."""
+    if sampling.sampler in ("", "ancestral"):
+        return unmasking.Rule("time", 0, 0.0)
+    return unmasking.rule(sampling)
 
 
 @jax.tree_util.register_dataclass
@@ -70,7 +52,7 @@ class UnmaskingState:
       tokens_BS: int32, in the order of the text; V where masked.
       time_BS: when ancestral sampling unmasks each token: at the lowest first.
       block_B: the block that a row is in.
-      cache: keys and values of the blocks before it; None if there is but one.
+      cache: keys and values of the blocks before it; None if there is only one.
       calls_B: passes while the row was incomplete.
       processed_B: tokens that these computed.
       log_p_BS: log-probability of each new token, at temperature 1 and among all.
@@ -105,7 +87,6 @@ def start(
     """Returns the state before the first pass.
 
     Args:
-      graphdef, params: of the model.
       tokens_BS: whole blocks; V where masked.
       decode_params: where texts end, and the keys of the rows.
       length: of a block.
@@ -123,7 +104,8 @@ def start(
     if length < S:
         decoder, block_S = ModelDecoder(graphdef), np.arange(S) // length
         causal = jnp.asarray(block_S[:, None] >= block_S)
-        # Blocks with masks are read too; each is overwritten before one sees it.
+        # This also writes blocks that still have masks; each is overwritten before a
+        # later block attends to it.
         where = (jnp.broadcast_to(jnp.arange(S), (B, S)),)
         cache = decoder.init_cache(params, B, S)
         cache = decoder.forward(params, tokens_BS, where, cache, 0, causal)[1]
@@ -160,11 +142,9 @@ def advance(
     """Unmasks until the rows are complete, or each has made `limit` passes.
 
     Args:
-      graphdef, params: of the model.
       state: from `start`; donated.
       decode_params: temperature and the like, and where texts end.
       limit: passes to make, at most.
-      length: of a block.
       rank, most, bound: of the `Rule`.
     """
     model = nnx.merge(graphdef, params)
@@ -204,7 +184,8 @@ def advance(
         return dataclasses.replace(
             state,
             tokens_BS=put(state.tokens_BS, drawn_BL),
-            # The pass over a block without masks has left its keys and values.
+            # A block moves on only after a pass over it without masks, which leaves the
+            # keys and values that later blocks are to see.
             block_B=state.block_B + (active_B & ~missing_BL.any(1)),
             cache=cache,
             calls_B=calls_B,
@@ -222,8 +203,6 @@ def output(
     """Returns the texts as they stand.
 
     Args:
-      state: of the batch.
-      V: the mask.
       tokens_BT: what the batch was given.
       beyond_BT: true past the end of a text, where that is left alone.
     """

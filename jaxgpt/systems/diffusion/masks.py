@@ -11,14 +11,13 @@ def draw(key: jax.Array, B: int, T: int, length: int) -> tuple[jax.Array, jax.Ar
     """Returns which tokens are masked, bool [B, T], and the weights of losses [B, T].
 
     The mean of weight times loss is the bound that masked diffusion minimises, for each
-    block of so many tokens. There a token is masked with probability t, and its loss
-    counts 1 / t, for t uniform in (0, 1]: a weight without bound. But all masks of k
-    tokens are equally likely, and the integral over t gives the same sum to each k from
-    1 to L = length: so k is drawn, and the weight L / k has the same mean.
+    block of L = `length` tokens. There t is uniform in (0, 1], a token is masked with
+    probability t, and its loss has the weight 1 / t, which is unbounded. But given the
+    number k of masked tokens all masks are equally likely, and integrated over t each k
+    from 1 to L has the same total weight. So k is drawn instead of t: with the weight
+    L / k, at most L, the mean is the same.
 
     Args:
-      key: of the draw.
-      B, T: rows and tokens.
       length: L, of a block; a divisor of T.
     """
     level_key, mask_key = jax.random.split(key)

@@ -27,7 +27,7 @@ from jaxgpt.parallel.sharding import BATCH, TENSOR
 from jaxgpt.sampling.decoding import SampleRequest
 from jaxgpt.sampling.state import SamplerOutput, SamplingParams
 from jaxgpt.systems.base import Batch, Evaluation, System
-from jaxgpt.systems.diffusion import decoding, masks, options
+from jaxgpt.systems.diffusion import config, decoding, masks
 
 
 class MaskedDiffusion(System):
@@ -147,7 +147,7 @@ class MaskedDiffusion(System):
     @classmethod
     def check_order(cls, order: str) -> None:
         """See `System.check_order`."""
-        options.check_order(order)
+        config.check_order(order)
 
     def lookahead(self, sampling: SamplingParams) -> int:
         """Returns the length of a block: all of it is predicted in every pass."""
@@ -180,7 +180,7 @@ class MaskedDiffusion(System):
             request.sampling,
             request.length_B,
         )
-        options.check_sampling(sampling)
+        config.check_sampling(sampling)
         B, T = tokens_BT.shape
         c = self.model_config
         params = gpu.for_sampling(params, c)

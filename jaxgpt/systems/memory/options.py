@@ -100,7 +100,12 @@ def said(document: Document) -> str:
 
 
 class MemoryOptions:
-    """See `SampleOptions`."""
+    """The memory's options of jaxgpt.sample.
+
+    Attributes:
+      system: whose runs --help shows them for.
+      title: of their group.
+    """
 
     system, title = "memory", "of runs with a memory"
 
@@ -167,7 +172,7 @@ class MemoryOptions:
 
 @dataclasses.dataclass(frozen=True)
 class MemorySession:
-    """See `SampleSession`; the last fields are the options."""
+    """Generates in place of the system; the last fields are the options."""
 
     run: Any
     memory: Memory
@@ -182,7 +187,10 @@ class MemorySession:
         self.held.close()
 
     def instead(self) -> tuple[dict[str, Any], str] | None:
-        """Removes the document of --forget from the file."""
+        """Removes the document of --forget; returns what was done, as JSON and text.
+
+        None without --forget: then a text is generated.
+        """
         name = self.forget
         if not name or not self.path:
             return None
@@ -194,7 +202,12 @@ class MemorySession:
     def sample(
         self, *arguments: Any, shown: Callable[[np.ndarray], int]
     ) -> SamplerOutput:
-        """Generates as `System.sample` with the memory, and saves it."""
+        """Generates as `System.sample` with the memory, and saves it.
+
+        Args:
+          *arguments: those of `System.sample`.
+          shown: how many tokens of a text [T] the user is shown: those up to --stop.
+        """
         output = self.run.system.sample(
             *arguments, memory=self.memory, document=self.document, shown=shown
         )
@@ -237,7 +250,7 @@ class MemorySession:
                 sample["memories"].append({"token": token, "memories": found})
 
     def show(self, sample: dict[str, Any]) -> list[str]:
-        """Returns, with --explain, each token and a line for each entry."""
+        """Returns the lines to print below a text: with --explain, its entries."""
         lines = []
         for token in sample.get("memories", []):
             lines.append(repr(token["token"]))

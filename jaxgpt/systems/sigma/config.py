@@ -15,10 +15,8 @@ from jaxgpt.model.config import DOUBLE_POSITIONS
 SAMPLERS = {
     "exact-burst": "jaxgpt.systems.sigma.samplers.speculative:make_sampler",
     "burst": "jaxgpt.systems.sigma.samplers.best_of:make_sampler",
-    "top-k-unmasking": "jaxgpt.systems.sigma.samplers.unmasking:make_top_k",
-    "entropy-bounded-unmasking": (
-        "jaxgpt.systems.sigma.samplers.unmasking:make_entropy_bounded"
-    ),
+    "top-k-unmasking": "jaxgpt.systems.sigma.samplers.unmasking:make_sampler",
+    "entropy-bounded-unmasking": "jaxgpt.systems.sigma.samplers.unmasking:make_sampler",
     "ar": "jaxgpt.systems.sigma.samplers.one_by_one:make_sampler",
 }
 # Orders of whole texts by name: a function (key, B, T) -> permutations [B, T], as text.
@@ -31,7 +29,7 @@ ORDERS = {
     "block": "jaxgpt.systems.sigma.orders:BLOCK",
     "curriculum": "jaxgpt.systems.sigma.orders:random",  # At its end.
 }
-# Those whose samples do not follow the model, and why.
+# Samplers whose samples do not follow the model, and why.
 INEXACT = {
     "burst": "it keeps the best of several orders",
     "top-k-unmasking": "tokens of one pass do not see each other",
@@ -79,7 +77,7 @@ class SigmaConfig(OptionGroup):
     def validate(config: ConfigDict) -> None:
         """Checks that positions can be double, and that tasks keep their prompts."""
         shares_prompts = config.sigma.infill_share and config.system == "sigma-task"
-        rule, remedy = "0 with system=sigma-task", "a task has prompts of its own"
+        rule, remedy = "0 with system=sigma-task", "a task has its own prompts"
         share = config.sigma.infill_share
         require(not shares_prompts, "sigma.infill_share", rule, share, remedy)
         most, infills = config.sigma.max_gap, config.sigma.infill_share > 0
@@ -101,7 +99,6 @@ def double_positions(name: str) -> str:
     Raises:
       UserError: where an encoding has no double.
     """
-    # By model.positions.
     doubles = {key.removeprefix("double-"): key for key in DOUBLE_POSITIONS}
     doubles["learned"] = doubles.pop("double")
     rule = f"one of {', '.join(sorted(doubles))} for σ-GPT"

@@ -1,6 +1,6 @@
-"""σ-GPT that starts as a causal model: read left to right, it has the same logits.
+"""σ-GPT that starts as a causal model, with the same logits left to right.
 
-Nothing depends on the target position at first; training gives it its meaning.
+At first nothing depends on the target position: training has to give it a meaning.
 """
 
 from __future__ import annotations
@@ -40,9 +40,8 @@ def initial_params(causal: dict, fresh: dict, config: ModelConfig) -> dict:
 
     Args:
       causal: its parameters.
-      fresh: of σ-GPT; what the causal model has no counterpart of stays so: the
+      fresh: of σ-GPT; what has no counterpart in the causal model stays as it is: the
         beginning token, and adaptive norms, which have no effect at first.
-      config: of σ-GPT.
     """
     found = _merged(fresh, causal)
     found["table"] = _with_begin_token(causal["table"], fresh["table"])
@@ -52,10 +51,10 @@ def initial_params(causal: dict, fresh: dict, config: ModelConfig) -> dict:
         )
         targets = jnp.zeros_like(fresh["positions"]["target_table"])
         return found | {"positions": {"table": own, "target_table": targets}}
-    # The table that σ-GPT has beside its rotations.
+    # Absolute positions, which σ-GPT has in addition to its rotations.
     found["positions"] = {"table": jnp.zeros_like(fresh["positions"]["table"])}
-    # Queries are turned by the position to predict, one more than their own: keys must
-    # be turned by one more too.
+    # Left to right, σ-GPT turns queries by one position more than RoPE does, that of
+    # the token to predict. With keys turned by one more, too, all scores are equal.
     query, key = jnp.zeros((1, 1), int), jnp.ones((1, 1), int)
     for block in found["transformer"]["blocks"].values():
         qkv = block["attn"]["qkv"]

@@ -30,9 +30,6 @@ def conditional_log_likelihoods(
     """Returns log p(the other tokens | those given, order) [B, N], float64, in nats.
 
     Args:
-      system: of the model.
-      params: of the model.
-      tokens_BT: int32.
       given_BT: true where a token is conditioned on; somewhere in each text, unless
         the model has a beginning token. They are read first, left to right.
       key: row b draws from fold_in(key, b).
@@ -55,8 +52,8 @@ def log_likelihoods(
     system: System, params: dict, tokens_BT: np.ndarray, key: jax.Array, num_orders: int
 ) -> np.ndarray:
     """Returns log p(text | order) [B, N] in nats, for N random orders of each text."""
-    # A model without a beginning token cannot predict the first token it reads. So all
-    # orders begin with the same position, whose token is not counted.
+    # A model without a beginning token cannot predict the first token it reads: all
+    # orders begin with the same position, whose token does not count.
     given_BT = np.zeros(tokens_BT.shape, bool)
     given_BT[:, : 1 - int(system.model_config.begin_token)] = True
     return conditional_log_likelihoods(

@@ -1,8 +1,8 @@
-"""Gaps of unknown length: a token ends what stands in them.
+"""Gaps of unknown length, which end with a token of their own.
 
 A gap of up to N tokens takes N + 1 positions. What fills it is followed by end-of-gap
-tokens, of which the last is given: it says that the gap is one of these, and how far it
-may reach. A gap without it has as many tokens as positions.
+tokens. The last of these is given: it tells the model that the gap's length is unknown,
+and how far it may reach. A gap without it has as many tokens as positions.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.model import rng
-from jaxgpt.sampling.state import Draws, SamplingParams
+from jaxgpt.sampling.state import SamplingParams
 from jaxgpt.systems.base import Batch
-from jaxgpt.systems.scoring import span_nll
+from jaxgpt.systems.scoring import fill, span_nll
 from jaxgpt.systems.sigma import orders
 
-OPEN = 0.75  # of the gaps that can be
-DRAWS = 8  # fillings whose lengths are counted
+OPEN = 0.75  # The share of gaps with text behind them that are of unknown length.
+DRAWS = 8  # Fillings of a gap, whose lengths are averaged.
 
 
 def training_batch(
@@ -33,18 +33,15 @@ def training_batch(
 ) -> Batch:
     """Returns a batch in which a share of the rows are read as `orders.gaps` says.
 
-    Most of the gaps with text behind them (`OPEN`) are of unknown length, followed by
-    1 to `most` end-of-gap tokens, all numbers alike: whatever N up to `most` is asked
-    for, it says nothing about the length but that it is no more. As many tokens at the
-    end of the text fall out.
+    Most of the gaps with text behind them (`OPEN`) are of unknown length, followed by 1
+    to `most` end-of-gap tokens. All numbers are as likely, so that the N of a template
+    tells nothing about the length but that it is no more. The text loses as many tokens
+    at its end.
 
     Args:
-      key: of this step.
-      tokens_BT: the text.
       order_BT: of the other rows.
       share: of the rows.
-      most: the longest gap that can be asked for.
-      end_of_gap: the token.
+      most: the longest gap of unknown length.
 
     Returns:
       tokens, order, and the weight [B, T] of each token, in this order: 0 for
@@ -60,7 +57,7 @@ def training_batch(
     place = lambda count_BT: jnp.arange(T) + jnp.cumsum(count_BT, 1) - count_BT
     count_BT = jnp.where(place(count_BT) + count_BT < T, count_BT, 0)
     place_BT = place(count_BT)
-    # The last token that stands at a position or before it.
+    # The last token whose place is this position or one before it.
     find = jax.vmap(
         lambda at_T: jnp.searchsorted(at_T, jnp.arange(T), side="right") - 1
     )
@@ -96,7 +93,7 @@ def held_out(
     N, T = tokens_NT.shape
     draw = np.random.default_rng((seed, most))
     length_N = draw.integers(1, most + 1, N)
-    # What stands in no gap of a text that has room for all positions of the gap.
+    # Tokens of the plain text that are left: the gap's positions need room.
     kept_N = T - most - 1 + length_N
     start_N = draw.integers(1, kept_N - length_N)
     at_T = np.arange(T)
@@ -133,29 +130,23 @@ def score(
     texts = held_out(tokens_NT, most, end, seed)
     tokens_NT, gap_NT, length_N = texts["tokens"], texts["gap"], texts["length"]
     N = len(tokens_NT)
-    # What is given first, left to right; then the gap; what is left out last.
+    # The given tokens left to right, then the gap; what is left out comes last.
     read = lambda rank_NT: np.argsort(rank_NT, 1, kind="stable").astype(np.int32)
     open_N = span_nll(system, params, tokens_NT, gap_NT, read(gap_NT))
     plain_NT, span_NT = texts["plain"], texts["span"]
     order_NT = read(span_NT + 2 * ~texts["read"])
     known_N = span_nll(system, params, plain_NT, span_NT, order_NT)
 
-    def fill(draw: int, temperature: float) -> np.ndarray:
+    def filled(draw: int, temperature: float) -> np.ndarray:
         """Returns what fills the gaps, [N, most]."""
-        key = rng.at(seed, "sample", draw)
         sampling = SamplingParams(order="left-to-right", temperature=temperature)
-        parts = []
-        for at in range(0, N, 64):
-            rows = np.arange(at, min(at + 64, N))
-            draws = Draws(jnp.broadcast_to(key, len(rows)), rows.astype(np.int32))
-            blank_NT = np.where(gap_NT[rows], 0, tokens_NT[rows]).astype(np.int32)
-            filled = system.sample(params, blank_NT, ~gap_NT[rows], draws, sampling)
-            parts.append(filled.tokens_BT[gap_NT[rows]].reshape(-1, most))
-        return np.concatenate(parts)
+        key = rng.at(seed, "sample", draw)
+        filled_NT = fill(system, params, tokens_NT, ~gap_NT, key, sampling)
+        return filled_NT[gap_NT].reshape(-1, most)
 
-    drawn_KNG = np.array([fill(k, 1.0) for k in range(DRAWS)])
+    drawn_KNG = np.array([filled(k, 1.0) for k in range(DRAWS)])
     found_KN = (np.cumsum(drawn_KNG == end, -1) == 0).sum(-1)
-    right_NG = fill(0, 0.0) == tokens_NT[gap_NT].reshape(N, most)
+    right_NG = filled(0, 0.0) == tokens_NT[gap_NT].reshape(N, most)
     return {
         "nll": float(open_N.sum() / length_N.sum()),
         "nll_known_length": float(known_N.sum() / length_N.sum()),

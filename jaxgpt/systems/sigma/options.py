@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from jaxgpt.errors import UserError, require
-from jaxgpt.sampling.options import OF_DIFFUSION, refuse
+from jaxgpt.errors import UserError
+from jaxgpt.sampling.options import OF_DIFFUSION, check_sampler, refuse
 from jaxgpt.systems.sigma.config import SAMPLERS
 
 LOW_ENTROPY_FIRST = "low-entropy-first"
-AUTO = "auto"  # The faster of two samplers of one law: samplers/fastest.py.
-
+AUTO = "auto"  # The faster of the two exact samplers: samplers/fastest.py.
 UNMASKING = ("top-k-unmasking", "entropy-bounded-unmasking")
-# Which samplers have an option.
-OPTIONS = {
+# The samplers that have an option.
+NEEDS = {
     "num_orders": ("burst",),
     "tokens_per_pass": UNMASKING,
     "entropy_bound": UNMASKING[1:],
@@ -30,13 +29,7 @@ def check_sampling(sampling: Any) -> None:
     Raises:
       UserError: for an unknown sampler, no list of positions, or a contradiction.
     """
-    name, order = sampling.sampler or "exact-burst", sampling.order
-    known = (*SAMPLERS, AUTO)
-    require(name in known, "--sampler", f"one of {', '.join(known)}", name)
-    for option, samplers in OPTIONS.items():
-        if getattr(sampling, option) and name not in samplers:
-            needed = " or ".join(samplers)
-            raise UserError(f"--{option} needs --sampler={needed}, got {name}")
+    name, order = check_sampler(sampling, (*SAMPLERS, AUTO), NEEDS), sampling.order
     if order and name == "burst":
         raise UserError(
             "--order is incompatible with --sampler=burst, which tries many orders"

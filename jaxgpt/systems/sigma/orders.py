@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxgpt.systems.sigma.config import ORDERS
 
-SPAN = 8  # tokens, of what `gaps` cuts a text into
+SPAN = 8  # Tokens of the spans that `gaps` cuts a text into, on average.
 
 
 def fractal(T: int) -> np.ndarray:
@@ -71,7 +71,7 @@ def blocks(decoded_T: np.ndarray, length: int) -> np.ndarray:
     decoded_T = decoded_T.copy()
     order = [np.zeros(0, np.int32)]
     for start in range(0, len(decoded_T), length):
-        # What comes after this block must not repel its positions.
+        # Known tokens after this block are left out, so as not to repel its positions.
         upto = slice(0, start + length)
         order.append(far_apart(decoded_T[upto]))
         decoded_T[upto] = True
@@ -82,9 +82,9 @@ def _missing(prompt_mask_T: np.ndarray) -> np.ndarray:
     return np.flatnonzero(~prompt_mask_T).astype(np.int32)
 
 
-# Generation orders by name: a function of (prompt_mask_T, true where the token is
-# given; noise_T, distinct random numbers; the length of a block) that returns the
-# missing positions, int32, in the order they are generated in.
+# Generation orders by name: functions of (prompt_mask_T, true where the token is given;
+# noise_T, distinct random numbers; the length of a block) that return the missing
+# positions, int32, in the order in which they are generated.
 GENERATION: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
     "random": lambda mask_T, noise_T, _: _missing(mask_T)[
         np.argsort(noise_T[_missing(mask_T)])
@@ -102,24 +102,19 @@ def left_to_right(B: int, T: int) -> jax.Array:
     return jnp.broadcast_to(jnp.arange(T), (B, T))
 
 
-def fixed(
-    order_of: Callable[[int], np.ndarray],
-) -> Callable[[jax.Array, int, int], jax.Array]:
-    """Returns a function of `config.ORDERS` for one order [T] of all texts."""
-
-    def orders(key: jax.Array, B: int, T: int) -> jax.Array:
-        del key
-        return jnp.broadcast_to(jnp.asarray(order_of(T), jnp.int32), (B, T))
-
-    return orders
+def fixed(kind: str, key: jax.Array, B: int, T: int) -> jax.Array:
+    """Returns the one order [T] in which a whole text is generated, [B, T]."""
+    del key
+    order_T = GENERATION[kind](np.zeros(T, bool), np.zeros(T), BLOCK_LENGTH)
+    return jnp.broadcast_to(jnp.asarray(order_T, jnp.int32), (B, T))
 
 
 BLOCK_LENGTH = 16
-LEFT_TO_RIGHT = fixed(np.arange)
-RIGHT_TO_LEFT = fixed(lambda T: np.arange(T)[::-1])
-FRACTAL = fixed(fractal)
-FAR_APART = fixed(lambda T: far_apart(np.zeros(T, bool)))
-BLOCK = fixed(lambda T: blocks(np.zeros(T, bool), BLOCK_LENGTH))
+LEFT_TO_RIGHT = functools.partial(fixed, "left-to-right")
+RIGHT_TO_LEFT = functools.partial(fixed, "right-to-left")
+FRACTAL = functools.partial(fixed, "fractal")
+FAR_APART = functools.partial(fixed, "far-apart")
+BLOCK = functools.partial(fixed, "block")
 
 
 def random(key: jax.Array, B: int, T: int) -> jax.Array:
@@ -130,8 +125,8 @@ def random(key: jax.Array, B: int, T: int) -> jax.Array:
 def gaps(key: jax.Array, B: int, T: int) -> jax.Array:
     """Returns orders [B, T] that read some spans first, then fill the gaps.
 
-    Both left to right, as a template is filled with that order. Spans are `SPAN` tokens
-    long on average; the share of them that is read first is uniform over rows.
+    Both left to right, as a template is filled with --order=left-to-right. Spans have
+    `SPAN` tokens on average; the share of them that is read first is uniform over rows.
     """
     return prompt_first(left_to_right(B, T), read_first(key, B, T))
 
@@ -184,8 +179,6 @@ def training(
     """Returns the orders [B, T] of a training batch.
 
     Args:
-      key: of this step.
-      B, T: rows and tokens.
       kind: of `config.ORDERS`, or "curriculum": each row is random with a probability
         that grows linearly from start to 1, else left to right. The original's two
         curricula are start = 0 and a start above it.

@@ -30,8 +30,8 @@ from jaxgpt.systems.sigma.config import INEXACT, SAMPLERS, double_positions
 from jaxgpt.systems.sigma.options import LOW_ENTROPY_FIRST
 from jaxgpt.systems.sigma.samplers import fastest
 
-# On a CPU a forward pass costs more with every token, already from the first on: longer
-# drafts would save passes and lose time.
+# On a CPU every token adds to the time of a forward pass: longer drafts would save
+# passes and lose time.
 CPU_MAX_DRAFT_LENGTH = 8
 
 
@@ -128,7 +128,7 @@ class SigmaGPT(System):
     ) -> jax.Array:
         """Returns [B, T - 1] in nats, in prediction order.
 
-        The first token is not predicted; with a beginning token it is: [B, T].
+        [B, T] with a beginning token, which the first token is predicted from.
         """
         read, positions = self.read(batch["tokens"], batch["order"])
         return self.model(params).nll(read[:, :-1], read[:, 1:], positions, dropout_key)

@@ -1,11 +1,12 @@
 """Texts longer than the block: gaps are filled through windows that move over the text.
 
-One gap after another, each in a window of its own with as much as fits of what is known
-on both sides: what was given, and what earlier windows have filled. Other gaps in the
-window stay open: the model is not asked for them, and does not see them.
+One gap after another, each in its own window with as much known text as fits on both
+sides: what was given, and what earlier windows have filled. Other gaps in the window
+stay open: they are not filled there, and the model does not see them.
 
 A gap longer than half a block is filled in pieces of that length, left to right, so
-that each has the text before it in view; one that nothing stands before, right to left.
+that each has the text before it in view; a gap at the beginning of the text, right to
+left.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ def plan(known_T: np.ndarray, block: int) -> list[Piece]:
 
     Args:
       known_T: true where a token is given.
-      block: tokens of a window.
     """
     known_T, T = known_T.copy(), len(known_T)
     if block >= T:
@@ -59,8 +59,8 @@ def plan(known_T: np.ndarray, block: int) -> list[Piece]:
 def _best_start(known_T: np.ndarray, first: int, end: int, block: int) -> int:
     """Returns where the window of a piece begins.
 
-    The product of the known tokens on both sides, each counted with one more, is
-    largest: many of them, on both sides alike unless one has little to offer.
+    It maximises (1 + known tokens before) (1 + known tokens behind): many of them, and
+    as many on either side unless one has few.
     """
     starts = np.arange(max(0, end - block), min(first, len(known_T) - block) + 1)
     count = np.concatenate([[0], np.cumsum(known_T)])
@@ -77,7 +77,6 @@ def fill(
     """Fills texts of any length through windows of a block.
 
     Args:
-      fill_window: fills texts of a block.
       block: tokens of a window, less than T.
       request: the texts. Its draws are those of the first window; later ones have
         others, by their number.
@@ -97,7 +96,7 @@ def fill(
         tokens_processed_B=nothing_B,
     )
     for number in range(max(map(len, plans))):
-        # A row that is full is shown as it is while others go on.
+        # Rows have different numbers of pieces: one that is done gets an empty piece.
         pieces = [p[number] if number < len(p) else Piece(0, 0, 0) for p in plans]
         start_B, first_B, end_B = np.array(pieces).T
         at_BW = start_B[:, None] + np.arange(block)
@@ -137,8 +136,6 @@ def _joined(
     """Returns the texts with what a window has decoded.
 
     Args:
-      before: the texts.
-      part: of the window.
       at_BW: its positions in the texts.
       new_BW: true for what it has decoded.
     """

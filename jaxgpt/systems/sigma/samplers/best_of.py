@@ -3,8 +3,8 @@
 A round drafts every missing token once, verifies the draft along N random orders, and
 keeps the longest accepted prefix among them.
 
-The draft's positions are the corrected ones: the original asks for all but the first
-slot with the last token at a position where it does not stand.
+The draft's positions are corrected: the original gives the last token, which asks for
+every slot, a wrong position of its own for all slots but the first.
 """
 
 from __future__ import annotations
@@ -89,10 +89,10 @@ def _round(decoder, params, state, decode_params, N, missing_B, W):
     accepted_NW = (ordered(uniform[:, 1]) * p_NW < q_NW) | (index_W == 0)
     accepted_NW &= index_W < repeat(missing_B)[:, None]
     num_accepted_BN = jnp.cumprod(accepted_NW, 1).sum(1).reshape(B, N)
-    # Two things bias this, the more so the larger N is. A rejected token is drafted
-    # anew from q in the next round, not resampled from max(0, q - p): it comes out as
-    # min(p, q) + (1 - b) q, b the sum of min(p, q). And of two orders the one whose
-    # draft was accepted is kept, so that a pair with r = q / p < 1 survives with
+    # Two things bias this, the more so the larger N is. A rejected token is drawn from
+    # q in the next round, not from max(0, q - p): it comes out with probability
+    # min(p, q) + (1 - b) q, where b is the sum of min(p, q). And of two orders the one
+    # whose draft was accepted is kept, so that a pair with r = q / p < 1 survives with
     # probability 2 r - r^2 instead of r.
     best_B = num_accepted_BN.argmax(1)
     chosen = lambda array: array.reshape(B, N, *array.shape[1:])[jnp.arange(B), best_B]

@@ -1,8 +1,7 @@
 """--sampler=auto: one token a call or exact bursts, whichever is faster here.
 
-Both have the same law, but a seed's text depends on which is taken. So what was
-measured is kept, in JAXGPT_CACHE, and one choice is made for all rows that are asked
-for together.
+Both draw from the same distribution, but what a seed writes depends on which is taken.
+So measurements are kept, in JAXGPT_CACHE, and all rows of a request get one sampler.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from jaxgpt.systems.batches import Row
 from jaxgpt.systems.sigma.options import AUTO, LOW_ENTROPY_FIRST
 
 SAMPLERS = ("ar", "exact-burst")
-# Rows that are measured, at most: with more, neither gets cheaper in comparison.
+# Rows that are measured, at most: with more, the ratio of the two hardly changes.
 ROWS = 64
 REPEATS = 2
-VERSION = 2  # Must change with what makes a sampler faster.
+VERSION = 2  # To be raised with a change that makes a sampler faster or slower.
 
 
 def settle(
@@ -40,9 +39,7 @@ def settle(
     """Returns `sampling` with the faster sampler in place of `AUTO`; says which.
 
     Args:
-      system, params: of the model.
       rows: all that are to be filled; the largest batch of them is measured.
-      sampling: how tokens are drawn.
     """
     if sampling.order == LOW_ENTROPY_FIRST:
         log(f"--sampler={AUTO} is ar: only it has --order={LOW_ENTROPY_FIRST}")
@@ -53,7 +50,7 @@ def settle(
     seconds, when = _read(file), "measured before"
     if not seconds:
         seconds, when = measure(system, params, batch, sampling), "measured now"
-        with contextlib.suppress(OSError):  # It is measured again then.
+        with contextlib.suppress(OSError):  # Then it is measured again next time.
             file.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(file) as stream:
                 json.dump(seconds, stream)
@@ -69,7 +66,7 @@ def measure(
     """Returns the seconds that each sampler takes for a batch, compiled before."""
     tokens_BT, known_BT, draws, length_B = batches.stack(batch)
     seconds = dict.fromkeys(SAMPLERS, math.inf)
-    for repeat in range(1 + REPEATS):
+    for repeat in range(1 + REPEATS):  # The first one compiles.
         for name in SAMPLERS:
             chosen = dataclasses.replace(sampling, sampler=name)
             began = time.perf_counter()
@@ -82,8 +79,8 @@ def measure(
 def _file(
     system: System, batch: Sequence[Row], sampling: SamplingParams
 ) -> pathlib.Path:
-    """Returns where the seconds are kept of batches and models like these."""
-    like = lambda count: 1 << (count - 1).bit_length()
+    """Returns the file with the seconds for batches and models like these."""
+    like = lambda count: 1 << (count - 1).bit_length()  # The next power of two.
     missing = max(int((~row.known).sum()) for row in batch)
     key = (
         VERSION,
@@ -101,7 +98,7 @@ def _file(
 
 
 def _read(file: pathlib.Path) -> dict[str, float]:
-    """Returns the seconds that were kept; empty if there are none, or damaged ones."""
+    """Returns the seconds in a file; empty if it is missing or damaged."""
     with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
         kept = json.loads(file.read_text())
         if isinstance(kept, dict) and kept.keys() == {*SAMPLERS}:

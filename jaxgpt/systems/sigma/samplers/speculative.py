@@ -50,8 +50,9 @@ def advance(
     A round is two forward passes and decodes at least two tokens; the last token needs
     one pass. Hence there are no more passes than tokens.
     """
-    # One number a slot for each use, drawn before the loop. Where a draft was not
-    # decided on, nothing depends on its numbers yet, so that they may be used again.
+    # One number a slot for each use, drawn before the loop. A slot whose draft was not
+    # decided on gets the same numbers in the next round: as nothing that was decoded
+    # depends on them, they are as good as new ones.
     B, S = state.tokens_BS.shape
     uniform_3BS = uniforms(decode_params.key_B, (B, 3, S)).transpose(1, 0, 2)
 

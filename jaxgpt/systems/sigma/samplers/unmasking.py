@@ -13,7 +13,8 @@ passes a bound (the EB-sampler, arXiv 2505.24857).
 from __future__ import annotations
 
 import functools
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,19 +38,32 @@ from jaxgpt.systems.sigma.samplers import window
 TOP_K, MOST, BOUND = 4, 16, 0.5  # Defaults.
 
 
-def make_top_k(sampling: SamplingParams, max_draft_length: int):
-    """Returns `advance` for `tokens_per_pass` tokens, the surest ones."""
-    del max_draft_length
-    most = sampling.tokens_per_pass or TOP_K
-    return functools.partial(advance, rank="probability", most=most, bound=jnp.inf)
+class Rule(NamedTuple):
+    """Which of the missing tokens a call decodes.
+
+    Attributes:
+      rank: "probability" or "entropy": the surest come first.
+      most: how many, at most.
+      bound: nats of entropy a call may take on; infinite decodes `most` every time.
+    """
+
+    rank: str
+    most: int
+    bound: float
 
 
-def make_entropy_bounded(sampling: SamplingParams, max_draft_length: int):
-    """Returns `advance` for `entropy_bound`, and `tokens_per_pass` tokens at most."""
-    del max_draft_length
+def rule(sampling: SamplingParams) -> Rule:
+    """Returns the rule of top-k-unmasking or of entropy-bounded-unmasking."""
+    if sampling.sampler == "top-k-unmasking":
+        return Rule("probability", sampling.tokens_per_pass or TOP_K, math.inf)
     most = sampling.tokens_per_pass or MOST
-    bound = sampling.entropy_bound or BOUND
-    return functools.partial(advance, rank="entropy", most=most, bound=bound)
+    return Rule("entropy", most, sampling.entropy_bound or BOUND)
+
+
+def make_sampler(sampling: SamplingParams, max_draft_length: int):
+    """Returns `advance` for the sampler's rule."""
+    del max_draft_length
+    return functools.partial(advance, **rule(sampling)._asdict())
 
 
 @functools.partial(
@@ -64,25 +78,22 @@ def advance(
     *,
     rank: str,
     most: int,
-    bound: jax.Array,
+    bound: jax.typing.ArrayLike,
 ) -> DecodeState:
     """Fills the slots of each row to the end.
 
     Args:
-      decoder, params: the model.
       state: from `prefill`; donated.
       decode_params: temperature and the like, and where to end.
       limit: calls to make, at most.
-      rank: "probability" or "entropy".
-      most: tokens decoded a call, at most.
-      bound: nats of entropy a call may take on; infinite decodes `most` every time.
+      rank, most, bound: of the `Rule`.
     """
-    # A pass reads `most` slots before those it asks for, also where fewer are new: the
-    # last it asks for stand past the end.
+    # Shapes are static: a pass reads `most` decoded slots even if fewer are new, and
+    # the queries after them reach as far past the end of the cache.
     slots = state.tokens_BS.shape[1] + most - 1
     shapes = jax.tree.map(jnp.shape, state.cache)
     state = grow(decoder, params, state, slots)
-    # Drawn for positions, not slots: slots change places until they are decoded.
+    # Drawn for positions, not slots: missing tokens change slots with every ranking.
     uniform_BS = uniforms(decode_params.key_B, state.tokens_BS.shape)
     last = state.num_forward_passes_B + limit
 
@@ -106,7 +117,7 @@ def _call(decoder, params, state, decode_params, uniform_BS, rank, most, bound):
     B, S = state.tokens_BS.shape
     n_B = state.num_decoded_B
     left_B = jnp.maximum(decode_params.end_B - n_B, 0)
-    # The cache lacks what the call before decoded, and the token it asked by.
+    # Not in the cache yet: what the call before decoded, and the token it asked with.
     fresh_BS = (state.decode_step_BS == state.num_forward_passes_B[:, None]) & (
         state.decode_step_BS > 0
     )
@@ -158,7 +169,7 @@ def surest(
     Args:
       p_BSV: what the token of each slot is drawn from.
       missing_BS: which slots are to be decoded; the others come last.
-      rank, most, bound: as of `advance`.
+      rank, most, bound: of the `Rule`.
     """
     cost_BS = -jnp.log(p_BSV.max(-1))
     if rank == "entropy":
@@ -167,6 +178,8 @@ def surest(
     perm_BS = jnp.argsort(cost_BS, -1)
     cost_BS = jnp.take_along_axis(cost_BS, perm_BS, 1)
     before_BS = jnp.cumsum(cost_BS, 1) - cost_BS
+    # At least one: before the first there is nothing. Summed past the missing slots,
+    # costs are infinite, and inf - inf is NaN.
     within_B = jnp.where(jnp.isinf(cost_BS), False, before_BS <= bound).sum(1)
     return perm_BS, jnp.minimum(within_B, most)
 

@@ -13,8 +13,8 @@ from jax import lax
 from jaxgpt.sampling.logits import sample_token, sampling_probs
 from jaxgpt.sampling.state import Cache, DecodeParams, Decoder, DecodeState
 
-# Narrower passes would save little, and every width must be traced, compiled and loaded
-# before there is a text.
+# Narrower passes would save little, and every width must be traced, and compiled or
+# loaded, before the first token.
 NARROWEST = 8
 
 
@@ -36,6 +36,7 @@ def put(
     array_BS: jax.Array, start_B: jax.Array, new_BW: jax.Array, count_B: jax.Array
 ) -> jax.Array:
     """Returns array_BS with the first count_B of new_BW written from start_B on."""
+    # A gather and a select, which fuse: XLA:CPU scatters one number at a time.
     offset_BS = jnp.arange(array_BS.shape[1]) - start_B[:, None]
     value_BS = jnp.take_along_axis(
         new_BW, jnp.clip(offset_BS, 0, new_BW.shape[1] - 1), 1
@@ -114,9 +115,9 @@ def draft(
     own_B1 = take(state.own_BS, before_B, 1)
     position_BW = take(state.own_BS, state.num_decoded_B, W)
     widen = lambda array_B1: jnp.broadcast_to(array_B1, (B, W))
-    # Every slot is asked for by the last decoded token, with that token's own position
-    # and the slot's as target. Each such query sees what is decoded and itself: this is
-    # the exact conditional of the slot given what is decoded.
+    # The last decoded token is read W times, at its own position, with each slot's
+    # position as the target. Each copy sees what is decoded and itself: so its logits
+    # are the exact conditional of its slot given what is decoded.
     logits_BWV, cache = decoder.forward(
         params,
         widen(last_B1),
@@ -145,10 +146,7 @@ def run_rounds(
     Args:
       advance_round: (state, W=width) -> state.
       length_B: state -> slots that each row's next round looks at, 0 where it is full.
-      state: where to begin.
       max_length: the largest of these lengths.
-      decode_params: where to end and to stop.
-      limit: forward passes.
     """
     last_B = state.num_forward_passes_B + limit
 
@@ -158,8 +156,8 @@ def run_rounds(
         return more_B.any() & (n_B < decode_params.stop).all()
 
     # A round is compiled for a few widths and runs in the narrowest that holds every
-    # row's window: one loop for each width, inside one over all. A switch between the
-    # widths would copy the cache.
+    # row's window: one loop for each width, inside one over all. A lax.switch between
+    # the widths would copy the cache.
     def sweep(state):
         below = 0
         for W in widths(max_length):

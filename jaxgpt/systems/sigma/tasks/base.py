@@ -116,7 +116,7 @@ class Task:
         return np.arange(self.length) < end
 
     def read_split(self, split: str) -> np.ndarray | None:
-        """Returns all tokens [N, T] of a split, where they come from files."""
+        """Returns all tokens [N, T] of a split, if they come from files."""
         del split
         return None
 

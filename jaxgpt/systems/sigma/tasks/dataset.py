@@ -121,9 +121,6 @@ def sample_split(
     """Samples marked sequences [count, T], distinct ones where the task wants them.
 
     Args:
-      task: whose sequences.
-      split, seed: of the random numbers.
-      count: how many.
       taken: hashes of sequences that may not come again.
 
     Returns:

@@ -236,7 +236,7 @@ class MNIST(Task):
         return tuple(path for paths in self.paths for path in paths.values())
 
     def find(self, name: str) -> pathlib.Path:
-        """Returns the path of a file of the folder; UserError where it is missing."""
+        """Returns the path of a file of the folder; UserError if it is missing."""
         folder = user_path(self.config.path)
         for path in (folder / name, folder / f"{name}.gz"):
             if self.config.path and path.is_file():
@@ -327,7 +327,7 @@ class MNIST(Task):
 
 
 def read_idx(path: pathlib.Path, dimensions: int) -> np.ndarray:
-    """Returns the bytes of an IDX file as an array of so many dimensions.
+    """Returns the bytes of an IDX file as an array with this number of dimensions.
 
     Raises:
       UserError: if it is another file, or truncated.

@@ -41,7 +41,7 @@ class Lines(Task):
 
     @functools.cache  # noqa: B019 - a task lives as long as its run
     def lines(self, split: str) -> list[str]:
-        """Returns the lines of a text; UserError where it cannot be read."""
+        """Returns the lines of a text; UserError if it cannot be read."""
         path = self.paths[split]
         try:
             lines = list(reading.iter_lines([path], normalize="newlines"))

@@ -9,7 +9,7 @@ from jaxgpt.systems.sigma.tasks import pictures
 from jaxgpt.systems.sigma.tasks.base import Judgement, Task
 
 EMPTY, WALL, START, GOAL, PATH = range(5)
-# A maze starts over after so many attempts at placing a wall, for each of its walls.
+# Attempts at placing a wall, for each wall of a maze, before it is dropped.
 TRIES = 20
 NO_PROGRESS = 50
 FAR = np.int16(1 << 12)

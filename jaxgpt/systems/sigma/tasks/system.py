@@ -37,7 +37,7 @@ STRATEGIES = {
 
 
 def make_task(config: ConfigDict) -> Task:
-    """Returns the task that `config.task` describes; UserError where it cannot be."""
+    """Returns the task that `config.task` describes; UserError if it cannot be."""
     module, kind = TASKS[config.task.name].split(":")
     return getattr(importlib.import_module(f"{__package__}.{module}"), kind)(config)
 
