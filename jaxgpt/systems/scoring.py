@@ -132,8 +132,8 @@ def score_infilling(
     Returns:
       nll_prefix, given the text before the span, and for a model that reads in any
       order nll, given both sides: nats per missing token. match: share of the missing
-      tokens that greedy filling gets right, given both sides if it can use them; match_span:
-      share of the spans it gets right as a whole.
+      tokens that greedy filling gets right, given both sides if it can use them;
+      match_span: share of the spans it gets right as a whole.
     """
     N, T = tokens_NT.shape
     missing_NT = infill_spans(N, T, ratio, seed)
