@@ -95,7 +95,7 @@ class SinusoidalPositions(nnx.Module):
     def encode(
         self, index: jax.typing.ArrayLike, width: int, theta: float
     ) -> jax.Array:
-        """Maps an index array to sines and cosines in turn, [..., width]."""
+        """Maps an index array to alternating sines and cosines, [..., width]."""
         angles = jnp.asarray(index)[..., None] * frequencies(width, theta)
         angles = angles.astype(self.config.param_dtype)
         pairs = jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1)

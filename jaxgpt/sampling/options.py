@@ -1,4 +1,4 @@
-"""What the options of sampling may be; read without JAX."""
+"""The options of sampling and their ranges; read without JAX."""
 
 from __future__ import annotations
 

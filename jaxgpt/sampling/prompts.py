@@ -1,4 +1,4 @@
-"""What a text begins with, or is written around: prompts, templates, splits.
+"""Prompts and templates: texts with tokens that are given and tokens to generate.
 
 Everywhere tokens [T] go with known [T]: true where a token is given, false where it
 is to be generated.

@@ -1,4 +1,4 @@
-"""What a user gives a model, as its tokens: prompts, templates, texts to score."""
+"""What a user gives a model, as tokens: prompts, templates, texts to score."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Reader:
         room = self.system.cache_length(len(ids)) - len(ids)
         slides = self.system.fills_past_block
         if room < 0 and not (slides and max_new_tokens is not None):
-            remedy = ": say how many are to follow, --max_new_tokens=N"
+            remedy = ": say how many tokens to add, --max_new_tokens=N"
             raise UserError(
                 f"the prompt has {len(ids)} tokens, but only {c.block_size} fit the "
                 f"model{remedy if slides else ''}"

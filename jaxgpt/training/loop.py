@@ -1,4 +1,4 @@
-"""The training loop: a run, its state, its files, and how they advance."""
+"""The training loop, and the run that it advances."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def go_on(row: metrics.Row) -> None:
 
 
 class Trainer:
-    """One run: its state, its files, and how they advance."""
+    """One run: its state, its metrics and its checkpoints."""
 
     def __init__(self, setup: Setup, callback: Callback = go_on):
         """Restores the run in `setup.workdir`, or begins it."""

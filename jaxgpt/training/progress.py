@@ -1,4 +1,4 @@
-"""What the person watching a run sees: a bar on a terminal, plain lines elsewhere."""
+"""Progress for the person watching: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Progress:
         left = self.seconds_left() or 0
         if self.smaller and left > SLOW_RUN_S:
             self.line(
-                f"note: about {format_duration(left)} to go on this CPU; "
+                f"note: about {format_duration(left)} left on this CPU; "
                 f"--config={shlex.quote(self.smaller)} trains in minutes"
             )
 

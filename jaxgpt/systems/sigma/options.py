@@ -1,4 +1,4 @@
-"""What --sampler and --order of jaxgpt.sample may be for σ-GPT; read without JAX."""
+"""Checks of σ-GPT's --sampler, --order and the like; read without JAX."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ TASKS = {
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig(OptionGroup):
-    """What a sigma-task learns; each task checks what it uses of these."""
+    """What a sigma-task learns; each task checks the fields that it uses."""
 
     name: str = option("maze", "see docs/sigma-tasks.md", choices=TASKS)
     train_sequences: int = option(100000, "sequences drawn to train on", min=1)

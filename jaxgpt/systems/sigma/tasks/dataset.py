@@ -147,10 +147,9 @@ def sample_split(
         found, number = found + len(tokens_NT), number + 1
         if stale == PATIENCE and found < count:
             raise UserError(
-                f"task.{split}_sequences {count} are more than there are without "
-                f"overlap: about {len(taken)} different ones of this "
-                f"{task.config.name} exist for both splits; ask for fewer, or for a "
-                "larger one"
+                f"task.{split}_sequences {count} are too many: only about {len(taken)} "
+                f"different ones of this {task.config.name} exist for both splits; "
+                "lower the number, or make the task larger"
             )
     return np.concatenate(parts)[:count], taken
 

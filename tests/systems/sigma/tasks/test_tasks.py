@@ -442,7 +442,7 @@ def test_more_than_there_are_is_refused():
         {"task.height": "3", "task.width": "5", "task.walls": "0"}
         | {"task.min_distance": "2", "task.train_sequences": "100"},
     )
-    with pytest.raises(UserError, match="more than there are without overlap"):
+    with pytest.raises(UserError, match="are too many: only about"):
         dataset.open_data(make_task(config), config)
 
 
