@@ -41,6 +41,7 @@ def autoregress(
     """
     uniform_BS = uniforms(decode_params.key_B, state.tokens_BS.shape)
     B, S = state.tokens_BS.shape
+    # One slot for all rows, not one each: writes to the cache are slices, not scatters.
     end_B = jnp.minimum(decode_params.end_B, decode_params.stop)
 
     def next_slot(state):

@@ -209,6 +209,7 @@ def prefill(
         return decoder.forward(params, read, positions, cache, jnp.int32(0))[1]
 
     cache = decoder.init_cache(params, B, slots)
+    # The sampler reads the last decoded token itself: with only one, nothing is left.
     cache = lax.cond(num_decoded_B.max() > 1, prefill, lambda cache: cache, cache)
     count_B = jnp.zeros(B, jnp.int32)
     return DecodeState(

@@ -134,6 +134,7 @@ class Checkpoints:
         self.losses[step] = math.inf if loss is None else loss
         self.saving = step
         try:
+            # force: when to save is decided by the loop, not by Orbax's policies.
             self.manager.save(step, args=ocp.args.Composite(**items), force=True)
         except (OSError, ValueError, RuntimeError) as error:
             self._log_failure(str(error))

@@ -63,6 +63,8 @@ def make_step(
     mesh = layout.mesh if layout else None
     shardings = (layout.state, layout.replicated) if layout else None
     step = step_function(system, optimizer, mesh)
+    # Pinned: the compiler may lay out the new state otherwise, for which the next step
+    # would be compiled again.
     return jax.jit(under(mesh, step), donate_argnums=0, out_shardings=shardings)
 
 
