@@ -53,20 +53,20 @@ class UnmaskingState:
       time_BS: when ancestral sampling unmasks each token: at the lowest first.
       block_B: the block that a row is in.
       cache: keys and values of the blocks before it; None if there is only one.
-      calls_B: passes while the row was incomplete.
-      processed_B: tokens that these computed.
+      num_forward_passes_B: passes while the row was incomplete.
+      tokens_processed_B: tokens that these computed.
       log_p_BS: log-probability of each new token, at temperature 1 and among all.
-      call_BS: the pass that drew each token; 0 where none did.
+      decode_step_BS: the pass that drew each token; 0 where none did.
     """
 
     tokens_BS: jax.Array
     time_BS: jax.Array
     block_B: jax.Array
     cache: Cache
-    calls_B: jax.Array
-    processed_B: jax.Array
+    num_forward_passes_B: jax.Array
+    tokens_processed_B: jax.Array
     log_p_BS: jax.Array
-    call_BS: jax.Array
+    decode_step_BS: jax.Array
 
 
 def _missing(tokens_BS: jax.Array, end_B: jax.Array, V: int) -> jax.Array:
@@ -115,10 +115,10 @@ def start(
         time_BS=time_BS,
         block_B=missing_BS.argmax(-1) // length,
         cache=cache,
-        calls_B=zeros_BS[:, 0],
-        processed_B=zeros_BS[:, 0],
+        num_forward_passes_B=zeros_BS[:, 0],
+        tokens_processed_B=zeros_BS[:, 0],
         log_p_BS=zeros_BS.astype(jnp.float32),
-        call_BS=zeros_BS,
+        decode_step_BS=zeros_BS,
     )
 
 
@@ -150,13 +150,13 @@ def advance(
     model = nnx.merge(graphdef, params)
     # Drawn for positions, before the loop, so that a row's depend on its key alone.
     uniform_BS = uniforms(decode_params.key_B, state.tokens_BS.shape)
-    last_B = state.calls_B + limit
+    last_B = state.num_forward_passes_B + limit
 
     def missing(state):
         return _missing(state.tokens_BS, decode_params.end_B, model.config.vocab_size)
 
     def going(state):
-        return (missing(state).any(1) & (state.calls_B < last_B)).any()
+        return (missing(state).any(1) & (state.num_forward_passes_B < last_B)).any()
 
     def body(state):
         first_B = state.block_B * length
@@ -175,7 +175,7 @@ def advance(
         else:
             perm_BL, count_B = unmasking.surest(p_BLV, missing_BL, rank, most, bound)
             now_BL = jnp.argsort(perm_BL, -1) < count_B[:, None]
-        calls_B = state.calls_B + active_B
+        num_forward_passes_B = state.num_forward_passes_B + active_B
 
         def put(array_BS, new_BL):
             new_BL = jnp.where(now_BL, new_BL, take(array_BS))
@@ -188,10 +188,10 @@ def advance(
             # keys and values that later blocks are to see.
             block_B=state.block_B + (active_B & ~missing_BL.any(1)),
             cache=cache,
-            calls_B=calls_B,
-            processed_B=state.processed_B + length * active_B,
+            num_forward_passes_B=num_forward_passes_B,
+            tokens_processed_B=state.tokens_processed_B + length * active_B,
             log_p_BS=put(state.log_p_BS, token_log_prob(logits_BLV, drawn_BL)),
-            call_BS=put(state.call_BS, calls_B[:, None]),
+            decode_step_BS=put(state.decode_step_BS, num_forward_passes_B[:, None]),
         )
 
     return lax.while_loop(going, body, state)
@@ -210,15 +210,15 @@ def output(
     found_BT = np.asarray(state.tokens_BS)[:, :T]
     decoded_BT = (found_BT != V) & ~beyond_BT
     found_BT = np.where(decoded_BT, found_BT, np.where(beyond_BT, tokens_BT, 0))
-    call_BT = np.asarray(state.call_BS)[:, :T]
+    decode_step_BT = np.asarray(state.decode_step_BS)[:, :T]
     # What is given comes first; tokens of one call, and those to come, left to right.
-    order_BT = np.argsort(np.where(decoded_BT, call_BT, NEVER), 1, kind="stable")
+    order_BT = np.argsort(np.where(decoded_BT, decode_step_BT, NEVER), 1, kind="stable")
     return SamplerOutput(
         tokens_BT=found_BT,
         decoded_BT=decoded_BT,
         log_p_BT=np.asarray(state.log_p_BS)[:, :T],
-        decode_step_BT=call_BT,
+        decode_step_BT=decode_step_BT,
         rank_BT=np.argsort(order_BT, 1).astype(np.int32),
-        num_forward_passes_B=np.asarray(state.calls_B),
-        tokens_processed_B=np.asarray(state.processed_B),
+        num_forward_passes_B=np.asarray(state.num_forward_passes_B),
+        tokens_processed_B=np.asarray(state.tokens_processed_B),
     )
