@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from jaxgpt.sampling import unmasking
 from jaxgpt.sampling.logits import (
     sample_token,
     sampling_probs,
@@ -31,7 +32,6 @@ from jaxgpt.sampling.state import (
     SamplerOutput,
     SamplingParams,
 )
-from jaxgpt.systems.sigma.samplers import unmasking, window
 
 NEVER = 2**30
 
@@ -161,7 +161,7 @@ def advance(
     def body(state):
         first_B = state.block_B * length
         own_BL = first_B[:, None] + jnp.arange(length)
-        take = lambda array_BS: window.take(array_BS, first_B, length)
+        take = lambda array_BS: jnp.take_along_axis(array_BS, own_BL, 1)
         missing_BS = missing(state)
         active_B, missing_BL = missing_BS.any(1), take(missing_BS)
         logits_BLV, cache = model(

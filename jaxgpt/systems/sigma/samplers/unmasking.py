@@ -4,17 +4,12 @@ Every call looks at all missing tokens, ranks them, and decodes the first few, e
 drawn on its own. Tokens of one call do not see each other, so the distribution
 is biased unless they are independent; one token a call is exact for the order it
 chooses.
-
-The ranks: by probability of the likeliest token (MaskGIT, arXiv 2202.04200), or by
-entropy, where a call decodes tokens until their summed entropy but for the last one's
-passes a bound (the EB-sampler, arXiv 2505.24857).
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,31 +28,8 @@ from jaxgpt.sampling.state import (
     SamplingParams,
     grow,
 )
+from jaxgpt.sampling.unmasking import rule, surest
 from jaxgpt.systems.sigma.samplers import window
-
-TOP_K, MOST, BOUND = 4, 16, 0.5  # Defaults.
-
-
-class Rule(NamedTuple):
-    """Which of the missing tokens a call decodes.
-
-    Attributes:
-      rank: "probability" or "entropy": the surest come first.
-      most: how many, at most.
-      bound: nats of entropy a call may take on; infinite decodes `most` every time.
-    """
-
-    rank: str
-    most: int
-    bound: float
-
-
-def rule(sampling: SamplingParams) -> Rule:
-    """Returns the rule of top-k-unmasking or of entropy-bounded-unmasking."""
-    if sampling.sampler == "top-k-unmasking":
-        return Rule("probability", sampling.tokens_per_pass or TOP_K, math.inf)
-    most = sampling.tokens_per_pass or MOST
-    return Rule("entropy", most, sampling.entropy_bound or BOUND)
 
 
 def make_sampler(sampling: SamplingParams, max_draft_length: int):
@@ -86,7 +58,7 @@ def advance(
       state: from `prefill`; donated.
       decode_params: temperature and the like, and where to end.
       limit: calls to make, at most.
-      rank, most, bound: of the `Rule`.
+      rank, most, bound: of the `unmasking.Rule`.
     """
     # Shapes are static: a pass reads `most` decoded slots even if fewer are new, and
     # the queries after them reach as far past the end of the cache.
@@ -155,33 +127,6 @@ def _call(decoder, params, state, decode_params, uniform_BS, rank, most, bound):
         tokens_processed_B=jnp.where(left_B > 0, unread_B + left_B, 0),
     )
     return state.replace(own_BS=own_BS, target_BS=jnp.roll(own_BS, -1, 1), cache=cache)
-
-
-def surest(
-    p_BSV: jax.Array,
-    missing_BS: jax.Array,
-    rank: str,
-    most: int,
-    bound: jax.typing.ArrayLike,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the slots [B, S], surest first, and how many of them [B] a call decodes.
-
-    Args:
-      p_BSV: what the token of each slot is drawn from.
-      missing_BS: which slots are to be decoded; the others come last.
-      rank, most, bound: of the `Rule`.
-    """
-    cost_BS = -jnp.log(p_BSV.max(-1))
-    if rank == "entropy":
-        cost_BS = -jax.scipy.special.xlogy(p_BSV, p_BSV).sum(-1)
-    cost_BS = jnp.where(missing_BS, cost_BS, jnp.inf)
-    perm_BS = jnp.argsort(cost_BS, -1)
-    cost_BS = jnp.take_along_axis(cost_BS, perm_BS, 1)
-    before_BS = jnp.cumsum(cost_BS, 1) - cost_BS
-    # At least one: before the first there is nothing. Summed past the missing slots,
-    # costs are infinite, and inf - inf is NaN.
-    within_B = jnp.where(jnp.isinf(cost_BS), False, before_BS <= bound).sum(1)
-    return perm_BS, jnp.minimum(within_B, most)
 
 
 def _among(unread_B: jax.Array, most: int, S: int) -> jax.Array:
