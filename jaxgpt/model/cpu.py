@@ -227,8 +227,7 @@ def _attention_fwd(qkv_BTC, seed_2, n_head, dtype, dropout, slopes, mask_TT):
     for queries, seen in _query_blocks(T, mask_TT is None):
         rows = queries.start + jnp.arange(queries.stop - queries.start)[:, None]
         keys = jnp.arange(seen)
-        # -1e9, not infinity, which a slope of 0 would turn into NaN; it is large enough
-        # to leave nothing of a probability after the multiplication by a slope.
+        # Times the smallest slope, 2^-8, it still leaves nothing of a probability.
         visible = keys <= rows if mask_TT is None else mask_TT
         bias = jnp.where(visible, (keys - rows) if slopes else 0, -1e9)
         bias = bias.astype(accum)
