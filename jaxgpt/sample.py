@@ -16,7 +16,8 @@ from jaxgpt import config as configs
 from jaxgpt.errors import UserError
 from jaxgpt.sampling.options import check_ranges
 from jaxgpt.systems.diffusion.config import SAMPLERS as DIFFUSION_SAMPLERS
-from jaxgpt.systems.sample_options import check_sampling, sample_options
+from jaxgpt.systems.memory.options import MemoryOptions
+from jaxgpt.systems.sample_options import check_sampling
 from jaxgpt.systems.sigma.config import SAMPLERS
 
 
@@ -42,14 +43,13 @@ def _parse(argv: list[str], system: str) -> argparse.Namespace:
     parser.add_run()
     _add_start(parser)
     _add_sampling(parser)
-    for options in sample_options():
-        group = parser.add_argument_group(options.title)
-        options.add_to(group)
-        if system != options.system:
-            parser.rare.append(group)
+    memory = MemoryOptions()
+    group = parser.add_argument_group(memory.title)
+    memory.add_to(group)
+    if system != memory.system:
+        parser.rare.append(group)
     args = parser.parse_args(argv)
-    for options in sample_options():
-        options.check(args)
+    memory.check(args)
     args.sampler, args.order = args.sampler or "", args.order or ""
     for name in ("prompt", "template"):
         setattr(args, name, cli.text_of(name, getattr(args, name)))

@@ -19,10 +19,9 @@ from jaxgpt.sampling.display import Screen
 from jaxgpt.sampling.options import SamplingOptions
 from jaxgpt.sampling.output import split_continuations
 from jaxgpt.sampling.state import SamplingParams
-from jaxgpt.systems.memory.options import MemorySession
+from jaxgpt.systems.memory.options import MemoryOptions, MemorySession
 from jaxgpt.systems.reader import Given
 from jaxgpt.systems.registry import system_class
-from jaxgpt.systems.sample_options import sample_options
 
 
 def execute(
@@ -33,8 +32,7 @@ def execute(
 ) -> None:
     """Restores the run, generates and prints; closes an open screen."""
     backend.set_up_jax()
-    for options in sample_options():
-        overrides = options.overrides(config, args) | overrides
+    overrides = MemoryOptions().overrides(config, args) | overrides
     system_class(overrides.get("system", config.system)).check_order(args.order)
     run = open_run(args.workdir, args.step, overrides)
     if args.image and not run.system.is_task:
@@ -46,8 +44,7 @@ def execute(
     if run.system.is_task and args.prompt_ids is None:
         _sample_task(run, args)
         return
-    opened = (options.open(run, args) for options in sample_options())
-    session = next(filter(None, opened), None)
+    session = MemoryOptions().open(run, args)
     with contextlib.ExitStack() as stack:
         if session:
             stack.callback(session.close)

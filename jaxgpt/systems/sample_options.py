@@ -1,7 +1,4 @@
-"""The options of jaxgpt.sample that depend on the system; read without JAX.
-
-Options are parsed, and --help is printed, before anything heavy is loaded.
-"""
+"""The options of jaxgpt.sample that depend on the system, checked without JAX."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import argparse
 
 from jaxgpt.sampling.options import check_left_to_right, check_one_by_one
 from jaxgpt.systems.diffusion import config as diffusion
-from jaxgpt.systems.memory.options import MemoryOptions
 from jaxgpt.systems.registry import ANY_ORDER, LEFT_TO_RIGHT, MASKED
 from jaxgpt.systems.sigma import options as sigma
 
@@ -30,8 +26,3 @@ def check_sampling(system: str, args: argparse.Namespace) -> None:
     elif system in LEFT_TO_RIGHT:
         check_left_to_right(args.order)
         check_one_by_one(args)
-
-
-def sample_options() -> list[MemoryOptions]:
-    """Returns the options of every system that has some of its own."""
-    return [MemoryOptions()]
