@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib import patches
 from matplotlib.figure import Figure
-from matplotlib.textpath import TextPath
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 SHOWN = 16  # Generated sequences in a picture, at most.
 CELL = 24  # Pixels of a cell of a grid.
@@ -208,9 +209,10 @@ def _height(size: float) -> int:
 
 
 def _width(text: str, size: float) -> float:
-    """Returns the pixels that text takes, which may not be blank."""
-    path = TextPath((0, 0), text.replace("$", "S"), size=size)
-    return float(path.get_extents().x1) * DPI / 72
+    """Returns the pixels that text takes."""
+    font = FontProperties(size=size)
+    points, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+    return float(points) * DPI / 72
 
 
 def _wrap(text: str, size: float, room: float) -> list[str]:
