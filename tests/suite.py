@@ -34,6 +34,7 @@ MARKS = {
 __all__ = [
     "optimisation",
     "programs_of_one_module",
+    "pytest_collection_finish",
     "pytest_collection_modifyitems",
     "pytest_configure",
     "pytest_report_teststatus",
@@ -98,6 +99,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             # All on one worker, so that what the fixture makes is made once.
             item.add_marker(pytest.mark.xdist_group(fixture))
     items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    """Keeps the garbage collector from what was imported: 700,000 objects.
+
+    To look through them takes half a second each time, and each module ends with it.
+    Tracing makes many objects that live for long: it is interrupted less often.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000)
 
 
 def rank(item: pytest.Item) -> int:
