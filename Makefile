@@ -4,10 +4,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 RUFF := $(VENV)/bin/ruff
 # Two workers: more gain nothing on two cores, and each takes up to 4 GB.
-PYTEST := $(RUN) -m pytest -n 2 --dist=loadgroup --no-loadscope-reorder
-# Each worker takes half of the modules, so that what the tests of a module share is
-# traced and loaded once; no quick test needs a run that only one worker may train.
-QUICK := $(RUN) -m pytest -n 2 --dist=worksteal
+# Each takes half of the modules, then what the other has left: what the tests of a module
+# share is traced and loaded once.
+PYTEST := $(RUN) -m pytest -n 2 --dist=worksteal
 
 TEMPLATE := "<missing:24>my lord<missing:33>"
 
@@ -34,7 +33,7 @@ test: $(VENV)/.test
 
 # What to run after every edit: the tests that neither start a process nor train.
 quick: $(VENV)/.test
-	$(QUICK) -m "not (process or trains or slow)"
+	$(PYTEST) -m "not (process or trains or slow)"
 
 # The whole suite, and a table of the tests that take longest.
 costs: $(VENV)/.test

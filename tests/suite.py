@@ -90,15 +90,17 @@ def pytest_report_teststatus(report: pytest.TestReport) -> tuple | None:
     return kind, f"\n{kind.upper()} {report.nodeid}\n", kind.upper()
 
 
-@pytest.hookimpl(tryfirst=True)  # Before pytest-xdist reads the groups.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks tests by their fixtures; orders the quick tests first, trainings last."""
     for item in items:
-        for fixture in MARKS.keys() & set(getattr(item, "fixturenames", ())):
+        for fixture in _costly_fixtures(item):
             item.add_marker(MARKS[fixture])
-            # All on one worker, so that what the fixture makes is made once.
-            item.add_marker(pytest.mark.xdist_group(fixture))
-    items.sort(key=rank)
+    # Those that use one run stand together: one worker has them, and trains it once.
+    items.sort(key=lambda item: (rank(item), _costly_fixtures(item)))
+
+
+def _costly_fixtures(item: pytest.Item) -> list[str]:
+    return sorted(MARKS.keys() & set(getattr(item, "fixturenames", ())))
 
 
 def pytest_collection_finish() -> None:
