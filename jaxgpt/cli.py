@@ -6,7 +6,6 @@ import argparse
 import codecs
 import contextlib
 import gc
-import importlib
 import io
 import itertools
 import json
@@ -24,14 +23,6 @@ from jaxgpt.parallel import hardware
 # Help of --config.
 CONFIG = "NAME of a shipped config, or FILE.py; either with :VARIANT"
 PATHS = {"workdir", "source", "source_config", "tokenizer", "output", "input", "memory"}
-
-
-def import_late(module: str) -> Any:
-    """Imports what a command needs once its arguments are parsed.
-
-    JAX, Flax and Orbax take seconds, which --help and wrong usage do not need.
-    """
-    return importlib.import_module(module)
 
 
 def program(module: str) -> str:

@@ -27,7 +27,10 @@ def command(argv: list[str]) -> None:
     parser.add_argument("--step", default="best", help="checkpoint to export")
     parser.add_json()
     args = parser.parse_args(argv)
-    cli.import_late("jaxgpt.commands.convert").execute(args)
+    # JAX takes seconds, which --help and wrong usage do not need.
+    from jaxgpt.commands.convert import execute
+
+    execute(args)
 
 
 if __name__ == "__main__":

@@ -199,8 +199,10 @@ def command(argv: list[str]) -> None:
         require(name in ORDERS, "--orders", f"among {', '.join(ORDERS)}", name)
     config = configs.load_frozen(configs.user_path(args.workdir))
     _check_system(overrides.get("system", config.system), args)
-    part = cli.import_late("jaxgpt.commands.evaluate")
-    part.execute(args, config, ratios, orders, overrides)
+    # JAX takes seconds, which --help and wrong usage do not need.
+    from jaxgpt.commands.evaluate import execute
+
+    execute(args, config, ratios, orders, overrides)
 
 
 if __name__ == "__main__":

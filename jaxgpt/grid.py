@@ -33,7 +33,10 @@ def command(argv: list[str]) -> int:
         "log file (default 1)",
     )
     args = parser.parse_args(argv)
-    return cli.import_late("jaxgpt.commands.grid").execute(args)
+    # Matplotlib takes a while, which --help does not need.
+    from jaxgpt.commands.grid import execute
+
+    return execute(args)
 
 
 if __name__ == "__main__":

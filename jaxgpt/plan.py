@@ -47,11 +47,14 @@ def command(argv: list[str]) -> int:
     parser.add_json()
     args = parser.parse_args(options)
     config = configs.load(args.config, overrides)
-    os.environ |= ENVIRONMENT  # JAX reads it once, when it is imported.
+    os.environ |= ENVIRONMENT
     if found := gpus(args.topology):
         devices = f"--xla_force_host_platform_device_count={found[1]}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}"
-    return cli.import_late("jaxgpt.commands.plan").execute(args, config)
+    # JAX takes seconds, which --help does not need; it reads the environment once.
+    from jaxgpt.commands.plan import execute
+
+    return execute(args, config)
 
 
 if __name__ == "__main__":

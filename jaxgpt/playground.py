@@ -6,6 +6,8 @@ python -m jaxgpt.playground --workdir=runs      # all runs in a folder
 
 from __future__ import annotations
 
+import importlib
+
 from jaxgpt import cli
 from jaxgpt.errors import UserError, require
 from jaxgpt.sampling.options import check_ranges
@@ -45,7 +47,9 @@ def command(argv: list[str]) -> None:
         raise UserError("--template needs --export: add that, or type it on the page")
     require(0 <= args.port < 1 << 16, "--port", "in [0, 65535]", args.port)
     try:
-        part = cli.import_late(f"jaxgpt.web.{'export' if args.export else 'serve'}")
+        part = importlib.import_module(
+            f"jaxgpt.web.{'export' if args.export else 'serve'}"
+        )
     except ModuleNotFoundError as error:
         if error.name not in EXTRA:
             raise

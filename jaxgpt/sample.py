@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 
 from jaxgpt import cli
 from jaxgpt import config as configs
@@ -30,11 +31,12 @@ def command(argv: list[str]) -> None:
     with contextlib.ExitStack() as stack:
         screen = None
         if args.live:
-            # Before JAX, which takes seconds to import: the text shows at once.
-            kind = cli.import_late("jaxgpt.sampling.display").Screen
+            kind = importlib.import_module("jaxgpt.sampling.display").Screen
             screen = stack.enter_context(kind()) if kind.possible() else None
-        part = cli.import_late("jaxgpt.commands.sample")
-        part.execute(args, config, overrides, screen)
+        # JAX takes seconds, which --help, wrong usage and the screen don't need.
+        from jaxgpt.commands.sample import execute
+
+        execute(args, config, overrides, screen)
 
 
 def _parse(argv: list[str], system: str) -> argparse.Namespace:

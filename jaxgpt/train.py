@@ -78,8 +78,10 @@ def command(argv: list[str]) -> int:
         )
     allowed = [key for key in args.allow.split(",") if key]
     configs.check_allowed(allowed)
-    part = cli.import_late("jaxgpt.commands.train")
-    return part.execute(args, config, workdir, allowed, overrides, smaller)
+    # JAX, Flax and Orbax take seconds, which --help and wrong usage do not need.
+    from jaxgpt.commands.train import execute
+
+    return execute(args, config, workdir, allowed, overrides, smaller)
 
 
 if __name__ == "__main__":

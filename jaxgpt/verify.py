@@ -23,9 +23,10 @@ def command(argv: list[str]) -> int:
     old = [step for step in steps if not manifest.belongs_to(folder / str(step))]
     damaged: dict[str, str] = {}
     if old or not steps:
-        # Only the arrays of old checkpoints need JAX.
-        part = cli.import_late("jaxgpt.commands.verify")
-        damaged |= part.damaged_arrays(config, workdir, old)
+        # Only old checkpoints need JAX, which takes seconds, to read their arrays.
+        from jaxgpt.commands.verify import damaged_arrays
+
+        damaged |= damaged_arrays(config, workdir, old)
     for step in steps:
         name, intact = str(step), "intact"  # Text, as JSON's keys are.
         if step in old:

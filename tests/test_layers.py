@@ -51,8 +51,8 @@ def test_no_imports_go_in_a_circle_those_for_types_included():
 
 
 def test_few_imports_are_in_functions():
-    """Of five commands, once they have parsed, and of packages that are optional."""
-    assert int(counts(ROOT)["imports in functions"]) <= 10
+    """One for each of thirteen commands, once it has parsed, and four optional."""
+    assert int(counts(ROOT)["imports in functions"]) <= 17
 
 
 def test_torch_is_no_dependency_and_packages_hold_no_code():
