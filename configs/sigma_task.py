@@ -10,7 +10,7 @@ every task too: maze-122M.
 Results of TASK-laptop on 2 cores (more in docs/sigma-tasks.md): accuracy on held-out
 problems, generated in random order and in exact bursts; model calls per burst.
 
-maze         0.824  0.832   8.4 for 63 tokens; 12 minutes on one core
+maze         0.824  0.832   8.4 for 63 tokens; 0.926 0.918 with --config.steps=8000
 product      1.00   1.00    8.0 for 64
 step         0.969  0.969   5.6 for 16
 permutation  0.84   0.83    8.1 for 16
@@ -31,7 +31,7 @@ expr         0.875  0.875   6.1 for 36
 mixing       0.83   0.86    7.0 for 18; only 81 pairs of grids exist: memorised
 mnist        0.953  0.961  12.4 for 64; digits of 8 x 8 of a class that is given
 
-grid and qmlp have not been trained to the end.
+grid and qmlp are unsolved at this size.
 
 file needs task.path=TRAIN,VAL; mnist task.path=FOLDER; vertical reads task.path=F.csv,
 or draws flights without it.
