@@ -19,11 +19,6 @@ def has_closed_form(graph: LatentGraph) -> bool:
     return X.mode == "context" and not graph.latents and kernels.is_conjugate(graph, X)
 
 
-def from_time_0(tokens_NT: np.ndarray, first_token: str) -> np.ndarray:
-    """Returns tokens from the state 0 of time 0 on, which drawn ones begin after."""
-    return np.pad(tokens_NT, ((0, 0), (int(first_token == "drawn"), 0)))
-
-
 def closed_form(
     graph: LatentGraph, tokens_NT: np.ndarray, first_token: str, wanted: str = "nll"
 ) -> np.ndarray:
@@ -47,7 +42,7 @@ def closed_form(
     X = graph.observed
     V, alpha = X.state_dim, X.alpha
     likelihood.check_result(tokens_NT, V if wanted == "predictive" else 1)
-    tokens = from_time_0(tokens_NT, first_token)
+    tokens = likelihood.from_time_0(tokens_NT, first_token)
     steps = tokens.shape[1] - 1
     earlier = np.tri(steps, k=-1, dtype=bool)
     found = []

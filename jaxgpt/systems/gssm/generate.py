@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxgpt import cli
 from jaxgpt import config as configs
-from jaxgpt.errors import UserError, require
+from jaxgpt.errors import UserError, os_errors, require
 
 # Config fields that --help shows.
 COMMON = ("seed", "batch_size", "model.block_size", "gssm.graph", "gssm.graph_seed")
@@ -56,15 +56,10 @@ def command(argv: list[str]) -> None:
     from jaxgpt.systems.gssm.dataset import generate
 
     figures: dict[str, Any] = {"output": args.output}
-    try:
+    with os_errors(f"--output '{args.output}' cannot be written"):
         figures |= generate(
             config, output, args.num_sequences, args.chunk_size, args.latents
         )
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"--output '{args.output}' cannot be written: {reason}"
-        ) from None
     if args.json:
         cli.print_json(figures)
     else:

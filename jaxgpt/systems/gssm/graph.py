@@ -100,7 +100,7 @@ class LatentGraph:
     @property
     def has_context(self) -> bool:
         """Whether some kernel is redrawn for every batch or sequence."""
-        return any(self.context)
+        return bool(self.context)
 
     @property
     def context(self) -> tuple[Node, ...]:
@@ -117,7 +117,7 @@ class LatentGraph:
         return (*dims, node.state_dim)
 
     def known(self) -> LatentGraph:
-        """Returns the graph for kernels that are known: nothing is drawn by mode."""
+        """Returns the graph for given kernels, with which modes have no effect."""
         replace = dataclasses.replace
         return LatentGraph(tuple(replace(n, mode="default") for n in self.nodes))
 
@@ -206,7 +206,7 @@ def _number(value: Any) -> float:
 
 
 def _check(graph: LatentGraph, where: str) -> None:
-    """Checks what nodes say of each other, and what this machine can draw."""
+    """Checks how nodes refer to each other, and that this machine can draw them."""
     names = [node.name for node in graph.nodes]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{where} has two nodes named {twice}")
@@ -245,6 +245,15 @@ def memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def check_memory(needed: int, what: str, remedy: str) -> None:
+    """Raises UserError if the machine has fewer bytes of memory than are needed."""
+    if needed > memory():
+        raise UserError(
+            f"{what} would take {needed / 2**30:.1f} GiB, and this machine has "
+            f"{memory() / 2**30:.1f}: {remedy}"
+        )
+
+
 def _check_sizes(graph: LatentGraph, where: str) -> None:
     total = 0
     for node in graph.order:
@@ -257,9 +266,5 @@ def _check_sizes(graph: LatentGraph, where: str) -> None:
                 f"{where}, node {node.name}: its kernel of {kernel} has more than 2^31 "
                 f"- 1 entries: {remedy}"
             )
-        if (needed := COPIES * 8 * total) > memory():
-            raise UserError(
-                f"{where}, node {node.name}: drawing its kernel of {kernel} entries "
-                f"needs {needed / 2**30:.1f} GiB ({COPIES} copies), and this machine "
-                f"has {memory() / 2**30:.1f}: {remedy}"
-            )
+        what = f"{where}, node {node.name}: {COPIES} copies of its kernel of {kernel}"
+        check_memory(COPIES * 8 * total, what, remedy)

@@ -108,11 +108,12 @@ def by_token(
       of a latent's state and the next token; "uncertainty/NAME": entropy of a latent's
       state; "information" and "uncertainty": of all latents together}.
     """
-    likelihood.check_tokens(graph, tokens_BT, first_token)
-    S, V = _check_size(graph), graph.observed.state_dim
-    function = functools.partial(_by_token, graph, first_token=first_token)
+    work = _check_size(graph) * graph.observed.state_dim
     size = 3 + 2 * len(graph.latents)
-    return likelihood.by_rows(graph, tables, tokens_BT, dtype, function, size, S * V)
+    function = functools.partial(_by_token, graph)
+    return likelihood.by_rows(
+        graph, tables, tokens_BT, first_token, dtype, function, size, work
+    )
 
 
 def prior_information(
@@ -198,9 +199,9 @@ def _with_next(
     return {name: sums([0, axis, new]) for axis, name in enumerate(names, 1)}
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "first_token"))
+@functools.partial(jax.jit, static_argnames="graph")
 def _by_token(
-    graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array, first_token: str
+    graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array
 ) -> dict[str, jax.Array]:
     table = _next_token(graph, tables)
     # Of the next token once all latents are known.
@@ -223,9 +224,7 @@ def _by_token(
             found[f"uncertainty/{name}"] = _entropy(joint_BSV.sum(2))
         return found
 
-    found = likelihood.scan(graph, tables, tokens_BT, first_token, read)
-    skipped = int(first_token == "drawn")
-    return {name: array_BT[:, skipped:] for name, array_BT in found.items()}
+    return likelihood.scan(graph, tables, tokens_BT, read)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.errors import UserError
-from jaxgpt.systems.gssm.graph import LatentGraph, Node, memory
+from jaxgpt.systems.gssm.graph import LatentGraph, Node, check_memory, memory
 
 # One product with the whole [S, S] transition is as fast as the factors up to here.
 DENSE_STATES = 256
@@ -86,19 +86,20 @@ def forward(
       UserError: if a token is not a state of the observed node, or the joint state
         of the latents, or the result, is too large.
     """
-    check_tokens(graph, tokens_BT, first_token)
-    function = functools.partial(_FUNCTIONS[wanted], graph, first_token=first_token)
     size = {
         "nll": 1,
         "predictive": graph.observed.state_dim,
         "beliefs": sum(node.state_dim for node in graph.latents),
         "joint": joint_states(graph),
     }[wanted]
+    function = functools.partial(_FUNCTIONS[wanted], graph)
     work = 0
     if own:
         dense = joint_states(graph) ** 2 if joint_states(graph) <= DENSE_STATES else 0
         work = sum(math.prod(table.shape[1:]) for table in own.values()) + dense
-    found = by_rows(graph, tables, tokens_BT, dtype, function, size, work, own)
+    found = by_rows(
+        graph, tables, tokens_BT, first_token, dtype, function, size, work, own
+    )
     if wanted == "beliefs":  # JAX sorts keys.
         return {node.name: found[node.name] for node in graph.latents}
     return found
@@ -108,6 +109,7 @@ def by_rows(
     graph: LatentGraph,
     tables: Mapping[str, np.ndarray],
     tokens_BT: np.ndarray,
+    first_token: str,
     dtype: str,
     function: Callable[..., Any],
     size: int,
@@ -117,22 +119,20 @@ def by_rows(
     """Returns function(tables, tokens), of as many rows at a time as fit; float64.
 
     Args:
-      graph: of the nodes.
-      tables: of each node.
-      tokens_BT: integers.
-      dtype: of the tables that the function is given.
-      function: returns a tree of arrays [B, ...].
-      size: numbers of it for each token.
-      work: numbers it holds at a time for each row, if they are many.
-      own: as of `forward`.
+      graph, tables, tokens_BT, first_token, dtype, own: as of `forward`.
+      function: of tokens from time 0 on; returns a tree of arrays [B, steps, ...].
+      size: how many numbers it returns for each token.
+      work: how many it holds at a time for each row, if they are many.
 
     Raises:
-      UserError: if the joint state of the latents, or the result, is too large.
+      UserError: as `forward`.
     """
     B, T = tokens_BT.shape
     states = check_size(graph)
     check_result(tokens_BT, size)
-    tokens_BT = np.asarray(tokens_BT, np.int32)
+    check_tokens(graph, tokens_BT, first_token)
+    tokens_BT = from_time_0(np.asarray(tokens_BT, np.int32), first_token)
+    unpredicted = tokens_BT.shape[1] - T
     largest = max(
         [states, work, *(_gathered_size(graph, node) for node in graph.order)]
     )
@@ -144,41 +144,41 @@ def by_rows(
     with jax.enable_x64(dtype == "float64"):
         arrays = {name: jnp.asarray(table, dtype) for name, table in tables.items()}
         for start in range(0, B, rows):
-            # A last short part is filled up rather than compiled for.
+            # The last part is padded to full size, since each shape is compiled for.
             index = np.arange(start, start + rows) % B
             if own:
                 of_rows = {n: jnp.asarray(t[index], dtype) for n, t in own.items()}
                 found = _each_row(function, arrays, of_rows, tokens_BT[index])
             else:
                 found = function(arrays, tokens_BT[index])
-            part = jax.device_get(found)
-            keep = lambda array, count=B - start: np.asarray(array, np.float64)[:count]
-            parts.append(jax.tree.map(keep, part))
-    if len(parts) == 1:
-        return parts[0]
+            real = np.s_[: B - start, unpredicted:]
+            keep = lambda array, real=real: np.asarray(array, np.float64)[real]
+            parts.append(jax.tree.map(keep, jax.device_get(found)))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 def check_result(tokens_BT: np.ndarray, size: int) -> None:
     """Raises UserError if `size` float64 numbers for each token do not fit."""
     B, T = tokens_BT.shape
-    if (needed := 8 * B * T * size) > memory():
-        raise UserError(
-            f"{size} numbers for each of {B} x {T} tokens need {needed / 2**30:.1f} "
-            f"GiB, and this machine has {memory() / 2**30:.1f}: give fewer sequences"
-        )
+    what = f"{size} numbers for each of {B} x {T} tokens"
+    check_memory(8 * B * T * size, what, "give fewer sequences")
 
 
 def _each_row(
     function: Callable[..., Any], tables: Arrays, own: Arrays, tokens_BT: np.ndarray
 ) -> Any:
-    """Returns function(tables, tokens) where each row has tables of its own."""
+    """Returns function(tables, tokens) where each row has its own tables."""
 
     def one(own: Arrays, tokens_T: Any) -> Any:
         found = function({**tables, **own}, tokens_T[None])
         return jax.tree.map(lambda array: array[0], found)
 
     return jax.vmap(one)(own, tokens_BT)
+
+
+def from_time_0(tokens_BT: np.ndarray, first_token: str) -> np.ndarray:
+    """Returns tokens with the state 0 of time 0, which a drawn first one follows."""
+    return np.pad(tokens_BT, ((0, 0), (int(first_token == "drawn"), 0)))
 
 
 def check_tokens(graph: LatentGraph, tokens_BT: np.ndarray, first_token: str) -> None:
@@ -198,7 +198,7 @@ def check_tokens(graph: LatentGraph, tokens_BT: np.ndarray, first_token: str) ->
 
 
 def impossible(nll_NT: np.ndarray) -> str:
-    """Returns which token is the first of probability 0; "" if none is."""
+    """Returns which token is the first of probability 0, "" if all are possible."""
     if not (found := np.argwhere(np.isposinf(nll_NT))).size:
         return ""
     row, position = found[0].tolist()
@@ -216,50 +216,35 @@ def _gathered_size(graph: LatentGraph, node: Node) -> int:
     return math.prod(graph.shape(node)) // graph.observed.state_dim
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "first_token"))
-def nll(
-    graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array, first_token: str
-) -> jax.Array:
-    """Returns -log p(token t + 1 | tokens 0 .. t), [B, T - 1], as `forward`."""
-    read = lambda step: -jnp.log(step.p_B)
-    nll_BT = scan(graph, tables, tokens_BT, first_token, read)
-    return nll_BT if first_token == "start" else nll_BT[:, 1:]
+@functools.partial(jax.jit, static_argnames="graph")
+def nll(graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array) -> jax.Array:
+    """Returns -log p(token t + 1 | tokens 0 .. t), [B, T - 1], from time 0 on."""
+    return scan(graph, tables, tokens_BT, lambda step: -jnp.log(step.p_B))
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "first_token"))
-def predictive(
-    graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array, first_token: str
-) -> jax.Array:
-    """Returns p(next token | tokens 0 .. t), [B, T - 1, V], as `forward`."""
+@functools.partial(jax.jit, static_argnames="graph")
+def predictive(graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array) -> jax.Array:
+    """Returns p(next token | tokens 0 .. t), [B, T - 1, V], from time 0 on."""
     read = lambda step: observe(graph, tables, step.predicted, step.old_B)
-    p_BTV = scan(graph, tables, tokens_BT, first_token, read)
-    return p_BTV if first_token == "start" else p_BTV[:, 1:]
+    return scan(graph, tables, tokens_BT, read)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "first_token"))
-def joint(
-    graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array, first_token: str
-) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="graph")
+def joint(graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array) -> jax.Array:
     """Returns p(all latents' states at t | tokens 0 .. t), [B, T, d_1 ..]."""
-    found = scan(graph, tables, tokens_BT, first_token, lambda step: step.belief)
-    if first_token == "drawn":
-        return found
-    return jnp.concatenate([rest(graph, tables, len(tokens_BT))[:, None], found], 1)
+    first = rest(graph, tables, len(tokens_BT))[:, None]
+    later = scan(graph, tables, tokens_BT, lambda step: step.belief)
+    return jnp.concatenate([first, later], 1)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "first_token"))
+@functools.partial(jax.jit, static_argnames="graph")
 def beliefs(
-    graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array, first_token: str
+    graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array
 ) -> dict[str, jax.Array]:
     """Returns {latent: p(its state at t | tokens 0 .. t), [B, T, states]}."""
-    read = lambda step: marginals(graph, step.belief)
-    found = scan(graph, tables, tokens_BT, first_token, read)
-    if first_token == "drawn":
-        return found
     first = marginals(graph, rest(graph, tables, len(tokens_BT)))
-    return {
-        name: jnp.concatenate([first[name][:, None], found[name]], 1) for name in found
-    }
+    later = scan(graph, tables, tokens_BT, lambda step: marginals(graph, step.belief))
+    return {n: jnp.concatenate([first[n][:, None], later[n]], 1) for n in first}
 
 
 _FUNCTIONS = {
@@ -293,17 +278,13 @@ def scan(
     graph: LatentGraph,
     tables: Arrays,
     tokens_BT: jax.Array,
-    first_token: str,
     read: Callable[[Step], Any],
 ) -> Any:
-    """Returns read(step) of every step, a tree of arrays [B, steps, ...].
+    """Returns read(step) of the T - 1 steps, a tree of arrays [B, T - 1, ...].
 
-    There are T - 1 steps, or T if the first token is drawn: the first of them reads it.
+    Tokens are from the state 0 of time 0 on.
     """
-    tokens_TB = tokens_BT.T
-    if first_token == "drawn":
-        tokens_TB = jnp.pad(tokens_TB, ((1, 0), (0, 0)))
-    B = tokens_BT.shape[0]
+    tokens_TB, B = tokens_BT.T, len(tokens_BT)
     first = rest(graph, tables, B)
     dims, dtype = first.shape[1:], first.dtype
     S = math.prod(dims)

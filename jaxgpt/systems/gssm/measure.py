@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxgpt import backend
 from jaxgpt.data.arrays import read_integers
-from jaxgpt.errors import UserError, atomic_write, log
+from jaxgpt.errors import UserError, atomic_write, log, os_errors
 from jaxgpt.systems.gssm import baselines, information, likelihood
 from jaxgpt.systems.gssm.dataset import read_dataset
 from jaxgpt.systems.gssm.graph_files import load_graph
@@ -23,13 +23,13 @@ from jaxgpt.systems.gssm.process import make_process, resolve
 def measure(
     args: argparse.Namespace, config: ConfigDict, outputs: Mapping[str, pathlib.Path]
 ) -> dict[str, Any]:
-    """Carries out the entropy command.
+    """Returns the figures of the entropy command, and writes its files.
 
     Args:
       args: its options.
       config: of the graph, and of the sequences where no tokens are given.
-      outputs: {"nll", "predictive", "beliefs", "save_kernels" or "save_graph": where
-        it goes}.
+      outputs: {"nll", "predictive", "beliefs", "save_kernels" or "save_graph": its
+        path}.
 
     Raises:
       UserError: if a file cannot be used or written.
@@ -39,8 +39,8 @@ def measure(
     graph = load_graph(config.gssm.graph)
     if "save_kernels" in outputs and tables is None and graph.has_context:
         raise UserError(
-            "--save_kernels: those of context nodes are drawn for every batch or "
-            "sequence"
+            "--save_kernels: context nodes have no kernels to save: they are redrawn "
+            "for every batch or sequence"
         )
     tokens_NT = _read_tokens(args.tokens) if args.tokens else None
     backend.set_up_jax()
@@ -66,7 +66,7 @@ def measure(
     floor_NT = bounds[process.floor_name]
     figures = baselines.summary(process, config, tokens_NT, bounds, args.dtype)
     if place := likelihood.impossible(floor_NT):
-        log(f"note: {place}: these kernels cannot have written it")
+        log(f"note: {place}: these kernels cannot have generated it")
     if args.decompose:
         figures["decomposition"] = information.decompose(process, tokens_NT, args.dtype)
     for name, path in outputs.items():
@@ -79,17 +79,14 @@ def measure(
             found = {f"table/{node}": table for node, table in process.tables.items()}
         else:
             found = process.score(tokens_NT, args.dtype, name)
-        try:
-            with atomic_write(path, "wb") as stream:
-                if isinstance(found, str):
-                    stream.write(found.encode())
-                elif isinstance(found, dict):
-                    _save_npz(stream, found)
-                else:
-                    np.save(stream, found)
-        except OSError as error:
-            shown = getattr(args, name)
-            raise UserError(f"--{name}='{shown}': {error.strerror}") from None
+        what = f"--{name}='{getattr(args, name)}'"
+        with os_errors(what), atomic_write(path, "wb") as stream:
+            if isinstance(found, str):
+                stream.write(found.encode())
+            elif isinstance(found, dict):
+                _save_npz(stream, found)
+            else:
+                np.save(stream, found)
     return figures
 
 
@@ -100,7 +97,7 @@ def _read_tokens(name: str) -> np.ndarray:
 
 
 def _save_npz(stream: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an .npz file of arrays of any name; np.savez has names of its own."""
+    """Writes an .npz file; np.savez cannot name an array "file"."""
     with zipfile.ZipFile(stream, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as part:

@@ -28,9 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgpt.data.arrays import batched
-from jaxgpt.errors import UserError
 from jaxgpt.systems.gssm import kernels, likelihood
-from jaxgpt.systems.gssm.graph import LatentGraph, Node, memory
+from jaxgpt.systems.gssm.graph import LatentGraph, Node, check_memory
 
 # Numbers of all particles of the sequences that are estimated at a time.
 LARGEST_PARTICLES = 1 << 22
@@ -121,12 +120,8 @@ def _by_rows(
 
     `held` is how many numbers a particle has.
     """
-    if (needed := COPIES * 4 * count * held) > memory():
-        raise UserError(
-            f"gssm.particles={count}: each holds {held:,} numbers, which need "
-            f"{needed / 2**30:.1f} GiB ({COPIES} copies), and this machine has "
-            f"{memory() / 2**30:.1f}: lower it"
-        )
+    what = f"gssm.particles={count}, of {held:,} numbers each,"
+    check_memory(COPIES * 4 * count * held, what, "lower it")
     N = len(arrays["tokens"])
     rows = max(1, min(N, LARGEST_PARTICLES // (count * held)))
     parts = []
@@ -155,7 +150,7 @@ def _weigh(
     def score(key: jax.Array, tokens_T: jax.Array) -> jax.Array:
         drawn = kernels.draw_context_tables(key, graph, clip)
         own = {name: jnp.exp(log_p) for name, log_p in drawn.items()}
-        return likelihood.nll(graph, {**tables, **own}, tokens_T[None], "start")[0]
+        return likelihood.nll(graph, {**tables, **own}, tokens_T[None])[0]
 
     def row(key: jax.Array, row: Arrays) -> jax.Array:
         keys_P = jax.random.split(key, count)
@@ -164,9 +159,7 @@ def _weigh(
             log_p_PT = log_p_PT.at[0].set(-row["known"].cumsum())
         log_z_T = jax.nn.logsumexp(log_p_PT, axis=0) - math.log(count)
         # Of the first token exactly: each row is used once, and its mean is uniform.
-        first = likelihood.nll(
-            graph, {**tables, **means}, row["tokens"][None, :2], "start"
-        )
+        first = likelihood.nll(graph, {**tables, **means}, row["tokens"][None, :2])
         log_z_T = log_z_T.at[0].set(-first[0, 0])
         return -jnp.diff(log_z_T, prepend=0)
 

@@ -173,48 +173,26 @@ class GraphProcess:
         rows: int,
         dtype: str,
         wanted: str = "nll",
+        first_token: str = "",
     ) -> Any:
         """Returns the exact score, or what else is wanted, of `held_out` sequences.
 
         Those of a context graph are scored with the kernels that were drawn for them.
-        For the rest see `likelihood.forward`.
+        `first_token` is that of the process by default. For the rest see
+        `likelihood.forward`.
         """
         if not self.graph.has_context:
             return self.score(tokens_NT, dtype, wanted)
-        return self._score_drawn(
-            tokens_NT, seed, split, rows, dtype, wanted, self.first_token
-        )
-
-    def _score_drawn(
-        self,
-        tokens_NT: np.ndarray,
-        seed: int,
-        split: str,
-        rows: int,
-        dtype: str,
-        wanted: str,
-        first_token: str,
-    ) -> Any:
         self._check_kernels(rows)
+        how = first_token or self.first_token, dtype, wanted
         parts = []
         for step, start in enumerate(range(0, len(tokens_NT), rows)):
             drawn = self._context(_place(seed, split, step), rows)
-            tables, own = self.tables, None
+            tables, own = self.tables | drawn, None
             if self.by_sequence:
-                own = drawn
-            else:
-                tables = {**tables, **drawn}
-            parts.append(
-                likelihood.forward(
-                    self.graph,
-                    tables,
-                    tokens_NT[start : start + rows],
-                    first_token,
-                    dtype,
-                    wanted,
-                    own,
-                )
-            )
+                tables, own = self.tables, drawn
+            part_BT = tokens_NT[start : start + rows]
+            parts.append(likelihood.forward(self.graph, tables, part_BT, *how, own))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
     def bounds(
@@ -234,8 +212,8 @@ class GraphProcess:
         if self.floor_name == "exact":
             return {"exact": self.score(tokens_NT, dtype)}
         # From time 0 on, as particles are weighted.
-        whole = context.from_time_0(tokens_NT, self.first_token)
-        known = self._score_drawn(whole, seed, split, rows, dtype, "nll", "start")
+        whole = likelihood.from_time_0(tokens_NT, self.first_token)
+        known = self.score_held_out(whole, seed, split, rows, dtype, "nll", "start")
         if self.floor_name == "bayes":
             found = {"bayes": self.score(tokens_NT)}
         else:
@@ -272,7 +250,7 @@ class GraphProcess:
         likelihood.check_tokens(self.graph, tokens_NT, self.first_token)
         key = jax.random.fold_in(rng.stream(seed, "particles"), SPLITS.index(split))
         key = jax.random.fold_in(key, int(states is not None))
-        whole = lambda states_NT: context.from_time_0(states_NT, self.first_token)
+        whole = lambda states_NT: likelihood.from_time_0(states_NT, self.first_token)
         given = self.graph, self.tables, whole(tokens_NT), count or self.particles, key
         if all(kernels.is_conjugate(self.graph, node) for node in self.graph.context):
             paths = states and {name: whole(path) for name, path in states.items()}

@@ -148,4 +148,4 @@ def test_after_an_impossible_token_all_is_0():
 def test_a_result_larger_than_the_machine_is_refused():
     tokens = np.broadcast_to(np.zeros(1, int), (1 << 20, 1 << 20))
     with pytest.raises(UserError, match=r"24 numbers for each of 1048576 x 1048576"):
-        likelihood.by_rows(make(MIXED).graph, {}, tokens, "float64", None, size=24)
+        likelihood.by_rows(make(MIXED).graph, {}, tokens, "start", "", None, size=24)

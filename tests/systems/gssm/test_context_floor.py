@@ -14,7 +14,7 @@ from scipy.stats import beta
 from jaxgpt import config as configs
 from jaxgpt.commands.train import train
 from jaxgpt.errors import CheckError, UserError
-from jaxgpt.systems.gssm import baselines, context, particles
+from jaxgpt.systems.gssm import baselines, likelihood, particles
 from jaxgpt.systems.gssm.process import make_process
 from jaxgpt.systems.registry import build_system
 from jaxgpt.training import metrics, plots
@@ -155,7 +155,7 @@ def test_the_filter_is_unbiased_on_both_sides(name, first_token):
     process = make(HIDDEN[name], first_token=first_token)
     graph, repeats = process.graph, 1000
     tokens = process.held_out(0, "val", 5, 1, 5 - (first_token == "drawn"))
-    tokens = context.from_time_0(tokens, first_token)
+    tokens = likelihood.from_time_0(tokens, first_token)
     generator = np.random.default_rng(0)
     exact, states = [], []
     for row in tokens:
