@@ -43,7 +43,7 @@ def measure(workdir: str, size: int) -> dict[str, Any]:
         changes |= {"memory.index_type": "ivf", "memory.num_clusters": str(clusters)}
     run = open_run(workdir, overrides=changes)
     data: Any = run.open_data()
-    train, memory = data.splits["train"], Memory(run.system.host)  # type: ignore[arg-type]
+    train, memory = data.splits["train"], Memory.empty(run.system.host)  # type: ignore[arg-type]
     begin = 0
     for number, end in enumerate(train.ends):
         left = size - memory.store.size()

@@ -25,7 +25,7 @@ from jaxgpt import backend
 from jaxgpt import config as configs
 from jaxgpt.systems.memory.documents import Memory
 from jaxgpt.systems.memory.ingestion import ingest
-from jaxgpt.systems.memory.modes import MODES
+from jaxgpt.systems.memory.model import MODES
 from jaxgpt.systems.registry import build_system
 
 SIZES = (1024, 16_384, 131_072)
@@ -44,12 +44,12 @@ class Side:
         config = configs.load("configs/memory_gpt2.py:laptop", changes)
         self.system = build_system(config)
         self.params = jax.jit(self.system.init)(jax.random.key(0))
-        self.memory = Memory(self.system.host)
+        self.memory = Memory.empty(self.system.host)
         text_T = np.random.default_rng(0).integers(0, VOCAB, size + 1, np.int32)
         self.ingest(text_T)
 
     def ingest(self, text_T: np.ndarray) -> None:
-        ingest(self.memory, self.params, text_T, 0)
+        ingest(self.system.host, self.memory.store, self.params, text_T, 0)
 
     def sample(self, text_T: np.ndarray) -> None:
         known, key = np.ones((1, len(text_T)), bool), jax.random.key(0)

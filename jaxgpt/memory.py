@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import pathlib
 from typing import TYPE_CHECKING, Any
 
 from jaxgpt import cli
 from jaxgpt.config import user_path
 from jaxgpt.errors import UserError, require
-from jaxgpt.systems.memory.listing import show
+from jaxgpt.systems.memory.header import peek
 from jaxgpt.systems.memory.options import add_allow_other_model
 
 if TYPE_CHECKING:
@@ -94,12 +95,45 @@ def command(argv: list[str]) -> None:
     if args.action != "ingest" and not path.exists():
         raise UserError(f"--memory='{path}' does not exist: ingest documents first")
     if args.action == "list":
-        show(path, args.json)
+        _list(path, args.json)
         return
     # JAX takes seconds, which --help and wrong usage do not need.
     from jaxgpt.commands.memory_files import execute
 
     execute(args, overrides)
+
+
+def _list(path: pathlib.Path, as_json: bool) -> None:
+    """Prints the documents of a memory."""
+    header = peek(path)
+    found, by, size = header.documents(), header.written_by, path.stat().st_size
+    entries = sum(header.entries)
+    mode, index_type = header.settings["memory.mode"], header.index["index_type"]
+    if as_json:
+        cli.print_json(
+            {
+                "documents": [document._asdict() for document in found],
+                "entries": entries,
+                "memory_size": header.memory_size,
+                "bytes": size,
+                "mode": mode,
+                "index_type": index_type,
+                "dtype": header.dtype,
+                "model": by,
+            }
+        )
+        return
+    print(f"{'entries':>10}  {'tokens':>10}  {'kept':>5}  document")
+    for document in found:
+        print(
+            f"{document.entries:>10,}  {document.tokens:>10,}  {document.kept:>5.0%}  "
+            f"{document.name}"
+        )
+    model = f"run '{by['run']}', step {by['step']}" if by else "no run yet"
+    print(
+        f"{entries:,} entries of {header.memory_size:,}, {size / 1e6:.2f} MB, {mode}, "
+        f"{index_type}, {header.dtype}; written by {model}"
+    )
 
 
 def _check(args: argparse.Namespace, overrides: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ from jaxgpt.model import layers
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.systems.memory import entries as ops
 from jaxgpt.systems.memory.config import EMBEDDING
-from jaxgpt.systems.memory.mode import CarriedFormat, Mode
+from jaxgpt.systems.memory.modes import CarriedFormat, Mode
 from jaxgpt.systems.memory.retrieval import Retrieval
 
 FADE = 0.6  # Weight of a token in an address, relative to the one after it.

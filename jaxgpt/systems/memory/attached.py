@@ -115,7 +115,7 @@ def _in_batches(memory: Memory, params: dict, segments: Segments, rows: int, fun
     arrays = {"tokens": segments.tokens_NT, "recent": before_NW}
     parts: list[Any] = []
     for batch, count in batched(arrays, rows):
-        state = {"entries": memory.state["entries"], "recent": batch["recent"]}
+        state = {"entries": memory.store.entries, "recent": batch["recent"]}
         found = function(params, state, batch["tokens"])
         parts.append([np.asarray(array)[:count] for array in found])
     return parts

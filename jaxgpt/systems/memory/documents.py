@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +18,6 @@ from jaxgpt.systems.memory import file
 from jaxgpt.systems.memory.config import IndexConfig
 from jaxgpt.systems.memory.header import Document, Header, peek
 from jaxgpt.systems.memory.ingestion import ingest, recent
-from jaxgpt.systems.memory.model import Carried
-from jaxgpt.systems.memory.modes import MODES
 from jaxgpt.systems.memory.runtime import MemoryRuntime
 from jaxgpt.systems.memory.store import Store, with_prefix
 
@@ -42,7 +39,8 @@ class Memory:
     """The entries of what was read, and the documents they are of.
 
     Attributes:
-      store, state: of the runtime; one row, except for texts sampled side by side.
+      store: of the entries; one row, except for texts sampled side by side.
+      settings: those that must agree with a model's.
       names: of the documents; an entry's document is a number in this list.
       texts: the tokens of each document.
       reads: (document, tokens) of every text that was read, in order.
@@ -53,24 +51,13 @@ class Memory:
 
     def __init__(
         self,
-        runtime: MemoryRuntime,
-        rows: int = 1,
-        written_by: dict[str, Any] | None = None,
-    ):
-        store, state = runtime.open(rows)
-        self._set(runtime, store, state, _settings(runtime), runtime.index_config)
-        self.written_by = written_by
-
-    def _set(
-        self,
-        runtime: MemoryRuntime | None,
         store: Store,
-        state: Carried,
         settings: dict[str, Any],
-        index_config: IndexConfig,
-    ) -> None:
-        self._runtime, self.store, self.state = runtime, store, state
-        self.settings, self.index_config = settings, index_config
+        runtime: MemoryRuntime | None,
+        written_by: dict[str, Any] | None,
+    ):
+        self.store, self.settings = store, settings
+        self._runtime, self.written_by = runtime, written_by
         self.names: list[str] = []
         self.texts: list[np.ndarray] = []
         self.reads: list[tuple[int, int]] = []
@@ -78,9 +65,20 @@ class Memory:
         self.evicted = False
         self.file: tuple[pathlib.Path | None, str] = None, ""
 
+    @classmethod
+    def empty(
+        cls,
+        runtime: MemoryRuntime,
+        rows: int = 1,
+        written_by: dict[str, Any] | None = None,
+    ) -> Memory:
+        """Returns a memory without documents."""
+        store, _ = runtime.open(rows)
+        return cls(store, _settings(runtime), runtime, written_by)
+
     @property
     def runtime(self) -> MemoryRuntime:
-        """Of the model, where there is one: not to list or forget documents."""
+        """Of the model; listing and forgetting documents may need none."""
         assert self._runtime
         return self._runtime
 
@@ -100,7 +98,7 @@ class Memory:
         """Notes that these tokens of a document have been read."""
         self.texts[number] = np.concatenate([self.texts[number], tokens_T])
         self.reads.append((number, len(tokens_T)))
-        written = int(np.asarray(self.state["entries"]["next_id"])[0])
+        written = int(np.asarray(self.store.entries["next_id"])[0])
         self.evicted |= written > self.store.size()
 
     def documents(self) -> list[Document]:
@@ -108,7 +106,7 @@ class Memory:
         return self._header().documents()
 
     def _header(self) -> Header:
-        entries = self.state["entries"]
+        entries = self.store.entries
         document_N = np.asarray(entries["document"])[np.asarray(entries["id"]) >= 0]
         counts = np.bincount(document_N, minlength=len(self.names))
         return Header(
@@ -116,7 +114,7 @@ class Memory:
             entries=counts.tolist(),
             reads=[list(read) for read in self.reads],
             settings=self.settings,
-            index=dataclasses.asdict(self.index_config),
+            index=dataclasses.asdict(self.store.config),
             memory_size=self.store.stamps.shape[1],
             written_by=self.written_by,
             evicted=self.evicted,
@@ -131,25 +129,18 @@ class Memory:
             raise UserError(f"the memory has no document '{name}': it has {known}")
         return self.names.index(name)
 
-    def read(
-        self,
-        params: dict,
-        name: str,
-        tokens_T: np.ndarray,
-        on_progress: Callable[[int], None] | None = None,
-    ) -> None:
+    def read(self, params: dict, name: str, tokens_T: np.ndarray) -> None:
         """Reads a document, or what follows the end of the one of this name.
 
         Args:
           params: of the model.
           name: of the document.
           tokens_T: int32, one or more.
-          on_progress: is called with how many tokens have been read so far.
         """
         number = self.begin(name)
         before_T = self.texts[number]
         text_T = np.concatenate([before_T, tokens_T])
-        ingest(self, params, text_T, number, len(before_T), on_progress)
+        ingest(self.runtime, self.store, params, text_T, number, len(before_T))
         self.end(number, tokens_T)
 
     def forget(self, name: str, params: dict | None = None) -> int:
@@ -178,7 +169,6 @@ class Memory:
             self.read_again(params, number)
         else:
             self.store.forget_document(number)
-            self.state = self.state | {"entries": self.store.entries}
             del self.names[number], self.texts[number]
             self.reads = [
                 (other - (other > number), tokens)
@@ -191,7 +181,7 @@ class Memory:
         """Empties the memory, and reads all documents but that of one number."""
         names, texts, reads = self.names, self.texts, self.reads
         self.runtime.close(self.store)
-        self.store, self.state = self.runtime.open(len(self.state["recent"]))
+        self.store, _ = self.runtime.open(len(self.store.stamps))
         self.names, self.texts, self.reads, self.evicted = [], [], [], False
         done = [0] * len(names)
         for number, count in reads:
@@ -209,24 +199,26 @@ class Memory:
           tokens_T: one or more; of more than a segment, the last are read.
           k: how many at most.
         """
-        block, W = self.runtime.config.block_size, self.state["recent"].shape[1]
-        recent_1W = recent(tokens_T[:-block], W)[None]
+        runtime, entries = self.runtime, self.store.entries
+        block = runtime.config.block_size
+        recent_1W = recent(tokens_T[:-block], runtime.format.context)[None]
         tokens_T = tokens_T[-block:]
         padded_1T = np.pad(tokens_T, (0, block - len(tokens_T)))[None]
-        query_1TGK = _query(self.runtime, params, self.state, padded_1T, recent_1W)
+        query_1TGK = _query(runtime, params, entries, padded_1T, recent_1W)
         query_11GK = query_1TGK[:, len(tokens_T) - 1 :][:, :1]
-        entries, row_1 = self.state["entries"], jnp.zeros(1, jnp.int32)
-        search = self.runtime.search_of(entries, min(k, self.store.size()))
+        search = runtime.search_of(entries, min(k, self.store.size()))
+        row_1 = jnp.zeros(1, jnp.int32)
         slot_N = np.unique(search(entries["version"], row_1, query_11GK))
         slot_N = slot_N[slot_N >= 0]
         indices = self.store.indices[0]  # One of each head.
         key_NGK = np.stack([index.vectors[slot_N] for index in indices], 1)
-        if self.runtime.index_config.metric == "inner_product":
-            score_N = (np.asarray(query_11GK)[0] * key_NGK).sum((1, 2))
+        query_1GK = np.asarray(query_11GK)[0]
+        if runtime.index_config.metric == "inner_product":
+            score_N = (query_1GK * key_NGK).sum((1, 2))
         else:
-            score_N = -((np.asarray(query_11GK)[0] - key_NGK) ** 2).sum((1, 2))
-        document_E = np.asarray(self.store.entries["document"])[0]
-        position_E = np.asarray(self.store.entries["position"])[0]
+            score_N = -((query_1GK - key_NGK) ** 2).sum((1, 2))
+        document_E = np.asarray(entries["document"])[0]
+        position_E = np.asarray(entries["position"])[0]
         order = (-score_N).argsort(kind="stable")[:k]
         return [
             Nearest(int(document_E[slot]), int(position_E[slot]), float(score))
@@ -240,15 +232,15 @@ class Memory:
           UserError: if it cannot, or the file has changed since this memory was read.
         """
         arrays = file.pack(self.store.entries, self.dtype)
-        # An index of float32 keys is not that of the rounded ones: it is made anew.
+        # Rounded keys need another index, which is built when they are read.
         if self.dtype == file.DTYPES[0]:
             arrays |= {f"index/{k}": v for k, v in self.store.host_state().items()}
         arrays |= {f"texts/{n}": text for n, text in enumerate(self.texts)}
         known, digest = self.file
         if known == path.resolve() and path.exists() and peek(path).digest != digest:
             raise UserError(
-                f"'{path}' has changed since it was read: open it again, so that "
-                "nothing of it is lost"
+                f"'{path}' has changed since it was read: open it again, to not "
+                "overwrite the changes"
             )
         self.file = path.resolve(), file.write(path, self._header(), arrays).digest
 
@@ -264,10 +256,10 @@ class Memory:
 
         Args:
           path: of the file.
-          runtime: of the model that is to read it, with room for its entries; its
-            index may be another.
+          runtime: of the model that reads it, with room for its entries; its index may
+            be of another type.
           model: what `Header.written_by` must be, if there is a runtime.
-          allow_other_model: warns, where it is something else.
+          allow_other_model: only warns if it is something else.
 
         Raises:
           UserError: if it is damaged, of another model or with other settings, or has
@@ -289,22 +281,17 @@ class Memory:
         kept = with_prefix(arrays, "index/")
         if moved or not _built_alike(header.index, dataclasses.asdict(index)):
             kept = {}
-        # Serial numbers of stores are local to a process.
-        entries["version"] = jnp.zeros(2, jnp.int32)
         if runtime:
-            store, state = runtime.open(1)
-            entries["version"] = state["entries"]["version"]
-            store.load(entries, kept)
+            store, _ = runtime.open(1)
+            # The serial numbers of stores are local to a process.
+            store.load(entries | {"version": store.entries["version"]}, kept)
         else:
-            store, state = Store(entries, index, kept), {}
-        memory = cls.__new__(cls)
-        state = state | {"entries": entries}
-        memory._set(runtime, store, state, header.settings, index)
+            store = Store(entries, index, kept)
+        memory = cls(store, header.settings, runtime, header.written_by)
         memory.names = header.names
         memory.texts = [arrays[f"texts/{n}"] for n in range(len(memory.names))]
         memory.reads = [(number, tokens) for number, tokens in header.reads]
-        memory.written_by, memory.dtype = header.written_by, header.dtype
-        memory.evicted = header.evicted
+        memory.dtype, memory.evicted = header.dtype, header.evicted
         memory.file = path.resolve(), header.digest
         return memory
 
@@ -316,7 +303,7 @@ def _settings(runtime: MemoryRuntime) -> dict[str, Any]:
     return found | {
         "the shape of a key": list(runtime.format.key),
         "the shapes of values": shapes,
-        "stores_next": MODES[runtime.memory.mode].stores_next,
+        "stores_next": runtime.format.stores_next,
         "entangled": runtime.format.entangled,
     }
 
@@ -363,15 +350,16 @@ def _check_model(
 
 
 @functools.partial(jax.jit, static_argnames="runtime")
-def _query(runtime: MemoryRuntime, params, state, tokens_BT, recent_BW) -> jax.Array:
-    """Returns what tokens ask the memory for [B, T, G, K]; it is not read."""
-    asked = []
+def _query(runtime: MemoryRuntime, params, entries, tokens_BT, recent_BW) -> jax.Array:
+    """Returns the queries [B, T, G, K] of tokens, without searching for them."""
+    queries = []
 
     def search(version_2, row_B, query_BTGK):
-        asked.append(query_BTGK)
+        queries.append(query_BTGK)
         shape = (*query_BTGK.shape[:3], runtime.memory.num_search_results)
         return jnp.full(shape, -1, jnp.int32)
 
+    state = {"entries": entries, "recent": recent_BW}
     lookup = dataclasses.replace(runtime.lookup(state, "on"), search=search)
     runtime.model(params).read(tokens_BT, recent_BW, lookup)
-    return asked[0].astype(jnp.float32)
+    return queries[0].astype(jnp.float32)

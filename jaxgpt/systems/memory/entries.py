@@ -146,18 +146,6 @@ def remove(entries: Entries, gone_RE: jax.Array) -> Entries:
     }
 
 
-def scrub(entries: Entries) -> Entries:
-    """Overwrites with zeros what free slots still hold."""
-    used_RE = used(entries)
-
-    def clear(array):
-        shape = used_RE.shape + (1,) * (array.ndim - 2)
-        return jnp.where(used_RE.reshape(shape), array, jnp.zeros_like(array))
-
-    names = ("key", "values", *SOURCES)
-    return entries | jax.tree.map(clear, {name: entries[name] for name in names})
-
-
 @jax.jit
 def compact(entries: Entries) -> Entries:
     """Returns the entries as if they alone had ever been written.
@@ -166,24 +154,25 @@ def compact(entries: Entries) -> Entries:
     0 to n - 1, the counters n, none counts as refused, and the rest is zero.
     """
     R, E = entries["id"].shape
-    used_RE = used(entries)
+    count_R = used(entries).sum(1, dtype=jnp.int32)
+    used_RE = jnp.arange(E) < count_R[:, None]
     last = jnp.iinfo(jnp.int32).max
-    slot_RE = jnp.argsort(jnp.where(used_RE, entries["id"], last), 1)
+    slot_RE = jnp.argsort(jnp.where(used(entries), entries["id"], last), 1)
+
+    def move(array):
+        moved = array[jnp.arange(R)[:, None], slot_RE]
+        return jnp.where(used_RE.reshape(R, E, *[1] * (array.ndim - 2)), moved, 0)
+
     names = ("key", "values", *SOURCES, "strength")
-    moved = jax.tree.map(
-        lambda array: array[jnp.arange(R)[:, None], slot_RE],
-        {name: entries[name] for name in names},
-    )
-    count_R = used_RE.sum(1, dtype=jnp.int32)
-    number_RE = jnp.arange(E, dtype=jnp.int32)[None].repeat(R, 0)
-    number_RE = jnp.where(number_RE < count_R[:, None], number_RE, -1)
-    numbers = {"id": number_RE, "stamp": number_RE}
-    counters = {
+    number_RE = jnp.where(used_RE, jnp.arange(E, dtype=jnp.int32), -1)
+    return entries | {
+        **jax.tree.map(move, {name: entries[name] for name in names}),
+        "id": number_RE,
+        "stamp": number_RE,
         "next_id": count_R,
         "clock": count_R,
         "refused": jnp.zeros_like(count_R),
     }
-    return scrub(entries | moved | numbers | counters)
 
 
 @jax.jit

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,6 @@ from jaxgpt.systems.base import Batch
 from jaxgpt.systems.memory import entries as ops
 from jaxgpt.systems.memory import model
 from jaxgpt.systems.memory.entries import Entries
-from jaxgpt.systems.memory.model import Carried
-from jaxgpt.systems.memory.modes import MODES
 from jaxgpt.systems.memory.retrieval import Lookup, Retrieval
 from jaxgpt.systems.memory.runtime import MemoryRuntime
 from jaxgpt.systems.memory.store import Store
@@ -29,24 +27,13 @@ from jaxgpt.systems.memory.store import Store
 AT_ONCE = (64, 8, 1)
 
 
-class Held(Protocol):
-    """A memory: its model, its index and entries, and what is carried."""
-
-    store: Store
-    state: Carried
-
-    @property
-    def runtime(self) -> MemoryRuntime:
-        """Of the model."""
-
-
 def ingest(
-    memory: Held,
+    runtime: MemoryRuntime,
+    store: Store,
     params: dict,
     tokens_T: np.ndarray,
     number: int,
     start: int = 0,
-    on_progress: Callable[[int], None] | None = None,
 ) -> None:
     """Reads a document into a memory of one row.
 
@@ -55,29 +42,21 @@ def ingest(
     of `session.sample` with the same tokens given.
 
     Args:
-      memory: is extended.
-      params: of the model.
+      runtime, params: of the model.
+      store: of `MemoryRuntime.open`; is extended.
       tokens_T: int32, the document from its beginning, of one token or more.
       number: of the document.
       start: how many of its tokens have been read; they are context.
-      on_progress: is called with how many of the others have been read so far.
     """
-    runtime = memory.runtime
-    end = len(tokens_T) - MODES[runtime.memory.mode].stores_next
+    end = len(tokens_T) - runtime.format.stores_next
     entangled = runtime.format.entangled
     at_once = (1,) if entangled else AT_ONCE
     for batch in _batches(runtime, tokens_T, number, start, end, at_once):
         recent_BW = batch.pop("recent")
         if entangled:
-            memory.state = memory.state | {"recent": recent_BW}
-            read_segment(memory, params, batch)
+            read_segment(runtime, store, params, batch, recent_BW)
         else:
-            entries = _read(runtime, params, memory.state["entries"], batch, recent_BW)
-            memory.state = memory.state | {"entries": entries}
-            memory.store.update(entries)
-        if on_progress:
-            read = int(batch["start"][-1]) + runtime.config.block_size
-            on_progress(min(read, len(tokens_T)) - start)
+            store.update(_read(runtime, params, store.entries, batch, recent_BW))
 
 
 def recent(tokens_T: np.ndarray, width: int) -> np.ndarray:
@@ -86,17 +65,20 @@ def recent(tokens_T: np.ndarray, width: int) -> np.ndarray:
     return np.pad(last, (width - len(last), 0), constant_values=-1)
 
 
-def read_segment(memory: Held, params: dict, batch: Batch) -> Retrieval:
-    """Reads and writes a segment; returns what each of its tokens retrieved.
+def read_segment(
+    runtime: MemoryRuntime, store: Store, params: dict, batch: Batch, recent_BW: Any
+) -> tuple[Any, Retrieval]:
+    """Reads a segment and writes it; returns the new recent tokens, and what was read.
 
     Args:
-      memory: is searched and extended.
-      params: of the model.
+      runtime, store, params: as of `ingest`.
       batch: as of `model.write_segment`.
+      recent_BW: the tokens before it.
     """
-    memory.state, found = _read_segment(memory.runtime, params, memory.state, batch)
-    memory.store.update(memory.state["entries"])
-    return found
+    state = {"entries": store.entries, "recent": recent_BW}
+    state, found = _read_segment(runtime, params, state, batch)
+    store.update(state["entries"])
+    return state["recent"], found
 
 
 def _batches(

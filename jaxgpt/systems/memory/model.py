@@ -15,10 +15,16 @@ from jaxgpt.model.config import ModelConfig
 from jaxgpt.model.positions import Positions, in_order
 from jaxgpt.model.transformer import LanguageModel
 from jaxgpt.systems.memory import entries as ops
+from jaxgpt.systems.memory.associative import Associative
 from jaxgpt.systems.memory.entries import Entries
-from jaxgpt.systems.memory.modes import MODES
+from jaxgpt.systems.memory.modes import KNNLM, AttentionMemory, Mode
 from jaxgpt.systems.memory.retrieval import Lookup, Retrieval
 
+MODES: dict[str, type[Mode]] = {
+    "associative": Associative,
+    "attention": AttentionMemory,
+    "output": KNNLM,
+}
 # What is carried from segment to segment: {"entries", "recent": the last tokens}.
 Carried = dict[str, Any]
 
@@ -43,7 +49,7 @@ class SegmentOutput:
 
 
 class MemoryModel(LanguageModel):
-    """GPT-2 with one of `modes.MODES` as `memory`; its other parameters are GPT-2's."""
+    """GPT-2 with one of `MODES` as `memory`; its other parameters are GPT-2's."""
 
     def __init__(self, config: ModelConfig, memory: ConfigDict, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)

@@ -1,8 +1,9 @@
-"""Memorizing Transformers and kNN-LM as modes, and the table of all three."""
+"""Memory modes: their interface, Memorizing Transformers' and kNN-LM's."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,108 @@ from ml_collections import ConfigDict
 
 from jaxgpt.model import attention
 from jaxgpt.model.config import ModelConfig
-from jaxgpt.systems.memory.associative import Associative
-from jaxgpt.systems.memory.mode import CarriedFormat, Mode, all_kept
+from jaxgpt.systems.memory.entries import Entries
 from jaxgpt.systems.memory.retrieval import Lookup, Retrieval
+
+
+class CarriedFormat(NamedTuple):
+    """What a mode carries from segment to segment.
+
+    Attributes:
+      key: (G, K), the shape of an entry's keys.
+      values: the shape of each value of an entry.
+      context: how many recent tokens.
+      entangled: whether entries depend on what was read from the memory, so that what
+        is removed lives on in those written after it.
+      stores_next: whether an entry holds the token after its own.
+    """
+
+    key: tuple[int, int]
+    values: dict[str, tuple[int, ...]]
+    context: int = 1
+    entangled: bool = False
+    stores_next: bool = False
+
+
+class Mode(nnx.Module):
+    """A way to read a memory; the submodule `memory` of a `MemoryModel`.
+
+    A mode reads in one of three places: the input vectors, the attention of a block,
+    or the logits. The others return None for what they retrieved.
+    """
+
+    def __init__(self, config: ModelConfig, memory: ConfigDict, *, rngs: nnx.Rngs):
+        del rngs
+        # Hashable values only: jit compares modules by their static attributes.
+        self.num_results = memory.num_search_results
+        self.context = self.carried_format(config, memory).context
+        self.config = config
+
+    @staticmethod
+    def carried_format(config: ModelConfig, memory: ConfigDict) -> CarriedFormat:
+        """Returns the shapes of this mode's memory."""
+        raise NotImplementedError
+
+    def read_input(
+        self,
+        x_BTD: jax.Array,
+        table_VD: jax.Array,
+        tokens_BN: jax.Array,
+        lookup: Lookup,
+    ) -> tuple[jax.Array, Retrieval | None]:
+        """Returns the token vectors, joined with what was retrieved.
+
+        Args:
+          x_BTD: token embeddings, without positions.
+          table_VD: all of them.
+          tokens_BN: `context` tokens before these, and these; -1 for none.
+          lookup: the memory.
+        """
+        del table_VD, tokens_BN, lookup
+        return x_BTD, None
+
+    def attention_hooks(self, lookup: Lookup) -> dict[int, attention.AttentionHook]:
+        """Returns {block: hook of its attention}, which returns a `Retrieval`."""
+        del lookup
+        return {}
+
+    def read_output(
+        self, logits_BTV: jax.Array, x_BTD: jax.Array, lookup: Lookup
+    ) -> tuple[jax.Array, Retrieval | None]:
+        """Returns the logits of last hidden states, the memory's mixed in."""
+        del x_BTD, lookup
+        return logits_BTV, None
+
+    def record(
+        self,
+        hidden: list[jax.Array],
+        x_BTD: jax.Array,
+        tokens_BT: jax.Array,
+        retrieval: Retrieval,
+    ) -> tuple[Entries, jax.Array]:
+        """Returns an entry for each token, and the decision to store it [B, T].
+
+        Args:
+          hidden: what enters the first block, and what leaves each.
+          x_BTD: the last hidden states.
+          tokens_BT: [B, T + 1], the segment with its last target.
+          retrieval: what was read.
+        """
+        raise NotImplementedError
+
+    def mark_read(
+        self, entries: Entries, x_BTD: jax.Array, retrieval: Retrieval, hard: bool
+    ) -> Entries:
+        """Returns entries marked with their readers; where hard, some are deleted."""
+        del x_BTD, retrieval, hard
+        return entries
+
+    def nothing(self, lookup: Lookup, T: int, **to_store: jax.Array) -> Retrieval:
+        """Returns the `Retrieval` of T tokens that read no entry."""
+        shape = (len(lookup.row_B), T, self.num_results)
+        none_BTM = jnp.full(shape, -1, jnp.int32)
+        zeros_BTM = jnp.zeros(shape, jnp.float32)
+        return Retrieval(lookup.row_B, none_BTM, zeros_BTM, to_store)
 
 
 class AttentionMemory(Mode):
@@ -85,8 +185,9 @@ class AttentionMemory(Mode):
         del hidden, x_BTD
         own = jax.lax.stop_gradient(retrieval.to_store)
         values = {"value": own["value"]}
-        new = {"key": own["key"], "values": values, "token": tokens_BT[:, :-1]}
-        return new, all_kept(tokens_BT)
+        token_BT = tokens_BT[:, :-1]
+        new = {"key": own["key"], "values": values, "token": token_BT}
+        return new, jnp.ones(token_BT.shape, jnp.float32)
 
 
 def neighbours(x_BTD: jax.Array, lookup: Lookup) -> tuple[jax.Array, jax.Array]:
@@ -111,8 +212,6 @@ class KNNLM(Mode):
     It has no parameters: any trained model can use it.
     """
 
-    stores_next = True
-
     def __init__(self, config: ModelConfig, memory: ConfigDict, *, rngs: nnx.Rngs):
         super().__init__(config, memory, rngs=rngs)
         self.weight, self.temperature = memory.weight, memory.temperature
@@ -121,7 +220,7 @@ class KNNLM(Mode):
     def carried_format(config: ModelConfig, memory: ConfigDict) -> CarriedFormat:
         """Keys are last hidden states."""
         del memory
-        return CarriedFormat((1, config.n_embd), {})
+        return CarriedFormat((1, config.n_embd), {}, stores_next=True)
 
     def read_output(self, logits_BTV, x_BTD, lookup):
         """Returns log-probabilities, the memory's mixed in where it found any."""
@@ -149,12 +248,6 @@ class KNNLM(Mode):
         """Stores each state with the token that followed; see `Mode.record`."""
         del hidden, retrieval
         key = jax.lax.stop_gradient(x_BTD[:, :, None])
-        new = {"key": key, "values": {}, "token": tokens_BT[:, 1:]}
-        return new, all_kept(tokens_BT)
-
-
-MODES: dict[str, type[Mode]] = {
-    "associative": Associative,
-    "attention": AttentionMemory,
-    "output": KNNLM,
-}
+        token_BT = tokens_BT[:, 1:]
+        new = {"key": key, "values": {}, "token": token_BT}
+        return new, jnp.ones(token_BT.shape, jnp.float32)

@@ -19,8 +19,7 @@ from jaxgpt.systems.memory import entries as ops
 from jaxgpt.systems.memory import model
 from jaxgpt.systems.memory.config import IndexConfig
 from jaxgpt.systems.memory.entries import Entries
-from jaxgpt.systems.memory.model import Carried, MemoryModel, SegmentOutput
-from jaxgpt.systems.memory.modes import MODES
+from jaxgpt.systems.memory.model import MODES, Carried, MemoryModel, SegmentOutput
 from jaxgpt.systems.memory.retrieval import (
     Lookup,
     Search,

@@ -23,7 +23,6 @@ from jaxgpt.sampling.state import (
 )
 from jaxgpt.systems.memory import ingestion
 from jaxgpt.systems.memory.documents import Memory
-from jaxgpt.systems.memory.modes import MODES
 from jaxgpt.systems.memory.runtime import MemoryRuntime
 
 Shown = Callable[[np.ndarray], int]
@@ -77,13 +76,15 @@ class MemoryDecoder:
 def _generate(
     memory: Memory,
     params: dict,
+    recent_BW: np.ndarray,
     tokens_BS: np.ndarray,
     num_decoded: int,
     task: DecodeParams,
 ) -> DecodeState:
     """Returns a segment continued from its first tokens; the memory is only read."""
     B, S = tokens_BS.shape
-    decoder, carried = MemoryDecoder(memory.runtime), (params, memory.state)
+    decoder = MemoryDecoder(memory.runtime)
+    carried = params, {"entries": memory.store.entries, "recent": recent_BW}
     # The last token, the first input of the next segment, is never read in this one:
     # it gets a position that exists.
     own_BS = jnp.minimum(jnp.arange(S), S - 2)[None].repeat(B, 0)
@@ -121,9 +122,8 @@ def sample(
     block = runtime.config.block_size
     number = memory.begin(document or memory.unused_name())
     already_read = len(memory.texts[number])
-    W = memory.state["recent"].shape[1]
-    before_BW = np.tile(ingestion.recent(memory.texts[number], W), (B, 1))
-    memory.state = memory.state | {"recent": before_BW}
+    recent_W = ingestion.recent(memory.texts[number], runtime.format.context)
+    recent_BW = np.tile(recent_W, (B, 1))
     tokens_BT, decoded_BT = tokens_BT.copy(), prompt_mask_BT.copy()
     log_p_BT = np.zeros((B, N), np.float32)
     shape = (B, N, runtime.memory.num_search_results)
@@ -131,7 +131,7 @@ def sample(
     sources = {name: np.full(shape, -1, np.int32) for name in ("document", "position")}
     calls = 0
     # Nothing has followed the last token yet.
-    unstored = int(MODES[runtime.memory.mode].stores_next)
+    unstored = int(runtime.format.stores_next)
     length, start = N, 0
     while not start or start < length - unstored:
         # The last token of a segment's buffer is the first input of the next.
@@ -143,7 +143,7 @@ def sample(
         num_decoded = max(prompt_length, 1)
         if num_decoded < size:
             task = sampling.decode_params(size, draws.fold_in(start))
-            state = _generate(memory, params, part_BS, num_decoded, task)
+            state = _generate(memory, params, recent_BW, part_BS, num_decoded, task)
             part_BS = np.array(state.tokens_BS)
             log_p_BT[:, start:stop] += np.asarray(state.log_p_BS)[:, :size]
             calls += size - num_decoded
@@ -173,8 +173,10 @@ def sample(
             "start": np.full(B, already_read + start, np.int32),
             "stored": np.arange(block)[None].repeat(B, 0) < length - unstored - start,
         }
-        entries = memory.state["entries"]
-        retrieval = ingestion.read_segment(memory, params, batch)
+        entries = memory.store.entries
+        recent_BW, retrieval = ingestion.read_segment(
+            runtime, memory.store, params, batch, recent_BW
+        )
         # In the output: what a token retrieved was used to predict the next one.
         slot_BTM = np.asarray(retrieval.slot_BTM)[:, : size - 1]
         row_B11 = np.asarray(retrieval.row_B)[:, None, None]

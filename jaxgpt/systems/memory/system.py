@@ -172,7 +172,7 @@ class MemoryLM(CausalLM):
             raise UserError(f"--memory='{path}': folder '{path.parent}' does not exist")
         if path and path.exists():
             return Memory.load(path, self.host, model, allow_other_model)
-        return Memory(self.host, rows, model)
+        return Memory.empty(self.host, rows, model)
 
     def mixes_lengths(self, T: int) -> bool:
         """See `System.mixes_lengths`: segments are read by all rows together."""

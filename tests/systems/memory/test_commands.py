@@ -20,6 +20,7 @@ from jaxgpt.sampling.state import SamplingParams
 from jaxgpt.systems.memory import entries as ops
 from jaxgpt.systems.memory import evaluation, system
 from jaxgpt.systems.memory.documents import Memory
+from jaxgpt.systems.memory.ingestion import recent
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.loop import Trainer
 from tests.conftest import ROOT, last_json
@@ -171,7 +172,7 @@ def test_what_comes_after_the_stop_text_is_not_stored(played, tmp_path, capsys):
 def test_a_memory_of_other_settings_is_refused(played, tmp_path):
     run = open_run(str(played))
     file = tmp_path / "memory.safetensors"
-    Memory(run.system.host).save(file)
+    Memory.empty(run.system.host).save(file)
     for change, expected in (
         ("context=1", "memory.context 3: this one has 1"),
         ("store_layer=0", "memory.store_layer -2: this one has 0"),
@@ -203,20 +204,21 @@ def test_forgetting_restores_the_logits(mode, changes, exact):
     texts = np.random.default_rng(0).integers(0, V, (4, 2 * T + 1)).astype(np.int32)
 
     def memory_of(*names):
-        memory, known = Memory(system.host), np.ones((1, 2 * T + 1), bool)
+        memory, known = Memory.empty(system.host), np.ones((1, 2 * T + 1), bool)
         for name in names:
             text_1T, key = texts["abc".index(name)][None], jax.random.key(0)
             system.sample(params, text_1T, known, key, memory=memory, document=name)
         return memory
 
     def logits(memory):
-        lookup = system.host.lookup(memory.state, "on")
-        recent = np.full_like(memory.state["recent"], -1)
+        before = np.full((1, system.host.format.context), -1)
+        state = {"entries": memory.store.entries, "recent": before}
+        lookup = system.host.lookup(state, "on")
         module = system.model(params)
-        return module.read(texts[3][None, :T], recent, lookup).logits_BTV
+        return module.read(texts[3][None, :T], before, lookup).logits_BTV
 
     def entries_of(memory, number):
-        entries = memory.state["entries"]
+        entries = memory.store.entries
         at = (np.asarray(entries["document"]) == number) & np.asarray(ops.used(entries))
         kept = {name: entries[name] for name in ("key", "values", "token", "position")}
         return jax.tree.map(lambda array: np.asarray(array)[at], kept)
@@ -239,12 +241,14 @@ def test_generation_through_the_cache_equals_the_forward_pass(played):
     sampling = SamplingParams(temperature=0.0)
     filled = run.system.sample(run.params, tokens, known, jax.random.key(1), sampling)
     assert filled.decoded_BT.all()
-    memory = Memory(run.system.host, 2)
+    memory, W = Memory.empty(run.system.host, 2), run.system.host.format.context
     whole = np.ones((2, 40), bool)
     texts = filled.tokens_BT
     # Fed as a given text, each token's forward pass must choose it.
-    module, state = run.system.model(run.params), memory.state
+    module = run.system.model(run.params)
     for start in (0, 16):
+        before = np.stack([recent(text_T[:start], W) for text_T in texts])
+        state = {"entries": memory.store.entries, "recent": before}
         lookup = run.system.host.lookup(state, "on")
         part = texts[:, start : start + 17]
         read = module.read(part[:, :-1], state["recent"], lookup)
@@ -253,7 +257,6 @@ def test_generation_through_the_cache_equals_the_forward_pass(played):
         np.testing.assert_array_equal(likeliest[:, free], part[:, 1:][:, free])
         key = jax.random.key(0)
         run.system.sample(run.params, part[:, :-1], whole[:, :16], key, memory=memory)
-        state = memory.state
 
 
 @pytest.mark.trains

@@ -133,17 +133,19 @@ def test_output_stores_only_tokens_that_followed(length):
 @pytest.mark.parametrize("length", [5, T, 2 * T + 3])
 def test_a_search_asks_as_the_model_does(mode, length):
     system, params = make(mode, **{"memory.memory_size": 64})
-    memory, rng = documents.Memory(system.host), np.random.default_rng(0)
+    memory, rng = documents.Memory.empty(system.host), np.random.default_rng(0)
     text, query = (rng.integers(0, 11, n).astype(np.int32) for n in (30, length))
     known = np.ones((1, 30), bool)
     system.sample(params, text[None], known, jax.random.key(0), memory=memory)
     found = memory.nearest(params, query, 64)
     assert len(found) == memory.store.size()
     # The model's own forward pass over the query, from the segment's first token.
-    last, before = query[-T:], query[:-T][-memory.state["recent"].shape[1] :]
-    recent = np.full_like(memory.state["recent"], -1)
-    recent[0, recent.shape[1] - len(before) :] = before
-    lookup = system.host.lookup(memory.state, "on")
+    W = system.host.format.context
+    last, before = query[-T:], query[:-T][-W:]
+    recent = np.full((1, W), -1)
+    recent[0, W - len(before) :] = before
+    state = {"entries": memory.store.entries, "recent": recent}
+    lookup = system.host.lookup(state, "on")
     read = system.model(params).read(last[None], recent, lookup)
     slots = np.asarray(read.retrieval.slot_BTM)[0, -1]
     sources = [np.asarray(memory.store.entries[n])[0] for n in ("document", "position")]

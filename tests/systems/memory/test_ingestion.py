@@ -4,9 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgpt.systems.memory import documents
+from jaxgpt.systems.memory import documents, ingestion
 from jaxgpt.systems.memory.entries import SOURCES
-from jaxgpt.systems.memory.ingestion import ingest
 from tests.systems.memory.test_model import T, V, make, random_like
 
 pytestmark = pytest.mark.unoptimised
@@ -23,8 +22,12 @@ def system_of(mode, **changes):
     return system, params
 
 
+def ingest(memory, params, text_T, start=0):
+    ingestion.ingest(memory.runtime, memory.store, params, text_T, 0, start)
+
+
 def read_by_sample(system, params, *pieces):
-    memory = documents.Memory(system.host)
+    memory = documents.Memory.empty(system.host)
     for piece in pieces:
         known, key = np.ones((1, len(piece)), bool), jax.random.key(0)
         system.sample(params, piece[None], known, key, memory=memory, document="a")
@@ -59,10 +62,9 @@ MODES = [
 def test_ingested_is_what_sample_reads(mode, changes):
     system, params = system_of(mode, **changes)
     text_T = text(9 * T + 3)  # Eight segments at once, then one at a time.
-    memory, done = documents.Memory(system.host), []
-    ingest(memory, params, text_T, 0, on_progress=done.append)
+    memory = documents.Memory.empty(system.host)
+    ingest(memory, params, text_T)
     assert_same(memory, read_by_sample(system, params, text_T))
-    assert done[-1] == len(text_T) and done == sorted(done)
     # What is ingested is found.
     held = np.asarray(memory.store.entries["key"])[0]
     query = held[None, :1]
@@ -75,8 +77,8 @@ def test_ingested_is_what_sample_reads(mode, changes):
 def test_every_token_has_an_entry_but_where_its_next_is_stored(mode, length):
     system, params = system_of(mode)
     text_T = text(length)
-    memory = documents.Memory(system.host)
-    ingest(memory, params, text_T, 0)
+    memory = documents.Memory.empty(system.host)
+    ingest(memory, params, text_T)
     sampled = read_by_sample(system, params, text_T)
     after = mode == "output"
     for each in (memory, sampled):
@@ -91,12 +93,15 @@ def test_every_token_has_an_entry_but_where_its_next_is_stored(mode, length):
 def test_a_text_goes_on_from_its_documents_end(mode):
     system, params = system_of(mode)
     text_T, at = text(3 * T), T + 3
-    memory, whole = documents.Memory(system.host), documents.Memory(system.host)
-    ingest(memory, params, text_T[:at], 0)
-    ingest(memory, params, text_T, 0, start=at)
+    memory, whole = (
+        documents.Memory.empty(system.host),
+        documents.Memory.empty(system.host),
+    )
+    ingest(memory, params, text_T[:at])
+    ingest(memory, params, text_T, at)
     assert_same(memory, read_by_sample(system, params, text_T[:at], text_T[at:]))
     if mode == "associative":  # The same wherever it was cut.
-        ingest(whole, params, text_T, 0)
+        ingest(whole, params, text_T)
         assert_same(memory, whole)
 
 
@@ -104,8 +109,8 @@ def test_a_text_goes_on_from_its_documents_end(mode):
 def test_a_long_text_leaves_what_fits(eviction):
     changes = {"memory.memory_size": 40, "memory.eviction": eviction}
     system, params = system_of("output", **changes)
-    memory = documents.Memory(system.host)
-    ingest(memory, params, text(9 * T), 0)
+    memory = documents.Memory.empty(system.host)
+    ingest(memory, params, text(9 * T))
     position_E = np.asarray(memory.store.entries["position"])[0]
     first = 0 if eviction == "refuse" else 9 * T - 1 - 40
     assert sorted(position_E) == list(range(first, first + 40))
@@ -119,7 +124,7 @@ def test_only_what_is_shown_is_stored(mode):
     for length in (given + 1, T, T + 1, T + 2, 2 * T + 1, N):
         shown = lambda tokens_T, length=length: min(len(tokens_T), length)
         for callback in (None, lambda out: out.decoded_BT.sum() < length):  # noqa: B023
-            memory = documents.Memory(system.host)
+            memory = documents.Memory.empty(system.host)
             key = jax.random.key(0)
             output = system.sample(
                 *(params, text_1T, known_1T, key),
