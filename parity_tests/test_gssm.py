@@ -77,7 +77,7 @@ def test_states_are_equal_from_the_originals_tables_and_uniform_numbers(name, x6
 @pytest.mark.parametrize("dense", [1, 1 << 20], ids=["factorised", "dense"])
 def test_likelihood_in_float64(name, dense, x64, monkeypatch):
     monkeypatch.setattr(likelihood, "DENSE_STATES", dense)
-    likelihood.nll.clear_cache()
+    likelihood.compute.clear_cache()
     found = measures.gssm(name, "float64")
     assert found["nats of a token"].value <= FLOAT64["nats of a token"]
 

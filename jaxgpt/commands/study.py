@@ -28,20 +28,20 @@ KEYS = {
 FIELDS = "a mapping of config fields"
 # Of results.csv: x may be one of these instead of a field of the grid.
 SIZES = ("parameters", "flops_per_token", "flops", "tokens")
-# What evaluate measures besides, which says nothing new.
+# Figures of evaluate that follow from the others.
 LEFT_OUT = ("perplexity", "bits_per_token", "tokens")
 # A longer value is shown by its place among those of its field.
 LONGEST = 24
-# Fields that a run resolves, so that its config has other text.
+# Fields that training resolves, so that a run's config differs from the study's.
 RESOLVED = ("data.path", "data.tokenizer", "task.path", "gssm.kernels")
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A checked study.
+    """A checked study; config to fit are the keys of its file.
 
-    changes are what distinguishes the runs, points all overrides of each. grid and x
-    are empty where the study lists its points.
+    `changes` has the overrides by which the runs differ, `points` all overrides of
+    each. grid and x are empty where the file lists its points.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Study:
         return "-".join(parts) or "unchanged"
 
     def short(self, key: str, value: str) -> str:
-        """Returns a value of a field as shown in names: v2 if it is a long second."""
+        """Returns a value as shown in names: v2 for the second long one of a field."""
         text = short(value)
         if len(text) <= LONGEST:
             return text
@@ -80,7 +80,7 @@ class Study:
         return before if before.is_dir() else folder / f"{point:03}-{name}"
 
     def _old_label(self, point: int) -> str:
-        """Returns the label from before there were short forms of long values."""
+        """Returns the label in folders of older versions, which are still found."""
         parts = []
         for key, value in self.changes[point].items():
             shown = value if _is_number(value) else pathlib.Path(value).stem
@@ -107,7 +107,7 @@ class Study:
         """Returns the last metrics of a point's run, None unless it is finished.
 
         Raises:
-          UserError: if the run went on after the steps of the point.
+          UserError: if the run has more steps than the point.
         """
         workdir = self.workdir(folder, point)
         rows = read_rows(workdir)
@@ -125,7 +125,7 @@ class Study:
         return rows[-1] if ended and self._is_run_of(workdir, point) else None
 
     def _is_run_of(self, workdir: pathlib.Path, point: int) -> bool:
-        """Returns whether a run has the overrides of a point; if not, train says so."""
+        """Returns whether a run has the overrides of a point; train refuses others."""
         if not (workdir / "config.json").exists():
             return False
         wanted = configs.load(self.config, self.points[point])
@@ -235,19 +235,11 @@ def read_study(name: str) -> Study:
         rule = "gssm with test sequences"
         known = not spec["test"] or config.system == "gssm"
         require(known, f"{where}: system", rule, config.system)
-    return Study(
-        name=path.stem,
-        config=spec["config"],
-        grid=grid,
-        changes=changes,
-        points=points,
-        x=spec["x"],
-        y=spec["y"],
-        lines=spec["lines"],
-        title=str(spec["title"]),
-        test=spec["test"],
-        fit=spec["fit"],
-    )
+    kept = {
+        key: spec[key] for key in ("config", "grid", "x", "y", "lines", "test", "fit")
+    }
+    title = str(spec["title"])
+    return Study(path.stem, changes=changes, points=points, title=title, **kept)
 
 
 def _check_grid(spec: dict[str, Any], where: str) -> None:

@@ -123,10 +123,8 @@ def plot(
             xs = sorted(by_x)
             medians = [statistics.median(by_x[x]) for x in xs]
             joined = numeric and line not in laws
-            style: dict[str, Any] = {"marker": "_", "markersize": 18}
-            style |= {"markeredgewidth": 2}
-            style |= {"linestyle": "-" if joined else "", "color": color}
-            ends = axes.plot(xs, medians, **style)
+            form = "_-" if joined else "_"
+            ends = axes.plot(xs, medians, form, color=color, ms=18, mew=2)
             name = line and f"{short_key(study.lines)} {study.short(study.lines, line)}"
             if line in laws:
                 curve = np.geomspace(xs[0], xs[-1], 100)

@@ -1,4 +1,4 @@
-"""What a trained model is compared with on the same sequences: floor and baselines."""
+"""Baselines on the same sequences as a trained model, and means with their errors."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from jaxgpt.systems.gssm.likelihood import joint_states
 from jaxgpt.systems.gssm.process import GraphProcess
 
-# Added to every count: the half of Krichevsky and Trofimov.
+# Added to every count: the Krichevsky-Trofimov estimator.
 PRIOR = 0.5
-# Minimum number of tokens that unigram and bigram are fitted to.
+# The least number of tokens that unigram and bigram are fitted to.
 FIT_TOKENS = 1 << 18
 
 
@@ -42,7 +42,7 @@ def unigram(fit_NT: np.ndarray, tokens_BT: np.ndarray, vocab_size: int) -> np.nd
 def bigram(fit_NT: np.ndarray, tokens_BT: np.ndarray, vocab_size: int) -> np.ndarray:
     """Returns the score [B, T - 1], in nats, given the token before."""
     pair = lambda tokens: tokens[:, :-1].astype(np.int64) * vocab_size + tokens[:, 1:]
-    # Only pairs that occur are counted: there may be too many to hold.
+    # Only pairs that occur are counted: a table of all may not fit.
     seen, counts = np.unique(pair(fit_NT), return_counts=True)
     before_V = np.bincount(fit_NT[:, :-1].ravel(), minlength=vocab_size)
     target = pair(tokens_BT)
@@ -59,16 +59,16 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def zlib_ratio(tokens_BT: np.ndarray) -> np.ndarray:
-    """Returns compressed by raw bytes of each sequence [B], in the array's own dtype.
+    """Returns the compression ratio of each sequence's bytes [B], in the given dtype.
 
-    A ratio of int64 tokens times 64 is bits per token; of uint8, times 8.
+    Times the bits of the dtype it is bits per token.
     """
     raw = [np.ascontiguousarray(row).tobytes() for row in tokens_BT]
     return np.array([len(zlib.compress(row, 9)) / len(row) for row in raw])
 
 
 def zlib_nats(tokens_BT: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Returns zlib's nats per token [B], of tokens in their smallest dtype."""
+    """Returns zlib's nats per token [B], with tokens in the smallest dtype."""
     dtype = token_dtype(vocab_size)
     return zlib_ratio(tokens_BT.astype(dtype)) * dtype.itemsize * 8 * math.log(2)
 
@@ -91,10 +91,7 @@ def mean(nll_BT: np.ndarray, group: int = 1) -> Mean:
 
 
 def divergence(p_BTV: np.ndarray, log_q_BTV: np.ndarray) -> np.ndarray:
-    """Returns KL(p || q) of distributions along the last axis, [B, T], in nats.
-
-    Its mean over tokens drawn from p is that of log p - log q, to the last digit.
-    """
+    """Returns KL(p || q) of distributions along the last axis, [B, T], in nats."""
     possible = p_BTV > 0
     log_p_BTV = np.log(p_BTV, where=possible, out=np.zeros_like(p_BTV))
     ratio_BTV = np.subtract(
@@ -110,7 +107,7 @@ def summary(
     bounds: Mapping[str, np.ndarray],
     dtype: str,
 ) -> dict[str, Any]:
-    """Returns what the entropy command says of tokens and `process.bounds`."""
+    """Returns the figures of the entropy command for tokens and `process.bounds`."""
     V = process.vocab_size
     found: dict[str, Any] = {}
     group = process.dependent_rows(config.batch_size)

@@ -17,11 +17,11 @@ from jaxgpt.systems.gssm.graph_files import change_nodes, load_graph
 class GSSMConfig(OptionGroup):
     """The graph that sequences are sampled from."""
 
-    # A run keeps the JSON of graph and kernels, and does not need the files any more.
+    # A run keeps graph and kernels as JSON, so that it needs no other files.
     graph: str = option(
         "data/graphs/easy.yaml",
-        "a JSON or YAML file, the JSON, a shipped NAME, or parity:3 and others made by "
-        "hand; gssm.nodes.NODE.FIELD changes a node of it",
+        "a JSON or YAML file, JSON, a shipped NAME, or a handmade graph such as "
+        "parity:3; gssm.nodes.NODE.FIELD changes a node",
     )
     sequences: int = option(0, "train on the first N only; 0 on all", min=0)
     graph_seed: int = option(0, "seed of the kernels", min=0, max=MAX_SEED)
@@ -40,7 +40,7 @@ class GSSMConfig(OptionGroup):
     )
     particles: int = option(
         256,
-        "of a sequence, in estimates of a Bayes floor without closed form",
+        "particles per sequence, to estimate a Bayes floor without closed form",
         min=1,
         max=1 << 20,
         resumable=True,
@@ -60,12 +60,11 @@ class GSSMConfig(OptionGroup):
           changes: {"gssm.nodes.NODE.FIELD": value}, which may be text.
 
         Raises:
-          UserError: for an unknown node or field, or a graph that cannot be.
+          UserError: as `change_nodes`.
         """
         named = config.gssm.kernels
         known = bool(named) and not ORIGINAL_KERNELS.fullmatch(named)
-        prefix, suffix = "gssm.nodes.", ".kernel_type"
-        typed = [key.removeprefix(prefix).removesuffix(suffix)
-                 for key in changes if key.endswith(suffix)]  # fmt: skip
+        nodes = (key.removeprefix("gssm.nodes.").rpartition(".") for key in changes)
+        typed = [name for name, _, field in nodes if field == "kernel_type"]
         graph = load_graph(config.gssm.graph, typed)
         return {"gssm.graph": change_nodes(graph, changes, known).to_json()}

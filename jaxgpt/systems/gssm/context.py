@@ -1,8 +1,8 @@
 """The Bayes floor of a context graph: the best loss without knowing its kernels.
 
-A reader who knows the graph and the Dirichlet distribution that kernels come from, but
-not the kernels, predicts by p(x_{t+1} | x_0 .. x_t) with the kernels integrated out. No
-model of single sequences has a lower expected loss. The clip of kernels is neglected.
+Given the graph and the Dirichlet distribution of the kernels, but not the kernels, the
+best prediction is p(x_{t+1} | x_0 .. x_t) with the kernels integrated out. No model of
+single sequences has a lower expected loss. The clipping of kernels is neglected.
 """
 
 from __future__ import annotations
@@ -24,19 +24,12 @@ def closed_form(
 ) -> np.ndarray:
     """Returns the Bayes floor of a graph that `has_closed_form`, float64.
 
-    The predictive distribution of Dirichlet and multinomial: a token has probability
-    (alpha + n) / (V alpha + n_row), for how often n it has come, of the n_row times
-    that the same row of the kernel was used.
+    The Dirichlet-multinomial predictive distribution: a token has probability
+    (alpha + n) / (V alpha + n_row), if it came n of the n_row times that its row of the
+    kernel was used.
 
-    Args:
-      graph: of the nodes.
-      tokens_NT: integers.
-      first_token: what column 0 holds, as in `sequences.sample_nodes`.
-      wanted: "nll" [N, T - 1] or "predictive" [N, T - 1, V], as of
-        `likelihood.forward`.
-
-    Raises:
-      UserError: as `likelihood.forward`.
+    Arguments and errors are those of `likelihood.forward`; only "nll" [N, T - 1] and
+    "predictive" [N, T - 1, V] can be wanted.
     """
     likelihood.check_tokens(graph, tokens_NT, first_token)
     X = graph.observed
@@ -47,7 +40,7 @@ def closed_form(
     earlier = np.tri(steps, k=-1, dtype=bool)
     found = []
     for old, new in zip(tokens[:, :-1], tokens[:, 1:], strict=True):
-        # Whether the step of a column came before that of a line, from the same row.
+        # [step, earlier step]: whether the earlier one used the same row of the kernel.
         same = earlier & (old[:, None] == old) if X.parents else earlier
         total = V * alpha + same.sum(1)
         if wanted == "predictive":

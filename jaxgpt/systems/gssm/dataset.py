@@ -1,12 +1,12 @@
 """Sequences to train on: sampled as they are needed, or read from an HDF5 file.
 
-A file holds the dataset "tokens" [N, T], in one piece so that it can be memory-mapped,
-on request the latents' states as "latents/NAME", and in its attributes everything it
-was made from; kernels that were given are "kernels/NAME". The name "data" is a link to
-the tokens: as that the original reads them.
+A file holds the dataset "tokens" [N, T], contiguous so that it can be memory-mapped,
+optionally the latents' states as "latents/NAME", in its attributes all settings that it
+was generated with, and kernels that were given as "kernels/NAME". "data", the name by
+which the original reads the tokens, is a link to them.
 
-The original's own files hold "data" alone. What drew them is not known, so that they
-are compared with sequences of the graph.
+The original's own files hold "data" alone. Their graph is unknown, so they are compared
+with sequences of the graph in the config.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from jaxgpt.systems.gssm.process import GraphProcess, make_process, resolve
 FORMAT = "jaxgpt.gssm 1"
 ORIGINAL = "data"  # The original's name of the tokens.
 COMMAND = "python -m jaxgpt.systems.gssm.generate"
-# Sequences of a file that are compared with others, and standard errors between the two
-# that chance does not explain.
+# How many sequences of a file are compared, and the difference in standard errors from
+# which they are those of another graph.
 COMPARED, TOO_FAR = 256, 8
 ROUNDING = 1e-6
 
 
 class OnlineData:
-    """Sequences sampled on the device: no sequence comes twice."""
+    """Sequences sampled on the device; training never sees one twice."""
 
     tokenizer, fingerprint = None, ""
 
@@ -61,7 +61,7 @@ class OnlineData:
     ) -> np.ndarray:
         """Returns the first sequences of a split, int32 [count, length].
 
-        A split has no end: without a count they are `eval_sequences`.
+        A split is endless: the default count is `eval_sequences`.
         """
         c = self.config
         count = count or c.eval_sequences
@@ -93,7 +93,7 @@ class FiniteData(OnlineData):
     def eval_windows(
         self, split: str, length: int, count: int | None = None
     ) -> np.ndarray:
-        """Returns the same sequences every time; of train, spread over the array."""
+        """Returns fixed sequences; those of train are spread over the array."""
         if split != "train":
             return super().eval_windows(split, length, count)
         N = len(self.tokens_NT)
@@ -208,10 +208,10 @@ def open_tokens(name: str, process: GraphProcess) -> np.ndarray:
 
 
 def _compare(name: str, process: GraphProcess, tokens_NT: np.ndarray) -> None:
-    """Says what is not known of a file of the original, unless it is of another graph.
+    """Compares a file of the original with the graph, and logs the result.
 
     Raises:
-      UserError: if its sequences cost what sequences of the graph do not.
+      UserError: if their likelihood is not that of sequences of the graph.
     """
     try:
         likelihood.check_tokens(process.graph, tokens_NT, process.first_token)
@@ -261,10 +261,10 @@ def generate(
       The number of sequences, tokens, bytes and seconds.
 
     Raises:
-      OSError: see `write_dataset`.
+      OSError: as `write_dataset`.
       UserError: if the graph or its kernels cannot be used.
     """
-    tables = resolve(config)  # Its errors come before JAX starts.
+    tables = resolve(config)  # Before JAX starts, which takes longer than its errors.
     backend.set_up_jax()
     began = time.perf_counter()
     shape = (sequences, config.model.block_size + 1)
@@ -286,15 +286,14 @@ def write_dataset(
     chunk_size: int,
     latents: bool = False,
 ) -> None:
-    """Writes a file of sequences: the rows of the training batches, one after another.
+    """Writes a file of sequences: the rows of the training batches in order.
 
     Args:
-      output: the file, which appears once it is whole.
+      output: the file, written atomically.
       config: its seed and batch_size are those of the training batches.
       process: of the sequences.
       shape: (sequences, tokens of each).
-      chunk_size: sequences held in memory at a time, rounded up to whole batches; the
-        file does not depend on it.
+      chunk_size: sequences held in memory at a time, rounded up to whole batches.
       latents: whether their states are written too.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Graphs from files, of ours and of the original, and with other fields of nodes."""
+"""Graphs read from files, ours and the original's, and changed by node fields."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def load_graph(text: str, typed: Collection[str] = ()) -> LatentGraph:
 
     Args:
       text: as above.
-      typed: nodes whose kernel_type is set later, whatever the file says of them.
+      typed: nodes whose kernel_type is overridden, so that no note on it is logged.
 
     Raises:
       UserError: if the file is missing, does not describe a graph, or holds several.
@@ -39,7 +39,7 @@ def load_graph(text: str, typed: Collection[str] = ()) -> LatentGraph:
     if not file.is_file():
         file = find_path(f"data/graphs/{text}.yaml")
     if not file.is_file() and ":" in text:
-        # A file's name may have colons of its own.
+        # The last colon: a file's name may contain others.
         name, _, keys = text.rpartition(":")
         file = find_path(name)
     if not file.is_file():
@@ -68,7 +68,7 @@ def _choose(spec: Any, keys: str, source: str) -> Any:
     """Returns the list of nodes that keys lead to in a file."""
     try:
         found = {".".join(path): nodes for path, nodes in _graphs(spec)}
-    except RecursionError:  # YAML may hold itself.
+    except RecursionError:  # YAML anchors can be recursive.
         raise UserError(f"graph '{source}' is nested too deeply") from None
     chosen = [n for n in found if not keys or n == keys or n.startswith(f"{keys}.")]
     if len(chosen) == 1:
@@ -101,7 +101,7 @@ def _graphs(spec: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple, list
 def _say_kernel_types(
     graph: LatentGraph, entries: Any, typed: Collection[str], source: str
 ) -> None:
-    """Says which kernels the original's newer version would make in another way."""
+    """Logs which kernels would be of another type in the original's newer version."""
     newer = any("observed" in entry or "kernel_type" in entry for entry in entries)
     told = {entry["name"] for entry in entries if "kernel_type" in entry} | {*typed}
     names = [n.name for n in graph.order
@@ -123,11 +123,11 @@ def change_nodes(
       graph: to begin with.
       changes: {"gssm.nodes.NODE.FIELD": value}, which may be text: parents as "Z1,Z2"
         or "[Z1, Z2]".
-      known_kernels: whether the kernels are given, so that none is drawn.
+      known_kernels: whether the kernels are given rather than drawn.
 
     Raises:
-      UserError: for an unknown node or field, a field that only matters to kernels
-        that are drawn, or a graph that cannot be.
+      UserError: for an unknown node or field, a field that has no effect on given
+        kernels, or an invalid graph.
     """
     entries = {node.name: dataclasses.asdict(node) for node in graph.nodes}
     fields = [f.name for f in dataclasses.fields(Node) if f.name != "name"]
@@ -140,7 +140,7 @@ def change_nodes(
             raise UserError(f"{key}: the fields of a node are {', '.join(fields)}")
         if known_kernels and field in ("alpha", "mode", "kernel_type"):
             raise UserError(
-                f"{key} says how kernels are drawn, and gssm.kernels gives them: "
+                f"{key} sets how kernels are drawn, but gssm.kernels gives them: "
                 "remove one of the two"
             )
         entries[name][field] = _read_field(field, value, key)
@@ -148,7 +148,7 @@ def change_nodes(
 
 
 def _read_field(field: str, value: Any, source: str) -> Any:
-    """Returns a field of a node as parsed from text; other fields read their own."""
+    """Parses the text of a field, where `parse_graph` does not."""
     if not isinstance(value, str):
         return value
     if field == "observed":
@@ -161,7 +161,7 @@ def _read_field(field: str, value: Any, source: str) -> Any:
 
 def _decode(text: str, source: str) -> Any:
     with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(text)  # JSON with tabs is not YAML.
+        return json.loads(text)  # First: JSON with tabs is not valid YAML.
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:

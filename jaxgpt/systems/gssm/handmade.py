@@ -1,7 +1,7 @@
 """Graphs made by hand, whose entropy rate is known in closed form.
 
-Each has latents that the tokens determine: the next token's distribution is known to
-who knows the rule, and a model that is above the floor has not learned the rule.
+The tokens determine the latents, so that a model whose loss is above the floor has not
+learned the rule.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxgpt.errors import UserError, require
 from jaxgpt.systems.gssm.graph import HANDMADE, LatentGraph, Node
 from jaxgpt.systems.gssm.kernels import Tables, tables_to_json
 
-# Entries of a kernel.
+# Most entries of a kernel.
 LARGEST = 1 << 22
 
 
@@ -71,7 +71,7 @@ def controller(transitions: ArrayLike, emissions: ArrayLike) -> HandMade:
     moves_SS = np.zeros((S, S))
     for s, v in np.ndindex(S, V):
         moves_SS[s, next_SV[s, v]] += p_SV[s, v]
-    # A step that is taken half of the time leaves the same shares, and no period.
+    # The lazy chain has the same stationary distribution, and no period.
     lazy_SS = np.linalg.matrix_power((moves_SS + np.eye(S)) / 2, 1 << 30)
     share_S = lazy_SS[next_SV[0, 0]] / lazy_SS[next_SV[0, 0]].sum()
     log_p = np.log(p_SV, where=p_SV > 0, out=np.zeros_like(p_SV))
@@ -81,7 +81,7 @@ def controller(transitions: ArrayLike, emissions: ArrayLike) -> HandMade:
 
 
 def copy(symbols: int = 4, length: int = 3) -> HandMade:
-    """Returns random symbols, then the same once more, and so on.
+    """Returns random symbols, then the same again, and so on.
 
     The clock C counts the 2 x length tokens of a round, the register R keeps the
     symbols. The entropy rate is log(symbols) / 2.
@@ -119,7 +119,7 @@ def copy(symbols: int = 4, length: int = 3) -> HandMade:
 
 
 def parity(bits: int = 3) -> HandMade:
-    """Returns random bits, each so many followed by their parity.
+    """Returns random bits; after each group of them comes their parity.
 
     The clock C counts the bits + 1 tokens of a round, P is the parity so far. The
     entropy rate is bits / (bits + 1) log 2.
@@ -139,8 +139,8 @@ def parity(bits: int = 3) -> HandMade:
 def induction(symbols: int = 3, noise: float = 0.2) -> HandMade:
     """Returns tokens that follow each other as they did the last time.
 
-    After a token comes what came after it last (at first 0); with probability noise any
-    symbol, all equally likely. The latent M keeps what came after each symbol, and the
+    After a token comes what came after it last (at first 0), or with probability noise
+    a uniformly random symbol. The latent M keeps what came after each symbol, and the
     token before. The entropy rate is the entropy of that choice.
     """
     V = symbols
@@ -200,7 +200,7 @@ def _check(condition: bool, rule: str, size: int) -> None:
 
 
 def _latent(name: str, state_dim: int, *parents: str) -> Node:
-    return Node(name, state_dim, 1.0, parents)  # Alpha is of kernels that are drawn.
+    return Node(name, state_dim, 1.0, parents)  # Alpha has no effect on given kernels.
 
 
 def _observed(state_dim: int, *parents: str) -> Node:

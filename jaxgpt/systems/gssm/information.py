@@ -1,4 +1,4 @@
-"""What the tokens, and each latent, say of the next token.
+"""The information of the tokens so far, and of each latent, on the next token.
 
 With the tokens so far x = x_0 .. x_t, the belief b(z) of the forward algorithm, and
 G(z, v) = p(x_{t+1} = v | z_t = z, x_t), the joint distribution of one latent's state
@@ -6,9 +6,9 @@ and the next token is
 
     p(z_i = s, v | x) = sum over the z with z_i = s of b(z) G(z, v)
 
-and the information between the two, given these tokens, is exact. Only its mean over x
-is one over samples. Before any token is read not even that: the distribution of
-(z, x_t) is moved through time instead of b.
+The information between the two, given these tokens, is exact; only its mean over x is
+estimated from samples. The prior information, given no token, is exact altogether: the
+distribution of (z, x_t) is moved through time instead of b.
 """
 
 from __future__ import annotations
@@ -34,20 +34,14 @@ LARGEST_TABLE = 1 << 26
 def decompose(
     process: GraphProcess, tokens_NT: np.ndarray, dtype: str = "float64"
 ) -> dict[str, Any]:
-    """Returns entropies and information in nats per predicted token.
+    """Returns the figures that `jaxgpt.gssm.decompose` describes.
+
+    token_entropy and prior_information are exact, the others means over the sequences.
 
     Args:
-      process: that the tokens are of, with known kernels.
-      tokens_NT: integers; the means are over them.
-      dtype: computed in.
-
-    Returns:
-      token_entropy: H(next token); entropy: H(next token | tokens so far); predictable:
-      their difference; entropy_rate: the entropy over the second half of the positions.
-      latents: {name: figures} and all_latents: the same of all of them together, with
-      prior_information: I(state; next token), information: I(state; next token | tokens
-      so far), uncertainty: H(state | tokens so far). *_error are standard errors over
-      sequences; token_entropy and prior_information are exact.
+      process: of the sequences, with known kernels.
+      tokens_NT: integers.
+      dtype: of the computation.
 
     Raises:
       UserError: as `likelihood.forward`; if a token is impossible; for too many joint
@@ -60,7 +54,7 @@ def decompose(
         row, position = np.argwhere(nan_NT)[0].tolist()
         raise UserError(
             f"token {position} of sequence {row}, counted from 0, has probability 0 "
-            "under these kernels: no distribution follows it"
+            "under these kernels: give the kernels that generated it"
         )
     T = tokens_NT.shape[1]
     prior = prior_information(graph, process.tables, T - 1, process.first_token)
@@ -94,14 +88,9 @@ def by_token(
     first_token: str = "start",
     dtype: str = "float64",
 ) -> dict[str, np.ndarray]:
-    """Returns what is given the tokens so far, float64 [B, T - 1], in nats.
+    """Returns figures given the tokens so far, float64 [B, T - 1], in nats.
 
-    Args:
-      graph: of the nodes.
-      tables: of each node.
-      tokens_BT: integers.
-      first_token: what column 0 holds, as in `sequences.sample_nodes`.
-      dtype: computed in.
+    The arguments are those of `likelihood.forward`.
 
     Returns:
       {"entropy": of the next token, NaN after an impossible one; "information/NAME":
@@ -122,10 +111,11 @@ def prior_information(
     steps: int,
     first_token: str = "start",
 ) -> dict[str, np.ndarray]:
-    """Returns the same of each predicted token where none is read, float64 [steps].
+    """Returns the prior figures of each predicted token, float64 [steps].
 
     Returns:
-      {"entropy": of the next token; "information/NAME" and "information": as above}.
+      {"entropy": of the next token; "information/NAME" and "information": as of
+      `by_token`}.
     """
     _check_size(graph)
     skipped = int(first_token == "drawn")
@@ -204,7 +194,7 @@ def _by_token(
     graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array
 ) -> dict[str, jax.Array]:
     table = _next_token(graph, tables)
-    # Of the next token once all latents are known.
+    # The entropy of the next token that remains once all latents are known.
     left = entr(table).sum(-1)
     feedback = _feedback(graph)
 

@@ -50,8 +50,7 @@ def draw_tables(graph: LatentGraph, seed: int, clip: float) -> Tables:
     """
     tables = {}
     for node in graph.order:
-        # By NumPy in float64, so that every host and backend has the same tables. The
-        # key is of the node's place in the list.
+        # By NumPy in float64, so that every host and backend has the same tables.
         key = rng.at(seed, "graph", graph.nodes.index(node))
         generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
         drawn = []
@@ -85,7 +84,7 @@ def draw_context_tables(
 def check_size(graph: LatentGraph, rows: int) -> None:
     """Raises UserError if the context nodes' tables of so many sequences do not fit."""
     size = rows * sum(math.prod(graph.shape(node)) for node in graph.context)
-    # Twice as many where a row is filled up for binary search, indexed by int32.
+    # Binary search pads rows to a power of two, up to twice as many, indexed by int32.
     most = min(memory() // (4 * COPIES), LARGEST_INDEX // 2)
     if size > most:
         raise UserError(
@@ -170,15 +169,15 @@ def draw_as_original(
     older, X = version == "older", graph.observed
     reason = ""
     if graph.has_context:
-        reason = "kernels of context nodes, which are drawn anew"
+        reason = "context nodes, whose kernels are redrawn"
     elif older and any(node.kernel_type == "product" for node in graph.nodes):
         reason = "product kernels, which the older version does not have"
     elif not older and any(X.name in node.parents for node in graph.nodes):
         reason = f"{X.name} as a parent, which the newer version does not have"
     if reason:
         raise UserError(f"gssm.kernels={version}: the graph has {reason}")
-    # A node waits at the end until its parents are made. The older version draws for X
-    # last; the newer one stops there.
+    # In the original's order, on which the draws depend: a node whose parents are not
+    # made goes to the end. The older version draws X last; the newer one stops there.
     waiting = [n for n in graph.nodes if not (older and n.observed)] + [X] * older
     made = {X.name} if older else set()
     tables: Tables = {}
@@ -261,7 +260,7 @@ def check_tables(graph: LatentGraph, arrays: Mapping[str, Any], source: str) -> 
     """Returns the arrays table/NAME as the tables of the nodes that evolve.
 
     Raises:
-      UserError: if one is missing, of no node, of another shape, or no table of
+      UserError: if one is missing, of no node, of another shape, or does not hold
         probabilities.
     """
     tables = {}

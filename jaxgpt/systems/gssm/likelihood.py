@@ -64,7 +64,7 @@ def forward(
     wanted: str = "nll",
     own: Arrays | None = None,
 ) -> Any:
-    """Returns what the forward algorithm says of sequences, as float64.
+    """Returns the likelihood, predictions or beliefs of sequences, as float64.
 
     An impossible token costs infinity, and so does everything after it; beliefs from
     there on, and predictions from the next token on, are 0 throughout.
@@ -74,13 +74,13 @@ def forward(
       tables: of each node, as in kernels.py.
       tokens_BT: integers.
       first_token: what column 0 holds, as in `sequences.sample_nodes`.
-      dtype: computed in.
+      dtype: of the computation.
       wanted: one of
         "nll": -log p(token t + 1 | tokens 0 .. t), [B, T - 1], in nats;
         "predictive": p(next token | tokens 0 .. t), [B, T - 1, V];
         "beliefs": {latent: p(its state at t | tokens 0 .. t), [B, T, states]};
         "joint": p(all latents' states at t | tokens 0 .. t), [B, T, d_1 .. d_n].
-      own: tables that each sequence has for itself, [B, ...], in place of those above.
+      own: tables [B, ...] that differ between sequences, in place of those above.
 
     Raises:
       UserError: if a token is not a state of the observed node, or the joint state
@@ -92,7 +92,7 @@ def forward(
         "beliefs": sum(node.state_dim for node in graph.latents),
         "joint": joint_states(graph),
     }[wanted]
-    function = functools.partial(_FUNCTIONS[wanted], graph)
+    function = functools.partial(compute, graph, wanted=wanted)
     work = 0
     if own:
         dense = joint_states(graph) ** 2 if joint_states(graph) <= DENSE_STATES else 0
@@ -216,43 +216,25 @@ def _gathered_size(graph: LatentGraph, node: Node) -> int:
     return math.prod(graph.shape(node)) // graph.observed.state_dim
 
 
-@functools.partial(jax.jit, static_argnames="graph")
-def nll(graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array) -> jax.Array:
-    """Returns -log p(token t + 1 | tokens 0 .. t), [B, T - 1], from time 0 on."""
-    return scan(graph, tables, tokens_BT, lambda step: -jnp.log(step.p_B))
-
-
-@functools.partial(jax.jit, static_argnames="graph")
-def predictive(graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array) -> jax.Array:
-    """Returns p(next token | tokens 0 .. t), [B, T - 1, V], from time 0 on."""
-    read = lambda step: observe(graph, tables, step.predicted, step.old_B)
-    return scan(graph, tables, tokens_BT, read)
-
-
-@functools.partial(jax.jit, static_argnames="graph")
-def joint(graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array) -> jax.Array:
-    """Returns p(all latents' states at t | tokens 0 .. t), [B, T, d_1 ..]."""
-    first = rest(graph, tables, len(tokens_BT))[:, None]
-    later = scan(graph, tables, tokens_BT, lambda step: step.belief)
-    return jnp.concatenate([first, later], 1)
-
-
-@functools.partial(jax.jit, static_argnames="graph")
-def beliefs(
-    graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array
-) -> dict[str, jax.Array]:
-    """Returns {latent: p(its state at t | tokens 0 .. t), [B, T, states]}."""
-    first = marginals(graph, rest(graph, tables, len(tokens_BT)))
-    later = scan(graph, tables, tokens_BT, lambda step: marginals(graph, step.belief))
-    return {n: jnp.concatenate([first[n][:, None], later[n]], 1) for n in first}
-
-
-_FUNCTIONS = {
-    "nll": nll,
-    "predictive": predictive,
-    "beliefs": beliefs,
-    "joint": joint,
-}
+@functools.partial(jax.jit, static_argnames=("graph", "wanted"))
+def compute(
+    graph: LatentGraph, tables: Arrays, tokens_BT: jax.Array, wanted: str = "nll"
+) -> Any:
+    """Returns what `forward` does, of tokens from the state 0 of time 0 on."""
+    reads: dict[str, Callable[[Step], Any]] = {
+        "nll": lambda step: -jnp.log(step.p_B),
+        "predictive": lambda step: observe(graph, tables, step.predicted, step.old_B),
+        "beliefs": lambda step: marginals(graph, step.belief),
+        "joint": lambda step: step.belief,
+    }
+    found = scan(graph, tables, tokens_BT, reads[wanted])
+    if wanted in ("nll", "predictive"):
+        return found
+    first: Any = rest(graph, tables, len(tokens_BT))
+    if wanted == "beliefs":
+        first = marginals(graph, first)
+    join = lambda one, later: jnp.concatenate([one[:, None], later], 1)
+    return jax.tree.map(join, first, found)
 
 
 class Step(NamedTuple):

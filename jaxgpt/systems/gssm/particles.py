@@ -1,16 +1,17 @@
 """Bounds on the Bayes floor of a context graph where it has no closed form.
 
-Both estimators give Z, whose mean is p(x): by Jensen's inequality the mean of -log Z is
-at least -log p(x). With the truth behind sampled sequences as one of the particles, it
-is an exact draw of the posterior, so the mean of 1 / Z is 1 / p(x), and that of -log Z
-at most -log p(x) (Grosse, Ghahramani and Adams 2015). By position both are differences
-of log Z of the tokens so far; the bounds hold for their sums.
+Both estimators give Z with mean p(x), so that by Jensen's inequality the mean of -log Z
+is at least -log p(x). If one of the particles is the truth behind the sampled sequence,
+which is an exact draw from the posterior, the mean of 1 / Z is 1 / p(x), and that of
+-log Z at most -log p(x) (Grosse, Ghahramani and Adams 2015). The figures by position
+are differences of log Z of the tokens so far; the bounds hold for their sums.
 
 Where every context node's kernel is conjugate, a particle is a path of the latents, and
 kernels are integrated out: given the path so far, a node's next state has probability
-(alpha + n) / (d alpha + n_row), by how often n it came out of that row of inputs. New
-latents are drawn from their exact distribution given the new token: so a particle's
-weight is the token's probability. The truth is the path that was drawn.
+(alpha + n) / (d alpha + n_row), if it came n of the n_row times that its row of the
+kernel was used. New latents are drawn from their exact distribution given the new
+token, so that a particle's weight is the token's probability. The truth is the path
+that was drawn.
 
 Elsewhere a particle is a draw of the kernels, whose weight is the exact likelihood. The
 truth is the kernels that were drawn.
@@ -31,9 +32,9 @@ from jaxgpt.data.arrays import batched
 from jaxgpt.systems.gssm import kernels, likelihood
 from jaxgpt.systems.gssm.graph import LatentGraph, Node, check_memory
 
-# Numbers of all particles of the sequences that are estimated at a time.
+# Numbers held by all particles of the sequences estimated at a time.
 LARGEST_PARTICLES = 1 << 22
-# Copies of them that are allowed for in a step.
+# Copies of the particles that a step may take.
 COPIES = 4
 
 Arrays = Mapping[str, jax.Array]
@@ -56,7 +57,7 @@ def filtered(
       tables: of the other nodes; those of context nodes are not used.
       tokens_NT: integers, from the state 0 of time 0 on.
       count: of particles.
-      key: row n uses what it gives at n.
+      key: of the random numbers; row n folds in n.
       paths: {latent: states [N, T]} behind the tokens, to be one of the particles.
 
     Raises:
@@ -150,7 +151,7 @@ def _weigh(
     def score(key: jax.Array, tokens_T: jax.Array) -> jax.Array:
         drawn = kernels.draw_context_tables(key, graph, clip)
         own = {name: jnp.exp(log_p) for name, log_p in drawn.items()}
-        return likelihood.nll(graph, {**tables, **own}, tokens_T[None])[0]
+        return likelihood.compute(graph, {**tables, **own}, tokens_T[None])[0]
 
     def row(key: jax.Array, row: Arrays) -> jax.Array:
         keys_P = jax.random.split(key, count)
@@ -158,8 +159,9 @@ def _weigh(
         if "known" in row:
             log_p_PT = log_p_PT.at[0].set(-row["known"].cumsum())
         log_z_T = jax.nn.logsumexp(log_p_PT, axis=0) - math.log(count)
-        # Of the first token exactly: each row is used once, and its mean is uniform.
-        first = likelihood.nll(graph, {**tables, **means}, row["tokens"][None, :2])
+        # The first token is exact: no row is used twice, and the mean row is uniform.
+        begin_12 = row["tokens"][None, :2]
+        first = likelihood.compute(graph, {**tables, **means}, begin_12)
         log_z_T = log_z_T.at[0].set(-first[0, 0])
         return -jnp.diff(log_z_T, prepend=0)
 
@@ -240,11 +242,12 @@ def _move(
 def _resample(
     weight_P: jax.Array, u: jax.Array, truth: jax.Array, has_truth: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the particles that go on, [P], and where the truth is among them.
+    """Returns the particles that survive, [P], and the truth's place among them.
 
-    Systematic: place i takes the particle at (i + u) / P of the cumulative weights.
-    With the truth, (its new place) + u is uniform over its own stretch of P times them:
-    the law of both given that the truth goes on.
+    Systematic resampling: place i takes the particle at (i + u) / P of the cumulative
+    weights. To keep the truth, (its new place) + u is drawn uniformly from its own
+    interval of P times the cumulative weights, which is their joint distribution given
+    that the truth survives.
     """
     P = len(weight_P)
     ends_P = weight_P.cumsum() * P
@@ -288,7 +291,8 @@ def _filter(
         log_weight_P = jnp.where(possible, log_weight_P + log_p_P - increment, even_P)
 
         weight_P = jnp.exp(log_weight_P)
-        uneven = jnp.square(weight_P).sum() * P > 2  # Effectively under P / 2.
+        # Resampling adds variance: only where the effective sample size is under P / 2.
+        uneven = jnp.square(weight_P).sum() * P > 2
         chosen_P, place = _resample(weight_P, u[0], truth, has_truth)
         chosen_P = jnp.where(uneven, chosen_P, jnp.arange(P))
         truth = jnp.where(uneven, place, truth)

@@ -57,15 +57,15 @@ class GraphProcess:
         self._context = jax.jit(self._context_tables, static_argnums=1)
 
     def with_tables(self, tables: kernels.Tables) -> GraphProcess:
-        """Returns the process with other kernels; nothing is compiled anew."""
+        """Returns the process with other kernels; what is compiled is shared."""
         other = copy.copy(self)
-        other.__dict__.pop("digest", None)  # Cached, of these kernels.
+        other.__dict__.pop("digest", None)  # It is cached.
         other._use(tables)
         return other
 
     def _use(self, tables: kernels.Tables) -> None:
         for table in tables.values():
-            table.flags.writeable = False  # Sampling has sums of them.
+            table.flags.writeable = False  # The thresholds are made of them once.
         self.tables = tables
         self.thresholds = {
             name: sequences.cumulative(table, jnp.float32)
@@ -74,17 +74,17 @@ class GraphProcess:
 
     @property
     def floor_name(self) -> str:
-        """What the lowest expected loss of any model is called.
+        """The name of the lowest expected loss of any model.
 
-        "exact", by the kernels; "bayes", of a context graph, whose kernels are not
-        known to a reader; "bayes_estimate" where that has no closed form.
+        "exact" given the kernels; "bayes" for a context graph, where a model does not
+        know them; "bayes_estimate" where that has no closed form.
         """
         if not self.graph.has_context:
             return "exact"
         return "bayes" if context.has_closed_form(self.graph) else "bayes_estimate"
 
     def dependent_rows(self, rows: int) -> int:
-        """Returns how many neighbouring held-out sequences share drawn kernels."""
+        """Returns how many consecutive held-out sequences share drawn kernels."""
         return rows if self.graph.has_context and not self.by_sequence else 1
 
     def sample(
@@ -281,7 +281,7 @@ class GraphProcess:
         )
 
     def check_given(self, tokens_BT: np.ndarray, source: str) -> None:
-        """Raises UserError if nothing of tokens that a user has is predicted."""
+        """Raises UserError if no token of a user's sequences is predicted."""
         if tokens_BT.shape[1] < 2:
             raise UserError(
                 f"'{source}' has rows of 1 token: give 2 or more, since the first is "
@@ -289,17 +289,16 @@ class GraphProcess:
             )
 
     def check_known(self, source: str, wanted: str) -> None:
-        """Raises UserError if what is wanted needs kernels that are not known.
+        """Raises UserError if what is wanted needs kernels that are redrawn.
 
-        Without them there is the Bayes floor where it has a closed form, "nll" and
-        "predictive"; neither beliefs nor a decomposition.
+        A Bayes floor with a closed form needs none: its "nll" and "predictive".
         """
         bayes = self.floor_name == "bayes" and wanted in ("nll", "predictive")
         if self.graph.has_context and not bayes:
             remedy = "; gssm.estimate_nll needs none" if wanted == "nll" else ""
             raise UserError(
-                f"the kernels of a context graph are drawn anew, and {wanted} needs "
-                f"those of '{source}': give them with --kernels{remedy}"
+                f"the kernels of a context graph are redrawn, and {wanted} needs those "
+                f"of '{source}': give them with --kernels{remedy}"
             )
 
     @functools.cached_property
@@ -336,7 +335,7 @@ def resolve(config: ConfigDict) -> kernels.Tables | None:
     if made := handmade.read(c.graph):
         if c.kernels:
             raise UserError(
-                f"gssm.graph '{c.graph}' has kernels of its own: leave out gssm.kernels"
+                f"gssm.graph '{c.graph}' has its own kernels: leave out gssm.kernels"
             )
         named = c.graph
         config.update_from_flattened_dict(made.fields())
@@ -368,7 +367,7 @@ def make_process(
     graph = load_graph(c.graph)
     if unused := [node.name for node in graph.nodes if node not in graph.order]:
         log(
-            f"note: {', '.join(unused)} of the graph: no path leads from there to "
+            f"note: {', '.join(unused)} of the graph: no path leads to "
             f"{graph.observed.name}, so it is left out"
         )
     if tables is not None:

@@ -1,4 +1,4 @@
-"""Searches for a graph of a wanted floor, and of a wanted gap to a bigram model."""
+"""Searches for a graph with a given floor, and a given gap to a bigram model."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from jaxgpt.systems.gssm.graph_files import load_graph
 from jaxgpt.systems.gssm.kernels import draw_tables
 from jaxgpt.systems.gssm.process import make_process
 
-# Powers of ten that alphas are scaled by at first, and how the steps of what follows
-# shrink: alpha is found to 2 %.
+# Powers of ten that alphas are scaled by at first, and how far the steps of the search
+# around the best shrink: alpha is found to 2 %.
 COARSE = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 FIRST_STEP, LAST_STEP = 0.25, 0.01
-# About the most that floor and gap change, in nats, where alphas grow tenfold.
+# About the most that floor and gap change, in nats, when alphas grow tenfold.
 SLOPE = 2.0
-# Of the coarse scales of the first seed, how many of the best are tried with others.
+# How many of the best coarse scales of the first seed are tried with other seeds.
 KEPT = 5
 
 Scales = tuple[float, ...]
@@ -35,10 +35,10 @@ Scales = tuple[float, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A graph that was tried: its figures in nats per token, and how far off they are.
+    """A graph that was tried; all figures are in nats per token.
 
     Attributes:
-      distance: largest difference from what is wanted, in nats.
+      distance: the largest difference from the targets.
     """
 
     graph: LatentGraph
@@ -52,20 +52,20 @@ class Found:
 def find(
     args: argparse.Namespace, config: ConfigDict, output: pathlib.Path
 ) -> dict[str, Any]:
-    """Carries out the difficulty command.
+    """Searches for a graph, and writes it as YAML.
 
     Args:
-      args: its options.
+      args: of the difficulty command.
       config: of the graph to begin with.
-      output: where the graph goes.
+      output: the file.
 
     Returns:
-      Its figures, and how many graphs were tried.
+      The figures of the graph, and how many were tried.
 
     Raises:
-      UserError: for a graph whose kernels are given or redrawn for every batch, unknown
-        nodes, or if the file cannot be written.
-      CheckError: if none of the graphs tried is as wanted; names the nearest.
+      UserError: for a graph whose kernels are given or redrawn, unknown nodes, or if
+        the file cannot be written.
+      CheckError: if no graph is within the tolerance; names the nearest.
     """
     search = Search(args, config)
     found = search.run()
@@ -77,8 +77,15 @@ def find(
             f"{found.bigram_gap:.3f} (graph_seed {found.seed}; alphas {alphas}). "
             f"--tolerance={math.ceil(1000 * found.distance) / 1000:g} takes it"
         )
-    with os_errors(f"--output '{output}' cannot be written"):
-        write(found, output)
+    with (
+        os_errors(f"--output '{output}' cannot be written"),
+        atomic_write(output) as stream,
+    ):
+        stream.write(
+            f"# With gssm.graph_seed={found.seed} the floor is {found.floor:.3f} nats "
+            f"per token, and a bigram model {found.bigram_gap:.3f} above it.\n"
+            f"{found.graph.to_yaml()}"
+        )
     return {
         "output": str(output),
         "graph_seed": found.seed,
@@ -89,20 +96,6 @@ def find(
     }
 
 
-def write(found: Found, output: pathlib.Path) -> None:
-    """Writes the graph as YAML, with its seed and figures in a comment.
-
-    Raises:
-      OSError: if it cannot be written.
-    """
-    with atomic_write(output) as stream:
-        stream.write(
-            f"# With gssm.graph_seed={found.seed} the floor is {found.floor:.3f} nats "
-            f"per token, and a bigram model {found.bigram_gap:.3f} above it.\n"
-            f"{found.graph.to_yaml()}"
-        )
-
-
 class Search:
     """Tries scales of alphas by graph seed, coarse ones, then some around the best."""
 
@@ -110,10 +103,10 @@ class Search:
         """Checks the graph; see `find`."""
         self.args, self.config, c = args, config, config.gssm
         self.graph = load_graph(c.graph)
-        c.graph = self.graph.to_json()  # What is said of a file is said once.
+        c.graph = self.graph.to_json()  # A file's notes are logged once.
         if c.kernels or self.graph.has_context:
             raise UserError(
-                "difficulty changes alphas, from which kernels are drawn once: omit "
+                "difficulty changes the alphas of kernels that are drawn once: omit "
                 "gssm.kernels and context nodes"
             )
         known = [node.name for node in self.graph.order]
@@ -171,7 +164,7 @@ class Search:
                 if found.distance < self.measure(seed, nearest).distance:
                     nearest = to
             if nearest == at:
-                # A graph that is nearer by more is not among these.
+                # Smaller steps cannot make up for more than SLOPE times their size.
                 left = self.measure(seed, at).distance - self.args.tolerance
                 step = step / 2 if left < SLOPE * step else 0.0
             at = nearest
@@ -191,19 +184,10 @@ class Search:
         return Found(graph, seed, floor.value, floor.error, gap, distance)
 
     def _scaled(self, scales: Scales) -> LatentGraph:
-        """Returns the graph with other alphas, of three digits, as they are written."""
-        factor = {
-            name: 10**scale
-            for group, scale in zip(self.groups, scales, strict=True)
-            for name in group
-        }
-        return LatentGraph(
-            tuple(
-                dataclasses.replace(
-                    node, alpha=float(f"{node.alpha * factor[node.name]:.3g}")
-                )
-                if node.name in factor
-                else node
-                for node in self.graph.nodes
-            )
-        )
+        """Returns the graph with scaled alphas, in the three digits of the file."""
+        nodes = {node.name: node for node in self.graph.nodes}
+        for group, scale in zip(self.groups, scales, strict=True):
+            for name in group:
+                alpha = float(f"{nodes[name].alpha * 10**scale:.3g}")
+                nodes[name] = dataclasses.replace(nodes[name], alpha=alpha)
+        return LatentGraph(tuple(nodes.values()))

@@ -105,8 +105,8 @@ class Associative(Mode):
         vector_BTMW = self.storable_vector(state_BTMD)
         keep_BTM = self.store_probability(state_BTMD)
         if lookup.decision_key is not None:
-            # Only an entry that is really missing teaches what to store, not one of
-            # half its weight. The gradient is that of the probability.
+            # Straight-through: the weight is a sampled 0 or 1, since only an entry that
+            # is really missing teaches what to store, with the probability's gradient.
             kept_BTM = jax.random.bernoulli(lookup.decision_key, keep_BTM)
             kept_BTM = kept_BTM.astype(keep_BTM.dtype)
             keep_BTM = keep_BTM + jax.lax.stop_gradient(kept_BTM - keep_BTM)

@@ -1,4 +1,4 @@
-"""What a memory holds: a tree of arrays on the device, which are the source of truth.
+"""The entries of a memory: a tree of arrays on the device, the source of truth.
 
 Dimension key, in addition to that of `model.transformer`:
 
@@ -62,8 +62,8 @@ def empty(
 def next_version(entries: Entries) -> Entries:
     """Returns entries as the index will see them at its next update.
 
-    Whoever hands changed entries to the index calls this once: a search with entries
-    of any other version is an error.
+    To be called once before changed entries are given to the index: a search with
+    entries of another version is an error.
     """
     return entries | {"version": entries["version"] + jnp.array([0, 1], jnp.int32)}
 
@@ -131,8 +131,8 @@ def _slots_to_fill(entries: Entries, eviction: str, count: int) -> jax.Array:
     if eviction == "weakest":
         strength_RE = jnp.where(used(entries), entries["strength"], -1)
         return jnp.lexsort((entries["id"], strength_RE), 1)[:, :count]
-    # Float32 of the same order, all of them normal numbers: of integers XLA's top_k
-    # sorts the whole row. Free slots, whose id is -1, come first.
+    # Ids as float32 in the same order, all normal numbers, since XLA's top_k of
+    # integers sorts the whole row. Free slots, with id -1, come first.
     bits_RE = entries["id"] + (1 << 23) + 1
     return jax.lax.top_k(-jax.lax.bitcast_convert_type(bits_RE, jnp.float32), count)[1]
 

@@ -18,26 +18,23 @@ DISTANCES = (1, 16, 64, 256, 1024, 4096)
 
 
 class Predictions(NamedTuple):
-    """Of each target [N, T]: nats, the likeliest token, whether its input is stored."""
+    """Of each target [N, T]: its nats, float64, and the likeliest token, int32."""
 
     nll_NT: np.ndarray
     likeliest_NT: np.ndarray
-    keep_NT: np.ndarray
 
 
 @functools.partial(jax.jit, static_argnames=("runtime", "reading"), donate_argnums=2)
 def _score_segment(runtime: MemoryRuntime, params, state, batch, reading: str):
-    state, read, keep_BT = runtime.read(params, state, batch, reading)
+    state, read, _ = runtime.read(params, state, batch, reading)
     nll_BT = layers.cross_entropy(read.logits_BTV, batch["tokens"][:, 1:])
-    return state, (nll_BT, read.logits_BTV.argmax(-1), keep_BT)
+    return state, (nll_BT, read.logits_BTV.argmax(-1))
 
 
 def read_documents(
     runtime: MemoryRuntime, params: dict, segments: Segments, rows: int, reading: str
 ) -> Predictions:
-    """Reads each document from its beginning, with a memory of its own.
-
-    The training memory is not touched.
+    """Reads each document from its beginning, with its own new memory.
 
     Args:
       runtime, params: of the model.
@@ -45,13 +42,13 @@ def read_documents(
       rows: how many documents are read at a time, at most.
       reading: "on", "off" or "shuffled": the memory of the next row's document.
     """
-    # Documents of similar length share a batch: one that has ended waits for the rest.
+    # Documents of similar length share a batch, which lasts as long as the longest.
     streams = sorted(segments.streams(), key=len, reverse=True)
     rows = max(min(rows, len(streams)), 2 if reading == "shuffled" else 1)
     parts: list[Any] = [None] * len(segments)
     for first in range(0, len(streams), rows):
         real = streams[first : first + rows]
-        # The last batch is filled up: another shape would have to be compiled.
+        # The last batch is padded: another shape would have to be compiled.
         group = (real + streams * rows)[:rows]
         store, state = runtime.open(rows)
         for nth in range(len(real[0])):
@@ -64,8 +61,8 @@ def read_documents(
                 if nth < len(stream):
                     parts[stream[nth]] = np.stack([array[row] for array in found])
         runtime.close(store)
-    nll, likeliest, keep = np.stack(parts, 1)
-    return Predictions(nll.astype(np.float64), likeliest.astype(np.int32), keep)
+    nll, likeliest = np.stack(parts, 1)
+    return Predictions(nll.astype(np.float64), likeliest.astype(np.int32))
 
 
 def report(

@@ -1,4 +1,4 @@
-"""What the file of a memory says of itself, read without loading NumPy."""
+"""The header of a memory's file, read without loading NumPy."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any, NamedTuple
 from jaxgpt.errors import UserError
 
 VERSION = 2
-LONGEST = 1 << 28  # Bytes of a header: it has a few for each text that was read.
+LONGEST = 1 << 28  # Bytes of a header, of which each text that was read takes a few.
 
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a memory is, besides its arrays.
+    """All that a memory's file holds besides its arrays.
 
     Attributes:
       names: of the documents.
       entries: how many each has.
       reads: [document, tokens] of every text that was read, in order.
-      settings: of the mode: those that must agree with a model's.
+      settings: those that must agree with a model's.
       index: settings of the index.
-      memory_size: most entries it has room for.
+      memory_size: how many entries there is room for.
       written_by: `Run.fingerprint` of the model that wrote it.
       evicted: whether entries were evicted that a document still lacks.
       dtype: of keys and values in the file.
@@ -66,10 +66,10 @@ class Document(NamedTuple):
     """A document of a memory.
 
     Attributes:
-      name: it is known by.
-      entries: that the memory has of it.
-      tokens: that were read.
-      kept: the share of the entries that its tokens can have; 1.0 is all.
+      name: its name.
+      entries: how many the memory has of it.
+      tokens: how many were read.
+      kept: entries as a share of those that its tokens can have.
     """
 
     name: str

@@ -17,12 +17,12 @@ from jaxgpt.systems.memory.config import IndexConfig
 
 # FAISS's own minimum: clusters learned from fewer vectors each are poor.
 VECTORS_PER_CLUSTER = 39
-# FAISS wants 39 for each of a codebook's 256 words too, but this many already do.
+# FAISS recommends 39 for each of a codebook's 256 words too, but this many suffice.
 CODEBOOK_VECTORS = 2048
 # Share of a graph's nodes that may be deleted before it is rebuilt.
 DELETED_SHARE = 0.5
-# Vectors that a graph is extended by. FAISS takes time for every node there is before
-# it adds the first, so that one by one a large graph would take forever.
+# Vectors that a graph is extended by. Each call of FAISS's add takes time linear in the
+# size of the graph, so that one at a time they would take quadratic time.
 GRAPH_BLOCK = 64
 # One call at a time: FAISS's threads and XLA's share the same cores.
 LOCK = threading.RLock()
@@ -105,8 +105,8 @@ class FlatIndex:
     def _set_up_faiss(self, by_matrices: bool = True) -> None:
         """Sets what is global in FAISS: threads, and how vectors are compared.
 
-        Matrix products are faster from about 8 vectors on, but the last bits that one
-        vector gets then depend on the others; otherwise each is compared by itself.
+        Matrix products are faster from about 8 vectors on, but then the last bits of
+        one vector's distances depend on the others.
         """
         self.faiss.omp_set_num_threads(self.config.threads)
         never, cvar = np.iinfo(np.int32).max, cast(Any, self.faiss.cvar)
@@ -123,7 +123,7 @@ class FlatIndex:
     def _nearest(self, queries: np.ndarray, k: int) -> np.ndarray:
         if self._packed is None:
             slots = np.flatnonzero(self.used)
-            dense = len(slots) == slots[-1] + 1  # Then a view will do, without a copy.
+            dense = len(slots) == slots[-1] + 1  # Then a view needs no copy.
             vectors = self.vectors[: len(slots)] if dense else self.vectors[slots]
             self._packed = slots, vectors
         slots, vectors = self._packed
@@ -188,7 +188,7 @@ class IVFIndex(FlatIndex):
         before, trained_at = int(self.used.sum()) - len(slots), None
         due = max(0, self.trained_on - self.writes, self.min_vectors - before)
         while due <= len(slots):
-            # Nothing is left of a training when the next one is due as well.
+            # Only the last training that is due has an effect.
             trained_at, due = due, due + before + due
         if trained_at is not None:
             slots, vectors = slots[trained_at:], vectors[trained_at:]
@@ -218,8 +218,8 @@ class IVFIndex(FlatIndex):
         """Returns the clusters with their lists."""
         state = {"writes": np.array([self.writes, self.trained_on], np.int64)}
         if self.index is not None:
-            # Where in the lists a slot is follows from them; the hash table that says
-            # so has an order of its own.
+            # The direct map follows from the lists, but the order of its hash table
+            # differs from process to process: states would not be bit-equal.
             with LOCK:
                 self.index.set_direct_map_type(self.faiss.DirectMap.NoMap)
                 state["index"] = self.faiss.serialize_index(self.index)
@@ -229,8 +229,8 @@ class IVFIndex(FlatIndex):
     def restore(self, slots, vectors, state) -> None:
         """See `FlatIndex.restore`."""
         super().restore(slots, vectors, state)
-        # Older checkpoints have the writes alone: the clusters were learned again after
-        # as many as there are slots.
+        # Older checkpoints hold only the writes: in their version the clusters were
+        # learned again after as many writes as there are slots.
         numbers = [*state["writes"].tolist(), len(self.used)]
         self.writes, self.trained_on = numbers[:2]
         self.index = self._deserialize(state["index"]) if "index" in state else None
@@ -275,10 +275,10 @@ class IVFPQIndex(IVFIndex):
 
 
 class HNSWIndex(FlatIndex):
-    """A graph of near neighbours. FAISS removes no node: searches skip the deleted.
+    """A graph of near neighbours. FAISS removes no nodes: searches skip deleted ones.
 
-    It grows by blocks of `GRAPH_BLOCK` nodes. Those that do not fill a block yet, the
-    last of `slot_of`, are searched exactly.
+    It grows by blocks of `GRAPH_BLOCK` nodes. The last nodes, which do not fill a block
+    yet, are searched exactly.
     """
 
     def __init__(self, slots: int, width: int, config: IndexConfig):
@@ -297,7 +297,7 @@ class HNSWIndex(FlatIndex):
         self.node_of[slots] = len(self.slot_of) + np.arange(len(slots))
         self.slot_of = np.concatenate([self.slot_of, slots.astype(np.int32)])
         self.alive = np.concatenate([self.alive, np.ones(len(slots), bool)])
-        self.faiss.omp_set_num_threads(1)  # More would link them in any order.
+        self.faiss.omp_set_num_threads(1)  # More would link nodes in a random order.
         while (first := self.index.ntotal) + GRAPH_BLOCK <= len(self.slot_of):
             # A serialized graph does not keep the state of its generator: reseeded, a
             # restored one grows like one that was never stored.
@@ -307,7 +307,7 @@ class HNSWIndex(FlatIndex):
     def _delete(self, slots: np.ndarray) -> None:
         self.alive[self.node_of[slots]] = False
         self.node_of[slots] = -1
-        # Those that are in no block yet need not be skipped: they go.
+        # Nodes in no block yet can be removed.
         linked = self.index.ntotal
         kept = self.alive | (np.arange(len(self.alive)) < linked)
         self.slot_of, self.alive = self.slot_of[kept], self.alive[kept]
@@ -332,7 +332,7 @@ class HNSWIndex(FlatIndex):
             more = self.faiss.knn(queries, waiting, count, metric=self.metric)
             far = np.concatenate([far, more[0]], 1)
             nodes = np.concatenate([nodes, linked + more[1]], 1)
-            # Of nodes that were not found the distance is the worst there is.
+            # FAISS gives nodes that were not found the worst distance.
             order = np.argsort(-far if self.inner else far, 1, kind="stable")[:, :k]
             nodes = np.take_along_axis(nodes, order, 1)
         return np.where(nodes < 0, -1, self.slot_of[nodes])

@@ -43,8 +43,8 @@ def add_allow_other_model(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--allow_other_model",
         action="store_true",
-        help="read a --memory that other weights or another tokenizer have written; it "
-        "is not written to",
+        help="read a --memory that other weights or another tokenizer have written, "
+        "without writing to it",
     )
 
 
@@ -52,8 +52,8 @@ def overrides(config: ConfigDict, path: pathlib.Path) -> dict[str, str]:
     """Returns the settings with which a run reads a memory.
 
     Args:
-      config: of the run; of a causal one the memory is of mode output.
-      path: of the memory; its room and index stay as they are.
+      config: of the run; a causal one reads it in mode output.
+      path: of the memory, whose size and index are kept.
     """
     found = {}
     if config.system == "causal":
@@ -92,7 +92,7 @@ def writing(path: pathlib.Path) -> Iterator[None]:
 
 
 def said(document: Document) -> str:
-    """Returns a line on how much of a document a memory has."""
+    """Returns how much of a document a memory has, as text."""
     return (
         f"'{document.name}' keeps {document.entries:,} entries of "
         f"{document.tokens:,} tokens ({document.kept:.0%})"
@@ -112,24 +112,24 @@ class MemoryOptions:
     def add_to(self, group: argparse._ArgumentGroup) -> None:
         """Adds the options."""
         group.add_argument(
-            "--memory", help="a file it is read from, if it is there, and written to"
+            "--memory", help="file of the memory, read if it exists, and written"
         )
         group.add_argument(
             "--document",
             type=str,
             default="",
-            help="name of this text in the memory; default text N",
+            help="name of this text in the memory (default text N)",
         )
         group.add_argument(
-            "--explain", action="store_true", help="what each token was predicted with"
+            "--explain",
+            action="store_true",
+            help="show the entries that each token was predicted with",
         )
-        group.add_argument(
-            "--forget", help="remove this document from --memory, and end"
-        )
+        group.add_argument("--forget", help="only remove this document from --memory")
         add_allow_other_model(group)
 
     def check(self, args: argparse.Namespace) -> None:
-        """Raises UserError if they are incompatible with each other."""
+        """Raises UserError if they are incompatible."""
         if args.forget and not args.memory:
             raise UserError("--forget needs --memory, the file to forget it in")
         one = not args.memory or args.num_samples == 1
@@ -221,7 +221,7 @@ class MemorySession:
         return output
 
     def describe(self, samples, output, prompt_length, tokenizer) -> None:
-        """Adds, with --explain, what each generated token was predicted with.
+        """Adds, with --explain, the entries that each token was predicted with.
 
         "memories" holds for each token {"token", "memories": [{"weight", "document",
         "position", "text"}]}, most used first; the text is that around the position.

@@ -1,8 +1,8 @@
-"""A task that cannot be solved without a memory: facts, asked for when out of sight.
+"""Recall, a task that cannot be solved without a memory.
 
-A document states `FACTS` pairs of a key and a random value, and then asks for each: the
-key is repeated, and its value is to be predicted. A segment holds a quarter of it, so
-that every fact has left the window when it is asked for.
+A document states `FACTS` pairs of a key and a random value, then repeats each key,
+after which its value must be predicted. A segment holds a quarter of the document, so
+that every fact has left the window when it is needed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PARTS = 4
 
 
 class RecallData:
-    """Documents drawn as they are needed; none is drawn twice."""
+    """Documents drawn as they are needed, each once."""
 
     tokenizer, fingerprint = None, ""
     vocab_size = KEYS + VALUES
@@ -34,7 +34,8 @@ class RecallData:
     ) -> Segment:
         """Returns the segments that rows read at a step.
 
-        A quarter of the rows each begin, continue, are asked, and are asked on.
+        A quarter of the rows each read the first segment of a document, the second, the
+        third and the last.
         """
         del length
         text = np.empty((size, PARTS * SEGMENT + 1), np.int32)

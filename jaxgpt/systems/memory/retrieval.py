@@ -33,8 +33,8 @@ def make_search(stores: dict[int, Store], k: int) -> Search:
     """
 
     def on_host(version_2, row_B, query_BTGK):
-        # NumPy, not jax.numpy: a computation started here would wait for the one that
-        # waits for this callback.
+        # NumPy, not jax.numpy: a computation started here would deadlock, waiting for
+        # the one that waits for this callback.
         version_2 = np.asarray(version_2)
         store = stores.get(int(version_2[0]))
         if store is None:
@@ -47,7 +47,7 @@ def make_search(stores: dict[int, Store], k: int) -> Search:
 
     def search(version_2, row_B, query_BTGK):
         query_BTGK = jax.lax.stop_gradient(query_BTGK).astype(jnp.float32)
-        # Each device for its own rows: XLA would gather all queries on one of them.
+        # Each device searches for its rows: XLA would gather all queries on one.
         rows = PartitionSpec(BATCH)
         split = sharding.by_device(call, (PartitionSpec(), rows, rows), rows)
         return split(version_2, row_B, query_BTGK)

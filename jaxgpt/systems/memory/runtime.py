@@ -60,7 +60,7 @@ class MemoryRuntime(HostState):
     def open(self, rows: int) -> tuple[Store, Carried]:
         """Returns an empty memory that compiled programs can search.
 
-        Call `close` when it is no longer used.
+        `close` frees it.
         """
         serial = next(self._serials)
         state = self.recurrent_state(rows, serial)
@@ -68,7 +68,7 @@ class MemoryRuntime(HostState):
         return self.stores[serial], state
 
     def close(self, store: Store) -> None:
-        """Frees a memory of `open`."""
+        """Frees a memory that `open` returned."""
         del self.stores[int(store.version[0])]
 
     def recurrent_state(self, rows: int, serial: int = TRAINING) -> Carried:
@@ -131,8 +131,8 @@ class MemoryRuntime(HostState):
         Args:
           state: the memory.
           reading: "on", "shuffled" or "off".
-          store_row_B: of training, which rows of the store these are; None is the first
-            ones, and searches where it can in the compiled program.
+          store_row_B: of training, which rows of the store these are; None takes the
+            first ones, and searches in the compiled program where that is possible.
           decision_key: see `Lookup`.
         """
         row_B = jnp.arange(len(state["recent"])) % len(state["entries"]["id"])
@@ -148,8 +148,8 @@ class MemoryRuntime(HostState):
     def search_of(self, entries: Entries, k: int) -> Search:
         """Returns a search of entries whose rows are those of their store.
 
-        Exact search needs no index. XLA keeps programs that do not call the host in its
-        disk cache, so that they are not compiled again by every command.
+        Exact search needs no index, and XLA's disk cache keeps only programs that do
+        not call the host: with others every command would compile again.
         """
         if self.memory.index_type == "flat":
             return exact_search(entries, self.index_config.metric, k)

@@ -2,8 +2,8 @@
 
 The arrays (`entries`) are the source of truth; the index follows their stamps. XLA may
 drop, repeat or hoist a callback, so a compiled step only searches: what it writes are
-outputs of its own, and between two steps `update` brings the index up to date. A search
-for entries of another version than the index has is an error, not an outdated answer.
+outputs, and between two steps `update` brings the index up to date. A search for
+entries of another version than the index has is an error, not an outdated answer.
 """
 
 from __future__ import annotations
@@ -138,9 +138,9 @@ class Store:
     def forget_document(self, document: int) -> int:
         """Removes every entry of a document from all rows; returns how many.
 
-        What is left is as if it had never been written: entries move and have new ids,
-        later documents are numbered one less, and the index is made anew. What its
-        entries had evicted does not come back.
+        The others are as if it had never been written: they move and get new ids, later
+        documents are numbered one less, and the index is rebuilt. What its entries had
+        evicted does not come back.
         """
         gone_RE = np.asarray(self.entries["document"]) == document
         gone_RE &= self.stamps >= 0

@@ -96,8 +96,7 @@ def test_they_are_the_sums_over_all_paths(nodes):
 @pytest.mark.parametrize("nodes", [MIXED, PRODUCT], ids=["mixed", "product"])
 def test_predictions_have_the_exact_likelihood(nodes, dense, first_token, monkeypatch):
     monkeypatch.setattr(likelihood, "DENSE_STATES", dense)
-    likelihood.nll.clear_cache()
-    likelihood.predictive.clear_cache()
+    likelihood.compute.clear_cache()
     process = make(nodes, first_token=first_token)
     tokens = np.asarray(process.sample(0, "val", 0, 5, 40))
     p = process.score(tokens, "float64", "predictive")

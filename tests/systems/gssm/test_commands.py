@@ -368,7 +368,7 @@ def test_nodes_may_have_the_names_that_numpy_uses(tmp_path, capsys):
         (entropy, ["--graph={0}/g.json", "--beliefs={0}"], "is a folder"),
         (entropy, ["--graph={0}/g.json", "--tokens={0}/none.npy"], "not an .npy file"),
         (entropy, ["--graph={0}/g.json", "--tokens={0}/none.h5"], "does not exist"),
-        (entropy, ["--graph=parity", "--kernels={0}/k.npz"], "has kernels of its own"),
+        (entropy, ["--graph=parity", "--kernels={0}/k.npz"], "has its own kernels"),
         (entropy, ["--graph={0}/g.json:Z1"], "names no graph of its file"),
         (
             entropy,

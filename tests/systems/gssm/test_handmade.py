@@ -129,7 +129,7 @@ def test_arguments_that_cannot_be_are_one_line(text, expected):
 def test_no_other_kernels_or_nodes_go_with_them():
     changed = {"gssm.graph": "parity", "gssm.kernels": "K.npz"}
     config = configs.override(configs.base(), changed)
-    assert "'parity' has kernels of its own" in refusal(make_process, config)
+    assert "'parity' has its own kernels" in refusal(make_process, config)
     expected = "a handmade graph has its own kernels"
     assert expected in refusal(gssm.Graph, "parity", kernels={})
     nodes = {"gssm.graph": "parity:3", "gssm.nodes.X.alpha": 2}

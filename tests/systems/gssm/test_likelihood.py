@@ -40,7 +40,7 @@ def enumerated(process, tokens):
 @pytest.mark.parametrize("nodes", [MIXED, PRODUCT, CHAIN], ids=["mixed", "prod", "X"])
 def test_it_is_the_sum_over_all_paths(nodes, dense, monkeypatch):
     monkeypatch.setattr(likelihood, "DENSE_STATES", dense)
-    likelihood.nll.clear_cache()
+    likelihood.compute.clear_cache()
     process = make(nodes)
     tokens = np.asarray(process.sample(0, "val", 0, 2, 6))
     found = process.score(tokens, "float64")
