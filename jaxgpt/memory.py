@@ -76,12 +76,12 @@ def command(argv: list[str]) -> None:
     ingest.add_argument(
         "--memory_size",
         type=int,
-        help="room for this many entries; default: for all, at least what there is",
+        help="maximum entries (default: what all documents need, never less than now)",
     )
     ingest.add_argument(
         "--dtype",
         choices=["float32", "float16"],
-        help="of keys and values in the file; default float32, or what it is",
+        help="of keys and values in the file (default: as it is, float32 if new)",
     )
     query = parser.add_argument_group("of query")
     query.add_argument("--k", type=int, default=5, help="entries to show")
@@ -137,7 +137,7 @@ def _list(path: pathlib.Path, as_json: bool) -> None:
 
 
 def _check(args: argparse.Namespace, overrides: dict[str, str]) -> None:
-    """Raises UserError for options that contradict each other."""
+    """Raises UserError for options that are incompatible."""
     action, words = args.action, len(args.words)
     if action in ("ingest", "query") and not args.workdir:
         raise UserError(f"{action} needs --workdir, the run that reads the memory")

@@ -41,9 +41,9 @@ class Found:
       document: its name.
       position: of the entry's token in the document, from 0.
       text: some tokens before and after the position.
-      score: of `search`, how near the entry is, larger is nearer: minus the squared
-        distance of its key, or with memory.mode=attention the inner product, summed
-        over heads. Of `generate`, how much it contributed, from 0 to 1.
+      score: of `search`, larger for nearer entries: minus the squared distance of its
+        key, or with memory.mode=attention the inner product, summed over heads. Of
+        `generate`, how much it contributed, from 0 to 1.
     """
 
     document: str
@@ -61,6 +61,14 @@ class MemorySample(Sample):
     """
 
     memories: list[list[Found]]
+
+
+def open_reader(
+    workdir: str, step: str, path: pathlib.Path, changes: dict[str, str]
+) -> Run:
+    """Opens a run with the settings with which it reads a memory, and other changes."""
+    config = configs.load_frozen(user_path(workdir))
+    return open_run(workdir, step, overrides(config, path) | changes)
 
 
 def memory_system(run: Run) -> MemoryLM:
@@ -102,10 +110,8 @@ class Memory:
         file = user_path(os.fspath(path)) if path else None
         if not isinstance(run, Run):
             backend.set_up_jax()
-            folder = os.fspath(run)
-            config = configs.load_frozen(user_path(folder))
-            changes = overrides(config, file or pathlib.Path("new.memory"))
-            run = open_run(folder, overrides=changes)
+            new = pathlib.Path("new.memory")
+            run = open_reader(os.fspath(run), "best", file or new, {})
         self._run, self._system = run, memory_system(run)
         self._memory = self._system.open_memory(
             file, model=run.fingerprint, allow_other_model=allow_other_model
@@ -115,8 +121,7 @@ class Memory:
         """Reads documents into the memory, in order.
 
         Args:
-          documents: {name: text}. A text of a name that is there already goes on from
-            that document's end.
+          documents: {name: text}. A text of a known name continues that document.
 
         Raises:
           UserError: for a text that is empty, or outside the vocabulary.
@@ -143,9 +148,9 @@ class Memory:
     def search(self, query: Text, k: int = 5) -> list[Found]:
         """Returns the k entries nearest to the end of a query, nearest first.
 
-        They are found by what the model asks its memory for after the query's last
-        token, through the same index. Of the query the last model.block_size tokens
-        are read. There are fewer where the memory has fewer entries.
+        They are found as the model searches its memory after the query's last token,
+        of which it reads the last model.block_size tokens. They are fewer if the memory
+        has fewer entries.
 
         Raises:
           UserError: for a query that is empty or outside the vocabulary, or k < 1.
@@ -199,8 +204,8 @@ class Memory:
     def forget(self, document: str) -> int:
         """Removes a document for good; returns how many entries it had.
 
-        The memory is then one that never read it: if need be, the other documents are
-        read again.
+        The memory is then one that never read it: if necessary, the other documents
+        are read again.
 
         Raises:
           UserError: if there is no such document.

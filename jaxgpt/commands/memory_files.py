@@ -1,4 +1,4 @@
-"""What jaxgpt.memory does: documents are read from files, listed, searched, removed."""
+"""The actions of jaxgpt.memory: ingest documents from files, query and forget them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxgpt import backend, cli
 from jaxgpt import config as configs
-from jaxgpt.commands.memory import Memory, memory_system
+from jaxgpt.commands.memory import Memory, memory_system, open_reader
 from jaxgpt.config import user_path
 from jaxgpt.data import reading
 from jaxgpt.data.documents import DocumentData, Segments
@@ -33,7 +33,7 @@ SUFFIXES = (".txt", ".md", ".jsonl")
 REPLACEMENTS = ("\N{REPLACEMENT CHARACTER}", "?", " ", "")
 # What --tune chooses.
 TUNED = ("memory.num_search_results", "memory.temperature", "memory.weight")
-SAVE_EVERY_S = 30  # Of an ingestion: no more than this is lost if it is killed.
+SAVE_EVERY_S = 30  # The most that is lost if an ingestion is killed.
 
 
 def execute(args: argparse.Namespace, changes: dict[str, str]) -> None:
@@ -73,7 +73,7 @@ def ingest(
         memory.dtype = args.dtype or memory.dtype
         began = time.perf_counter()
         if memory.evicted and run.config.memory.memory_size > peek(path).memory_size:
-            log("note: there is more room: documents that were evicted are read again")
+            log("note: memory_size has grown: evicted documents are read again")
             memory.read_again(run.params)
         states = _read_all(memory, run.params, texts, path)
         seconds = time.perf_counter() - began
@@ -134,7 +134,7 @@ def _read_all(
 
 
 def _room(path: pathlib.Path, texts: dict[str, np.ndarray], config: ConfigDict) -> int:
-    """Returns a size with room for what a memory has and for texts."""
+    """Returns a size with room for a memory's documents and for texts."""
     sizes = {name: len(tokens_T) for name, tokens_T in texts.items()}
     least = config.memory.memory_size
     if path.exists():
@@ -197,7 +197,7 @@ def texts_of_files(
         else:
             log(f"note: '{name}' is empty: there is nothing to read")
     if not found:
-        raise UserError("there is no text to read in the files named")
+        raise UserError("the files hold no text: name others")
     return found, replaced
 
 
@@ -253,8 +253,7 @@ def query(
     path: pathlib.Path, args: argparse.Namespace, changes: dict[str, str]
 ) -> None:
     """Prints the passages of a memory that are nearest to a text."""
-    changes = overrides(configs.load_frozen(user_path(args.workdir)), path) | changes
-    run = open_run(args.workdir, args.step, changes)
+    run = open_reader(args.workdir, args.step, path, changes)
     memory = Memory(run, path, allow_other_model=args.allow_other_model)
     matches = [
         {
@@ -284,8 +283,7 @@ def forget(
     with writing(path):
         params = None
         if args.workdir:
-            config = configs.load_frozen(user_path(args.workdir))
-            run = open_run(args.workdir, args.step, overrides(config, path) | changes)
+            run = open_reader(args.workdir, args.step, path, changes)
             memory = memory_system(run).open_memory(path, model=run.fingerprint)
             params = run.params
         else:
@@ -294,7 +292,7 @@ def forget(
             memory.number(name)
         if memory.evicted and params is None:
             log(
-                "note: what these documents had evicted does not come back: with "
+                "note: entries that these documents evicted do not come back; with "
                 "--workdir the others are read again"
             )
         gone = {name: memory.forget(name, params) for name in dict.fromkeys(args.words)}
@@ -321,17 +319,15 @@ def evaluate_with_memory(
     path = user_path(args.memory)
     if not path.exists():
         raise UserError(f"--memory='{path}' does not exist: ingest documents first")
-    changes = overrides(configs.load_frozen(user_path(args.workdir)), path) | changes
     if args.tune:
         if peek(path).settings["memory.mode"] != "output":
             raise UserError("--tune is for a memory of mode output: others are learned")
         for clash in {*TUNED} & {*changes}:
             raise UserError(f"--tune chooses {clash}: leave that out")
-        changes |= {TUNED[0]: str(max(attached.RESULTS))}
-    run = open_run(args.workdir, args.step, changes)
-    model = run.fingerprint
+        changes = changes | {TUNED[0]: str(max(attached.RESULTS))}
+    run = open_reader(args.workdir, args.step, path, changes)
     memory = memory_system(run).open_memory(
-        path, model=model, allow_other_model=args.allow_other_model
+        path, model=run.fingerprint, allow_other_model=args.allow_other_model
     )
     rows, T = run.config.batch_size, run.system.window
 

@@ -18,9 +18,8 @@ from jaxgpt.systems.gssm.graph import HANDMADE, LatentGraph, Node, parse_graph
 def load_graph(text: str, typed: Collection[str] = ()) -> LatentGraph:
     """Reads a graph: JSON text, the name of a JSON or YAML file, or of a shipped graph.
 
-    A file may hold the graph anywhere below its top, as the original's configs do. One
-    of several is named by keys that lead to it: "data.yaml:sparse",
-    "data.yaml:gssm.nodes.3".
+    A file may hold the graph at any depth, as the original's configs do. One of several
+    is named by the keys that lead to it: "data.yaml:sparse", "data.yaml:gssm.nodes.3".
 
     Args:
       text: as above.

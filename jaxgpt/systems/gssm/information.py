@@ -174,10 +174,7 @@ def _with_next(
 ) -> dict[str, jax.Array]:
     """Returns {latent: p(its state, next token), [B, states, V]}.
 
-    Args:
-      graph: of the nodes.
-      belief: [B, d_1 .. d_n].
-      table: G, with an axis of B rows or of 1.
+    `belief` is [B, d_1 .. d_n], and the first axis of G, `table`, has length B or 1.
     """
     axes, new = list(range(belief.ndim)), belief.ndim
     own_rows = len(table) > 1

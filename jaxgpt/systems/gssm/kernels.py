@@ -38,15 +38,9 @@ MOST_KEPT = 1 << 18
 
 
 def draw_tables(graph: LatentGraph, seed: int, clip: float) -> Tables:
-    """Draws the table of every node that evolves, of context nodes too.
+    """Draws {node: float64 table [inputs ..., state_dim]} of all nodes that evolve.
 
-    Args:
-      graph: of the nodes.
-      seed: of the stream "graph".
-      clip: the least probability before normalisation; 0 leaves zeros.
-
-    Returns:
-      {name: float64 [inputs ..., state_dim]}.
+    `clip` is the least probability before normalisation; 0 leaves zeros.
     """
     tables = {}
     for node in graph.order:
@@ -66,7 +60,7 @@ def draw_tables(graph: LatentGraph, seed: int, clip: float) -> Tables:
 def draw_context_tables(
     key: jax.Array, graph: LatentGraph, clip: float
 ) -> dict[str, jax.Array]:
-    """Draws log tables, float32, of the context nodes: those of one key."""
+    """Draws {context node: float32 log table}."""
     tables = {}
     for index, node in enumerate(graph.nodes):
         if node in graph.order and node.mode == "context":
@@ -110,13 +104,10 @@ def _factors(graph: LatentGraph, node: Node) -> list[tuple[int, ...]]:
 def _log_table(
     drawn: list, graph: LatentGraph, node: Node, clip: float, xp: ModuleType
 ) -> Any:
-    """Returns the normalised log table [inputs ..., state_dim].
+    """Returns the normalised log table [inputs ..., state_dim] of a node.
 
-    Args:
-      drawn: the logarithm of a Gamma(alpha) variable for each entry of each factor.
-      graph, node: what the table is of.
-      clip: the least probability in a factor, before it is normalised.
-      xp: numpy or jax.numpy.
+    `drawn` has the logarithm of a Gamma(alpha) variable for each entry of each factor;
+    `xp` is numpy or jax.numpy.
     """
     shape = graph.shape(node)
     total = 0.0
@@ -156,15 +147,10 @@ def _put_largest(log_p: Any, state: Any, xp: ModuleType) -> Any:
 def draw_as_original(
     graph: LatentGraph, version: str, generator: np.random.Generator
 ) -> Tables:
-    """Draws the tables that the original draws, normalised.
-
-    Args:
-      graph: of the nodes.
-      version: "older" or "newer".
-      generator: NumPy's, as the original has made it.
+    """Draws the tables that the "older" or "newer" original draws, normalised.
 
     Raises:
-      UserError: if that version has no such graph.
+      UserError: if that version does not support the graph.
     """
     older, X = version == "older", graph.observed
     reason = ""
@@ -201,10 +187,8 @@ def draw_as_original(
 def load_tables(graph: LatentGraph, text: str) -> Tables:
     """Returns the tables of nodes that evolve.
 
-    Args:
-      graph: of the nodes.
-      text: the name of an .npz file; JSON of `tables_to_json`; or "older:SEED" or
-        "newer:SEED", for `draw_as_original` of the seed of the original's config.
+    `text` is the name of an .npz file; JSON of `tables_to_json`; or "older:SEED" or
+    "newer:SEED", with the seed of the original's config for `draw_as_original`.
 
     Raises:
       UserError: as `read_tables` and `draw_as_original`.

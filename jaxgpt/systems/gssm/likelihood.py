@@ -70,8 +70,7 @@ def forward(
     there on, and predictions from the next token on, are 0 throughout.
 
     Args:
-      graph: of the nodes.
-      tables: of each node, as in kernels.py.
+      graph, tables: as in kernels.py.
       tokens_BT: integers.
       first_token: what column 0 holds, as in `sequences.sample_nodes`.
       dtype: of the computation.

@@ -53,8 +53,7 @@ def filtered(
     Every context node's kernel must be conjugate (`kernels.is_conjugate`).
 
     Args:
-      graph: of the nodes.
-      tables: of the other nodes; those of context nodes are not used.
+      graph, tables: as in kernels.py; tables of context nodes are not used.
       tokens_NT: integers, from the state 0 of time 0 on.
       count: of particles.
       key: of the random numbers; row n folds in n.
@@ -119,7 +118,7 @@ def _by_rows(
 ) -> np.ndarray:
     """Returns run(arrays, keys), of as many rows at a time as fit; float64.
 
-    `held` is how many numbers a particle has.
+    `held` is the size of a particle.
     """
     what = f"gssm.particles={count}, of {held:,} numbers each,"
     check_memory(COPIES * 4 * count * held, what, "lower it")

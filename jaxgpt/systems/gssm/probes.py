@@ -1,4 +1,4 @@
-"""Linear probes: what a model's hidden states say of the latents of its graph.
+"""Linear probes: what a model's hidden states encode of the latents of its graph.
 
 A probe is a ridge regression from the residual stream at a token to something known
 exactly: the belief, p(state of a latent | tokens so far), or the state itself. It is
@@ -100,12 +100,10 @@ def ridge(found: Moments) -> Iterator[np.ndarray]:
 
 
 def fit(most: Moments, rest: Moments, groups: list[slice]) -> np.ndarray:
-    """Returns weights [1 + D, K], each group's strength chosen on the rest.
+    """Returns weights [1 + D, K], fitted to the tokens of both moments.
 
-    Args:
-      most: of the tokens that candidates are fitted to.
-      rest: of those that candidates are compared on; the result is fitted to both.
-      groups: of the K targets.
+    The strength of each group of the K targets is the best on `rest` of those fitted to
+    `most`.
     """
     errors = np.array([rest.squared_error(weights) for weights in ridge(most)])
     candidates = list(ridge(most.plus(rest)))
@@ -115,16 +113,16 @@ def fit(most: Moments, rest: Moments, groups: list[slice]) -> np.ndarray:
 
 
 def score(read: Reader, fitting: Sequences, scored: Sequences, rows: int) -> np.ndarray:
-    """Fits probes, and returns how they do on other sequences: [L, 2 x latents, N, T].
+    """Fits probes, and scores them on other sequences: float64 [L, 2 x latents, N, T].
 
     Of each of L layers, for each latent: the squared error of its belief, summed over
     states; then whether the largest output of its state's probe is at the state.
 
     Args:
       read: the features.
-      fitting: 4 sequences at least.
+      fitting: 4 sequences or more.
       scored: N others.
-      rows: sequences that `read` is given at a time.
+      rows: how many sequences `read` is given at a time.
     """
     y_NTK, groups = fitting.targets()
     most = len(y_NTK) - len(y_NTK) // 4
@@ -152,17 +150,17 @@ def score(read: Reader, fitting: Sequences, scored: Sequences, rows: int) -> np.
 def measure(
     read: Reader, fitting: Sequences, scored: Sequences, rows: int, group: int = 1
 ) -> dict[str, dict[str, list[float | None]]]:
-    """Returns what linear probes read off each layer.
+    """Returns what linear probes decode from each layer.
 
     Args:
       read, fitting, scored, rows: as of `score`.
-      group: neighbouring sequences that depend on each other.
+      group: how many consecutive sequences depend on each other.
 
     Returns:
       {latent: {"r2": the share of the belief's variance over tokens, of all its states
       together, that the probe explains, None where the belief is constant; "accuracy":
       how often the largest output of the state's probe is at the state; *_error,
-      standard errors over sequences}}, each a list with a number for each layer.
+      standard errors over sequences}}, each a list by layer.
     """
     scores_LGNT = score(read, fitting, scored, rows)
     found: dict[str, dict[str, list[float | None]]] = {}
@@ -181,18 +179,14 @@ def measure(
 
 
 class Probes:
-    """Sequences of a run's graph, and what probes read off models of them.
+    """Sequences of a run's graph, and probes of models trained on them.
 
     Attributes:
       layers: their names, lowest first.
     """
 
     def __init__(self, system: System, num_sequences: int):
-        """Samples the sequences and computes their beliefs.
-
-        Args:
-          system: of the models.
-          num_sequences: to fit the probes to, and as many others to score them on.
+        """Samples the sequences, as many again to score on, and their beliefs.
 
         Raises:
           UserError: for another system than gssm; as `likelihood.forward`.
@@ -204,7 +198,7 @@ class Probes:
             )
         require(num_sequences >= 4, "num_sequences", ">= 4", num_sequences)
         self.system = system
-        # Of splits that no model is trained or chosen on.
+        # No model is trained or selected on these splits.
         self.fitting = _sequences(system, "fit", num_sequences)
         self.scored = _sequences(system, "test", num_sequences)
         blocks = [f"block_{i}" for i in range(c.model.n_layer)]
@@ -223,7 +217,7 @@ class Probes:
         return self.system.init(rng.stream(self.system.config.seed, "params"))
 
     def measure(self, params: dict) -> dict[str, dict[str, list[float | None]]]:
-        """Returns what `measure` does, of a model's residual stream."""
+        """Returns the function `measure` of a model's residual stream."""
         read = lambda tokens_BT: jax.device_get(self._read(params, tokens_BT))
         group = self.system.process.dependent_rows(self.system.config.batch_size)
         return measure(read, self.fitting, self.scored, self.rows, group)
@@ -231,9 +225,8 @@ class Probes:
     def references(self) -> dict[str, dict[str, float]]:
         """Returns {latent: {"states": how many it has, and two accuracies}}.
 
-        "commonest": of the state that is commonest in the sequences fitted to;
-        "belief": of the likeliest state given the tokens so far, which no model beats
-        but by chance.
+        "commonest": of the commonest state in the sequences fitted to; "belief": of
+        the likeliest state given the tokens so far, the best possible in expectation.
         """
         found = {}
         for name, belief_NTS in self.scored.beliefs.items():

@@ -239,9 +239,9 @@ class GraphProcess:
 
         Args:
           tokens_NT: integers.
-          seed, split: which random numbers are used.
-          states, known: for the bound below, {node: the states [N, T] behind the
-            tokens}, and the score from time 0 on under the kernels behind them.
+          seed, split: of the random numbers.
+          states, known: for the lower bound, the true {node: states [N, T]}, and the
+            score from time 0 on under the true kernels.
           count: of particles; 0 takes `particles`.
 
         Raises:

@@ -15,21 +15,16 @@ Thresholds = dict[str, jax.Array]
 
 
 def cumulative(table: jax.Array | np.ndarray, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """Returns the cumulative sums of a kernel, laid out for binary search.
+    """Returns the cumulative sums of a kernel [inputs ..., states] for binary search.
 
-    Args:
-      table: p(new state | inputs), [inputs ..., states].
-      dtype: of the result.
-
-    Returns:
-      [N, W]: N combinations of inputs, W the next power of two at or above the number
-      of states.
+    They are [N, W]: N combinations of inputs, and W the smallest power of two that is
+    at least the number of states.
     """
     xp = np if isinstance(table, np.ndarray) else jnp
     states = table.shape[-1]
     sums = xp.cumsum(table, -1).reshape(-1, states)[:, :-1]
-    # The last sum is 1 up to rounding, or to 1e-6 in a kernel that is given: the last
-    # state that is possible takes the rest. No uniform number reaches 2, as padded.
+    # The last sum is 1 only up to rounding, or to 1e-6 in a kernel that is given: the
+    # last possible state takes the rest. No uniform number reaches the padding, 2.
     last = states - 1 - (table > 0)[..., ::-1].argmax(-1).reshape(-1, 1)
     sums = xp.where(xp.arange(states - 1) < last, sums, 2)
     width = 1 << (states - 1).bit_length()
@@ -57,15 +52,15 @@ def step_states(
     states: tuple[jax.Array, ...],
     uniforms: Sequence[jax.Array] | jax.Array,
 ) -> tuple[jax.Array, ...]:
-    """Advances all N nodes by one time step.
+    """Advances all nodes, in the order of `graph.order`, by one time step.
 
     Args:
-      graph: its nodes, in the order of `graph.order`, are those of the next arguments.
+      graph: of the nodes.
       thresholds: of each node, from `cumulative`, [N, W]; or [B, N, W] where each
         sequence has its own.
-      states: N int32 arrays [B], the old states. A tuple: stacked into one array,
-        XLA:CPU is several times slower.
-      uniforms: N arrays [B] in [0, 1), one number for each new state.
+      states: of each node int32 [B]. A tuple: stacked into one array, XLA:CPU is
+        several times slower.
+      uniforms: of each node [B], in [0, 1).
 
     Returns:
       The new states, as the old ones.

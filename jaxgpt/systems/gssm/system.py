@@ -23,8 +23,8 @@ from jaxgpt.systems.gssm import baselines, dataset, kernels, likelihood
 from jaxgpt.systems.gssm.graph_files import load_graph
 from jaxgpt.systems.gssm.process import GraphProcess, make_process, resolve
 
-# A loss this many standard errors below the floor can only be a leak, if there are
-# enough sequences to trust the error and it is not just rounding of float32.
+# A loss this many standard errors, and float32 rounding, below the floor can only come
+# from a leak, if there are enough sequences to trust the error.
 LEAK = 3
 ENOUGH = 16
 ROUNDING = 1e-5
@@ -64,8 +64,8 @@ class GSSM(CausalLM):
         """Returns the gap to the floor of held-out sequences; keeps it by position.
 
         A thorough evaluation also has the divergence of the exact distribution of each
-        next token from the model's. Training sequences may be known by heart, so that
-        the floor does not hold for them.
+        next token from the model's. Of training sequences, which may be memorised, the
+        loss has no floor.
         """
         split = evaluation.split
         if split == "train":
@@ -88,13 +88,13 @@ class GSSM(CausalLM):
     def divergence(self, params: dict, tokens_NT: np.ndarray, rows: int) -> np.ndarray:
         """Returns KL(floor || model) of each next token, float64 [N, T - 1], in nats.
 
-        Its expectation is that of the model's loss above the floor, over sequences of
-        the process; it varies less, since it does not depend on which token came.
+        Over sequences of the process its expectation is that of the model's loss above
+        the floor; it varies less, since it does not depend on which token came.
 
         Args:
           params: of the model.
           tokens_NT: of the process.
-          rows: sequences that the model is given at a time, at most.
+          rows: how many sequences the model is given at a time, at most.
 
         Raises:
           UserError: for a Bayes floor without closed form.
@@ -119,8 +119,7 @@ class GSSM(CausalLM):
     ) -> dict[str, float]:
         """Returns the floor and the baselines of the same tokens, and the gap.
 
-        Of a floor that is estimated, the gap is at least and at most what two bounds
-        of it say.
+        If the floor is estimated, the gap has a lower and an upper bound.
 
         Raises:
           CheckError: for a loss below the floor by more than chance explains.
@@ -146,8 +145,8 @@ class GSSM(CausalLM):
         for name, bound_NT in bounds.items():
             if name == "bayes_estimate":
                 continue  # A loss may be below it.
-            # Given its kernels no sequence has an expected gap below 0. So each is
-            # independent evidence of a leak, even if there are only a few batches.
+            # Given its kernels the expected gap of every sequence is 0 or more, so each
+            # is independent evidence of a leak, even if kernels are shared.
             group = 1
             if name.startswith("bayes"):
                 group = self.process.dependent_rows(self.config.batch_size)

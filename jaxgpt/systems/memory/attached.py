@@ -1,4 +1,4 @@
-"""Texts read with a memory that does not change: what it is worth to predict them."""
+"""Texts scored with a memory that does not change, and without it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ WEIGHTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
 
 
 class Neighbours(NamedTuple):
-    """What the memory of mode output offers for P predictions, nearest first.
+    """The nearest entries of a memory of mode output for P predictions.
 
     Attributes:
       nll_P: of the model alone, in nats.
-      distance_PM: as `modes.neighbours` has it; infinite for none.
-      right_PM: whether the entry's token is the one to predict.
+      distance_PM: of `modes.neighbours`, nearest first; infinite for none.
+      right_PM: whether the entry's token is the target.
     """
 
     nll_P: np.ndarray
@@ -40,7 +40,7 @@ class Neighbours(NamedTuple):
     right_PM: np.ndarray
 
     def nll(self, results: int, temperature: float, weight: float) -> np.ndarray:
-        """Returns nats [P] with the memory read so, as `modes.KNNLM` does."""
+        """Returns nats [P] with the memory, as `modes.KNNLM` predicts."""
         distance_PM = self.distance_PM[:, :results]
         found_P = np.isfinite(distance_PM[:, 0])
         nearest_P1 = np.where(found_P, distance_PM[:, 0], 0)[:, None]
@@ -70,15 +70,9 @@ def tune(found: Neighbours) -> Setting:
 def losses(
     memory: Memory, params: dict, segments: Segments, rows: int
 ) -> dict[str, np.ndarray]:
-    """Returns {"on", "off"}: nats of every prediction that counts, float64.
+    """Returns {"on", "off"}: float64 nats of every prediction that counts.
 
-    Nothing is written: what a text itself could be remembered by does not help it.
-
-    Args:
-      memory: of one row.
-      params: of the model.
-      segments: of texts.
-      rows: segments to read at a time.
+    Segments are read `rows` at a time and not written to the memory, which has one row.
     """
     _warn_of_known(memory, segments)
     counts_NT = segments.weight_NT > 0
@@ -94,7 +88,7 @@ def losses(
 def find_neighbours(
     memory: Memory, params: dict, segments: Segments, rows: int
 ) -> Neighbours:
-    """Returns what a memory of mode output offers; arguments as of `losses`."""
+    """Returns the neighbours in a memory of mode output; arguments as of `losses`."""
     _warn_of_known(memory, segments)
     find = functools.partial(_find, memory.runtime)
     parts = _in_batches(memory, params, segments, rows, find)
@@ -105,7 +99,7 @@ def find_neighbours(
 
 
 def _in_batches(memory: Memory, params: dict, segments: Segments, rows: int, function):
-    """Returns what a function of (params, state, tokens, recent) gives, in batches."""
+    """Returns the results of function(params, state, tokens), batch by batch."""
     W = memory.runtime.format.context
     before_NW = np.full((len(segments), W), -1, np.int32)
     for stream in segments.streams():
@@ -141,7 +135,7 @@ def _find(runtime: MemoryRuntime, params, state, tokens_BT):
 
 
 def _warn_of_known(memory: Memory, segments: Segments) -> None:
-    """Logs if the memory holds a text that it is to help with."""
+    """Logs if the memory holds one of the texts that are scored."""
     length = segments.tokens_NT.shape[1]
     known = {
         text[:length].tobytes(): memory.names[n] for n, text in enumerate(memory.texts)

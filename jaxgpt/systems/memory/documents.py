@@ -36,7 +36,7 @@ class Nearest(NamedTuple):
 
 
 class Memory:
-    """The entries of what was read, and the documents they are of.
+    """The entries of what was read, and the documents that they come from.
 
     Attributes:
       store: of the entries; one row, except for texts sampled side by side.
@@ -130,13 +130,7 @@ class Memory:
         return self.names.index(name)
 
     def read(self, params: dict, name: str, tokens_T: np.ndarray) -> None:
-        """Reads a document, or what follows the end of the one of this name.
-
-        Args:
-          params: of the model.
-          name: of the document.
-          tokens_T: int32, one or more.
-        """
+        """Reads int32 tokens as a document, or continues the one of this name."""
         number = self.begin(name)
         before_T = self.texts[number]
         text_T = np.concatenate([before_T, tokens_T])
@@ -146,16 +140,12 @@ class Memory:
     def forget(self, name: str, params: dict | None = None) -> int:
         """Removes a document; returns how many entries it had.
 
-        What is left is what a memory holds that never read it. Where entries may depend
-        on those of others (`CarriedFormat.entangled`), or were evicted, the other
-        documents are read again; without params, what was evicted stays away.
-
-        Args:
-          name: of the document.
-          params: of the model.
+        The memory is then one that never read it. For that the other documents are read
+        again where entries depend on others (`CarriedFormat.entangled`) or were
+        evicted; without params, what was evicted does not come back.
 
         Raises:
-          UserError: if it holds no such document, or cannot without params.
+          UserError: if it holds no such document, or params are needed.
         """
         number = self.number(name)
         entangled = self.settings["entangled"]
@@ -190,14 +180,10 @@ class Memory:
                 self.read(params, names[number], texts[number][start : start + count])
 
     def nearest(self, params: dict, tokens_T: np.ndarray, k: int) -> list[Nearest]:
-        """Returns the k entries of row 0 that are nearest to the end of a text.
+        """Returns at most k entries of row 0, those nearest to the end of a text.
 
-        Of all heads' nearest, those with the largest sum over heads. Writes nothing.
-
-        Args:
-          params: of the model.
-          tokens_T: one or more; of more than a segment, the last are read.
-          k: how many at most.
+        Of all heads' nearest, they have the largest sum over heads. Only the last
+        segment of the text is read; nothing is written.
         """
         runtime, entries = self.runtime, self.store.entries
         block = runtime.config.block_size
@@ -330,7 +316,7 @@ def _check_model(
     wanted: dict[str, Any] | None,
     allow: bool,
 ) -> None:
-    """Compares the digests of who wrote a memory with those of who is to read it."""
+    """Compares the model that wrote a memory with the one that reads it."""
     if not (found and wanted):
         return
     for name, what in (("params", "other weights"), ("tokenizer", "another tokenizer")):

@@ -38,13 +38,10 @@ def empty(
     values: dict[str, tuple[int, ...]],
     serial: int = 0,
 ) -> Entries:
-    """Returns a memory without entries.
+    """Returns a memory of R rows and E slots without entries.
 
-    Args:
-      rows, slots: R and E.
-      key: (G, K).
-      values: the shape of each value of an entry.
-      serial: the number of the store.
+    `key` is (G, K), `values` has the shape of each value of an entry, and `serial` is
+    that of the store.
     """
     flat = (rows, slots)
     zeros = lambda *shape: jnp.zeros((*flat, *shape), jnp.float32)
@@ -78,15 +75,10 @@ def write(
 ) -> Entries:
     """Writes the wanted entries of each row, in order, into free slots first.
 
-    In a full row the oldest (lowest id) or the weakest (lowest strength, then oldest)
-    is evicted; with "refuse" whatever finds no free slot is left out. Of more than E
+    A full row evicts the "oldest" (lowest id) or the "weakest" (lowest strength, then
+    oldest); with "refuse" entries that find no free slot are left out. Of more than E
     entries a row keeps the last. Entries that are not finite are left out and counted.
-
-    Args:
-      entries: to be written to.
-      new: key [R, N, G, K], values, and `SOURCES` [R, N].
-      wanted_RN: which of them.
-      eviction: "oldest", "weakest" or "refuse".
+    `new` has key [R, N, G, K], values, and `SOURCES` [R, N].
     """
     R, E = entries["id"].shape
     finite_RN = jnp.ones(wanted_RN.shape, bool)

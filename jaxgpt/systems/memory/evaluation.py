@@ -1,4 +1,4 @@
-"""Documents read with a memory: what it is worth, where, and for which tokens."""
+"""Documents read with a memory: losses with it and without, and where they differ."""
 
 from __future__ import annotations
 
@@ -75,11 +75,7 @@ def report(
     """Returns loss, perplexity, accuracy and F1 with the memory on, off and shuffled.
 
     For on and off also the loss by position in a segment and by how far back a token
-    last occurred.
-
-    Args:
-      runtime, params, segments, rows: as of `read_documents`.
-      scored: {reading: what `read_documents` returned already}.
+    last occurred. `scored` has what `read_documents` returned already, by reading.
     """
     counts = segments.weight_NT > 0
     targets_NT = segments.tokens_NT[:, 1:]

@@ -31,12 +31,12 @@ Carried = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class SegmentOutput:
-    """What reading a segment gave.
+    """The result of reading a segment.
 
     Attributes:
       logits_BTV: of the next tokens.
       x_BTD: the last hidden states.
-      hidden: what enters the first block, and what leaves each.
+      hidden: the input of the first block, and each block's output.
       retrieval: what was read of the memory.
       cache: with these tokens, where there was one.
     """
@@ -122,8 +122,8 @@ class MemoryModel(LanguageModel):
 def begin_documents(state: Carried, new_B: jax.Array) -> Carried:
     """Empties the memory of the rows in which a new document begins.
 
-    A shared memory is kept until one begins in all of them. The version stays: it is
-    that of the entries which the index still has (see `Lookup.find`).
+    A shared memory is kept until one begins in all of them. The version stays, because
+    the index still has the old entries (see `Lookup.find`).
     """
     entries = state["entries"]
     shared = len(entries["id"]) != len(new_B)
@@ -143,14 +143,14 @@ def write_segment(
     hard: bool,
     forget_key: jax.Array | None = None,
 ) -> tuple[Carried, jax.Array]:
-    """Writes what a segment leaves behind; returns the state and decisions [B, T].
+    """Writes a segment that was read; returns the state and store decisions [B, T].
 
     Args:
       model: that read it.
       state: before.
       read: of the segment.
-      batch: with tokens [B, T + 1], document and start [B], and optionally which
-        tokens to store, "stored" [B, T].
+      batch: tokens [B, T + 1], document and start [B], and optionally "stored" [B, T],
+        which tokens to store.
       memory: `config.memory`.
       hard: whether the model's decisions to store and delete are carried out.
       forget_key: turns on the ageing and random forgetting of training.

@@ -94,7 +94,7 @@ class Mode(nnx.Module):
         """Returns an entry for each token, and the decision to store it [B, T].
 
         Args:
-          hidden: what enters the first block, and what leaves each.
+          hidden: the input of the first block, and each block's output.
           x_BTD: the last hidden states.
           tokens_BT: [B, T + 1], the segment with its last target.
           retrieval: what was read.

@@ -32,10 +32,10 @@ TRAINING = 0  # Serial number of the store that training reads and writes.
 
 
 class MemoryRuntime(HostState):
-    """Opens stores, and reads segments with what they hold.
+    """Opens stores, and reads and writes segments.
 
-    Parameters and carried state are arguments; compiled functions may take the runtime
-    as a static one, since it is compared by identity.
+    Parameters and carried state are arguments. Compiled functions can take the runtime
+    as a static argument: it is compared by identity.
 
     Attributes:
       stores: by serial number; that of training is `TRAINING`.
@@ -126,11 +126,11 @@ class MemoryRuntime(HostState):
         store_row_B: jax.Array | None = None,
         decision_key: jax.Array | None = None,
     ) -> Lookup:
-        """Returns what a batch reads: its own memory, another row's, or none.
+        """Returns what a batch reads.
 
         Args:
           state: the memory.
-          reading: "on", "shuffled" or "off".
+          reading: "on", "shuffled" to read another row's memory, or "off".
           store_row_B: of training, which rows of the store these are; None takes the
             first ones, and searches in the compiled program where that is possible.
           decision_key: see `Lookup`.
@@ -171,9 +171,9 @@ class MemoryRuntime(HostState):
         Args:
           params: of the model.
           state: the memory.
-          batch: as `model.write_segment` takes it; for training with what
+          batch: of `model.write_segment`; for training with what
             `MemoryLM.train_batch` adds.
-          reading: see `lookup`.
+          reading: as of `lookup`.
           continues: keeps the memory where a document begins.
           training: stores every token and weighs it when it is read, so that store
             decisions have gradients; otherwise they are carried out.

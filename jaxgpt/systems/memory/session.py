@@ -106,12 +106,11 @@ def sample(
     document: str = "",
     shown: Shown | None = None,
 ) -> MemorySamplerOutput:
-    """Reads the prompt and continues it, segment by segment, the memory with it.
+    """Reads the prompt and continues it segment by segment, as it does the memory.
 
     Args:
       memory: of B rows; read and extended.
-      params: of the model.
-      tokens_BT, prompt_mask_BT, sampling: as in `System.sample`.
+      params, tokens_BT, prompt_mask_BT, sampling: as of `System.sample`.
       draws: of the rows.
       callback: is called after every segment, before it is written to the memory.
       document: name of the text in the memory; default "text N".

@@ -160,9 +160,9 @@ class MemoryLM(CausalLM):
         """Returns a memory that `sample` reads and writes.
 
         Args:
-          path: a file that it is read from, if it is there; otherwise it is empty.
+          path: a file that it is read from, if it exists; otherwise it is empty.
           rows: of an empty one.
-          model: of `Run.fingerprint`, what writes it.
+          model: `Run.fingerprint` of the model.
           allow_other_model: reads a file that another model has written.
 
         Raises:
