@@ -217,11 +217,11 @@ def _compare(name: str, process: GraphProcess, tokens_NT: np.ndarray) -> None:
         likelihood.check_tokens(process.graph, tokens_NT, process.first_token)
     except UserError as error:
         raise UserError(f"'{name}': {error}") from None
-    unknown = f"note: '{name}' does not say what drew it"
+    unknown = f"note: '{name}' does not record its graph"
     if process.first_token == "drawn" and not tokens_NT[:, 0].any():
         log(f"note: '{name}' begins with 0 throughout: gssm.first_token=start?")
     if process.graph.has_context:
-        log(f"{unknown}: it is taken to be of this graph")
+        log(f"{unknown}: it is assumed to be this one")
         return
     N, T = tokens_NT.shape
     rows = np.linspace(0, N - 1, min(N, COMPARED)).astype(np.int64)
@@ -238,7 +238,7 @@ def _compare(name: str, process: GraphProcess, tokens_NT: np.ndarray) -> None:
             f"standard error of {chance:.4f}: give those that drew it, the kernels as "
             "gssm.kernels"
         )
-    log(f"{unknown}: it is taken to be of this graph, and costs {costs}")
+    log(f"{unknown}: it is assumed to be this one, and costs {costs}")
 
 
 def _another_graph(name: str, attributes: dict[str, Any]) -> UserError:

@@ -271,6 +271,8 @@ def scan(
     S = math.prod(dims)
     feedback = any(graph.observed.name in node.parents for node in graph.latents)
     move = lambda b, x_B: predict(graph, tables, b, x_B)
+    # At the default precision GPUs and TPUs would round the factors of products to TF32
+    # or bfloat16, which is more than the gaps that are measured.
     if not feedback and S <= DENSE_STATES:
         every = jnp.eye(S, dtype=dtype).reshape(S, *dims)
         transition_ZZ = predict(graph, tables, every, None).reshape(S, S)
@@ -284,6 +286,7 @@ def scan(
         predicted = move(belief, old_B)
         joint = predicted * likelihood(old_B, new_B)
         p_B = joint.reshape(B, -1).sum(1)
+        # After an impossible token the belief is 0, not NaN.
         scale_B = jnp.where(p_B > 0, 1 / p_B, 0)
         after = joint * scale_B.reshape(B, *[1] * len(dims))
         return after, read(Step(old_B, belief, predicted, after, p_B))

@@ -253,6 +253,7 @@ def _resample(
     place = truth
     if has_truth:
         begin = jnp.where(truth > 0, ends_P[truth - 1], 0)
+        # The last end may be rounded up to P or more.
         at = jnp.minimum(begin + u * (ends_P[truth] - begin), P - 1e-3)
         place = at.astype(jnp.int32)
         u = at - place

@@ -313,6 +313,7 @@ class GraphProcess:
 
 
 def _place(seed: int, split: str, step: int) -> tuple[np.uint32, ...]:
+    # jit would trace Python integers as int32, which has only half of the seeds.
     return np.uint32(seed), np.uint32(SPLITS.index(split)), np.uint32(step)
 
 

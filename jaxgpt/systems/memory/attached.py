@@ -143,7 +143,7 @@ def _warn_of_known(memory: Memory, segments: Segments) -> None:
     for stream in segments.streams():
         name = known.get(segments.tokens_NT[stream[0]].astype(np.int32).tobytes())
         if name:
-            log(f"warning: the memory holds '{name}', which is what it is to predict")
+            log(f"warning: the memory holds '{name}', one of the texts to be scored")
             return
 
 

@@ -332,7 +332,7 @@ def _check_model(
                 f"{text}: ingest its documents into a file of this model, or read it "
                 "all the same with --allow_other_model"
             )
-        log(f"warning: {text}: what is found in it may mean nothing to this model")
+        log(f"warning: {text}: its entries may be meaningless to this model")
 
 
 @functools.partial(jax.jit, static_argnames="runtime")

@@ -176,6 +176,7 @@ class AttentionMemory(Mode):
         scores = (q_BHTK[:, :, :, None] * key).sum(-1)
         scores = scores / math.sqrt(q_BHTK.shape[-1])
         strength = entries["strength"][row, slot].swapaxes(1, 2)
+        # Not log(0) of a strength that has decayed to 0: -inf stands for no entry.
         scores += jnp.log(jnp.maximum(strength, 1e-30))
         scores = jnp.where(valid.swapaxes(1, 2), scores, -jnp.inf)
         return jnp.where(valid, slot, -1)[:, :, 0], scores, value

@@ -81,7 +81,7 @@ def test_a_file_of_the_original_is_read_and_what_is_not_known_is_said(original, 
     assert data.tokens_NT.dtype == np.uint8
     np.testing.assert_array_equal(data.tokens_NT, tokens_NT)
     (note,) = capsys.readouterr().err.splitlines()
-    assert "does not say what drew it: it is taken to be of this graph" in note
+    assert "does not record its graph: it is assumed to be this one" in note
 
 
 def test_a_file_of_the_original_that_is_of_another_graph_is_refused(original, capsys):
@@ -112,7 +112,7 @@ def test_a_file_of_the_original_of_context_kernels_is_only_said(original, capsys
     path, _ = original(load(gssm__graph=json.dumps(nodes)))
     changed = load(data__path=path, gssm__graph=json.dumps(nodes))
     dataset.open_data(changed, make_process(changed), 17)
-    assert "it is taken to be of this graph" in capsys.readouterr().err
+    assert "it is assumed to be this one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
