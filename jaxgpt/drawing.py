@@ -1,4 +1,4 @@
-"""The one style of every figure, and labels that keep clear of each other."""
+"""The style of all figures, and labels that do not overlap."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ STYLE: dict[Any, Any] = {
 
 
 class Picture(Figure):
-    """A figure with labels that are placed once it is known where its axes are."""
+    """A figure whose labels are placed once the layout of its axes is known."""
 
     def __init__(self, height: float):
         super().__init__(figsize=(WIDTH, height))
@@ -89,7 +89,7 @@ def picture(path: pathlib.Path, height: float) -> Iterator[Picture]:
 
 
 def write_record(record: dict[str, Any], picture: pathlib.Path) -> None:
-    """Writes what a picture is drawn from as JSON beside it."""
+    """Writes the data of a picture as JSON next to it."""
     with atomic_write(picture.with_suffix(".json")) as stream:
         stream.write(json.dumps(record, indent=1) + "\n")
 
@@ -148,7 +148,8 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     They keep their order, and stay within [0, 1] where they fit into it.
     """
     order = sorted(range(len(places)), key=lambda i: places[i])
-    # Less `gap` for each one below, they must not fall: neighbours that do are pooled.
+    # Isotonic regression: less `gap` for each one below, places must not decrease, and
+    # neighbours that do are pooled.
     pools: list[list[float]] = []
     for rank, i in enumerate(order):
         pools.append([places[i] - gap * rank])
@@ -166,9 +167,9 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
 def label_points(
     axes: Any, points: Sequence[tuple[float, float]], texts: Sequence[str]
 ) -> None:
-    """Writes a text beside each point, clear of all that is plotted and of the others.
+    """Writes a text next to each point, clear of what is plotted and of other texts.
 
-    Where there is no such place it is written at the last that was tried.
+    Where no place is free it is written at the last one tried.
     """
 
     def place() -> None:
@@ -211,7 +212,7 @@ def label_points(
 
 
 def _pixels(line: Any) -> Any:
-    """Returns places [N, 2] along a line, or of its markers alone."""
+    """Returns pixels [N, 2] along a line, or of its markers if they are not joined."""
     path = Path(line.get_transform().transform(line.get_xydata()))
     joined = line.get_linestyle() != "None" and len(path) > 1
     return (path.interpolated(40) if joined else path).vertices

@@ -413,7 +413,7 @@ def test_a_signal_goes_to_all_runs_and_no_more_begin():
         study.terminate()
         heard, said = study.communicate(timeout=60)
         assert heard.splitlines() == ["heard [15]"] * 2 + ["143 143 143"]
-        assert said == "SIGTERM: 2 runs are told to end\n"
+        assert said == "SIGTERM: ending 2 runs\n"
         assert study.returncode == 143
 
 

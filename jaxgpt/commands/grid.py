@@ -1,4 +1,4 @@
-"""Trains the points of a study, several at a time if asked, and gathers the results."""
+"""Trains the points of a study, optionally in parallel, and gathers the results."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def execute(args: argparse.Namespace) -> int:
 def gather(study: Study, folder: pathlib.Path) -> int:
     """Writes results.csv and results.png of the finished runs; returns their number.
 
-    What is fitted to them is logged, and written as results.json.
+    Power laws fitted to them are logged and written to results.json.
 
     Raises:
       UserError: if a finished run has no column that the study names as x or y.
@@ -95,7 +95,7 @@ def gather(study: Study, folder: pathlib.Path) -> int:
 
 
 class Supervisor:
-    """Within it processes are run to their end, and get the signals that end training.
+    """A context that runs processes, and forwards to them signals that end training.
 
     Attributes:
       code: 128 + the first signal that was forwarded or that ended a run, or 0; other
@@ -123,12 +123,12 @@ class Supervisor:
         with self._lock:
             self.code = self.code or 128 + number
             if (count := len(self._processes)) > 1:
-                log(f"{signal.Signals(number).name}: {count} runs are told to end")
+                log(f"{signal.Signals(number).name}: ending {count} runs")
             for process in self._processes:
                 process.send_signal(number)
 
     def run(self, words: Sequence[str], **streams: Any) -> int:
-        """Runs a process, from any thread but the main one, which handles signals.
+        """Runs a process; not for the main thread, which handles signals.
 
         Args:
           words: the command.
@@ -140,8 +140,8 @@ class Supervisor:
         with self._lock:
             if self.code:
                 return self.code
-            # A process group of its own: otherwise a terminal's Ctrl-C would reach it
-            # twice, and at the second one training quits without a checkpoint.
+            # Its own process group: otherwise a terminal's Ctrl-C would reach it twice,
+            # and at the second one training quits without a checkpoint.
             process = subprocess.Popen(words, process_group=0, **streams)
             self._processes.add(process)
         code = process.wait()
@@ -168,8 +168,8 @@ def run(study: Study, folder: pathlib.Path, jobs: int, points: Collection[int]) 
             log(f"{shown(study, folder, point)}: already finished")
 
     def pin() -> None:
-        # Of this thread, from which its processes inherit it: XLA starts as many
-        # threads as it is allowed cores.
+        # This thread's processes inherit its affinity: XLA starts one thread for each
+        # allowed core.
         if pins:
             os.sched_setaffinity(0, cores.pop())
 
@@ -207,7 +207,7 @@ def run_point(
     logs_to_file: bool,
     point: int,
 ) -> int:
-    """Trains a point, and tests it where that is asked for; returns an exit code."""
+    """Trains a point, and tests it if the study does; returns an exit code."""
     if supervisor.code:
         return supervisor.code
     workdir, name = study.workdir(folder, point), shown(study, folder, point)

@@ -9,9 +9,9 @@ import numpy as np
 from scipy.optimize import least_squares
 from scipy.special import stdtrit
 
-# {form: how many values of x it takes}: as many as parameters, and one or more left.
+# {form: how many values of x it needs}: one more than it has parameters.
 FORMS = {"power": 3, "power+constant": 4}
-# Of the least y, where the search for the constant begins.
+# Where the search for the constant begins, as shares of the least y.
 STARTS = (0.0, 0.3, 0.6, 0.9)
 
 
@@ -63,13 +63,12 @@ class PowerLaw:
 
 
 def fit(runs: Sequence[Measurement], form: str) -> PowerLaw | str:
-    """Fits by least squares of log y; returns why not where that cannot be done.
+    """Fits by least squares of log y; returns the reason where that is impossible.
 
-    The error of the exponent is a jackknife's over replicates, such as graphs: runs of
-    one share what sets it apart from the others, so that they are left out together.
-    Without a constant that is the standard error of the mean of the replicates' own
-    exponents. A single replicate has only its residuals. The interval is Student's,
-    with the degrees of freedom that either leaves.
+    The error of the exponent is a jackknife over replicates, such as graphs: the runs
+    of one replicate are not independent, so they are left out together. Without a
+    constant it is the standard error of the mean of the replicates' own exponents. A
+    single replicate has only its residuals. The interval is Student's t.
     """
     parts: dict[str, list[Measurement]] = {}
     for run in runs:

@@ -37,7 +37,7 @@ def draw(
       path: of the .png file.
 
     Returns:
-      What is fitted: {line: its power law, or why there is none}.
+      {line: its power law, or why there is none}, empty without `study.fit`.
     """
     results = [run | {study.y: float(run[study.y])} for run in results]
     fitted = fits(study, results) if study.fit else {}
@@ -50,8 +50,13 @@ def draw(
 
 
 def lines_of(study: Study) -> list[str]:
-    """Returns the values that have a line each, [""] if there is one for all."""
+    """Returns the values that have a line each, [""] if all share one."""
     return list(map(str, study.grid[study.lines])) if study.lines else [""]
+
+
+def runs_of(study: Study, results: list[dict], line: str) -> list[dict]:
+    """Returns the results of a line."""
+    return [run for run in results if not study.lines or run[study.lines] == line]
 
 
 def fits(study: Study, results: list[dict]) -> dict[str, PowerLaw | str]:
@@ -60,21 +65,18 @@ def fits(study: Study, results: list[dict]) -> dict[str, PowerLaw | str]:
     Replicates are the runs whose fields ending in "seed" are the same.
     """
     seeds = [key for key in study.grid if key.endswith("seed") and key != study.lines]
-    found: dict[str, PowerLaw | str] = {}
-    for line in lines_of(study):
-        runs = [
-            Measurement(
-                str([run[key] for key in seeds]), float(run[study.x]), run[study.y]
-            )
-            for run in results
-            if not study.lines or run[study.lines] == line
-        ]
-        found[line] = fit(runs, study.fit)
-    return found
+    replicate = lambda run: str([run[key] for key in seeds])
+    measurement = lambda run: Measurement(
+        replicate(run), float(run[study.x]), run[study.y]
+    )
+    return {
+        line: fit([*map(measurement, runs_of(study, results, line))], study.fit)
+        for line in lines_of(study)
+    }
 
 
 def plot_points(study: Study, results: list[dict], path: pathlib.Path) -> None:
-    """Draws y of every run as a row of its own, and a line at that of the first."""
+    """Draws y of every run in its own row, and a vertical line at the first."""
     with drawing.picture(path, 1.2 + 0.25 * len(results)) as figure:
         axes = figure.subplots()
         values = [run[study.y] for run in results]
@@ -95,8 +97,8 @@ def plot(
 ) -> None:
     """Draws y of every run over x, and the medians, for each line.
 
-    The medians are joined where x is a number, unless the line has a power law, whose
-    exponent is shown with the half of its 95 % interval.
+    The medians are joined where x is a number, unless the line has a power law, which
+    is drawn with the 95 % interval of its exponent.
     """
     labels = list(map(str, study.grid.get(study.x, ())))
     x_of, numeric = {label: float(i) for i, label in enumerate(labels)}, False
@@ -117,9 +119,8 @@ def plot(
             lines_of(study), itertools.cycle(drawing.COLOURS), strict=False
         ):
             by_x: dict[float, list[float]] = {}
-            for run in results:
-                if not study.lines or run[study.lines] == line:
-                    by_x.setdefault(of_run(run), []).append(run[study.y])
+            for run in runs_of(study, results, line):
+                by_x.setdefault(of_run(run), []).append(run[study.y])
             xs = sorted(by_x)
             medians = [statistics.median(by_x[x]) for x in xs]
             joined = numeric and line not in laws
@@ -155,7 +156,7 @@ def y_name(study: Study) -> str:
 
 
 def common_start(words: list[str]) -> str:
-    """Returns what all words begin with, up to the last underscore in it."""
+    """Returns the common prefix of all words up to its last underscore."""
     alike = itertools.takewhile(
         lambda letters: len(set(letters)) == 1, zip(*words, strict=False)
     )

@@ -132,9 +132,7 @@ def by_rows(
     check_tokens(graph, tokens_BT, first_token)
     tokens_BT = from_time_0(np.asarray(tokens_BT, np.int32), first_token)
     unpredicted = tokens_BT.shape[1] - T
-    largest = max(
-        [states, work, *(_gathered_size(graph, node) for node in graph.order)]
-    )
+    largest = max(states, work, *(_gathered_size(graph, n) for n in graph.order))
     if size > 1:
         largest = max(largest, T * size)
     rows = max(1, min(B, LARGEST_BELIEF // largest))
