@@ -118,7 +118,7 @@ def test_those_after_a_forgotten_document_keep_their_name_and_text(run):
 @pytest.mark.parametrize("length", [T - 2, T, T + 1, 2 * T + 3])
 def test_output_stores_only_tokens_that_followed(length):
     system, params = make("output")
-    memory = documents.Memory(system.host)
+    memory = documents.Memory.empty(system.host)
     text_T = np.random.default_rng(0).integers(1, 11, length).astype(np.int32)
     known = np.ones((1, length), bool)
     system.sample(params, text_T[None], known, jax.random.key(0), memory=memory)
