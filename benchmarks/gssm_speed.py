@@ -44,11 +44,11 @@ def compiled(name: str) -> Callable[[], None]:
     """Returns a function that draws a batch as training does."""
     import itertools
 
+    from jaxgpt.systems.gssm.process import Stream
+
     made, steps = process_of(name), itertools.count()
-    draw = lambda: made.sample(
-        0, "train", next(steps), ROWS, LENGTH
-    ).block_until_ready()
-    return draw
+    stream = Stream(0, "train", ROWS)
+    return lambda: made.sample(stream, next(steps), LENGTH).block_until_ready()
 
 
 def numpy_loop(name: str) -> Callable[[], None]:
@@ -79,8 +79,10 @@ def numpy_loop(name: str) -> Callable[[], None]:
 
 def exact(name: str, dtype: str = "float32", wanted: str = "nll") -> Callable[[], None]:
     """Returns a function that scores a batch exactly, or finds what else is wanted."""
+    from jaxgpt.systems.gssm.process import Stream
+
     made = process_of(name)
-    tokens = np.asarray(made.sample(0, "val", 0, ROWS, LENGTH))
+    tokens = np.asarray(made.sample(Stream(0, "val", ROWS), 0, LENGTH))
     return lambda: made.score(tokens, dtype, wanted)
 
 

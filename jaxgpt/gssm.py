@@ -29,7 +29,7 @@ from jaxgpt.systems.gssm import information
 from jaxgpt.systems.gssm.graph import Node
 from jaxgpt.systems.gssm.handmade import HandMade, controller, copy, induction, parity
 from jaxgpt.systems.gssm.probes import Probes
-from jaxgpt.systems.gssm.process import SPLITS, GraphProcess
+from jaxgpt.systems.gssm.process import SPLITS, GraphProcess, Stream
 from jaxgpt.systems.gssm.user_graph import (
     Graph,
     Nodes,
@@ -92,9 +92,8 @@ def sample(
     array([0, 0], dtype=int32)
     """
     graph = made(graph)
-    X = graph.nodes[-1].name
-    place = _place(num_sequences, length, seed, split, batch_size)
-    return graph.process.held_out_nodes((X,), *place)[X]
+    stream = _stream(num_sequences, length, seed, split, batch_size)
+    return graph.process.held_out(stream, num_sequences, length)
 
 
 def sample_states(
@@ -115,19 +114,19 @@ def sample_states(
     """
     graph = made(graph)
     names = tuple(node.name for node in graph.nodes)
-    place = _place(num_sequences, length, seed, split, batch_size)
-    return graph.process.held_out_nodes(names, *place)
+    stream = _stream(num_sequences, length, seed, split, batch_size)
+    return graph.process.held_out_nodes(names, stream, num_sequences, length)
 
 
-def _place(
+def _stream(
     num_sequences: int, length: int, seed: int, split: str, batch_size: int
-) -> tuple[int, str, int, int, int]:
-    """Returns the checked arguments in the order of `GraphProcess.held_out`."""
+) -> Stream:
+    """Returns the stream of sequences, after checking all arguments."""
     require(num_sequences >= 1, "num_sequences", ">= 1", num_sequences)
     require(length >= 2, "length", ">= 2", length)
     require(split in SPLITS, "split", f"one of {', '.join(SPLITS)}", split)
     fields = configs.override(configs.base(), {"seed": seed, "batch_size": batch_size})
-    return fields.seed, split, num_sequences, fields.batch_size, length
+    return Stream(fields.seed, split, fields.batch_size)
 
 
 def exact_nll(

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxgpt.systems.gssm.likelihood import joint_states
-from jaxgpt.systems.gssm.process import GraphProcess
+from jaxgpt.systems.gssm.process import GraphProcess, Stream
 
 # Added to every count: the Krichevsky-Trofimov estimator.
 PRIOR = 0.5
@@ -26,7 +26,7 @@ def fitted_scores(
     c, V = config, process.vocab_size
     N, T = tokens_NT.shape
     count = max(FIT_TOKENS // T, N)
-    fit_NT = process.held_out(c.seed, "fit", count, c.batch_size, T)
+    fit_NT = process.held_out(Stream(c.seed, "fit", c.batch_size), count, T)
     return {
         "unigram": unigram(fit_NT, tokens_NT, V),
         "bigram": bigram(fit_NT, tokens_NT, V),

@@ -9,8 +9,14 @@ from typing import Any, ClassVar
 from ml_collections import ConfigDict
 
 from jaxgpt.config import MAX_SEED, OptionGroup, option
+from jaxgpt.errors import require
 from jaxgpt.systems.gssm.graph import ORIGINAL_KERNELS
 from jaxgpt.systems.gssm.graph_files import change_nodes, load_graph
+
+
+def require_gssm(config: ConfigDict, source: str) -> None:
+    """Raises UserError unless the config that `source` names is of this system."""
+    require(config.system == "gssm", f"system of '{source}'", "gssm", config.system)
 
 
 @dataclasses.dataclass(frozen=True)

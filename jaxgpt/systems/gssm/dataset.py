@@ -30,7 +30,7 @@ from jaxgpt.errors import UserError, atomic_write, log, require
 from jaxgpt.systems.gssm import baselines, likelihood
 from jaxgpt.systems.gssm.baselines import token_dtype
 from jaxgpt.systems.gssm.graph_files import load_graph
-from jaxgpt.systems.gssm.process import GraphProcess, make_process, resolve
+from jaxgpt.systems.gssm.process import GraphProcess, Stream, make_process, resolve
 
 FORMAT = "jaxgpt.gssm 1"
 ORIGINAL = "data"  # The original's name of the tokens.
@@ -54,7 +54,7 @@ class OnlineData:
         self, seed: int, split: str, step: int, size: int, length: int
     ) -> jax.Array | np.ndarray:
         """Returns int32 [size, length], a pure function of (seed, split, step)."""
-        return self.process.sample(seed, split, step, size, length)
+        return self.process.sample(Stream(seed, split, size), step, length)
 
     def eval_windows(
         self, split: str, length: int, count: int | None = None
@@ -65,7 +65,8 @@ class OnlineData:
         """
         c = self.config
         count = count or c.eval_sequences
-        return self.process.held_out(c.seed, split, count, c.batch_size, length)
+        stream = Stream(c.seed, split, c.batch_size)
+        return self.process.held_out(stream, count, length)
 
 
 class FiniteData(OnlineData):
@@ -125,8 +126,8 @@ def open_data(config: ConfigDict, process: GraphProcess, length: int) -> OnlineD
         return FiniteData(config, process, tokens_NT[: count or None], digest)
     if not count:
         return OnlineData(config, process)
-    rows = config.batch_size
-    sampled_NT = process.held_out(config.seed, "train", count, rows, length)
+    stream = Stream(config.seed, "train", config.batch_size)
+    sampled_NT = process.held_out(stream, count, length)
     return FiniteData(config, process, sampled_NT)
 
 
@@ -228,7 +229,7 @@ def _compare(name: str, process: GraphProcess, tokens_NT: np.ndarray) -> None:
     given_NT = process.score(tokens_NT[rows], "float64")
     if place := likelihood.impossible(given_NT):
         raise UserError(f"'{name}' is of another graph or kernels: {place}")
-    own_NT = process.held_out(0, "fit", COMPARED, COMPARED, T)
+    own_NT = process.held_out(Stream(0, "fit", COMPARED), COMPARED, T)
     own, given = baselines.mean(process.score(own_NT, "float64")), given_NT.mean()
     costs = f"{given:.4f} nats per token, sequences of this graph {own.value:.4f}"
     chance = (own.error or 0.0) * math.sqrt(1 + COMPARED / len(rows))
@@ -300,6 +301,7 @@ def write_dataset(
       OSError: if the disk is full or the folder not writable.
     """
     rows, (N, T) = config.batch_size, shape
+    stream = Stream(config.seed, "train", rows)
     attributes = {
         "format": FORMAT,
         "version": jaxgpt.__version__,
@@ -314,7 +316,7 @@ def write_dataset(
         "digest": process.digest,
     }
     batches = -(-chunk_size // rows)
-    with atomic_write(output, "w+b") as stream, h5py.File(stream, "w") as file:
+    with atomic_write(output, "w+b") as raw, h5py.File(raw, "w") as file:
         file.attrs.update(attributes)
         if config.gssm.kernels:
             for name, table in process.tables.items():
@@ -333,7 +335,7 @@ def write_dataset(
         for start in range(0, N, batches * rows):
             count = min(batches * rows, N - start)
             states = process.held_out_nodes(
-                tuple(arrays), config.seed, "train", count, rows, T, start // rows
+                tuple(arrays), stream, count, T, start // rows
             )
             for name, array in arrays.items():
                 array[start : start + count] = states[name]

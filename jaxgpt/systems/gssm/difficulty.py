@@ -15,17 +15,14 @@ import argparse
 from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError, require
+from jaxgpt.systems.gssm.config import require_gssm
 
 # Config fields that --help shows.
 COMMON = ("seed", "model.block_size", "gssm.graph", "gssm.graph_seed")
-# {option: what must hold of it, and how that is said}.
-LIMITS = {
-    "floor": (0.0, ">= 0"),
-    "bigram_gap": (0.0, ">= 0"),
-    "tolerance": (1e-6, ">= 1e-6"),
-    "num_sequences": (2, ">= 2"),
-    "tries": (1, ">= 1"),
-}
+# The least value of options.
+LEAST = {
+    "floor": 0, "bigram_gap": 0, "tolerance": 1e-6, "num_sequences": 2, "tries": 1
+}  # fmt: skip
 
 
 def command(argv: list[str]) -> None:
@@ -33,8 +30,7 @@ def command(argv: list[str]) -> None:
     options, overrides = cli.split_overrides(argv)
     args = _parse(options)
     config = configs.load(args.config, overrides)
-    system = f"system of '{args.config}'"
-    require(config.system == "gssm", system, "gssm", config.system)
+    require_gssm(config, args.config)
     output = cli.output_path("output", args.output, (".yaml", ".json"))
     if output.exists():
         raise UserError(f"--output '{args.output}' exists: name a new file")
@@ -85,10 +81,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.floor is None and args.bigram_gap is None:
         raise UserError("pass --floor, --bigram_gap or both: what is searched for")
-    for name, (least, rule) in LIMITS.items():
+    for name, least in LEAST.items():
         value = getattr(args, name)
         valid = value is None or least <= value <= 1 << 24
-        require(valid, f"--{name}", f"{rule} and <= {1 << 24}", value)
+        require(valid, f"--{name}", f"in [{least}, {1 << 24}]", value)
     return args
 
 

@@ -15,6 +15,7 @@ import math
 from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.errors import require
+from jaxgpt.systems.gssm.config import require_gssm
 
 # Config fields that --help shows.
 COMMON = ("seed", "model.block_size", "gssm.graph", "gssm.graph_seed")
@@ -33,8 +34,7 @@ def command(argv: list[str]) -> None:
         else:
             config = configs.load_frozen(configs.user_path(args.workdir))
             config = configs.validate(configs.override(config, overrides))
-        name = f"system of '{args.config or args.workdir}'"
-        require(config.system == "gssm", name, "gssm", config.system)
+        require_gssm(config, args.config or args.workdir)
     outputs = {
         name: cli.output_path(name, path)
         for name in ("nll", "predictive", "beliefs", "save_kernels", "save_graph")
@@ -114,8 +114,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_json()
     args = parser.parse_args(argv)
     count, most = args.num_sequences, 1 << 24
-    require(count >= 1, "--num_sequences", ">= 1", count)
-    require(count <= most, "--num_sequences", f"<= {most}", count)
+    require(1 <= count <= most, "--num_sequences", f"in [1, {most}]", count)
     return args
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError, os_errors, require
+from jaxgpt.systems.gssm.config import require_gssm
 
 # Config fields that --help shows.
 COMMON = ("seed", "batch_size", "model.block_size", "gssm.graph", "gssm.graph_seed")
@@ -42,16 +43,15 @@ def command(argv: list[str]) -> None:
     args = parser.parse_args(options)
     for name in ("num_sequences", "chunk_size"):
         value = getattr(args, name)
-        require(value >= 1, f"--{name}", ">= 1", value)
-        require(value <= configs.MAX_INT, f"--{name}", f"<= {configs.MAX_INT}", value)
+        valid = 1 <= value <= configs.MAX_INT
+        require(valid, f"--{name}", f"in [1, {configs.MAX_INT}]", value)
     output = cli.output_path("output", args.output)
     if output.exists():
         raise UserError(f"--output '{args.output}' exists: name a new file")
     if args.kernels:
         overrides["gssm.kernels"] = args.kernels
     config = configs.load(args.config, overrides)
-    require(config.system == "gssm", f"system of '{args.config}'", "gssm",
-            config.system)  # fmt: skip
+    require_gssm(config, args.config)
     # JAX takes seconds, which --help and wrong usage do not need.
     from jaxgpt.systems.gssm.dataset import generate
 

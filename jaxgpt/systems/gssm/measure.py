@@ -17,7 +17,7 @@ from jaxgpt.errors import UserError, atomic_write, log, os_errors
 from jaxgpt.systems.gssm import baselines, information, likelihood
 from jaxgpt.systems.gssm.dataset import read_dataset
 from jaxgpt.systems.gssm.graph_files import load_graph
-from jaxgpt.systems.gssm.process import make_process, resolve
+from jaxgpt.systems.gssm.process import Stream, make_process, resolve
 
 
 def measure(
@@ -54,8 +54,9 @@ def measure(
         process.check_known(args.tokens or "fresh sequences", name)
     if tokens_NT is None:
         count, length = args.num_sequences, c.model.block_size + 1
-        tokens_NT = process.held_out(c.seed, "val", count, c.batch_size, length)
-        bounds = process.bounds(tokens_NT, c.seed, "val", c.batch_size, args.dtype)
+        stream = Stream(c.seed, "val", c.batch_size)
+        tokens_NT = process.held_out(stream, count, length)
+        bounds = process.bounds(tokens_NT, stream, args.dtype)
     else:
         process.check_given(tokens_NT, args.tokens)
         if process.floor_name == "bayes_estimate":
@@ -80,13 +81,13 @@ def measure(
         else:
             found = process.score(tokens_NT, args.dtype, name)
         what = f"--{name}='{getattr(args, name)}'"
-        with os_errors(what), atomic_write(path, "wb") as stream:
+        with os_errors(what), atomic_write(path, "wb") as file:
             if isinstance(found, str):
-                stream.write(found.encode())
+                file.write(found.encode())
             elif isinstance(found, dict):
-                _save_npz(stream, found)
+                _save_npz(file, found)
             else:
-                np.save(stream, found)
+                np.save(file, found)
     return figures
 
 
@@ -96,9 +97,9 @@ def _read_tokens(name: str) -> np.ndarray:
     return read_dataset(name)[1] if hdf5 else read_integers(name)
 
 
-def _save_npz(stream: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
+def _save_npz(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
     """Writes an .npz file; np.savez cannot name an array "file"."""
-    with zipfile.ZipFile(stream, "w") as archive:
+    with zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as part:
                 np.lib.format.write_array(part, array, allow_pickle=False)

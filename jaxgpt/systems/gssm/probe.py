@@ -9,6 +9,7 @@ from __future__ import annotations
 from jaxgpt import cli
 from jaxgpt import config as configs
 from jaxgpt.errors import require
+from jaxgpt.systems.gssm.config import require_gssm
 
 
 def command(argv: list[str]) -> None:
@@ -36,11 +37,9 @@ def command(argv: list[str]) -> None:
     parser.add_json()
     args = parser.parse_args(argv)
     count, most = args.num_sequences, 1 << 20
-    require(count >= 4, "--num_sequences", ">= 4", count)
-    require(count <= most, "--num_sequences", f"<= {most}", count)
+    require(4 <= count <= most, "--num_sequences", f"in [4, {most}]", count)
     config = configs.load_frozen(configs.user_path(args.workdir))
-    require(config.system == "gssm", f"system of '{args.workdir}'", "gssm",
-            config.system)  # fmt: skip
+    require_gssm(config, args.workdir)
     figure = args.figure and cli.output_path("figure", args.figure, (".png",))
     # JAX takes seconds, which --help and wrong usage do not need.
     from jaxgpt.commands.probe import execute

@@ -28,6 +28,7 @@ from jaxgpt.model.positions import in_order
 from jaxgpt.model.transformer import LanguageModel
 from jaxgpt.systems.base import System
 from jaxgpt.systems.gssm import baselines
+from jaxgpt.systems.gssm.process import Stream
 from jaxgpt.systems.gssm.system import GSSM
 
 STRENGTHS = tuple(10.0**power for power in range(-8, 2))
@@ -256,13 +257,11 @@ def _sequences(system: GSSM, split: str, count: int) -> Sequences:
     """Returns the first sequences of a split, as long as the model reads."""
     c, process = system.config, system.process
     names = tuple(node.name for node in process.graph.order)
-    place = c.seed, split, count, c.batch_size, system.window
-    states = process.held_out_nodes(names, *place)
+    stream = Stream(c.seed, split, c.batch_size)
+    states = process.held_out_nodes(names, stream, count, system.window)
     states = {name: states_NT[:, :-1] for name, states_NT in states.items()}
     tokens_NT = states.pop(process.graph.observed.name)
-    beliefs = process.score_held_out(
-        tokens_NT, c.seed, split, c.batch_size, "float64", "beliefs"
-    )
+    beliefs = process.score_held_out(tokens_NT, stream, "float64", "beliefs")
     return Sequences(tokens_NT, beliefs, states)
 
 

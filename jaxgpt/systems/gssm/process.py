@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,25 @@ from jaxgpt.systems.gssm.graph_files import load_graph
 SPLITS = ("train", "val", "fit", "test")
 
 
+class Stream(NamedTuple):
+    """An endless stream of sequences, sampled in batches of some rows.
+
+    Its split is one of `SPLITS`.
+    """
+
+    seed: int
+    split: str
+    rows: int
+
+    def at(self, step: int) -> tuple[np.uint32, ...]:
+        """Returns the place of a batch, for a compiled function."""
+        # jit would trace Python integers as int32, which has only half of the seeds.
+        place = self.seed, SPLITS.index(self.split), step
+        return tuple(map(np.uint32, place))
+
+
 class GraphProcess:
-    """Samples and scores sequences; batch `step` of a split is a pure function.
+    """Samples and scores sequences; batch `step` of a stream is a pure function.
 
     The kernels of context nodes are redrawn for every batch, whose rows share them, or
     for every sequence (`context`).
@@ -87,21 +104,13 @@ class GraphProcess:
         """Returns how many consecutive held-out sequences share drawn kernels."""
         return rows if self.graph.has_context and not self.by_sequence else 1
 
-    def sample(
-        self, seed: int, split: str, step: int, rows: int, length: int
-    ) -> jax.Array:
+    def sample(self, stream: Stream, step: int, length: int) -> jax.Array:
         """Samples int32 tokens [rows, length], on the device; see `sample_nodes`."""
         X = self.graph.observed.name
-        return self.sample_nodes((X,), seed, split, step, rows, length)[X]
+        return self.sample_nodes((X,), stream, step, length)[X]
 
     def sample_nodes(
-        self,
-        names: tuple[str, ...],
-        seed: int,
-        split: str,
-        step: int,
-        rows: int,
-        length: int,
+        self, names: tuple[str, ...], stream: Stream, step: int, length: int
     ) -> dict[str, jax.Array]:
         """Samples {name: int32 states [rows, length]} of nodes, on the device.
 
@@ -109,11 +118,11 @@ class GraphProcess:
           UserError: for a batch that needs 2^32 uniform numbers or more, or kernels
             that do not fit.
         """
-        states, remedy = len(self.graph.order) * rows * length, "lower batch_size"
+        rows, remedy = stream.rows, "lower batch_size"
+        states = len(self.graph.order) * rows * length
         require(states < 1 << 32, "states of a batch", "< 2^32", states, remedy)
         self._check_kernels(rows)
-        place = _place(seed, split, step)
-        return self._sample(self.thresholds, place, names, rows, length)
+        return self._sample(self.thresholds, stream.at(step), names, rows, length)
 
     def _sample_batch(self, thresholds, place, names, rows, length):
         found = functools.partial(sequences.cumulative, dtype=jnp.float32)
@@ -142,35 +151,29 @@ class GraphProcess:
         if self.by_sequence:
             kernels.check_size(self.graph, rows)
 
-    def held_out(
-        self, seed: int, split: str, count: int, rows: int, length: int, first: int = 0
-    ) -> np.ndarray:
-        """Returns int32 [count, length]: sequences of a split from batch `first` on."""
+    def held_out(self, stream: Stream, count: int, length: int) -> np.ndarray:
+        """Returns int32 [count, length]: the first sequences of a stream."""
         X = self.graph.observed.name
-        return self.held_out_nodes((X,), seed, split, count, rows, length, first)[X]
+        return self.held_out_nodes((X,), stream, count, length)[X]
 
     def held_out_nodes(
         self,
         names: tuple[str, ...],
-        seed: int,
-        split: str,
+        stream: Stream,
         count: int,
-        rows: int,
         length: int,
         first: int = 0,
     ) -> dict[str, np.ndarray]:
-        """Returns {name: int32 states [count, length]} of `held_out` sequences."""
-        steps = range(first, first + -(-count // rows))
-        where = ((seed, split, step, rows, length) for step in steps)
-        parts = [jax.device_get(self.sample_nodes(names, *place)) for place in where]
+        """Returns {name: int32 states [count, length]} from batch `first` on."""
+        steps = range(first, first + -(-count // stream.rows))
+        sample = functools.partial(self.sample_nodes, names, stream, length=length)
+        parts = [jax.device_get(sample(step)) for step in steps]
         return {n: np.concatenate([p[n] for p in parts])[:count] for n in names}
 
     def score_held_out(
         self,
         tokens_NT: np.ndarray,
-        seed: int,
-        split: str,
-        rows: int,
+        stream: Stream,
         dtype: str,
         wanted: str = "nll",
         first_token: str = "",
@@ -183,11 +186,12 @@ class GraphProcess:
         """
         if not self.graph.has_context:
             return self.score(tokens_NT, dtype, wanted)
+        rows = stream.rows
         self._check_kernels(rows)
         how = first_token or self.first_token, dtype, wanted
         parts = []
         for step, start in enumerate(range(0, len(tokens_NT), rows)):
-            drawn = self._context(_place(seed, split, step), rows)
+            drawn = self._context(stream.at(step), rows)
             tables, own = self.tables | drawn, None
             if self.by_sequence:
                 tables, own = self.tables, drawn
@@ -196,7 +200,7 @@ class GraphProcess:
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
     def bounds(
-        self, tokens_NT: np.ndarray, seed: int, split: str, rows: int, dtype: str
+        self, tokens_NT: np.ndarray, stream: Stream, dtype: str
     ) -> dict[str, np.ndarray]:
         """Returns scores of `held_out` sequences, float64 [N, T - 1], in nats.
 
@@ -213,16 +217,16 @@ class GraphProcess:
             return {"exact": self.score(tokens_NT, dtype)}
         # From time 0 on, as particles are weighted.
         whole = likelihood.from_time_0(tokens_NT, self.first_token)
-        known = self.score_held_out(whole, seed, split, rows, dtype, "nll", "start")
+        known = self.score_held_out(whole, stream, dtype, "nll", "start")
         if self.floor_name == "bayes":
             found = {"bayes": self.score(tokens_NT)}
         else:
             names = tuple(node.name for node in self.graph.order)
-            place = seed, split, len(tokens_NT), rows, tokens_NT.shape[1]
-            states = self.held_out_nodes(names, *place)
+            states = self.held_out_nodes(names, stream, *tokens_NT.shape)
+            given = tokens_NT, stream.seed, stream.split
             found = {
-                "bayes_estimate": self.estimate(tokens_NT, seed, split),
-                "bayes_lower": self.estimate(tokens_NT, seed, split, states, known),
+                "bayes_estimate": self.estimate(*given),
+                "bayes_lower": self.estimate(*given, states, known),
             }
         return found | {"known_kernels": self._predicted(known)}
 
@@ -310,11 +314,6 @@ class GraphProcess:
         for name in sorted(self.tables):
             found.update(np.float32(self.tables[name]).tobytes())
         return found.hexdigest()
-
-
-def _place(seed: int, split: str, step: int) -> tuple[np.uint32, ...]:
-    # jit would trace Python integers as int32, which has only half of the seeds.
-    return np.uint32(seed), np.uint32(SPLITS.index(split)), np.uint32(step)
 
 
 def _key(place: tuple[Any, ...], stream: str = "data") -> jax.Array:

@@ -19,7 +19,7 @@ from jaxgpt.systems.gssm import baselines
 from jaxgpt.systems.gssm.graph import LatentGraph
 from jaxgpt.systems.gssm.graph_files import load_graph
 from jaxgpt.systems.gssm.kernels import draw_tables
-from jaxgpt.systems.gssm.process import make_process
+from jaxgpt.systems.gssm.process import Stream, make_process
 
 # Powers of ten that alphas are scaled by at first, and how far the steps of the search
 # around the best shrink: alpha is found to 2 %.
@@ -174,7 +174,7 @@ class Search:
         graph = self._scaled(scales)
         process = process.with_tables(draw_tables(graph, seed, c.gssm.clip))
         count, length = self.args.num_sequences, c.model.block_size + 1
-        tokens_NT = process.held_out(c.seed, "val", count, c.batch_size, length)
+        tokens_NT = process.held_out(Stream(c.seed, "val", c.batch_size), count, length)
         floor = baselines.mean(process.score(tokens_NT, "float64"))
         bigram_NT = baselines.fitted_scores(process, c, tokens_NT)["bigram"]
         gap = baselines.mean(bigram_NT).value - floor.value

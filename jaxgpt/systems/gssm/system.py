@@ -21,7 +21,7 @@ from jaxgpt.systems.base import Evaluation
 from jaxgpt.systems.causal import CausalLM
 from jaxgpt.systems.gssm import baselines, dataset, kernels, likelihood
 from jaxgpt.systems.gssm.graph_files import load_graph
-from jaxgpt.systems.gssm.process import GraphProcess, make_process, resolve
+from jaxgpt.systems.gssm.process import GraphProcess, Stream, make_process, resolve
 
 # A loss this many standard errors, and float32 rounding, below the floor can only come
 # from a leak, if there are enough sequences to trust the error.
@@ -168,9 +168,8 @@ class GSSM(CausalLM):
             self._references[0], tokens_NT
         ):
             c = self.config
-            bounds = self.process.bounds(
-                tokens_NT, c.seed, split, c.batch_size, "float32"
-            )
+            stream = Stream(c.seed, split, c.batch_size)
+            bounds = self.process.bounds(tokens_NT, stream, "float32")
             scores = baselines.fitted_scores(self.process, c, tokens_NT)
             losses = {f"loss_{name}": float(nll.mean()) for name, nll in scores.items()}
             self._references = tokens_NT, (bounds, losses)

@@ -7,6 +7,7 @@ import pytest
 
 from jaxgpt.errors import UserError
 from jaxgpt.systems.gssm import likelihood
+from jaxgpt.systems.gssm.process import Stream
 from tests.systems.gssm.conftest import MIXED, PRODUCT, make
 
 
@@ -68,7 +69,7 @@ def enumerated_belief(process, tokens):
 @pytest.mark.parametrize("nodes", GRAPHS.values(), ids=GRAPHS)
 def test_they_are_the_sums_over_all_paths(nodes):
     process = make(nodes)
-    tokens = np.asarray(process.sample(0, "val", 0, 1, 4))
+    tokens = np.asarray(process.sample(Stream(0, "val", 1), 0, 4))
     last = 3 if likelihood.joint_states(process.graph) <= 12 else 2
     tokens = tokens[:, : last + 1]
     find = lambda wanted: process.score(tokens, "float64", wanted)
@@ -98,7 +99,7 @@ def test_predictions_have_the_exact_likelihood(nodes, dense, first_token, monkey
     monkeypatch.setattr(likelihood, "DENSE_STATES", dense)
     likelihood.compute.clear_cache()
     process = make(nodes, first_token=first_token)
-    tokens = np.asarray(process.sample(0, "val", 0, 5, 40))
+    tokens = np.asarray(process.sample(Stream(0, "val", 5), 0, 40))
     p = process.score(tokens, "float64", "predictive")
     np.testing.assert_allclose(p.sum(-1), 1, atol=1e-12)
     nll = process.score(tokens, "float64")
@@ -112,7 +113,7 @@ def test_predictions_have_the_exact_likelihood(nodes, dense, first_token, monkey
 
 def test_a_drawn_first_token_says_as_much_as_one_after_the_start():
     process, drawn = make(MIXED), make(MIXED, first_token="drawn")
-    tokens = np.asarray(process.sample(0, "val", 0, 3, 20))
+    tokens = np.asarray(process.sample(Stream(0, "val", 3), 0, 20))
     for wanted in ("predictive", "joint"):
         whole = process.score(tokens, "float64", wanted)
         found = drawn.score(tokens[:, 1:], "float64", wanted)
@@ -122,7 +123,7 @@ def test_a_drawn_first_token_says_as_much_as_one_after_the_start():
 @pytest.mark.parametrize("wanted", ["predictive", "beliefs", "joint"])
 def test_they_do_not_depend_on_how_many_rows_go_at_a_time(wanted, monkeypatch):
     process = make(MIXED)
-    tokens = np.asarray(process.sample(0, "val", 0, 7, 12))
+    tokens = np.asarray(process.sample(Stream(0, "val", 7), 0, 12))
     whole = process.score(tokens, "float64", wanted)
     monkeypatch.setattr(likelihood, "LARGEST_BELIEF", 800)
     parts = process.score(tokens, "float64", wanted)

@@ -335,8 +335,16 @@ def test_nodes_may_have_the_names_that_numpy_uses(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("command", "options", "expected"),
     [
-        (generate, ["--num_sequences=0"], "--num_sequences must be >= 1, got 0"),
-        (generate, ["--chunk_size=0"], "--chunk_size must be >= 1, got 0"),
+        (
+            generate,
+            ["--num_sequences=0"],
+            "--num_sequences must be in [1, 2147483647], got 0",
+        ),
+        (
+            generate,
+            ["--chunk_size=0"],
+            "--chunk_size must be in [1, 2147483647], got 0",
+        ),
         (generate, ["--output={0}/none/f.h5"], "does not exist"),
         (generate, ["--output={0}/g.json"], "exists: name a new file"),
         (generate, ["--config={1}/configs/sigma_char.py"], "must be gssm, got 'sigma'"),
@@ -362,7 +370,11 @@ def test_nodes_may_have_the_names_that_numpy_uses(tmp_path, capsys):
         (entropy, ["--config={1}/configs/sigma_char.py"], "must be gssm, got 'sigma'"),
         (entropy, ["--graph={0}/none.json"], "no graph file"),
         (entropy, ["--graph={0}/t.npy"], "cannot be read"),
-        (entropy, ["--graph={0}/g.json", "--num_sequences=0"], ">= 1, got 0"),
+        (
+            entropy,
+            ["--graph={0}/g.json", "--num_sequences=0"],
+            "must be in [1, 16777216], got 0",
+        ),
         (entropy, ["--graph={0}/g.json", "--nll={0}/none/x.npy"], "does not exist"),
         (entropy, ["--graph={0}/context.json", "--decompose"], "--kernels"),
         (entropy, ["--graph={0}/g.json", "--beliefs={0}"], "is a folder"),

@@ -4,6 +4,7 @@ import pytest
 from jaxgpt import gssm
 from jaxgpt.errors import UserError
 from jaxgpt.systems.gssm import kernels, likelihood
+from jaxgpt.systems.gssm.process import Stream
 from tests.conftest import refusal
 from tests.systems.gssm.conftest import MIXED, PRODUCT, make
 
@@ -26,18 +27,19 @@ def by_sequence(request):
 def test_kernels_of_a_batch_are_those_of_before():
     """Drawn before there were kernels by sequence."""
     process = make(FEEDBACK)
-    tokens = process.held_out(0, "val", 6, 4, 12)
+    tokens = process.held_out(Stream(0, "val", 4), 6, 12)
     expected = ["044422211120", "043234424234", "044430424230"]
     expected += ["030434423434", "001211021041", "012101014410"]
     assert ["".join(map(str, row)) for row in tokens] == expected
-    nll = process.score_held_out(tokens, 0, "val", 4, "float64").sum(1)
+    nll = process.score_held_out(tokens, Stream(0, "val", 4), "float64").sum(1)
     np.testing.assert_allclose(nll[[0, 5]], [14.2471374477, 11.2220282849], rtol=1e-6)
 
 
 def test_a_sequence_is_scored_with_its_kernels_alone(by_sequence):
-    tokens = by_sequence.held_out(0, "val", 7, 4, 12)
+    stream = Stream(0, "val", 4)
+    tokens = by_sequence.held_out(stream, 7, 12)
     for wanted in ("nll", "predictive", "beliefs"):
-        found = by_sequence.score_held_out(tokens, 0, "val", 4, "float64", wanted)
+        found = by_sequence.score_held_out(tokens, stream, "float64", wanted)
         for n in range(7):
             place = tuple(map(np.uint32, (0, 1, n // 4)))
             own = {
@@ -61,26 +63,26 @@ def test_a_sequence_is_scored_with_its_kernels_alone(by_sequence):
 def test_scores_by_sequence_do_not_depend_on_how_many_go_at_a_time(
     by_sequence, monkeypatch
 ):
-    tokens = by_sequence.held_out(0, "val", 7, 4, 12)
-    whole = by_sequence.score_held_out(tokens, 0, "val", 4, "float64")
+    tokens = by_sequence.held_out(Stream(0, "val", 4), 7, 12)
+    whole = by_sequence.score_held_out(tokens, Stream(0, "val", 4), "float64")
     monkeypatch.setattr(likelihood, "LARGEST_BELIEF", 500)
-    parts = by_sequence.score_held_out(tokens, 0, "val", 4, "float64")
+    parts = by_sequence.score_held_out(tokens, Stream(0, "val", 4), "float64")
     np.testing.assert_allclose(parts, whole, rtol=1e-12)
 
 
 def test_every_sequence_has_kernels_of_its_own(by_sequence):
-    tokens = by_sequence.held_out(0, "val", 16, 8, 300)
-    own = by_sequence.score_held_out(tokens, 0, "val", 8, "float32")
+    tokens = by_sequence.held_out(Stream(0, "val", 8), 16, 300)
+    own = by_sequence.score_held_out(tokens, Stream(0, "val", 8), "float32")
     # The rows of a batch, each with the kernels of the next one.
     turned = np.roll(tokens.reshape(2, 8, -1), 1, axis=1).reshape(16, -1)
-    others = by_sequence.score_held_out(turned, 0, "val", 8, "float32")
+    others = by_sequence.score_held_out(turned, Stream(0, "val", 8), "float32")
     owners = np.roll(own.reshape(2, 8, -1), 1, axis=1).reshape(16, -1)
     assert (others.mean(1) > owners.mean(1)).mean() > 0.9
-    few = by_sequence.held_out(0, "val", 5, 8, 300)
+    few = by_sequence.held_out(Stream(0, "val", 8), 5, 300)
     np.testing.assert_array_equal(few, tokens[:5])
-    again = np.asarray(by_sequence.sample(0, "val", 1, 8, 300))
+    again = np.asarray(by_sequence.sample(Stream(0, "val", 8), 1, 300))
     np.testing.assert_array_equal(again, tokens[8:])
-    other = np.asarray(by_sequence.sample(0, "test", 1, 8, 300))
+    other = np.asarray(by_sequence.sample(Stream(0, "test", 8), 1, 300))
     assert (other != again).mean() > 0.1
 
 
@@ -88,7 +90,7 @@ def test_tokens_follow_the_kernels_of_their_sequence():
     chain = [{"name": "X", "state_dim": 3, "alpha": 1, "mode": "context",
               "parents": ["X"]}]  # fmt: skip
     process = make(chain, context="sequence")
-    tokens = np.asarray(process.sample(0, "train", 2, 4, 20_000))
+    tokens = np.asarray(process.sample(Stream(0, "train", 4), 2, 20_000))
     tables = process._context(tuple(map(np.uint32, (0, 0, 2))), 4)["X"]
     for row, table in zip(tokens, np.asarray(tables), strict=True):
         counts = np.zeros((3, 3))
@@ -101,17 +103,18 @@ def test_tokens_follow_the_kernels_of_their_sequence():
 def test_kernels_that_do_not_fit_are_refused_with_their_number(monkeypatch):
     process = make(FEEDBACK, context="sequence")  # Tables of 3 x 5 x 5.
     monkeypatch.setattr(kernels, "LARGEST_INDEX", 1000)
-    process.sample(0, "val", 0, 6, 12)
+    process.sample(Stream(0, "val", 6), 0, 12)
     message = "the kernels of 7 sequences have 525 entries in all, and this machine"
     with pytest.raises(UserError, match=f"{message} takes 500: lower batch_size"):
-        process.sample(0, "val", 0, 7, 12)
+        process.sample(Stream(0, "val", 7), 0, 12)
 
 
 def test_kernels_by_sequence_from_python():
     graph = gssm.Graph(LATENT, context="sequence")
     process = make(LATENT, context="sequence")
     tokens = gssm.sample(graph, 5, 12, batch_size=4)
-    np.testing.assert_array_equal(tokens, process.held_out(0, "train", 5, 4, 12))
+    expected = process.held_out(Stream(0, "train", 4), 5, 12)
+    np.testing.assert_array_equal(tokens, expected)
     assert (gssm.sample(gssm.Graph(LATENT), 5, 12, batch_size=4) != tokens).any()
     expected = "gssm.context must be one of batch, sequence, got 'token'"
     assert expected in refusal(gssm.Graph, LATENT, context="token")

@@ -15,7 +15,7 @@ from jaxgpt import config as configs
 from jaxgpt.commands.train import train
 from jaxgpt.errors import CheckError, UserError
 from jaxgpt.systems.gssm import baselines, likelihood, particles
-from jaxgpt.systems.gssm.process import make_process
+from jaxgpt.systems.gssm.process import Stream, make_process
 from jaxgpt.systems.registry import build_system
 from jaxgpt.training import metrics, plots
 from tests.conftest import ROOT
@@ -53,7 +53,7 @@ def test_the_closed_form_is_that_of_gamma_functions(nodes, first_token, kernel_t
     nodes = [nodes[0] | {"kernel_type": kernel_type}]
     process = make(nodes, first_token=first_token)
     assert process.floor_name == "bayes"
-    tokens = process.held_out(0, "val", 5, 2, 40)
+    tokens = process.held_out(Stream(0, "val", 2), 5, 40)
     found = process.score(tokens)
     assert found.shape == (5, 39)
     for row, expected in zip(found, tokens, strict=True):
@@ -84,8 +84,8 @@ def test_the_closed_form_is_an_integral_over_kernels():
 def test_no_kernel_but_the_drawn_one_is_better_than_the_floor():
     """In expectation over kernels; with 4,000 of them beyond all doubt."""
     process = make(CHAIN, context="sequence")
-    tokens = process.held_out(0, "val", 4000, 2000, 17)
-    bounds = process.bounds(tokens, 0, "val", 2000, "float64")
+    tokens = process.held_out(Stream(0, "val", 2000), 4000, 17)
+    bounds = process.bounds(tokens, Stream(0, "val", 2000), "float64")
     assert list(bounds) == ["bayes", "known_kernels"]
     above = baselines.mean(bounds["bayes"] - bounds["known_kernels"])
     assert above.value > 10 * above.error
@@ -154,7 +154,7 @@ def test_the_filter_is_unbiased_on_both_sides(name, first_token):
     """Against all paths: the mean of Z is p, with the truth that of 1 / Z is 1 / p."""
     process = make(HIDDEN[name], first_token=first_token)
     graph, repeats = process.graph, 1000
-    tokens = process.held_out(0, "val", 5, 1, 5 - (first_token == "drawn"))
+    tokens = process.held_out(Stream(0, "val", 1), 5, 5 - (first_token == "drawn"))
     tokens = likelihood.from_time_0(tokens, first_token)
     generator = np.random.default_rng(0)
     exact, states = [], []
@@ -203,11 +203,11 @@ def test_bounds_hold_the_exact_floor_between_them(number):
     process = make(of_20(number), context="sequence")
     chain, N = number < 10, 128 if number < 10 else 24
     names = tuple(node.name for node in process.graph.order)
-    states = process.held_out_nodes(names, 0, "val", N, N, 6)
+    states = process.held_out_nodes(names, Stream(0, "val", N), N, 6)
     tokens = states["X"]
     if chain:
         exact = process.score(tokens).sum(1)
-        known = process.score_held_out(tokens, 0, "val", N, "float64")
+        known = process.score_held_out(tokens, Stream(0, "val", N), "float64")
         found = [
             particles.weighted(
                 process.graph, {}, tokens, 64, jax.random.key(1), 1e-10, truth
@@ -231,7 +231,7 @@ def test_bounds_hold_the_exact_floor_between_them(number):
 def test_the_filter_without_latents_is_the_closed_form():
     for first_token in ("start", "drawn"):
         process = make(CHAIN, first_token=first_token)
-        tokens = process.held_out(0, "val", 6, 3, 30)
+        tokens = process.held_out(Stream(0, "val", 3), 6, 30)
         found = process.estimate(tokens, 0, "val", count=1)
         np.testing.assert_allclose(found, process.score(tokens), atol=1e-5)
 
@@ -240,9 +240,9 @@ def test_kernels_as_particles_are_unbiased_on_both_sides():
     """On a chain, whose exact value is known, though they are for products."""
     process = make(CHAIN, context="sequence")
     N = 3000
-    tokens = process.held_out(0, "val", N, 1000, 6)
+    tokens = process.held_out(Stream(0, "val", 1000), N, 6)
     exact = process.score(tokens).sum(1)
-    known = process.score_held_out(tokens, 0, "val", 1000, "float64")
+    known = process.score_held_out(tokens, Stream(0, "val", 1000), "float64")
     for sign, truth in ((-1, None), (1, known)):
         nll = particles.weighted(
             process.graph, {}, tokens, 4, jax.random.key(0), 1e-10, truth
@@ -261,22 +261,22 @@ def test_kernels_as_particles_are_unbiased_on_both_sides():
 def test_bounds_lie_on_both_sides(nodes, first_token):
     process = make(nodes, first_token=first_token, context="sequence")
     process.particles = 4
-    tokens = process.held_out(0, "val", 64, 32, 33)
-    found = process.bounds(tokens, 0, "val", 32, "float32")
+    tokens = process.held_out(Stream(0, "val", 32), 64, 33)
+    found = process.bounds(tokens, Stream(0, "val", 32), "float32")
     assert list(found) == ["bayes_estimate", "bayes_lower", "known_kernels"]
     assert all(bound.shape == (64, 32) for bound in found.values())
     apart = baselines.mean(found["bayes_estimate"] - found["bayes_lower"])
     assert apart.value > 4 * apart.error
     above = baselines.mean(found["bayes_estimate"] - found["known_kernels"])
     assert above.value > 4 * above.error
-    known = process.score_held_out(tokens, 0, "val", 32, "float32")
+    known = process.score_held_out(tokens, Stream(0, "val", 32), "float32")
     np.testing.assert_allclose(found["known_kernels"], known, rtol=1e-5)
 
 
 def test_bounds_meet_with_many_particles():
     process = make(LATENT, context="sequence")
     names = tuple(node.name for node in process.graph.order)
-    states = process.held_out_nodes(names, 0, "val", 64, 32, 33)
+    states = process.held_out_nodes(names, Stream(0, "val", 32), 64, 33)
     apart = {}
     for count in (2, 128):
         upper = process.estimate(states["X"], 0, "val", count=count)
@@ -288,7 +288,7 @@ def test_bounds_meet_with_many_particles():
 
 def test_estimates_do_not_depend_on_how_many_rows_go_at_a_time(monkeypatch):
     process = make(LATENT, context="sequence")
-    tokens = process.held_out(0, "val", 7, 7, 9)
+    tokens = process.held_out(Stream(0, "val", 7), 7, 9)
     whole = process.estimate(tokens, 0, "val", count=8)
     assert (process.estimate(tokens, 1, "val", count=8) != whole).any()
     monkeypatch.setattr(particles, "LARGEST_PARTICLES", 500)
@@ -320,7 +320,7 @@ def system_of(nodes, **changes):
     vocab = next(n["state_dim"] for n in nodes if n["name"] == "X")
     changes = {"gssm__graph": json.dumps(nodes), "model__vocab_size": vocab} | changes
     system = build_system(load(**changes))
-    return system, system.process.held_out(0, "val", 64, 8, 17)
+    return system, system.process.held_out(Stream(0, "val", 8), 64, 17)
 
 
 def test_the_gap_is_to_the_floor_of_who_does_not_know_the_kernels():

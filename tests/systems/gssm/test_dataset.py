@@ -8,7 +8,7 @@ import pytest
 from jaxgpt import config as configs
 from jaxgpt.errors import UserError
 from jaxgpt.systems.gssm import dataset
-from jaxgpt.systems.gssm.process import GraphProcess, make_process
+from jaxgpt.systems.gssm.process import GraphProcess, Stream, make_process
 from tests.conftest import ROOT
 from tests.systems.gssm.conftest import MIXED
 
@@ -45,7 +45,7 @@ def test_a_file_holds_the_training_sequences_whatever_its_chunks(
     config = load()
     path = write("f.h5", count, chunk_size)
     made = make_process(config)
-    expected = made.held_out(config.seed, "train", count, config.batch_size, 17)
+    expected = made.held_out(Stream(config.seed, "train", config.batch_size), count, 17)
     np.testing.assert_array_equal(dataset.open_tokens(str(path), made), expected)
     with h5py.File(path) as file:
         assert file["tokens"].dtype == np.uint8
@@ -64,7 +64,7 @@ def original(tmp_path):
 
     def write(config, count=300, chunk=64):
         path = tmp_path / "original.h5"
-        tokens_NT = make_process(config).held_out(7, "val", count, 100, 17)
+        tokens_NT = make_process(config).held_out(Stream(7, "val", 100), count, 17)
         with h5py.File(path, "w") as file:
             data = file.create_dataset("data", (count, 17), int, chunks=(chunk, 17))
             data[:] = tokens_NT
@@ -204,7 +204,7 @@ def test_a_file_of_a_context_graph_knows_how_its_kernels_were_drawn(write):
     config = load(**changes)
     path = write("f.h5", 12, 4, config)
     made = make_process(config)
-    expected = made.held_out(config.seed, "train", 12, config.batch_size, 17)
+    expected = made.held_out(Stream(config.seed, "train", config.batch_size), 12, 17)
     np.testing.assert_array_equal(dataset.open_tokens(str(path), made), expected)
     refused(path, "sequences of another graph", gssm__graph=chain)
     with pytest.raises(UserError, match="sequences of another graph"):

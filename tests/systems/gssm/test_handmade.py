@@ -6,7 +6,7 @@ from jaxgpt import config as configs
 from jaxgpt import gssm
 from jaxgpt.systems.gssm import handmade
 from jaxgpt.systems.gssm.graph import HANDMADE
-from jaxgpt.systems.gssm.process import make_process
+from jaxgpt.systems.gssm.process import Stream, make_process
 from tests.conftest import refusal
 
 pytestmark = pytest.mark.unoptimised
@@ -100,7 +100,9 @@ def test_they_are_named(text, made):
     for graph in (gssm.Graph(text), gssm.Graph(made)):
         assert graph.nodes == process.graph.nodes == made.nodes
         tokens_NT = gssm.sample(graph, 4, 9)
-        np.testing.assert_array_equal(tokens_NT, process.held_out(0, "train", 4, 32, 9))
+        np.testing.assert_array_equal(
+            tokens_NT, process.held_out(Stream(0, "train", 32), 4, 9)
+        )
 
 
 def test_their_names_are_all_known():

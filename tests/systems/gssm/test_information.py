@@ -7,6 +7,7 @@ import pytest
 
 from jaxgpt.errors import UserError
 from jaxgpt.systems.gssm import information
+from jaxgpt.systems.gssm.process import Stream
 from tests.systems.gssm.conftest import PRODUCT, make
 from tests.systems.gssm.test_beliefs import GRAPHS, paths
 
@@ -55,7 +56,7 @@ def one_latent(joint, axis):
 def test_it_is_that_of_all_paths(nodes):
     process = make(nodes)
     graph, V = process.graph, process.vocab_size
-    tokens = np.asarray(process.sample(0, "val", 0, 2, 4))
+    tokens = np.asarray(process.sample(Stream(0, "val", 2), 0, 4))
     found = information.by_token(graph, process.tables, tokens)
     steps = 2
     for row, t in itertools.product(range(len(tokens)), range(steps)):
@@ -87,7 +88,7 @@ def test_it_is_that_of_all_paths(nodes):
 
 def test_means_and_errors_are_over_the_sequences():
     process = make(PRODUCT)
-    tokens = process.held_out(0, "val", 64, 32, 33)
+    tokens = process.held_out(Stream(0, "val", 32), 64, 33)
     found = information.decompose(process, tokens)
     nll = process.score(tokens, "float64")
     error = nll.mean(1).std(ddof=1) / 8
@@ -112,7 +113,7 @@ def test_means_and_errors_are_over_the_sequences():
 
 def test_a_drawn_first_token_is_not_predicted():
     start, drawn = make(PRODUCT), make(PRODUCT, first_token="drawn")
-    tokens = np.asarray(start.sample(0, "val", 0, 3, 12))
+    tokens = np.asarray(start.sample(Stream(0, "val", 3), 0, 12))
     find = lambda process, tokens: information.by_token(
         process.graph, process.tables, tokens, process.first_token
     )

@@ -5,6 +5,7 @@ import pytest
 
 from jaxgpt.errors import UserError
 from jaxgpt.systems.gssm import baselines, graph, likelihood
+from jaxgpt.systems.gssm.process import Stream
 from tests.systems.gssm.conftest import MIXED, PRODUCT, make
 
 CHAIN = [{"name": "X", "state_dim": 5, "alpha": 0.5, "parents": ["X"]}]
@@ -42,7 +43,7 @@ def test_it_is_the_sum_over_all_paths(nodes, dense, monkeypatch):
     monkeypatch.setattr(likelihood, "DENSE_STATES", dense)
     likelihood.compute.clear_cache()
     process = make(nodes)
-    tokens = np.asarray(process.sample(0, "val", 0, 2, 6))
+    tokens = np.asarray(process.sample(Stream(0, "val", 2), 0, 6))
     found = process.score(tokens, "float64")
     for row, expected in zip(found, tokens, strict=True):
         np.testing.assert_allclose(row, enumerated(process, expected), atol=1e-12)
@@ -50,7 +51,7 @@ def test_it_is_the_sum_over_all_paths(nodes, dense, monkeypatch):
 
 def test_probabilities_of_all_continuations_add_up_to_1(any_process):
     V = any_process.vocab_size
-    start = np.asarray(any_process.sample(0, "val", 0, 1, 9))
+    start = np.asarray(any_process.sample(Stream(0, "val", 1), 0, 9))
     tokens = np.concatenate([np.repeat(start, V, 0), np.arange(V)[:, None]], 1)
     last = any_process.score(tokens)[:, -1]
     assert np.exp(-last).sum() == pytest.approx(1, abs=1e-5)
@@ -58,14 +59,14 @@ def test_probabilities_of_all_continuations_add_up_to_1(any_process):
 
 def test_first_token_drawn_is_conditioned_on():
     process, drawn = make(MIXED), make(MIXED, first_token="drawn")
-    tokens = np.asarray(process.sample(0, "val", 0, 8, 20))
+    tokens = np.asarray(process.sample(Stream(0, "val", 8), 0, 20))
     np.testing.assert_allclose(
         drawn.score(tokens[:, 1:]), process.score(tokens)[:, 1:], rtol=1e-6
     )
 
 
 def test_scores_do_not_depend_on_how_many_rows_go_at_a_time(any_process, monkeypatch):
-    tokens = np.asarray(any_process.sample(0, "val", 0, 7, 12))
+    tokens = np.asarray(any_process.sample(Stream(0, "val", 7), 0, 12))
     whole = any_process.score(tokens)
     monkeypatch.setattr(likelihood, "LARGEST_BELIEF", 50)
     np.testing.assert_allclose(any_process.score(tokens), whole, rtol=1e-5)
@@ -83,9 +84,9 @@ def test_an_impossible_token_costs_infinity_and_so_does_the_rest():
 def test_context_kernels_score_with_the_kernels_of_their_batch():
     nodes = [MIXED[0], {**MIXED[3], "parents": ["Z1"], "mode": "context"}]
     process = make(nodes)
-    tokens = process.held_out(0, "val", 12, 4, 200)
-    given = process.score_held_out(tokens, 0, "val", 4, "float32")
-    wrong = process.score_held_out(tokens, 1, "val", 4, "float32")
+    tokens = process.held_out(Stream(0, "val", 4), 12, 200)
+    given = process.score_held_out(tokens, Stream(0, "val", 4), "float32")
+    wrong = process.score_held_out(tokens, Stream(1, "val", 4), "float32")
     assert given.mean() < wrong.mean() - 0.5
 
 
@@ -109,15 +110,15 @@ def test_too_many_joint_states_are_refused():
         nodes[i]["parents"] = [names[i - 1]]
     nodes.append({"name": "X", "state_dim": 2, "alpha": 1, "parents": names[-1:]})
     process = make(nodes)
-    tokens = np.asarray(process.sample(0, "val", 0, 2, 5))
+    tokens = np.asarray(process.sample(Stream(0, "val", 2), 0, 5))
     with pytest.raises(UserError, match=r"1\.22e\+19 joint states"):
         process.score(tokens)
 
 
 def test_baselines_are_the_entropies_of_what_they_know():
     process = make(CHAIN)
-    fit = process.held_out(0, "fit", 512, 128, 257)
-    tokens = process.held_out(0, "val", 256, 128, 257)
+    fit = process.held_out(Stream(0, "fit", 128), 512, 257)
+    tokens = process.held_out(Stream(0, "val", 128), 256, 257)
     exact = baselines.mean(process.score(tokens))
     bigram = baselines.bigram(fit, tokens, 5)
     assert bigram.mean() == pytest.approx(exact.value, abs=1e-3)

@@ -157,7 +157,9 @@ def test_wrong_input_is_one_line(run_folder, tmp_path):
         return refusal(probe.command, [f"--workdir={workdir}", *options])
 
     assert "no checkpoint '7': there are best, last, " in refused("--step=7")
-    assert "--num_sequences must be >= 4, got 3" in refused("--num_sequences=3")
+    assert "--num_sequences must be in [4, 1048576], got 3" in refused(
+        "--num_sequences=3"
+    )
     assert "must end in .png" in refused(f"--figure={tmp_path}/p.pdf")
     assert "holds no run" in refused(workdir=tmp_path)
     sigma = configs.load(f"{ROOT}/configs/sigma_char.py:tiny", {})

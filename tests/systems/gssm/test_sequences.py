@@ -8,6 +8,7 @@ from scipy import stats
 
 from jaxgpt.model import rng
 from jaxgpt.systems.gssm import sequences
+from jaxgpt.systems.gssm.process import Stream
 from tests.systems.gssm.conftest import MIXED, make
 
 
@@ -91,15 +92,19 @@ def test_transitions_are_those_of_the_tables(any_process):
 
 
 def test_conventions_of_the_first_token():
-    start = np.asarray(make(MIXED).sample(0, "train", 3, 7, 33))
-    drawn = np.asarray(make(MIXED, first_token="drawn").sample(0, "train", 3, 7, 32))
+    start = np.asarray(make(MIXED).sample(Stream(0, "train", 7), 3, 33))
+    drawn = np.asarray(
+        make(MIXED, first_token="drawn").sample(Stream(0, "train", 7), 3, 32)
+    )
     assert start.shape == (7, 33) and start.dtype == np.int32
     assert (start[:, 0] == 0).all()
     np.testing.assert_array_equal(start[:, 1:], drawn)
 
 
 def test_a_batch_is_a_pure_function_of_seed_split_and_step(any_process):
-    draw = lambda *where: np.asarray(any_process.sample(*where, 16, 21))
+    def draw(seed, split, step):
+        return np.asarray(any_process.sample(Stream(seed, split, 16), step, 21))
+
     first = draw(0, "train", 5)
     np.testing.assert_array_equal(first, draw(0, "train", 5))
     for other in ((1, "train", 5), (0, "val", 5), (0, "train", 6), (0, "fit", 5)):
@@ -109,7 +114,7 @@ def test_a_batch_is_a_pure_function_of_seed_split_and_step(any_process):
 
 
 def test_held_out_sequences_do_not_depend_on_how_many_are_asked_for(any_process):
-    few = any_process.held_out(0, "val", 5, 4, 17)
-    many = any_process.held_out(0, "val", 11, 4, 17)
+    few = any_process.held_out(Stream(0, "val", 4), 5, 17)
+    many = any_process.held_out(Stream(0, "val", 4), 11, 17)
     assert few.shape == (5, 17)
     np.testing.assert_array_equal(few, many[:5])

@@ -11,7 +11,7 @@ from jaxgpt.commands.evaluate import evaluate_split
 from jaxgpt.commands.train import train
 from jaxgpt.errors import CheckError
 from jaxgpt.systems.gssm import baselines, dataset
-from jaxgpt.systems.gssm.process import make_process
+from jaxgpt.systems.gssm.process import Stream, make_process
 from jaxgpt.systems.registry import build_system
 from jaxgpt.training import metrics, plots
 from tests.conftest import ROOT
@@ -237,7 +237,7 @@ def test_nodes_that_do_not_matter_are_named(capfd):
 
 def test_a_loss_below_the_floor_is_a_leak():
     system = build_system(configs.override(load(), {"model.vocab_size": 16}))
-    tokens = system.process.held_out(0, "val", 64, 8, 17)
+    tokens = system.process.held_out(Stream(0, "val", 8), 64, 17)
     floor = system.process.score(tokens)
     noise = np.random.default_rng(0).normal(0, 0.1, floor.shape)
     honest = system.gap_metrics(tokens, floor + noise)
@@ -249,6 +249,6 @@ def test_a_loss_below_the_floor_is_a_leak():
 
 def test_a_few_sequences_prove_no_leak():
     system = build_system(configs.override(load(), {"model.vocab_size": 16}))
-    tokens = system.process.held_out(0, "val", 1, 8, 17)
+    tokens = system.process.held_out(Stream(0, "val", 8), 1, 17)
     figures = system.gap_metrics(tokens, system.process.score(tokens) - 0.1)
     assert figures["gap"] < 0 == figures["gap_error"]
