@@ -1,4 +1,4 @@
-"""Probes the checkpoints of a run, and draws what they know of the latents."""
+"""Probes the checkpoints of a run for the latents of its graph, and plots them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,7 @@ from jaxgpt.training.progress import status
 
 
 def execute(args: argparse.Namespace, figure: pathlib.Path | None) -> None:
-    """Carries out the probe command.
-
-    Args:
-      args: its options.
-      figure: where the picture goes.
+    """Probes what the options name; prints it, and draws it in a .png file.
 
     Raises:
       UserError: if there is no such checkpoint, or the picture cannot be written.
@@ -43,14 +39,9 @@ def execute(args: argparse.Namespace, figure: pathlib.Path | None) -> None:
 def probe(workdir: str, step: str, num_sequences: int) -> dict[str, Any]:
     """Returns the figures of an untrained model and of checkpoints.
 
-    Args:
-      workdir: of the run.
-      step: "all", or as of `open_run`.
-      num_sequences: as of `Probes`.
-
-    Returns:
-      {"layers": their names; "latents": as `Probes.references`; "models": {"untrained"
-      or a step: as `Probes.measure`}; "sequences": as many were scored}.
+    `step` is "all", or as of `open_run`, and `num_sequences` as of `Probes`. The result
+    is {"layers": names; "latents": `Probes.references`; "models": {"untrained" or a
+    step: `Probes.measure`}; "sequences": how many were scored}.
 
     Raises:
       UserError: as `open_run`.
@@ -73,7 +64,7 @@ def probe(workdir: str, step: str, num_sequences: int) -> dict[str, Any]:
 
 
 def table(figures: dict[str, Any]) -> list[str]:
-    """Returns the lines that are printed for a person."""
+    """Returns the figures as lines of text."""
     row = lambda name, cells: f"{name:>28}" + "".join(f"{cell:>11}" for cell in cells)
     lines = []
     for model, found in figures["models"].items():
@@ -87,8 +78,8 @@ def table(figures: dict[str, Any]) -> list[str]:
             lines.append(row(f"accuracy of the state, {latent}", shown))
     for latent, known in figures["latents"].items():
         lines.append(
-            f"{latent}: {known['states']} states; always the commonest is right "
-            f"{known['commonest']:.3f} of the time, the exact belief's likeliest "
+            f"{latent}: {known['states']} states; the commonest is right "
+            f"{known['commonest']:.3f} of the time, the likeliest by the exact belief "
             f"{known['belief']:.3f}"
         )
     return lines
