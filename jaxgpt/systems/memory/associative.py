@@ -13,7 +13,7 @@ from jaxgpt.model import layers
 from jaxgpt.model.config import ModelConfig
 from jaxgpt.systems.memory import entries as ops
 from jaxgpt.systems.memory.config import EMBEDDING
-from jaxgpt.systems.memory.modes import CarriedFormat, Mode
+from jaxgpt.systems.memory.modes import CarriedFormat, Mode, find_one_key
 from jaxgpt.systems.memory.retrieval import Retrieval
 
 FADE = 0.6  # Weight of a token in an address, relative to the one after it.
@@ -92,11 +92,8 @@ class Associative(Mode):
         if entries is None:
             return joined_BTD, self.nothing(lookup, T, **to_store)
         query_BTD = address[:, -T:]
-        slot, valid = lookup.find(query_BTD[:, :, None])
-        slot_BTM, valid_BTM = slot[:, :, 0], valid[:, :, 0]
-        key_BTMD = lookup.take(entries["key"], slot_BTM)[..., 0, :]
-        distance_BTM = ((query_BTD[:, :, None] - key_BTMD) ** 2).sum(-1)
-        weight_BTM = jnp.exp(-2 * jnp.exp(self.sharpness[...]) * distance_BTM)
+        slot_BTM, valid_BTM, square_BTMD = find_one_key(query_BTD, lookup)
+        weight_BTM = jnp.exp(-2 * jnp.exp(self.sharpness[...]) * square_BTMD.sum(-1))
         if self.store_layer == EMBEDDING:
             token_BTM = lookup.take(entries["token"], slot_BTM)
             state_BTMD = jax.lax.stop_gradient(table_VD)[token_BTM]

@@ -191,20 +191,30 @@ class AttentionMemory(Mode):
         return new, jnp.ones(token_BT.shape, jnp.float32)
 
 
+def find_one_key(
+    query_BTD: jax.Array, lookup: Lookup
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Searches entries that have one key each.
+
+    Returns:
+      (slots [B, T, M], 0 for none; which of them are entries; the squared differences
+      [B, T, M, D] of their keys from the query).
+    """
+    slot, valid = lookup.find(query_BTD[:, :, None])
+    slot_BTM, valid_BTM = slot[:, :, 0], valid[:, :, 0]
+    assert lookup.entries is not None
+    key_BTMD = lookup.take(lookup.entries["key"], slot_BTM)[..., 0, :]
+    return slot_BTM, valid_BTM, (query_BTD[:, :, None] - key_BTMD) ** 2
+
+
 def neighbours(x_BTD: jax.Array, lookup: Lookup) -> tuple[jax.Array, jax.Array]:
     """Returns slots [B, T, M], -1 for none, and the distances of their keys from x.
 
     A distance is the mean of the squared differences, infinite for none.
     """
-    slot, valid = lookup.find(x_BTD[:, :, None])
-    slot_BTM, valid_BTM = slot[:, :, 0], valid[:, :, 0]
-    assert lookup.entries is not None
-    key_BTMD = lookup.take(lookup.entries["key"], slot_BTM)[..., 0, :]
-    distance_BTM = ((x_BTD[:, :, None] - key_BTMD) ** 2).mean(-1)
-    return (
-        jnp.where(valid_BTM, slot_BTM, -1),
-        jnp.where(valid_BTM, distance_BTM, jnp.inf),
-    )
+    slot_BTM, valid_BTM, square_BTMD = find_one_key(x_BTD, lookup)
+    distance_BTM = jnp.where(valid_BTM, square_BTMD.mean(-1), jnp.inf)
+    return jnp.where(valid_BTM, slot_BTM, -1), distance_BTM
 
 
 class KNNLM(Mode):
