@@ -180,8 +180,7 @@ def draw_as_original(
         clip = 0.0 if older else 1e-10
         tables[node.name] = np.exp(_log_table(drawn, graph, node, clip, np))
         made.add(node.name)
-    arrays = {f"table/{name}": table for name, table in tables.items()}
-    return check_tables(graph, arrays, f"gssm.kernels={version}")
+    return check_tables(graph, tables, f"gssm.kernels={version}")
 
 
 def load_tables(graph: LatentGraph, text: str) -> Tables:
@@ -203,8 +202,7 @@ def load_tables(graph: LatentGraph, text: str) -> Tables:
         tables = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"gssm.kernels is not valid JSON: {error}") from None
-    arrays = {f"table/{name}": table for name, table in tables.items()}
-    return check_tables(graph, arrays, "gssm.kernels")
+    return check_tables(graph, tables, "gssm.kernels")
 
 
 def tables_to_json(tables: Tables) -> str:
@@ -232,7 +230,7 @@ def read_tables(graph: LatentGraph, file: str) -> Tables:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it is a single array")
         with archive:
-            return check_tables(graph, archive, file)
+            return check_tables(graph, archive, file, "table/")
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(
             f"'{file}' is not an .npz file with arrays table/NAME: "
@@ -240,8 +238,10 @@ def read_tables(graph: LatentGraph, file: str) -> Tables:
         ) from None
 
 
-def check_tables(graph: LatentGraph, arrays: Mapping[str, Any], source: str) -> Tables:
-    """Returns the arrays table/NAME as the tables of the nodes that evolve.
+def check_tables(
+    graph: LatentGraph, arrays: Mapping[str, Any], source: str, prefix: str = ""
+) -> Tables:
+    """Returns the tables of the nodes that evolve, named so after a prefix.
 
     Raises:
       UserError: if one is missing, of no node, of another shape, or does not hold
@@ -249,7 +249,7 @@ def check_tables(graph: LatentGraph, arrays: Mapping[str, Any], source: str) -> 
     """
     tables = {}
     for node in graph.order:
-        name, shape = f"table/{node.name}", graph.shape(node)
+        name, shape = prefix + node.name, graph.shape(node)
         if name not in arrays:
             raise UserError(f"'{source}' has no array {name}: the graph needs it")
         try:
@@ -272,8 +272,8 @@ def check_tables(graph: LatentGraph, arrays: Mapping[str, Any], source: str) -> 
                 f"'{source}': {name} must hold probabilities that sum to 1 along the "
                 f"last axis: row {row.tolist()} {_fault(table[tuple(row)])}"
             )
-    known = {f"table/{name}" for name in graph.by_name}
-    unknown = [name for name in arrays if name[:6] == "table/" and name not in known]
+    known = {prefix + name for name in graph.by_name}
+    unknown = [n for n in arrays if str(n).startswith(prefix) and n not in known]
     if unknown:
         raise UserError(f"'{source}' has {unknown[0]}: the graph has no such node")
     return tables

@@ -81,8 +81,7 @@ class Graph:
             if isinstance(kernels, str):
                 tables = load_tables(graph, kernels)
             else:
-                arrays = {f"table/{name}": table for name, table in kernels.items()}
-                tables = check_tables(graph, arrays, "kernels")
+                tables = check_tables(graph, kernels, "kernels")
         config = configs.override(
             configs.base(),
             {

@@ -357,7 +357,7 @@ def test_nodes_may_have_the_names_that_numpy_uses(tmp_path, capsys):
             ['--config.gssm.kernels={{"Z1": [[1, 2], [3]]}}'],
             "is not an array of numbers",
         ),
-        (generate, ["--config.gssm.kernels={{}}"], "has no array table/Z1"),
+        (generate, ["--config.gssm.kernels={{}}"], "has no array Z1"),
         (generate, ["--config.gssm.kernels={{1"], "is not valid JSON"),
         (entropy, [], "one of the arguments --config --graph --workdir is required"),
         (entropy, ["--workdir={0}"], "holds no run"),
