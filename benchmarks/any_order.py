@@ -32,6 +32,7 @@ import time
 import numpy as np
 
 from benchmarks.alternate import machine
+from benchmarks.labels import label_points
 from benchmarks.sigma_quality import CAUSAL, QUICK, SIGMA, Contender, score, speeds
 from jaxgpt import drawing
 
@@ -360,7 +361,7 @@ def draw(record: dict, path: pathlib.Path) -> None:
             real = axes.axhline(runs[0]["real"]["nll"], color=drawing.GREY, ls="--")
             drawing.label_ends(axes, [real], ["real texts"])
             drawing.log_scale(axes, "x", (16, 32, 64))
-            drawing.label_points(axes, points, names)
+            label_points(axes, points, names)
             axes.set(xlim=(10, 100), ylabel=f"judge's nats per token, {data}")
         panels[-1].set(xlabel="model calls a text of 64 tokens")
         shown = panels[0].get_legend_handles_labels()

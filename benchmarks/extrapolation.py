@@ -16,6 +16,7 @@ import pathlib
 import numpy as np
 
 from benchmarks.alternate import machine
+from benchmarks.labels import label_points
 from jaxgpt import backend, config, drawing
 from jaxgpt.model.config import POSITIONS
 from jaxgpt.systems.registry import build_system
@@ -84,7 +85,7 @@ def draw(record: dict, path: pathlib.Path) -> None:
         axes.xaxis.set_major_formatter("{x:g}x")
         drawing.label_ends(axes, [line for _, line in lines], [n for n, _ in lines])
         for name, line in point:
-            drawing.label_points(axes, line.get_xydata(), [name])
+            label_points(axes, line.get_xydata(), [name])
 
 
 def main():

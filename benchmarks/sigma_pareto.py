@@ -19,6 +19,7 @@ import time
 import numpy as np
 
 from benchmarks.alternate import machine
+from benchmarks.labels import label_points
 from jaxgpt import drawing
 
 ORDERS = ("random", "left-to-right", "fractal", "far-apart", "block")
@@ -90,7 +91,7 @@ def draw_figure(record: dict, path: pathlib.Path) -> None:
             real_line = axes.axhline(real["nll"], color=drawing.GREY, ls="--", lw=1.2)
             drawing.label_ends(axes, [real_line], ["real texts"])
             names = [rows[i]["sampler"] for i in best]
-            drawing.label_points(axes, [points[i] for i in best], names)
+            label_points(axes, [points[i] for i in best], names)
             axes.set(ylabel="judge's loss, nats per character")
         note = "low and left is best; named: samplers that none beats in both"
         upper.set_title(note, size=10, weight="normal")

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from math import cos, isfinite, radians, sin
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
 import matplotlib
 from cycler import cycler
 from matplotlib.figure import Figure
-from matplotlib.path import Path
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
-from matplotlib.transforms import Bbox
 
 from jaxgpt.errors import atomic_write
 
@@ -27,9 +24,6 @@ BLUE, ORANGE, GREEN, PINK, AMBER, SKY = COLOURS = (
 )  # fmt: skip
 DARK, GREY, PALE = "0.2", "0.45", "0.75"
 LEADER = {"arrowstyle": "-", "lw": 0.8, "shrinkA": 1, "shrinkB": 2}
-# Where a label may stand from its point, in points and degrees, best first.
-DISTANCES = (8, 16, 26, 38, 52, 68, 86)
-ANGLES = (0, 180, 90, 270, 45, 315, 135, 225, 20, 340, 160, 200, 65, 295, 115, 245)
 WIDTH = 8.0  # Inches. A README shows a figure 800 pixels wide: 10 points are 14 pixels.
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -162,57 +156,3 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     for rank, (i, level) in enumerate(zip(order, levels, strict=True)):
         moved[i] = level + gap * rank
     return moved
-
-
-def label_points(
-    axes: Any, points: Sequence[tuple[float, float]], texts: Sequence[str]
-) -> None:
-    """Writes a text next to each point, clear of what is plotted and of other texts.
-
-    Where no place is free it is written at the last one tried.
-    """
-
-    def place() -> None:
-        pixel = axes.get_figure(root=True).dpi / 72
-        around = lambda x, y: Bbox.from_extents(
-            x - 4 * pixel, y - 4 * pixel, x + 4 * pixel, y + 4 * pixel
-        )
-        taken = [around(*at) for line in axes.lines for at in _pixels(line)]
-        inside = axes.get_window_extent()
-        written: list[Bbox] = []
-        for point, text in zip(points, texts, strict=True):
-            x, y = axes.transData.transform(point)
-            label = axes.annotate(
-                text,
-                (x, y),
-                xycoords="figure pixels",
-                size=9,
-                va="center",
-                arrowprops=LEADER | {"color": PALE},
-            )
-            size = label.get_window_extent()
-            for distance, angle in itertools.product(DISTANCES, ANGLES):
-                right, up = cos(radians(angle)), sin(radians(angle))
-                left = x + distance * pixel * right - size.width * (1 - right) / 2
-                low = y + distance * pixel * up - size.height * (1 - up) / 2
-                box = Bbox.from_bounds(left, low, size.width, size.height)
-                middle = (left + size.width / 2, low + size.height / 2)
-                leader: Any = Path([(x, y), middle]).interpolated(20).vertices
-                if (
-                    not any(box.overlaps(other) for other in (*taken, *written))
-                    and not any(b.contains(*at) for b in written for at in leader)
-                    and inside.contains(*box.p0)
-                    and inside.contains(*box.p1)
-                ):
-                    break
-            label.set_position((left, middle[1]))
-            written.append(box)
-
-    axes.get_figure(root=True).placed_last.append(place)
-
-
-def _pixels(line: Any) -> Any:
-    """Returns pixels [N, 2] along a line, or of its markers if they are not joined."""
-    path = Path(line.get_transform().transform(line.get_xydata()))
-    joined = line.get_linestyle() != "None" and len(path) > 1
-    return (path.interpolated(40) if joined else path).vertices

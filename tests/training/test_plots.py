@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 
+from benchmarks.labels import label_points
 from jaxgpt import drawing
 from jaxgpt.training import plots
 
@@ -136,7 +137,7 @@ def test_points_are_labelled_clear_of_points_lines_and_labels(tmp_path):
         axes.plot(*zip(*points, strict=True), "o")
         axes.plot([0, 2], [0.8, 1.4])
         axes.set(xlim=(0, 2), ylim=(0, 2))
-        drawing.label_points(axes, points, [f"label {i}" for i in range(6)])
+        label_points(axes, points, [f"label {i}" for i in range(6)])
     boxes = text_boxes(axes)
     for a, b in itertools.combinations(boxes.values(), 2):
         assert not a.overlaps(b)
