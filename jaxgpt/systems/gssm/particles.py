@@ -120,7 +120,7 @@ def _by_rows(
 
     `held` is the size of a particle.
     """
-    what = f"gssm.particles={count}, of {held:,} numbers each,"
+    what = f"gssm.particles={count}: each holds {held:,} numbers, which"
     check_memory(COPIES * 4 * count * held, what, "lower it")
     N = len(arrays["tokens"])
     rows = max(1, min(N, LARGEST_PARTICLES // (count * held)))
