@@ -155,7 +155,7 @@ def draw_as_original(
     older, X = version == "older", graph.observed
     reason = ""
     if graph.has_context:
-        reason = "context nodes, whose kernels are redrawn"
+        reason = "kernels of context nodes, which are redrawn"
     elif older and any(node.kernel_type == "product" for node in graph.nodes):
         reason = "product kernels, which the older version does not have"
     elif not older and any(X.name in node.parents for node in graph.nodes):
