@@ -164,8 +164,8 @@ def test_states_are_those_behind_the_tokens(easy):
         ({"first_token": "end"}, "gssm.first_token must be one of start, drawn"),
         ({"kernels": {}}, "'kernels' has no array Z1"),
         ({"kernels": {"Z1": [1.0]}}, "'kernels': Z1 must have shape [4, 4]"),
-        ({"kernels": {}, "graph_seed": 1}, "graph_seed and clip are of kernels that"),
-        ({"kernels": {}, "clip": 0.1}, "graph_seed and clip are of kernels that"),
+        ({"kernels": {}, "graph_seed": 1}, "graph_seed and clip are for kernels that"),
+        ({"kernels": {}, "clip": 0.1}, "graph_seed and clip are for kernels that"),
     ],
 )
 def test_an_unusable_graph_is_one_line(options, expected):
