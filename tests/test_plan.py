@@ -48,6 +48,18 @@ def test_a_step_is_compiled_for_a_slice():
 
 
 @pytest.mark.process
+@needs_libtpu
+def test_a_slice_gathers_nothing_at_every_token_of_an_lstm():
+    """At most each array for either pass, however many tokens there are."""
+    small = ["--config=configs/gssm_easy.py", "--config.model.mixer=lstm"]
+    small += ["--config.model.positions=learned", "--config.mesh.fsdp=4"]
+    ran = run(*small, "--topology=v5e:2x2", "--json=-")
+    assert ran.returncode == 0, ran.stderr
+    gathers = json.loads(ran.stdout.splitlines()[-1])["collectives"]["all-gather"]
+    assert 0 < gathers["count"] < 40  # Of 64 tokens and two layers, twice.
+
+
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["v5e", "v9z:2x2", "v5litepod-8", "v5e:0x", "h100:9"])
 def test_an_unknown_topology_is_one_line(name):
     ran = run("--config=configs/sigma_text.py:tiny", f"--topology={name}")
