@@ -95,7 +95,7 @@ def command(argv: list[str]) -> None:
     if args.action != "ingest" and not path.exists():
         raise UserError(f"--memory='{path}' does not exist: ingest documents first")
     if args.action == "list":
-        _list(path, args.json)
+        show(path, args.json)
         return
     # JAX takes seconds, which --help and wrong usage do not need.
     from jaxgpt.commands.memory_files import execute
@@ -103,7 +103,7 @@ def command(argv: list[str]) -> None:
     execute(args, overrides)
 
 
-def _list(path: pathlib.Path, as_json: bool) -> None:
+def show(path: pathlib.Path, as_json: bool) -> None:
     """Prints the documents of a memory."""
     header = peek(path)
     found, by, size = header.documents(), header.written_by, path.stat().st_size
