@@ -136,7 +136,7 @@ def test_an_export_has_the_tokenizer_of_the_run(tmp_path, capsys, kind, bos):
         assert back.encode(text) == own.encode(text).tolist()
 
 
-@pytest.mark.parametrize("size, more", [(50257, ""), (50259, ", and 2 that have no")])
+@pytest.mark.parametrize("size, more", [(50257, ""), (50259, ", and 2 without text")])
 def test_gpt2_without_tokenizer_files_is_said_to_have_its_own(
     tmp_path, capsys, size, more
 ):

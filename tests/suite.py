@@ -11,6 +11,7 @@ import pathlib
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -49,12 +50,18 @@ def shared_cache() -> pathlib.Path:
 
 
 def pytest_configure() -> None:
-    """Sets up what this process and those it starts share, before JAX is loaded."""
+    """Sets up what this process and those it starts share."""
     # All programs are kept, the smallest too: most tests compile dozens of those, and
     # to load one takes a tenth of the time.
     os.environ.setdefault(CACHE_VARIABLE, str(cache_folder(shared_cache())))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    if "jax" in sys.modules:  # A conftest.py of files named on the command line has it.
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", os.environ[CACHE_VARIABLE])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     # An entry that another process is just writing, or was killed in writing, cannot be
     # read: its program is compiled again, and tests that read stderr need not know.
     os.environ.setdefault(
