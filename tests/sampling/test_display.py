@@ -5,7 +5,6 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -125,7 +124,6 @@ def watch(trained, *options, interrupt=False):
             written += chunk
             if interrupt and b"model calls" in written:
                 interrupt = False
-                time.sleep(0.2)
                 process.send_signal(signal.SIGINT)
     except OSError:  # The other end is closed: the process is done.
         pass
@@ -147,7 +145,9 @@ def test_a_terminal_shows_it_and_is_itself_again(trained):
 
 @pytest.mark.process
 def test_an_interrupt_gives_the_terminal_back(trained):
-    status, written = watch(trained, "--live", "--sampler=ar", interrupt=True)
+    # So many that it cannot be done before it is interrupted.
+    options = ("--live", "--sampler=ar", "--num_samples=20000")
+    status, written = watch(trained, *options, interrupt=True)
     assert status == 130
     assert written.index(OTHER) < written.index(BACK)
     assert "Traceback" not in written
