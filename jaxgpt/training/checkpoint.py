@@ -119,7 +119,7 @@ class Checkpoints:
     def save(self, step: int, state: State, metrics: dict[str, float] | None) -> None:
         """Starts saving in the background; "val_loss" in metrics ranks the checkpoint.
 
-        A failure of this save or the one before is logged, and is no error: a full
+        A failure of this save or the one before is logged, not raised: a full
         disk must not end a run.
         """
         self.report_errors(wait=True)

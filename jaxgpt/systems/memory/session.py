@@ -34,7 +34,7 @@ class MemorySamplerOutput(SamplerOutput):
 
     Attributes:
       weight_BTM: float32, how much each of M entries contributed to a token.
-      document_BTM, position_BTM: int32, where the entry comes from; -1 is no entry.
+      document_BTM, position_BTM: int32, where the entry comes from; -1 for none.
     """
 
     weight_BTM: np.ndarray

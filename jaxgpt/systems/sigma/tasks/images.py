@@ -181,7 +181,7 @@ class Picoclvr(Task):
         c, N, start = self.config, len(tokens_NT), self.prompt_length
         image = tokens_NT[:, start:].reshape(N, c.height, c.width)
         cells = PALETTE[image.clip(0, c.colors)]
-        marks = np.where(image > c.colors, "?", "")  # What is no cell.
+        marks = np.where(image > c.colors, "?", "")  # Values that are not cells.
         properties = reference_NT[:, :start].reshape(N, -1, 3)
         true = self.holds(image.reshape(N, -1).clip(0, c.colors), properties)
         shown = list(map(pictures.grid, cells, verdict["accuracy"], marks))
