@@ -39,7 +39,20 @@ ZEROS = {
     (False, True, True, True): "UTF-32LE",
     (True, True, True, False): "UTF-32BE",
 }
+# Suffixes of files whose text is in fields.
+TABLES = (".csv", ".tsv", ".json", ".jsonl")
 COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd", b"7z\xbc")
+# How some files begin that are not plain text.
+BINARY = {
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"\xff\xff\xff\xff": "an Arrow file",  # As the package datasets saves them.
+    b"%PDF": "a PDF",
+    b"\xd0\xcf\x11\xe0": "a document of an office program",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x89HDF": "an HDF5 file",
+    b"SQLite format 3": "an SQLite database",
+}
 
 
 class Contents(NamedTuple):
@@ -69,6 +82,11 @@ def text_files(
     if path.name in ("train.bin", "val.bin", "test.bin"):
         raise UserError(f"data.path '{path}' holds tokens: name the folder it is in")
     if not path.is_dir():
+        if not path.is_file():
+            raise UserError(
+                f"{what}'{path}' is no regular file but a pipe or device, which cannot "
+                "be read twice: save its content in a file"
+            )
         return [path]
     endings = " or ".join(suffixes)
     found: list[pathlib.Path] = []
@@ -249,7 +267,7 @@ def _encoding(file: pathlib.Path) -> tuple[str, bytes]:
             return encoding, mark
     every = [head[place::4] for place in range(4)]
     zeros = tuple(part.count(0) > len(part) / 2 for part in every)
-    if len(head) >= 8 and zeros in ZEROS:
+    if len(head) >= 8 and zeros in ZEROS and not head.startswith((*BINARY,)):
         raise UserError(
             f"'{file}' seems to be {ZEROS[zeros]} without a byte-order mark: convert "
             f"it first (iconv -f {ZEROS[zeros]} -t UTF-8)"
@@ -259,8 +277,12 @@ def _encoding(file: pathlib.Path) -> tuple[str, bytes]:
 
 def _remedy(file: pathlib.Path, encoding: str) -> str:
     with open(file, "rb") as stream:
-        if stream.read(8).startswith(COMPRESSED):
-            return "it is compressed, unpack it first"
+        head = stream.read(16)
+    if head.startswith(COMPRESSED):
+        return "it is compressed, unpack it first"
+    for beginning, kind in BINARY.items():
+        if head.startswith(beginning):
+            return f"it is {kind}: save the text in it as a .txt file"
     if encoding == "utf-8":
         return "convert it first (iconv -f ITS_ENCODING -t UTF-8)"
     return "is it damaged?"
@@ -289,6 +311,11 @@ def scan(files: list[pathlib.Path], normalize: str = "none") -> Contents:
     if not length:
         raise UserError(f"'{files[0]}' is empty: there is no text to learn from")
     notes = _notes_on_marks(files)
+    tables = [file.name for file in files if file.suffix.lower() in TABLES]
+    if tables:
+        notes.append(
+            f"note: read as plain text, field names and quotes included: {some(tables)}"
+        )
     if windows or macs:
         ends = f"{windows:,} Windows (CR LF) and {macs:,} Mac (CR) line ends"
         notes.append(

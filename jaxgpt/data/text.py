@@ -272,6 +272,7 @@ def _open_bins(
     data = read_bins(folder, tokenizer)
     for split in SPLITS:
         tokens = data.splits[split]
+        _check_width(folder / f"{split}.bin", tokens, data.vocab_size)
         for start in range(0, len(tokens), reading.CHUNK):
             part = tokens[start : start + reading.CHUNK]
             if part.max() >= data.vocab_size:
@@ -288,6 +289,19 @@ def _open_bins(
             "that text? Otherwise its ids are read as other characters"
         )
     return data
+
+
+def _check_width(file: pathlib.Path, tokens: np.ndarray, vocab_size: int) -> None:
+    """Raises UserError for wider ids, whose high parts would be read as tokens."""
+    # Characters with a space after each can look like ids of twice the width.
+    parts = 2 if vocab_size > 256 else 4
+    start = tokens[: reading.CHUNK]
+    high = [start[part::parts] for part in range(1, parts)]
+    if len(start) >= 64 and start.any() and not any(part.any() for part in high):
+        raise UserError(
+            f"'{file}' seems to hold ids of more than {8 * tokens.itemsize} bits: save "
+            f"them as {tokens.dtype.name}"
+        )
 
 
 def _tokenizer_of_bins(

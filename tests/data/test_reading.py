@@ -95,6 +95,11 @@ def test_utf16_without_a_mark_is_refused(text_file, own_cache, encoding):  # noq
         ("a\rb\rné".encode("mac-roman") + b"x", "(near byte 5): line 3 has 8e"),
         (b"\x1f\x8b\x08\x00" + b"\xff" * 9, "it is compressed, unpack it first"),
         (
+            b"PAR1\x15\x04\xff" * 9,
+            "it is a Parquet file: save the text in it as a .txt",
+        ),
+        (b"\x93NUMPY" + b"\x01\x00" * 99, "it is a NumPy array: save the text"),
+        (
             "\ufeffab\ncd".encode("utf-16-le") + b"\x00\xdcx\x00",
             "UTF-16-LE (near byte 12)",
         ),
@@ -117,6 +122,13 @@ def test_line_ends_are_kept_unless_asked(text_file, capsys):  # noqa: F811
     made = open_text(text_file(text), normalize="newlines")
     assert written(made) == "a\nb\nc\n" * 20
     assert "data.normalize=newlines: 20 Windows (CR LF)" in capsys.readouterr().err
+
+
+def test_fields_that_are_read_as_plain_text_are_said(text_file, capsys):  # noqa: F811
+    open_text(text_file('{"text": "the cat"}\n' * 9, "cats.jsonl"))
+    assert capsys.readouterr().err == (
+        "note: read as plain text, field names and quotes included: 'cats.jsonl'\n"
+    )
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 1 << 22])
@@ -232,6 +244,13 @@ def test_links_and_what_is_no_file(folder, capsys):
     assert "2 not a file ('gone.txt', 'self.txt')" in message
     assert "1 linked folder ('sub/loop')" in message
     assert "1 empty ('empty.txt')" in message
+
+
+def test_a_pipe_cannot_be_read_twice(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", pathlib.Path("/dev/zero")):
+        with pytest.raises(UserError, match=f"'{path}' is no regular file but a pipe"):
+            reading.text_files(path)
 
 
 def test_what_is_beside_the_splits_of_documents_is_said(folder, capsys):

@@ -503,6 +503,26 @@ def test_bin_ids_are_checked_to_the_end(bins, monkeypatch):
     assert "id 4 at token 20" in refusal(bins(val=[*(0, 1, 2, 3) * 5, 4]))
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int64])
+def test_bin_of_wider_ids(bins, dtype):
+    folder = bins(vocabulary="")
+    for split in ("train", "val"):
+        np.arange(5, 105, dtype=dtype).tofile(folder / f"{split}.bin")
+    message = refusal(folder, tokenizer="gpt2")
+    assert "seems to hold ids of more than 16 bits: save them as uint16" in message
+
+
+def test_bin_of_wide_ids_of_characters(bins):
+    folder = bins()
+    np.array([0, 1, 2, 3] * 10).tofile(folder / "train.bin")
+    assert "seems to hold ids of more than 16 bits" in refusal(folder)
+
+
+def test_bin_of_characters_with_a_space_after_each(bins):
+    folder = bins(train=[1, 0] * 40, val=[1, 0] * 40)
+    assert open_text(folder).splits["train"].tolist() == [1, 0] * 40
+
+
 def test_a_bin_itself_is_no_text(bins):
     assert "name the folder it is in" in refusal(bins() / "train.bin")
 
