@@ -385,7 +385,12 @@ def load_frozen(workdir: pathlib.Path) -> ConfigDict:
     if not path.is_file():
         raise UserError(f"'{workdir}' holds no run: there is no config.json in it")
     try:
-        return validate(override(base(), flatten(json.loads(path.read_text()))))
+        saved = flatten(json.loads(path.read_text(encoding="utf-8")))
+        if "model_type" in saved:  # Of Hugging Face.
+            raise UserError(
+                f"'{workdir}' is a model, not a run: import it with convert"
+            )
+        return validate(override(base(), saved))
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise UserError(f"'{path}' is damaged: {error}") from None
 

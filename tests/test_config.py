@@ -343,6 +343,12 @@ def test_frozen_config_that_is_not_text(tmp_path):
     assert "is damaged" in refusal(configs.load_frozen, tmp_path)
 
 
+def test_a_folder_of_hugging_face_is_no_run(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "n_layer": 2}')
+    message = refusal(configs.load_frozen, tmp_path)
+    assert message == f"'{tmp_path}' is a model, not a run: import it with convert"
+
+
 def test_folder_without_a_frozen_config(tmp_path):
     assert f"'{tmp_path}' holds no run" in refusal(configs.load_frozen, tmp_path)
 

@@ -26,8 +26,10 @@ from jaxgpt.interop.rules import (
 from jaxgpt.interop.weights import Arrays, Source
 from jaxgpt.systems.registry import build_system, system_class
 
-# What torch.compile and DistributedDataParallel put before each name.
-WRAPPERS = re.compile(r"(_orig_mod\.|module\.)*")
+# What PyTorch's wrappers of modules put into names: torch.compile, checkpointing and
+# FSDP where they wrap a module, DistributedDataParallel only in front.
+INNER = "_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module"
+WRAPPERS = re.compile(rf"^((module|{INNER})\.)+|(?<=\.)(({INNER})\.)+")
 
 Choice = tuple[str, Mapping[str, str], str | None]
 
@@ -281,7 +283,7 @@ class Format:
 
     def plain_name(self, name: str) -> str:
         """Returns the name of a parameter in `rules`."""
-        return WRAPPERS.sub("", name, count=1)
+        return WRAPPERS.sub("", name)
 
     def parameters(self, source: Source) -> Arrays:
         """Returns the parameters by plain names, without buffers."""

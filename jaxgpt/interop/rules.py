@@ -104,8 +104,8 @@ def to_jax(
       source: named in errors.
 
     Raises:
-      UserError: for missing or unknown names, a wrong shape, or a weight that is not
-        finite.
+      UserError: for missing or unknown names, a wrong shape, integers, or a weight that
+        is not finite.
     """
     names = {rule.name for rule in rules}
     missing, unknown = names - set(state), set(state) - names
@@ -147,6 +147,11 @@ def _to_ours(state, rule: Rule, shape, dtype, source: str) -> np.ndarray:
             f"'{source}': {rule.name} has shape {list(array.shape[::order])}, the "
             f"configuration implies {list(shape[::order])}: "
             + ("is --format right?" if other else "pass the right --source_config")
+        )
+    if array.dtype.kind in "iub":
+        raise UserError(
+            f"'{source}': {rule.name} holds {array.dtype.name} numbers, which have a "
+            "scale elsewhere if they are quantized: save the weights as float32"
         )
     with np.errstate(over="ignore"):  # Overflow of float32 is reported below.
         array = array.astype(dtype, order="C")

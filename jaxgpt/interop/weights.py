@@ -42,10 +42,11 @@ HUB_NAMES = {
 }
 HUB_NAME = re.compile(r"([\w.-]+/)?([\w.-]+)(@[\w.-]+)?")
 HUB_FILES = ["*.json", "merges.txt", "*.safetensors"]
-SUFFIXES = (".pt", ".pth", ".bin", ".npz", ".safetensors")
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+SUFFIXES = (*TORCH_SUFFIXES, ".npz", ".safetensors")
 # A checkpoint's keys of its state dict, and of its configuration: those of nanoGPT and
-# build-nanogpt, teenyGPT, and PyTorch Lightning.
-STATES = ("model", "model_state_dict", "state_dict")
+# build-nanogpt, teenyGPT, PyTorch Lightning, and DeepSpeed.
+STATES = ("model", "model_state_dict", "state_dict", "module")
 CONFIGURATIONS = ("model_args", "config", "hyper_parameters")
 Arrays = dict[str, np.ndarray]
 SAFETENSORS_DTYPES = {
@@ -220,7 +221,7 @@ def _read_file(path: pathlib.Path) -> dict[str, Any]:
         pointer = file.read(len(LFS)) == LFS
     if pointer:
         raise UserError(f"'{path}' is a pointer of Git LFS: fetch it with git lfs pull")
-    if path.suffix in (".pt", ".pth", ".bin"):
+    if path.suffix in TORCH_SUFFIXES:
         value = read_torch_file(path)
         if not isinstance(value, Mapping):
             kind = opaque_name(value)
@@ -231,7 +232,7 @@ def _read_file(path: pathlib.Path) -> dict[str, Any]:
         return dict(value)
     if path.suffix not in (".safetensors", ".npz"):
         raise UserError(
-            f"'{path}' is not a .pt, .bin, .safetensors or .npz file or a folder"
+            f"'{path}' is not a .pt, .ckpt, .bin, .safetensors or .npz file or a folder"
         )
     try:
         return _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)

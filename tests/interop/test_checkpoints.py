@@ -67,7 +67,7 @@ def test_numpy_numbers_and_a_namespace_are_read(nano, read):
     assert original.notes[0] == "skipped: config.out_dir (pathlib.PurePosixPath)"
 
 
-@pytest.mark.parametrize("key", ["model_state_dict", "state_dict"])
+@pytest.mark.parametrize("key", ["model_state_dict", "state_dict", "module"])
 def test_other_keys_of_the_state_dict(nano, nano_params, read, key):
     checkpoint = {key: nano["model"], "hyper_parameters": nano["model_args"]}
     assert_equal(read(checkpoint).params, nano_params)

@@ -105,7 +105,7 @@ def test_a_source_of_an_unknown_kind(refused, tmp_path):
     path = tmp_path / "weights.h5"
     path.write_bytes(b"x")
     message = refused("--format=gpt2", f"--source={path}")
-    assert "is not a .pt, .bin, .safetensors or .npz file or a folder" in message
+    assert "is not a .pt, .ckpt, .bin, .safetensors or .npz file or a folder" in message
 
 
 def test_a_folder_without_weights_or_configuration(refused, tmp_path):
@@ -236,6 +236,15 @@ def test_weights_that_are_not_finite(nano_refused, nano, name, value):
     if name == WTE:
         state["lm_head.weight"] = bad
     assert f"{name} is not finite everywhere" in nano_refused(model=state)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
+def test_weights_that_are_no_floats(nano_refused, nano, dtype):
+    name = "transformer.h.0.mlp.c_fc.weight"
+    message = nano_refused(**replaced(nano, name, nano["model"][name].to(dtype)))
+    kind = str(dtype).removeprefix("torch.")
+    assert f"{name} holds {kind} numbers" in message
+    assert "save the weights as float32" in message
 
 
 def test_a_head_of_its_own(nano_refused, gpt2_refused, nano):
@@ -632,7 +641,7 @@ def test_an_npz_of_what_is_no_number(refused, tmp_path, array):
         ({WTE: ".."}, "does not exist"),
         ({WTE: ""}, "does not exist"),
         ({WTE: "none.safetensors"}, "none.safetensors' does not exist"),
-        ({WTE: "config.json"}, "is not a .pt, .bin, .safetensors"),
+        ({WTE: "config.json"}, "is not a .pt, .ckpt, .bin, .safetensors"),
         ({WTE: 3}, "does not exist"),
         ({WTE: ["x"]}, "does not exist"),
         ({WTE: None}, "does not exist"),

@@ -105,6 +105,15 @@ RENAMED = {
     "bodiless with buffers": lambda state: {
         k.removeprefix("transformer."): v for k, v in buffers(state).items()
     },
+    "blocks compiled or sharded": lambda state: {
+        k.replace("h.0.", "h.0._orig_mod.").replace(
+            "h.1.", "h.1._fsdp_wrapped_module._checkpoint_wrapped_module."
+        ): v
+        for k, v in state.items()
+    },
+    "compiled of data parallel": lambda state: {
+        f"_orig_mod.module.{k}": v for k, v in state.items()
+    },
     "backwards": lambda state: dict(reversed(state.items())),
     "parameters": lambda state: {k: torch.nn.Parameter(v) for k, v in state.items()},
 }
@@ -121,7 +130,9 @@ def test_other_names(nano, nano_params, tmp_path, kind):
     assert found.step == 5
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".npz", ".safetensors"])
+@pytest.mark.parametrize(
+    "suffix", [".pt", ".pth", ".bin", ".ckpt", ".npz", ".safetensors"]
+)
 def test_other_files(nano, nano_params, tmp_path, suffix):
     path = tmp_path / f"state{suffix}"
     state = dict(nano["model"])
