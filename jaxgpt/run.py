@@ -133,7 +133,8 @@ def load(
     Args:
       path: folder of a run, or as `read_weights` takes it.
       step: of a run: "best", "last", or a number.
-      form: of weights, a key of `FORMATS`; "" means nanoGPT for a .pt file, else GPT-2.
+      form: of weights, a key of `FORMATS`; "" means nanoGPT for a .pt or .ckpt
+        file, else GPT-2.
       source_config, tokenizer: of weights, see `read_weights`.
       notify: called with each note about weights.
 
@@ -146,7 +147,7 @@ def load(
     except UserError:
         if (folder / "checkpoints").is_dir():
             raise
-        form = form or ("nanogpt" if path.endswith(".pt") else "gpt2")
+        form = form or ("nanogpt" if path.endswith((".pt", ".ckpt")) else "gpt2")
         try:
             original, found, notes = read_weights(form, path, source_config, tokenizer)
         except UserError as error:

@@ -15,12 +15,14 @@ from jaxgpt.commands.train import train as train_run
 from jaxgpt.data import tokenizer_files, tokenizers
 from jaxgpt.data.cache import cache_root
 from jaxgpt.errors import UserError
+from jaxgpt.interop import formats
 from jaxgpt.run import open_run
 from jaxgpt.training import optimizers
 from jaxgpt.training.checkpoint import Checkpoints
 from jaxgpt.training.loop import finished
 from jaxgpt.training.train_state import abstract_state
 from tests.conftest import ROOT, TINY, edit_config, refusal
+from tests.interop.conftest import NANO, assert_equal
 
 CAUSAL = f"{ROOT}/configs/teeny_char.py:tiny"
 PLAYS = f"{ROOT}/configs/memory_gpt2.py:tiny"
@@ -118,6 +120,37 @@ def test_a_start_of_documents_brings_its_tokenizer(text, tmp_path):
     assert setup.config.data.tokenizer == "char"
 
 
+def test_a_start_is_a_checkpoint_of_nanogpt(text, tmp_path):
+    path = text("".join(map(chr, range(48, 113))) * 40)  # 65 characters.
+    changes = {"init_from": str(NANO), "data.path": path} | ENDS
+    setup = opened(CAUSAL, changes, tmp_path / "new")
+    fresh = setup.system.init(jax.random.key(0))
+    there = formats.get_format("nanogpt").read(str(NANO)).params
+    assert_equal(setup.initial_params(fresh), there)
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "gpt2", "char"])
+def test_a_tokenizer_file_of_any_kind(kind, sentencepiece, text, tmp_path):
+    tokenizers_of = {
+        "sentencepiece": vocabulary(sentencepiece),
+        "gpt2": {"kind": "gpt2"},
+        "char": {"kind": "char", "characters": "".join(sorted({*SENTENCE}))},
+    }
+    file = text(json.dumps(tokenizers_of[kind]), "tokenizer.json")
+    fields = {"data.tokenizer": "huggingface", "data.tokenizer_file": file}
+    fields |= {"data.path": text(SENTENCE * 40)} | ENDS
+    flat = {key.replace(".", "__"): value for key, value in fields.items()}
+    workdir = begun(tmp_path / "run", CAUSAL, **flat)
+    for _ in range(2):  # New, and as a resumed run leaves its config.
+        run = open_run(str(workdir), overrides={"data.path": fields["data.path"]})
+        assert run.tokenizer.to_json()["kind"] == kind
+        opened(CAUSAL, fields, workdir).freeze()
+        prepare(configs.load_frozen(workdir), workdir).freeze()
+    start = {"init_from": str(workdir), "data.path": fields["data.path"]} | ENDS
+    setup = opened(CAUSAL, start, tmp_path / "new")
+    assert setup.data.tokenizer.to_json() == vocabulary(workdir)
+
+
 def test_text_that_a_start_cannot_encode_is_named(trained, refused, text, tmp_path):
     path = text(SENTENCE * 3 + "Molière, naïve\n" + SENTENCE * 40)
     changes = {"init_from": str(trained), "data.path": path}
@@ -191,7 +224,7 @@ def test_fields_of_the_model_are_used_where_they_fit_a_start(
     assert setup.config.model.dropout == 0.5
     assert setup.config.model.norm_epsilon == 1e-3
     assert "norm_epsilon=1e-05: 0.001 is used" in capsys.readouterr().err
-    for key, value in (("n_layer", "5"), ("n_embd", "12"), ("block_size", "16")):
+    for key, value in (("n_layer", "5"), ("n_embd", "12"), ("block_size", "64")):
         message = refused(TINY, start | {f"model.{key}": value}, tmp_path / "new")
         had = configs.load_frozen(trained).model[key]
         assert f"model.{key} must be {had}, got {value}: the parameters" in message
@@ -200,15 +233,35 @@ def test_fields_of_the_model_are_used_where_they_fit_a_start(
     assert setup.config.model.n_layer == 2
 
 
-def test_a_smaller_block_where_no_parameter_depends_on_it(text, tmp_path):
-    changes = {"data__path": text(SENTENCE * 40), "model__positions": "rope"}
+@pytest.mark.parametrize("positions", ["learned", "rope"])
+@pytest.mark.parametrize("spec", [CAUSAL, TINY], ids=["causal", "sigma"])
+def test_a_smaller_block_reads_its_first_positions(text, tmp_path, spec, positions):
+    changes = {"data__path": text(SENTENCE * 40), "model__positions": positions}
     changes |= {k.replace(".", "__"): v for k, v in ENDS.items()}
     start = begun(tmp_path / "start", CAUSAL, **changes)
     changes = {"init_from": str(start), "model.block_size": "16", **ENDS}
     changes |= {"data.path": str(tmp_path / "text.txt")}
-    setup = opened(CAUSAL, changes, tmp_path / "new")
+    setup = opened(spec, changes, tmp_path / "new")
     assert setup.config.model.block_size == 16
-    assert setup.config.model.positions == "rope"
+    assert setup.config.model.positions == positions
+    params = setup.initial_params(setup.system.init(jax.random.key(1)))
+    tokens = setup.data.eval_windows("val", 16, 2)
+    order = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+    found = setup.system.score(params, tokens, order)[1]
+    expected = open_run(str(start)).score(tokens)[:, 1:]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_block_is_not_cropped_where_a_begin_token_comes_after_it(
+    refused, text, tmp_path
+):
+    path = text(SENTENCE * 40)
+    changes = {"data__path": path, "sigma__begin_token": "true"}
+    start = begun(tmp_path / "start", TINY, **changes)
+    had = configs.load_frozen(start).model.block_size
+    changes = {"init_from": str(start), "data.path": path, "model.block_size": "8"}
+    message = refused(TINY, changes, tmp_path / "new")
+    assert f"model.block_size must be {had}, got 8: the parameters" in message
 
 
 @pytest.mark.parametrize("positions", ["learned", "rope"])

@@ -23,10 +23,10 @@ def load(config: ConfigDict) -> Run:
     """Returns the model that `config.init_from` names.
 
     Raises:
-      UserError: if it is neither a run nor GPT-2 weights.
+      UserError: if it is neither a run nor weights of GPT-2 or nanoGPT.
     """
     try:
-        return run.load(config.init_from, form="gpt2", notify=lambda note: None)
+        return run.load(config.init_from, notify=lambda note: None)
     except UserError as error:
         raise UserError(f"init_from {error}") from None
 
@@ -40,11 +40,16 @@ def initial_params(config: ConfigDict, fresh: dict) -> dict:
     if not config.init_from:
         return fresh
     start = load(config)
+    params, size = start.params, config.model.block_size
+    tables = params.get("positions", {})
+    if "table" in tables and _can_crop(start.config, size):
+        crop = lambda table: table[:size]
+        params = params | {"positions": jax.tree.map(crop, tables)}
     if from_causal.applies(config, start.config):
         model = build_system(config).model_config
-        found = from_causal.initial_params(start.params, fresh, model)
+        found = from_causal.initial_params(params, fresh, model)
     else:
-        found = {**fresh, **start.params}
+        found = {**fresh, **params}
     shapes = lambda tree: jax.tree.map(lambda a: a.shape, tree)
     if shapes(found) != shapes(fresh):
         raise UserError(
@@ -63,7 +68,7 @@ def adopt_architecture(
       config: of the new run.
       start: of that model.
       given: keys set on the command line: kept unless they change the shapes of
-        parameters.
+        parameters, of which only learned positions can be cropped.
 
     Raises:
       UserError: for a value that changes shapes, or a model of another system.
@@ -91,6 +96,8 @@ def adopt_architecture(
             fits = _parameter_shapes(changed) == shapes
         except UserError:  # Fields that exclude each other.
             fits = False
+        if key == "model.block_size":
+            fits = fits or _can_crop(start, value)
         remedy = f"the parameters of {source} have that shape: leave it out"
         require(fits, key, repr(had[key]), value, remedy)
         log(f"note: {source} has {key}={had[key]}: {value} is used instead")
@@ -103,6 +110,12 @@ def adopt_architecture(
             f"note: {source} is a causal model: this run trains σ-GPT from its weights "
             f"and {begins}"
         )
+
+
+def _can_crop(start: ConfigDict, block_size: int) -> bool:
+    """Returns whether a model can have a smaller block, as nanoGPT crops one."""
+    # A begin token's position comes after those of the block.
+    return block_size < start.model.block_size and not start.sigma.begin_token
 
 
 def _parameter_shapes(config: ConfigDict) -> Any:

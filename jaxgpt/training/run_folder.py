@@ -60,9 +60,13 @@ def read_run(folder: pathlib.Path) -> tuple[ConfigDict, Tokenizer | None]:
 
 
 def name_tokenizer(config: ConfigDict, tokenizer: Tokenizer) -> None:
-    """Sets `data.tokenizer` to the kind of this one."""
+    """Sets `data.tokenizer` to the kind of this one, unless it came from a file."""
     kind = tokenizer.to_json()["kind"]
-    if kind in configs.options()["data.tokenizer"].choices:
+    # A data.tokenizer_file may hold any kind.
+    if (
+        not config.data.tokenizer_file
+        and kind in configs.options()["data.tokenizer"].choices
+    ):
         config.data.tokenizer = kind
 
 
