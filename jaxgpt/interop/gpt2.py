@@ -169,6 +169,7 @@ class HuggingFaceGPT2(GPT2Family):
         pruned = settings.get("pruned_heads")
         check_setting(not pruned, path, "pruned_heads", "{}", pruned)
         fields = super().model_fields(source)
+        fields["bias"] = True
         tied = settings.get("tie_word_embeddings")
         valid = tied is None or isinstance(tied, bool)
         check_setting(valid, path, "tie_word_embeddings", "true or false", tied)
@@ -250,17 +251,31 @@ class HuggingFaceGPT2(GPT2Family):
             rates = dict.fromkeys(DROPOUTS, model.dropout)
         settings |= rates
         output.mkdir(parents=True, exist_ok=True)
-        weights.write_safetensors(output / "model.safetensors", export.state)
+        state = self._with_biases(export)
+        weights.write_safetensors(output / "model.safetensors", state)
         (output / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
         if export.tokenizer and huggingface_folder.has_form(export.tokenizer):
             huggingface_folder.write(export.tokenizer, output, model.block_size)
 
+    def _with_biases(self, export: Export) -> Arrays:
+        """Adds biases of 0 to a model without biases: transformers always has them."""
+        state, every = export.state, gpt_rules(export.config.model.n_layer, True, True)
+        for name in [rule.name for rule in every if rule.name not in state]:
+            weight = state[f"{name.removesuffix('.bias')}.weight"]
+            state = state | {name: np.zeros(weight.shape[-1], weight.dtype)}
+        return state
+
     def export_notes(self, export: Export) -> tuple[str, ...]:
-        """Says if the tokenizer cannot be written."""
-        if export.tokenizer is None or huggingface_folder.has_form(export.tokenizer):
-            return ()
-        kind = export.tokenizer.to_json()["kind"]
-        return (f"it has no tokenizer: transformers has no form of a {kind} one",)
+        """Says which biases are added, and if the tokenizer cannot be written."""
+        lines = []
+        if not export.config.model.bias:
+            lines.append("its biases are 0: the run's model has none")
+        if export.tokenizer and not huggingface_folder.has_form(export.tokenizer):
+            kind = export.tokenizer.to_json()["kind"]
+            lines.append(
+                f"it has no tokenizer: transformers has no form of a {kind} one"
+            )
+        return tuple(lines)
 
 
 def _is_other_head(name: str) -> bool:
@@ -294,7 +309,7 @@ GPT2 = HuggingFaceGPT2(
         "is_encoder_decoder": False,
     },
     numbers={"norm_epsilon": ("layer_norm_epsilon", 1e-5)},
-    open_fields=("tied_head", "feed_forward_width"),
+    open_fields=("bias", "tied_head", "feed_forward_width"),
     harmless=tuple(HARMLESS.split()),
     buffers=(".attn.bias", ".attn.masked_bias"),
     # With a few added tokens, or padded to a multiple of 64.

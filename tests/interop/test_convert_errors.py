@@ -753,12 +753,26 @@ def export_refused(refused, runs, tmp_path):
         ),
         ("gpt2", "sigma", "is not a gpt2 model: system must be 'causal', got 'sigma'"),
         ("nanogpt", "gpt2", "model.activation must be 'gelu', got 'gelu_tanh'"),
-        ("gpt2", "plain", "is not a gpt2 model: model.bias must be True, got False"),
         ("gpt2", "none", "holds no run"),
     ],
 )
 def test_runs_that_are_not_of_the_format(export_refused, name, run, expected):
     assert expected in export_refused(name, run, "output.npz")
+
+
+def test_a_model_without_biases_has_zeros_there(runs, tmp_path, capsys):
+    from transformers import GPT2LMHeadModel
+
+    output, tokens = tmp_path / "output", np.arange(20)
+    convert.command(
+        ["--format=gpt2", f"--workdir={runs / 'plain'}", f"--output={output}"]
+    )
+    assert "its biases are 0: the run's model has none" in capsys.readouterr().err
+    with torch.no_grad():
+        there = GPT2LMHeadModel.from_pretrained(output)(torch.tensor(tokens)[None])
+    expected = open_run(str(runs / "plain")).logits([tokens])[0]
+    np.testing.assert_allclose(there.logits[0], expected, atol=1e-5)
+    assert formats.get_format("gpt2").read(str(output)).config.model.bias
 
 
 def test_outputs_that_exist(export_refused, tmp_path):
