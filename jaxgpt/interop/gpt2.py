@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -104,15 +104,24 @@ def gpt_rules(n_layer: int, bias: bool, conv1d: bool) -> list[Rule]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GPT2Family(Format):
-    """What GPT-2's family shares: the block, and a head tied to the token table."""
+    """What GPT-2's family shares: the block, and a head that is mostly tied."""
 
     conv1d: bool = False
-    # What to do about a head that is not the token table.
-    untied_remedy: ClassVar[str] = ""
 
     def rules(self, model: ConfigDict) -> list[Rule]:
-        """See `gpt_rules`."""
-        return gpt_rules(model.n_layer, model.bias, self.conv1d)
+        """See `gpt_rules`; adds an untied head."""
+        head = Rule(HEAD, "unembed/kernel", transposed=True)
+        table = gpt_rules(model.n_layer, model.bias, self.conv1d)
+        return table + ([] if model.tied_head else [head])
+
+    def model_fields(self, source: Source) -> dict[str, Any]:
+        """Adds whether the head is tied."""
+        fields = super().model_fields(source)
+        tied = source.settings.get("tie_word_embeddings")
+        valid = tied is None or isinstance(tied, bool)
+        check_setting(valid, source.path, "tie_word_embeddings", "true or false", tied)
+        untied = {"tied_head": False, "head_bias": False}
+        return fields | (untied if tied is False else {})
 
     def plain_name(self, name: str) -> str:
         """Adds the "transformer." that is missing if the body alone was saved."""
@@ -131,23 +140,14 @@ class GPT2Family(Format):
         if table is not head and not np.array_equal(head, table, equal_nan=True):
             raise UserError(
                 f"'{source.path}' has an untied head: lm_head.weight differs from "
-                f"wte.weight{self.untied_remedy}"
+                "wte.weight: if that is meant, pass --source_config=FILE.json with "
+                '{"tie_word_embeddings": false}'
             )
         return found
 
 
 class HuggingFaceGPT2(GPT2Family):
     """OpenAI's GPT-2, in the form of Hugging Face's transformers."""
-
-    untied_remedy = (
-        ': if that is meant, pass --source_config=FILE.json with {"tie_word_embeddings"'
-        ": false}"
-    )
-
-    def rules(self, model: ConfigDict) -> list[Rule]:
-        """Adds an untied head."""
-        head = Rule(HEAD, "unembed/kernel", transposed=True)
-        return super().rules(model) + ([] if model.tied_head else [head])
 
     def own_fields(self, model: Any) -> dict[str, Any]:
         """Biases everywhere but in the head."""
@@ -159,7 +159,7 @@ class HuggingFaceGPT2(GPT2Family):
         return {k: v for k, v in found.items() if not _is_other_head(k)}
 
     def model_fields(self, source: Source) -> dict[str, Any]:
-        """Adds the feed-forward's width, whether the head is tied, and dropout."""
+        """Adds the feed-forward's width, and dropout."""
         settings, path = source.settings, source.path
         classes = settings.get("architectures") or []
         known = isinstance(classes, list) and all(
@@ -170,9 +170,6 @@ class HuggingFaceGPT2(GPT2Family):
         check_setting(not pruned, path, "pruned_heads", "{}", pruned)
         fields = super().model_fields(source)
         fields["bias"] = True
-        tied = settings.get("tie_word_embeddings")
-        valid = tied is None or isinstance(tied, bool)
-        check_setting(valid, path, "tie_word_embeddings", "true or false", tied)
         inner, default = settings.get("n_inner"), 4 * fields["n_embd"]
         width = default if inner is None else inner
         valid = type(width) is int and 1 <= width <= LARGEST_NUMBER
@@ -188,7 +185,6 @@ class HuggingFaceGPT2(GPT2Family):
             valid = type(rate) in (int, float) and 0 <= rate < 1
             check_setting(valid, path, key, "a number in [0, 1)", rate)
         fields |= {
-            "tied_head": tied is not False,
             "feed_forward_width": 0 if width == default else width,
             "dropout": _one(rates),
         }

@@ -102,7 +102,7 @@ def read_source(name: str, settings_file: str | None) -> Source:
     own: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     if path.is_dir():
-        own = read_json_object(path / "config.json")
+        own = _read_config(path)
     held = state = _read_folder(path) if path.is_dir() else _read_file(path)
     inside = [key for key in STATES if isinstance(held.get(key), Mapping)]
     if inside:
@@ -128,6 +128,20 @@ def read_source(name: str, settings_file: str | None) -> Source:
     return Source(
         name, dict(state), settings, checkpoint, frozenset(own), notes, folder
     )
+
+
+def _read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns the configuration in a Hugging Face folder."""
+    path = folder / "config.json"
+    if not path.exists():
+        # As in the output folders of nanoGPT and of Hugging Face's Trainer.
+        inside = [file.parent for file in folder.glob("*/config.json")]
+        inside = sorted([*inside, *folder.glob("*.pt")])
+        raise UserError(
+            f"'{folder}' holds no config.json: name a folder that does, or a file of "
+            "weights" + (f", such as '{inside[-1]}'" if inside else "")
+        )
+    return read_json_object(path)
 
 
 def _read_besides(

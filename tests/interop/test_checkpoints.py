@@ -12,9 +12,9 @@ import torch
 from jaxgpt import convert
 from jaxgpt.errors import UserError
 from jaxgpt.interop import formats
-from jaxgpt.run import open_run
+from jaxgpt.run import load, open_run
 from jaxgpt.training.checkpoint import Checkpoints, DamagedError
-from tests.interop.conftest import assert_equal
+from tests.interop.conftest import NANO, assert_equal
 
 
 @pytest.fixture
@@ -71,6 +71,18 @@ def test_numpy_numbers_and_a_namespace_are_read(nano, read):
 def test_other_keys_of_the_state_dict(nano, nano_params, read, key):
     checkpoint = {key: nano["model"], "hyper_parameters": nano["model_args"]}
     assert_equal(read(checkpoint).params, nano_params)
+
+
+def test_a_head_of_its_own_if_it_is_meant(nano, tmp_path, capsys):
+    path, file = tmp_path / "ckpt.pt", tmp_path / "settings.json"
+    head = nano["model"]["lm_head.weight"].flip(0)
+    torch.save(nano | {"model": dict(nano["model"]) | {"lm_head.weight": head}}, path)
+    file.write_text('{"tie_word_embeddings": false}')
+    tokens = [np.arange(20)]
+    found = load(str(path), source_config=str(file)).logits(tokens)[0]
+    assert "its optimizer state is left out" in capsys.readouterr().err
+    tied = load(str(NANO)).logits(tokens)[0]
+    np.testing.assert_allclose(found, tied[:, ::-1], atol=1e-6)
 
 
 def test_notes_are_printed_once_the_run_is_written(nano, tmp_path, capsys):

@@ -112,7 +112,12 @@ def test_a_folder_without_weights_or_configuration(refused, tmp_path):
     path = tmp_path / "folder"
     path.mkdir()
     message = refused("--format=gpt2", f"--source={path}")
-    assert f"'{path / 'config.json'}' cannot be read: No such file" in message
+    assert message == (
+        f"'{path}' holds no config.json: name a folder that does, or a file of weights"
+    )
+    (path / "ckpt.pt").touch()
+    message = refused("--format=gpt2", f"--source={path}")
+    assert message.endswith(f"a file of weights, such as '{path / 'ckpt.pt'}'")
     (path / "config.json").write_text("{}")
     message = refused("--format=gpt2", f"--source={path}")
     assert "has neither model.safetensors nor pytorch_model.bin" in message
@@ -251,6 +256,7 @@ def test_a_head_of_its_own(nano_refused, gpt2_refused, nano):
     head = nano["model"]["lm_head.weight"] + 1e-6
     message = nano_refused(**replaced(nano, "lm_head.weight", head))
     assert "has an untied head: lm_head.weight differs from wte.weight" in message
+    assert message.endswith('{"tie_word_embeddings": false}')
     head = nano["model"]["lm_head.weight"][:-1]
     assert "untied head" in nano_refused(**replaced(nano, "lm_head.weight", head))
     array = np.zeros((61, 32), np.float32)
@@ -685,7 +691,7 @@ def test_an_index_that_is_damaged_or_a_shard_that_is_missing(refused, folder):
         ("[]", "cannot be used"),
         ("{", "cannot be used"),
         ("", "cannot be used"),
-        (None, "cannot be used"),
+        (None, "does not exist: name a tokenizer.json"),
     ],
     ids=range(10),
 )
