@@ -155,6 +155,7 @@ def _cached_tokenizer(
     """Returns the tokenizer of `config.data`, from the cache if it was made before."""
     if data.tokenizer == "huggingface":
         return _read_tokenizer(data)
+    _check_sentencepiece(data)
     settings = {name: data[name] for name in ("normalize", *OF_TOKENIZER)}
     if data.sentencepiece_model:
         settings["sentencepiece_model"] = file_digest(_model_file(data))
@@ -166,6 +167,22 @@ def _cached_tokenizer(
 
     keep(folder, fill)
     return tokenizer_files.load(folder / "tokenizer.json")
+
+
+def _check_sentencepiece(data: ConfigDict) -> None:
+    """Raises UserError, or logs a note, for settings of SentencePiece without it."""
+    if data.tokenizer == "sentencepiece":
+        return
+    if data.sentencepiece_model:
+        raise UserError(
+            "data.sentencepiece_model needs data.tokenizer=sentencepiece, got "
+            f"{data.tokenizer!r}"
+        )
+    if data.vocab_size:
+        log(
+            f"note: data.vocab_size={data.vocab_size} is not used: "
+            f"data.tokenizer={data.tokenizer} has its own"
+        )
 
 
 def _digest_of(*parts: Any) -> str:

@@ -125,7 +125,10 @@ class SentencePieceTokenizer(Tokenizer):
         if wrong:
             first = min(*wrong, len(text) - 1)
             vocabulary = f"the vocabulary of {self.vocab_size} SentencePiece tokens"
-            reason = f"is not in {vocabulary}: leave it out"
+            remedy = "leave it out"
+            if text[first] == "\n":  # As in a model trained on lines.
+                remedy = "train the model with --byte_fallback"
+            reason = f"is not in {vocabulary}: {remedy}"
             raise UnknownCharacterError(text[first], at + first, reason)
         return np.array(ids, np.int32)
 

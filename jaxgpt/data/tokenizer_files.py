@@ -114,6 +114,13 @@ def read_any(path: pathlib.Path) -> tuple[Tokenizer, tuple[str, ...]]:
     Raises:
       UserError: if there is no usable one.
     """
+    if not path.exists():
+        raise UserError(
+            f"'{path}' does not exist: name a tokenizer.json, a .model file, or a "
+            "folder with vocab.json and merges.txt"
+        )
+    if path.name in ("vocab.json", "merges.txt"):
+        path = path.parent  # Each is half of a tokenizer.
     if path.suffix == ".model":
         return sentencepiece.read(path), ()
     own = path / "tokenizer.json"

@@ -216,6 +216,9 @@ def test_a_vocabulary_and_merges(plain, tmp_path, kind, shuffled):
         (tmp_path / "vocab.json").write_text(json.dumps(shuffle))
     tokenizer, notes = huggingface_folder.read(tmp_path)
     assert_same(tokenizer, tmp_path, [*TEXTS, WRITTEN, "É日本😀\r\n"], whole=not notes)
+    for half in ("vocab.json", "merges.txt"):
+        found, _ = tokenizer_files.read_any(tmp_path / half)
+        assert found.to_json() == tokenizer.to_json()
     assert tokenizer.decode([tokenizer.vocab_size, 7000]) == ""
     assert END not in tokenizer.named or tokenizer.start == tokenizer.encode(END, True)
 

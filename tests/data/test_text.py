@@ -400,6 +400,13 @@ def test_tokenizer_and_split_have_caches_of_their_own(text_file, own_cache):
     assert len(list(own_cache.iterdir())) == 3
 
 
+def test_a_vocabulary_size_that_is_not_used_is_said(text_file, capsys):
+    open_text(text_file("the cat sat\n" * 9), vocab_size=300)
+    assert "note: data.vocab_size=300 is not used: data.tokenizer=char has its own" in (
+        capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, MemoryError])
 def test_an_interrupted_build_leaves_nothing(text_file, own_cache, monkeypatch, error):
     file = text_file("abcdefgh" * 30)

@@ -186,6 +186,7 @@ def test_damaged_tokenizer_file_is_named(tmp_path, content):
 
 
 def test_missing_tokenizer_file_is_named(tmp_path):
-    assert str(tmp_path / "none.json") in refusal(
-        tokenizer_files.load, tmp_path / "none.json"
-    )
+    for read in (tokenizer_files.load, tokenizer_files.read_any):
+        assert str(tmp_path / "none.json") in refusal(read, tmp_path / "none.json")
+    message = refusal(tokenizer_files.read_any, tmp_path)
+    assert f"'{tmp_path}' holds no tokenizer" in message
