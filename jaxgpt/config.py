@@ -187,7 +187,7 @@ def user_path(name: str) -> pathlib.Path:
         )
     try:
         path = pathlib.Path(name).expanduser()
-        path.exists()
+        path.absolute().exists()  # Fails too in a working directory that is gone.
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"'{name[:80]}' is not a path: {error}"[:300]) from None
     return path
@@ -387,9 +387,7 @@ def load_frozen(workdir: pathlib.Path) -> ConfigDict:
     try:
         saved = flatten(json.loads(path.read_text(encoding="utf-8")))
         if "model_type" in saved:  # Of Hugging Face.
-            raise UserError(
-                f"'{workdir}' is a model, not a run: import it with convert"
-            )
+            raise UserError(f"'{workdir}' is no run but a model: convert imports it")
         return validate(override(base(), saved))
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise UserError(f"'{path}' is damaged: {error}") from None

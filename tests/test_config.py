@@ -343,10 +343,18 @@ def test_frozen_config_that_is_not_text(tmp_path):
     assert "is damaged" in refusal(configs.load_frozen, tmp_path)
 
 
+def test_a_working_directory_that_is_gone(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "'run' is not a path: " in refusal(configs.user_path, "run")
+    assert configs.user_path(str(tmp_path)) == tmp_path
+
+
 def test_a_folder_of_hugging_face_is_no_run(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2", "n_layer": 2}')
     message = refusal(configs.load_frozen, tmp_path)
-    assert message == f"'{tmp_path}' is a model, not a run: import it with convert"
+    assert message == f"'{tmp_path}' is no run but a model: convert imports it"
 
 
 def test_folder_without_a_frozen_config(tmp_path):

@@ -206,7 +206,8 @@ def test_a_vocabulary_size_that_a_start_has_not(sentencepiece, refused, tmp_path
 
 
 @pytest.mark.parametrize(
-    "inside, reason", [("none", "does not exist"), ("checkpoints", "cannot be read")]
+    "inside, reason",
+    [("none", "does not exist"), ("checkpoints", "holds no config.json")],
 )
 def test_a_start_that_is_no_model_is_named(trained, refused, tmp_path, inside, reason):
     start = trained / inside
