@@ -28,9 +28,9 @@ def sampling_probs(logits: jax.Array, decode_params: DecodeParams) -> jax.Array:
         # likeliest always does.
         ordered = jnp.sort(p, -1, descending=True)
         before = jnp.cumsum(ordered, -1) - ordered
-        least = jnp.where(before < decode_params.top_p, ordered, 2).min(
-            -1, keepdims=True
-        )
+        # XLA flushes numbers below `tiny` to zero, which would leave no token.
+        top_p = jnp.maximum(decode_params.top_p, jnp.finfo(jnp.float32).tiny)
+        least = jnp.where(before < top_p, ordered, 2).min(-1, keepdims=True)
         p = jnp.where(p < least, 0, p)
         p = p / p.sum(-1, keepdims=True)
     greedy = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1], dtype=p.dtype)

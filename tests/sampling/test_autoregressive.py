@@ -212,6 +212,9 @@ def test_draws_follow_the_distribution():
     # The nucleus is the smallest set that reaches top_p, the last token included.
     np.testing.assert_allclose(shares(top_p=0.6), [0.625, 0.375, 0, 0], atol=0.015)
     np.testing.assert_array_equal(shares(top_p=0.49), [1, 0, 0, 0])
+    # XLA takes the first for zero, and the second is zero as a float32.
+    for smallest in (1e-40, 1e-300):
+        np.testing.assert_array_equal(shares(top_p=smallest), [1, 0, 0, 0])
     sharp = np.array([0.5, 0.3, 0.15, 0.05]) ** 2
     np.testing.assert_allclose(shares(temperature=0.5), sharp / sharp.sum(), atol=0.015)
     np.testing.assert_array_equal(shares(temperature=0.0), [1, 0, 0, 0])
