@@ -25,7 +25,7 @@ class CheckError(Exception):
 def require(condition: bool, name: str, rule: str, got: Any, remedy: str = "") -> None:
     """Raises UserError, "NAME must be RULE, got GOT: REMEDY", unless it holds."""
     if not condition:
-        shown = repr(got) if isinstance(got, str) else str(got)
+        shown = repr(got) if isinstance(got, str) else " ".join(str(got).split())
         end = f": {remedy}" if remedy else ""
         raise UserError(f"{name} must be {rule}, got {shorten(shown)}{end}")
 

@@ -9,6 +9,8 @@ import pytest
 
 import jaxgpt
 from jaxgpt import api, evaluate, sample
+from jaxgpt.sampling.options import SamplingOptions
+from jaxgpt.sampling.state import SamplingParams
 from tests.conftest import TINY, last_json, refusal
 
 
@@ -161,6 +163,7 @@ def test_the_module_can_be_called(run):
         ("generate", [""], {"temperature": "1"}, "temperature must be a number"),
         ("generate", [""], {"seed": None, "num_samples": True}, "num_samples must be"),
         ("generate", [""], {"stop": 5}, "stop must be a str, got 5"),
+        ("generate", [np.ones((30, 9))], {}, r"token ids \[T\], got \[\[1. [^\n]+$"),
         ("generate", [[[1, 2]]], {}, r"prompt must be token ids \[T\]"),
         ("generate", [None], {}, "prompt must be token ids"),
         ("encode", [b"a"], {}, "a text must be a str"),
@@ -190,6 +193,11 @@ def test_the_module_can_be_called(run):
 def test_wrong_arguments_are_named(run, method, arguments, options, message):
     with pytest.raises(jaxgpt.UserError, match=message):
         getattr(run, method)(*arguments, **options)
+
+
+def test_none_is_the_default_of_an_option_of_sampling():
+    options = dict.fromkeys(SamplingOptions.__annotations__)
+    assert SamplingParams.of(options) == SamplingParams()
 
 
 def test_an_unknown_option_of_sampling_is_a_type_error(run):

@@ -56,10 +56,11 @@ def check_ranges(values: Mapping[str, Any]) -> None:
             require(fits, f"--{name}", rule, value)
             require(value >= least, f"--{name}", f">= {least}", value)
             require(value <= most, f"--{name}", f"<= {most}", value)
-    top_p, temperature = values.get("top_p", 1.0), values.get("temperature", 1.0)
+    top_p, temperature = values.get("top_p"), values.get("temperature")
+    top_p = 1.0 if top_p is None else top_p
     require(isinstance(top_p, numbers.Real), "--top_p", "a number", top_p)
     require(0 < top_p <= 1, "--top_p", "in (0, 1]", top_p)
-    finite = temperature <= 1e38  # float32 ends at 3e38.
+    finite = temperature is None or temperature <= 1e38  # float32 ends at 3e38.
     require(finite, "--temperature", "finite, and at most 1e38", temperature)
 
 

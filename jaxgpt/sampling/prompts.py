@@ -107,7 +107,7 @@ def read_ids(
         ids = np.array(None)
     fits = ids.ndim in ((ndim,) if ndim else (1, 2)) and ids.dtype.kind in "iu"
     rule = "token ids [T]" if ndim == 1 else "token ids, in rows of one length"
-    require(fits, name, rule, shown or " ".join(str(given).split()))
+    require(fits, name, rule, shown or given)
     known = ((ids >= least) & (ids < vocab_size)).all()
     require(bool(known), name, f"in [{least}, {vocab_size - 1}]", shown or ids.tolist())
     return ids.astype(np.int32)
