@@ -94,7 +94,9 @@ def _add_memory(parser: cli.Parser) -> argparse._ArgumentGroup:
 
 def _add_split(parser: cli.Parser) -> None:
     """Adds what is measured on a split."""
-    parser.add_argument("--split", default="val", choices=["train", "val", "test"])
+    parser.add_argument(
+        "--split", choices=["train", "val", "test"], help="to score (default val)"
+    )
     parser.add_argument(
         "--num_sequences",
         type=int,
@@ -162,6 +164,9 @@ def _check(args: argparse.Namespace) -> None:
         mode, *others = given
         if mode == "template":  # Its marked tokens are read in several orders.
             others = [name for name in others if name != "num_orders"]
+        if args.split and (mode != "memory" or args.document):
+            others.append("split")
+            mode = "document" if mode == "memory" else mode
         if others:
             raise UserError(
                 f"--{others[0]} is incompatible with --{mode}: measure it without"
@@ -178,6 +183,7 @@ def _check(args: argparse.Namespace) -> None:
         require(count >= 1, "--num_sequences", ">= 1", count)
         require(count <= 1 << 24, "--num_sequences", f"<= {1 << 24}", count)
     check_ranges({"num_orders": args.num_orders, "num_samples": args.num_samples})
+    args.split = args.split or "val"
 
 
 def command(argv: list[str]) -> None:

@@ -679,6 +679,9 @@ def test_evaluate_likelihood_over_orders_and_infilling(trained, capsys):
         (["--tokens="], "--tokens: must not be empty"),
         (["--num_orders=0"], "--num_orders must be >= 1, got 0"),
         (["--num_orders=2", "--tokens=a.npy"], "incompatible with --tokens"),
+        (["--split=val", "--tokens=a.npy"], "--split is incompatible with --tokens"),
+        (["--split=val", "--template=[[a]]b"], "--split is incompatible with"),
+        (["--split=val", "--memory=m", "--document=d"], "incompatible with --document"),
         (["--positions=a.png", "--tokens=a.npy"], "incompatible with --tokens"),
         (["--num_sequences=2"], "--num_sequences is for runs of a graph"),
         (["--num_sequences=0"], "--num_sequences must be >= 1, got 0"),
@@ -872,11 +875,11 @@ def test_evaluate_scores_tokens_in_any_order_and_dtype(trained, npy, tmp_path, c
         options = [
             f"--tokens={npy(tokens.astype(dtype))}",
             f"--order={npy(order, 'order.npy')}",
-            f"--logits={tmp_path / 'logits.npy'}",
+            f"--logits={tmp_path / 'logits'}",
         ]
         evaluate.command([f"--workdir={trained}", "--json=-", *options])
         scores.append(json.loads(capsys.readouterr().out))
     assert scores[0] == scores[1]
     assert scores[0]["tokens"] == 14
-    logits = np.load(tmp_path / "logits.npy")
+    logits = np.load(tmp_path / "logits")
     assert (logits.shape, logits.dtype) == ((2, 7, 65), np.float32)

@@ -17,7 +17,7 @@ from jaxgpt import backend, cli
 from jaxgpt.commands import evaluate_samples
 from jaxgpt.commands.memory_files import evaluate_with_memory
 from jaxgpt.data.arrays import read_integers
-from jaxgpt.errors import UserError, os_errors, require
+from jaxgpt.errors import UserError, atomic_write, os_errors, require
 from jaxgpt.model import rng
 from jaxgpt.run import Run, open_run
 from jaxgpt.sampling import prompts
@@ -274,8 +274,8 @@ def score_tokens(run: Run, tokens: str, order: str | None, logits: str | None) -
         tokens_BT.astype(np.int32), order_BT.astype(np.int32), keep_logits=bool(output)
     )
     if output:
-        with os_errors(f"--logits='{logits}'"):
-            np.save(output, logits_BTV)
+        with os_errors(f"--logits='{logits}'"), atomic_write(output, "wb") as stream:
+            np.save(stream, logits_BTV)
     # A model with a beginning token also predicts the token that is read first.
     first_B, nll_BT = nll_BT[:, : nll_BT.shape[1] - T + 1], nll_BT[:, 1 - T :]
     loss = float(nll_BT.mean(dtype=np.float64))

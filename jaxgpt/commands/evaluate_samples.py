@@ -73,11 +73,10 @@ def _read(name: str, run: Run) -> list[np.ndarray]:
                 f"--samples='{name}', line {number}: not a line of jaxgpt.sample "
                 "--output, with two tokens at least"
             )
-    V = run.system.model_config.vocab_size
+    V, what = run.system.model_config.vocab_size, f"--samples='{name}'"
+    require(bool(rows), what, "lines of jaxgpt.sample --output", "an empty file")
     known = all(row.min() >= 0 and row.max() < V for row in rows)
-    require(
-        bool(rows) and known, f"--samples='{name}'", f"texts of ids < {V}", "others"
-    )
+    require(known, what, f"texts of ids < {V}", "others")
     return rows
 
 
@@ -106,10 +105,12 @@ def measure(rows: Sequence[np.ndarray], run: Run, judged_by: Run) -> dict[str, A
     if characters_N is not None:
         add("nll_per_character", nll_N, characters_N)
     grams = {n: [_ngrams(row, n) for row in rows] for n in (*NGRAMS, REPEATED)}
-    found |= _jackknife("entropy", grams[1], _entropy)
+    c_log_c = lambda count: count * math.log(count) if count else 0.0
+    entropy = lambda total, size: math.log(size) - total / size
+    found |= _jackknife("entropy", grams[1], c_log_c, entropy)
     for n in NGRAMS:
-        distinct = lambda total: len(total) / max(sum(total.values()), 1)
-        found |= _jackknife(f"distinct_{n}", grams[n], distinct)
+        share = lambda total, size: total / max(size, 1)
+        found |= _jackknife(f"distinct_{n}", grams[n], bool, share)
     count_N = np.array([sum(counts.values()) for counts in grams[REPEATED]])
     if count_N.any():
         repeated_N = count_N - np.array([len(counts) for counts in grams[REPEATED]])
@@ -147,23 +148,29 @@ def _ngrams(row: np.ndarray, n: int) -> Counter:
     return Counter(zip(*(ids[i:] for i in range(n)), strict=False))
 
 
-def _entropy(total: Counter) -> float:
-    share = np.array(list(total.values())) / sum(total.values())
-    return float(-(share * np.log(share)).sum())
-
-
 def _jackknife(
-    name: str, parts: Sequence[Counter], figure: Callable[[Counter], float]
+    name: str,
+    parts: Sequence[Counter],
+    weigh: Callable[[int], float],
+    figure: Callable[[float, int], float],
 ) -> dict[str, float | None]:
-    """Returns a figure of all counts together, and its standard error over texts."""
-    total: Counter = Counter()
+    """Returns a figure of all counts together, and its standard error over texts.
+
+    Args:
+      name: of the figure.
+      parts: how often each N-gram is in each text.
+      weigh: what a count adds to a total; 0 for a count of 0.
+      figure: of that total and of the sum of counts.
+    """
+    count: Counter = Counter()
     for part in parts:
-        total.update(part)
+        count.update(part)
+    total, size = sum(map(weigh, count.values())), sum(count.values())
+    found = {name: figure(total, size), f"{name}_error": None}
+    if len(parts) < 2:
+        return found
     left_out = []
-    for part in parts:
-        rest = total.copy()
-        rest.subtract(part)
-        left_out.append(figure(+rest))
-    N = len(parts)
-    error = math.sqrt((N - 1) * np.var(left_out)) if N > 1 else None
-    return {name: figure(total), f"{name}_error": error}
+    for part in parts:  # Without a text only the counts of its own N-grams differ.
+        change = sum(weigh(count[g]) - weigh(count[g] - own) for g, own in part.items())
+        left_out.append(figure(total - change, size - sum(part.values())))
+    return found | {f"{name}_error": math.sqrt((len(parts) - 1) * np.var(left_out))}

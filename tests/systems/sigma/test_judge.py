@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -46,14 +47,27 @@ def test_repetition_and_errors_by_hand():
     rows = [np.array([1, 2, 3, 4] * 3), np.arange(12) + 10]
     grams = [evaluate_samples._ngrams(row, 4) for row in rows]
     assert [sum(g.values()) - len(g) for g in grams] == [5, 0]
+    grams = [evaluate_samples._ngrams(row, 1) for row in rows]
     entropy = evaluate_samples._jackknife(
         "h",
-        [evaluate_samples._ngrams(row, 1) for row in rows],
-        evaluate_samples._entropy,
+        grams,
+        lambda count: count * math.log(count) if count else 0.0,
+        lambda total, size: math.log(size) - total / size,
     )
     # Left out one at a time they have log 12 and log 4.
     expected = math.sqrt(np.var([math.log(12), math.log(4)]))
     assert entropy["h_error"] == pytest.approx(expected)
+
+
+def test_errors_of_distinct_grams_are_of_leaving_out_one_text_each():
+    rows = np.random.default_rng(0).integers(0, 9, (7, 12))
+    grams = [evaluate_samples._ngrams(row, 2) for row in rows]
+    found = evaluate_samples._jackknife("d", grams, bool, lambda a, size: a / size)
+    shares = []
+    for left_out in range(7):
+        kept = sum((g for n, g in enumerate(grams) if n != left_out), Counter())
+        shares.append(len(kept) / kept.total())
+    assert found["d_error"] == pytest.approx(math.sqrt(6 * np.var(shares)))
 
 
 def test_errors_of_means_shrink_as_texts_do_not_differ(trained):
@@ -82,6 +96,7 @@ def test_wrong_input_is_one_line(trained, samples, tmp_path):
     assert "needs --judge" in refused("--num_samples=3")
     assert "holds no run" in refused(f"--judge={tmp_path}")
     assert "--infill" in refused(judged, "--infill=0.5")
+    assert "--split is incompatible with --judge" in refused(judged, "--split=val")
     assert ">= 1, got 0" in refused(judged, "--num_samples=0")
     assert "incompatible" in refused(judged, f"--samples={samples}", "--num_samples=2")
     assert "--samples='none'" in refused(judged, "--samples=none")
@@ -89,5 +104,7 @@ def test_wrong_input_is_one_line(trained, samples, tmp_path):
     for line in ("{", "[]", '{"text": "a"}', '{"tokens": [1]}', '{"tokens": "ab"}'):
         bad.write_text(samples.read_text() + line + "\n")
         assert "line 3: not a line" in refused(judged, f"--samples={bad}")
+    bad.write_text("")
+    assert "--output, got 'an empty file'" in refused(judged, f"--samples={bad}")
     bad.write_text('{"tokens": [1, 99]}\n')
     assert "ids < 65" in refused(judged, f"--samples={bad}")
