@@ -74,8 +74,9 @@ def open_reader(
 def memory_system(run: Run) -> MemoryLM:
     """Returns the system of a run with a memory; UserError for others."""
     if not isinstance(run.system, MemoryLM):
+        remedy = ": name its folder" if run.config.system == "causal" else ""
         raise UserError(
-            f"'{run.workdir}' is a {run.config.system} run without a memory"
+            f"'{run.workdir}' is a {run.config.system} run without a memory{remedy}"
         )
     return run.system
 
@@ -188,6 +189,7 @@ class Memory:
           UserError: if it does not fit the model, or an option is out of range.
         """
         run = self._run
+        require(isinstance(document, str), "document", "a str", document)
         session = MemorySession(run, self._memory, document=document, explain=True)
         given = run.reader.prompt(prompt, max_new_tokens)
         params = SamplingParams.of(sampling)
@@ -216,8 +218,8 @@ class Memory:
         """Writes the memory to a file, atomically.
 
         Raises:
-          UserError: if it cannot be written, or another process has changed the file
-            that this memory was read from.
+          UserError: if it cannot be written, the file there is no memory, or another
+            process has changed the file that this memory was read from.
         """
         self._memory.save(user_path(os.fspath(path)))
 

@@ -215,7 +215,8 @@ class Memory:
         """Writes the file, atomically.
 
         Raises:
-          UserError: if it cannot, or the file has changed since this memory was read.
+          UserError: if it cannot, the file there is no memory, or it has changed since
+            this memory was read.
         """
         arrays = file.pack(self.store.entries, self.dtype)
         # Rounded keys need another index, which is built when they are read.
@@ -223,7 +224,8 @@ class Memory:
             arrays |= {f"index/{k}": v for k, v in self.store.host_state().items()}
         arrays |= {f"texts/{n}": text for n, text in enumerate(self.texts)}
         known, digest = self.file
-        if known == path.resolve() and path.exists() and peek(path).digest != digest:
+        there = peek(path).digest if path.exists() else None
+        if there and known == path.resolve() and there != digest:
             raise UserError(
                 f"'{path}' has changed since it was read: open it again, to not "
                 "overwrite the changes"

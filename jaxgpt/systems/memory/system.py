@@ -64,7 +64,7 @@ class MemoryLM(CausalLM):
     def check_overrides(cls, trained: str, config: ConfigDict) -> None:
         """See `System.check_overrides`: kNN-LM can be added to a causal run."""
         command = "--config.system=memory --config.memory.mode=output"
-        if config.system != "memory":
+        if config.system != "memory" and trained in ("memory", "causal"):
             raise UserError(f"this is a {trained} run without a memory: add {command}")
         if trained != "memory" and (trained, config.memory.mode) != (
             "causal",

@@ -169,6 +169,7 @@ def test_a_search_asks_as_the_model_does(mode, length):
         (lambda m: m.search(""), "a text must be of one token or more"),
         (lambda m: m.forget("a"), "the memory has no document 'a': it has none"),
         (lambda m: m.save("none/file"), "No such file or directory"),
+        (lambda m: m.generate("queen", document=3), "document must be a str, got 3"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_changes_nothing(run, call, expected):
@@ -177,10 +178,20 @@ def test_what_cannot_be_is_one_line_and_changes_nothing(run, call, expected):
     assert len(memory) == 0 and memory.documents == {}
 
 
+def test_a_file_that_is_no_memory_is_kept(run, tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    assert "is not a memory, or damaged" in refusal(Memory(run).save, file)
+    assert file.read_text() == "mine"
+
+
 def test_a_run_without_a_memory_and_a_missing_folder_are_one_line(
     run, trained, tmp_path
 ):
     assert "is a sigma run without a memory" in refusal(Memory, trained)
+    larger = {"memory.memory_size": "256"}
+    said = refusal(open_run, str(trained), overrides=larger)
+    assert "only a causal run can be read with one it was not trained with" in said
     assert "does not exist" in refusal(Memory, run, tmp_path / "none" / "file")
 
 
