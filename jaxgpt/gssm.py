@@ -16,6 +16,7 @@ True
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import numpy as np
@@ -122,8 +123,12 @@ def _stream(
     num_sequences: int, length: int, seed: int, split: str, batch_size: int
 ) -> Stream:
     """Returns the stream of sequences, after checking all arguments."""
-    require(num_sequences >= 1, "num_sequences", ">= 1", num_sequences)
-    require(length >= 2, "length", ">= 2", length)
+    for name, value, least in (
+        ("num_sequences", num_sequences, 1),
+        ("length", length, 2),
+    ):
+        whole = isinstance(value, numbers.Integral)
+        require(whole and value >= least, name, f"an integer >= {least}", value)
     require(split in SPLITS, "split", f"one of {', '.join(SPLITS)}", split)
     fields = configs.override(configs.base(), {"seed": seed, "batch_size": batch_size})
     return Stream(fields.seed, split, fields.batch_size)

@@ -175,8 +175,9 @@ def test_an_unusable_graph_is_one_line(options, expected):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"num_sequences": 0}, "num_sequences must be >= 1, got 0"),
-        ({"length": 1}, "length must be >= 2, got 1"),
+        ({"num_sequences": 0}, "num_sequences must be an integer >= 1, got 0"),
+        ({"num_sequences": "2"}, "num_sequences must be an integer >= 1, got '2'"),
+        ({"length": 1}, "length must be an integer >= 2, got 1"),
         ({"seed": -1}, "seed must be >= 0, got -1"),
         ({"batch_size": 0}, "batch_size must be >= 1, got 0"),
         ({"split": "dev"}, "split must be one of train, val, fit, test, got 'dev'"),

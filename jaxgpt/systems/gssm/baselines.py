@@ -79,6 +79,11 @@ class Mean(NamedTuple):
     value: float
     error: float | None
 
+    def figures(self, name: str) -> dict[str, float]:
+        """Returns {name: value, name_error: error}, without an error that is None."""
+        error = {} if self.error is None else {f"{name}_error": self.error}
+        return {name: self.value} | error
+
 
 def mean(nll_BT: np.ndarray, group: int = 1) -> Mean:
     """Returns the mean of a score; `group` neighbouring rows depend on each other."""

@@ -56,7 +56,8 @@ def controller(transitions: ArrayLike, emissions: ArrayLike) -> HandMade:
       emissions: [S, V], each row a distribution.
 
     Raises:
-      UserError: if shapes differ or a transition is to no state.
+      UserError: if shapes differ, a transition is to no state, or a row of emissions
+        is no distribution.
     """
     p_SV, next_SV = np.asarray(emissions, np.float64), np.asarray(transitions)
     if next_SV.shape != p_SV.shape or p_SV.ndim != 2:
@@ -68,6 +69,8 @@ def controller(transitions: ArrayLike, emissions: ArrayLike) -> HandMade:
     whole = np.issubdtype(next_SV.dtype, np.integer)
     right = whole and next_SV.min() >= 0 and next_SV.max() < S
     require(bool(right), "transitions", f"integers from 0 to {S - 1}", next_SV.tolist())
+    sums = (p_SV >= 0).all() and np.allclose(p_SV.sum(1), 1, rtol=0, atol=1e-6)
+    require(bool(sums), "emissions", "rows of probabilities that sum to 1", emissions)
     moves_SS = np.zeros((S, S))
     for s, v in np.ndindex(S, V):
         moves_SS[s, next_SV[s, v]] += p_SV[s, v]

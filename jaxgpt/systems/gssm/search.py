@@ -109,6 +109,12 @@ class Search:
                 "difficulty changes the alphas of kernels that are drawn once: omit "
                 "gssm.kernels and context nodes"
             )
+        most = math.log(self.graph.observed.state_dim)
+        for name in ("floor", "bigram_gap"):
+            wanted = getattr(args, name)
+            within = wanted is None or wanted - args.tolerance <= most
+            rule = f"<= {most:.3f}, the entropy of uniform tokens"
+            require(within, f"--{name}", rule, wanted)
         known = [node.name for node in self.graph.order]
         named = args.nodes.replace(",", " ").split() if args.nodes else known
         rule = f"among {', '.join(known)}, which X is drawn from"

@@ -78,9 +78,8 @@ class GSSM(CausalLM):
         if evaluation.thorough and self.process.floor_name != "bayes_estimate":
             kl_NT = self.divergence(params, tokens_NT, evaluation.rows)
             group = self.process.dependent_rows(self.config.batch_size)
-            kl = baselines.mean(kl_NT, group)
             curves["kl"] = kl_NT.mean(0)
-            metrics |= {"kl": kl.value, "kl_error": kl.error or 0.0}
+            metrics |= baselines.mean(kl_NT, group).figures("kl")
             metrics["kl_by_position"] = curves["kl"].tolist()
         evaluation.write_curves(curves)
         return metrics
@@ -132,12 +131,10 @@ class GSSM(CausalLM):
         if "bayes_lower" in bounds:
             gaps = {"gap_at_least": "bayes_estimate", "gap_at_most": "bayes_lower"}
             for name in gaps.values():
-                error = baselines.mean(bounds[name], group).error
-                found[f"loss_{name}_error"] = error or 0.0
+                found |= baselines.mean(bounds[name], group).figures(f"loss_{name}")
         found |= others
         for name, bound in gaps.items():
-            gap = baselines.mean(nll_NT - bounds[bound], group)
-            found |= {name: gap.value, f"{name}_error": gap.error or 0.0}
+            found |= baselines.mean(nll_NT - bounds[bound], group).figures(name)
         return found
 
     def _check_leak(self, nll_NT: np.ndarray, bounds: dict[str, np.ndarray]) -> None:

@@ -155,6 +155,9 @@ def test_a_training_takes_them():
         (gssm.induction, (3, 0.0), "needs symbols >= 2 and 0 < noise <= 1"),
         (gssm.controller, ([[0]], [[0.5, 0.5]]), "one shape [states, tokens]"),
         (gssm.controller, ([[0, 2]], [[0.5, 0.5]]), "integers from 0 to 0"),
+        (gssm.controller, ([[0, 0]], [[0.5, 0.6]]), "that sum to 1, got [[0.5, 0.6]]"),
+        (gssm.controller, ([[0, 0]], [[1.5, -0.5]]), "rows of probabilities"),
+        (gssm.controller, ([[0, 0]], [[0.5, np.nan]]), "rows of probabilities"),
     ],
 )
 def test_wrong_sizes_are_one_line(function, arguments, expected):

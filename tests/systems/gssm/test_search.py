@@ -79,6 +79,8 @@ def test_the_nearest_is_named_where_there_is_none(tmp_path):
         ([], "pass --floor, --bigram_gap or both"),
         (["--floor=-1"], "--floor must be in [0, 16777216], got -1.0"),
         (["--floor=nan"], "--floor must be in [0, 16777216]"),
+        (["--floor=2.8"], "--floor must be <= 2.773, the entropy of uniform tokens"),
+        (["--bigram_gap=3"], "--bigram_gap must be <= 2.773"),
         (["--floor=1", "--tries=0"], "--tries must be in [1, 16777216]"),
         (["--floor=1", "--tolerance=0"], "--tolerance must be in [1e-06, 16777216]"),
         (["--floor=1", "--nodes=Z1,Z9"], "--nodes must be among Z1, Z2, X, which X"),
