@@ -78,10 +78,12 @@ def test_greedy_text_token_for_token(load, name):
         rows = params["positions"]["table"][: prompt.shape[1]]
         params = params | {"positions": {"table": rows}}
     missing = np.zeros((len(prompt), 12), np.int32)
+    tokens = np.concatenate([prompt, missing], 1)
     whole = decode_sliding_window(
         graphdef[0],
         params,
-        jnp.asarray(np.concatenate([prompt, missing], 1)),
+        jnp.asarray(tokens),
+        jnp.zeros(tokens.shape, bool),
         jnp.int32(prompt.shape[1]),
         SamplingParams(temperature=0.0).decode_params(
             0, Draws.of(jax.random.key(0), len(prompt))

@@ -95,6 +95,7 @@ def decode_sliding_window(
     graphdef: nnx.GraphDef,
     params: dict,
     tokens_BN: jax.Array,
+    known_BN: jax.Array,
     first: jax.Array,
     decode_params: DecodeParams,
 ) -> tuple[jax.Array, jax.Array]:
@@ -105,8 +106,9 @@ def decode_sliding_window(
 
     Args:
       graphdef, params: a LanguageModel, split.
-      tokens_BN: int32, N > block_size; the first `first` are the prompt.
-      first: >= block_size.
+      tokens_BN: int32, N > block_size.
+      known_BN: bool, true where the token is given, and stays.
+      first: the first position to decode, >= block_size; all before it are known.
       decode_params: how to draw; its end is N.
 
     Returns:
@@ -125,10 +127,11 @@ def decode_sliding_window(
         next_B = sample_token(
             uniform_BN[:, t], sampling_probs(logits_BV, decode_params)
         )
-        log_p_B1 = token_log_prob(logits_BV, next_B)[:, None].astype(log_p.dtype)
+        log_p_B = token_log_prob(logits_BV, next_B).astype(log_p.dtype)
+        known_B = known_BN[:, t]
         return (
-            lax.dynamic_update_slice(tokens, next_B[:, None], (0, t)),
-            lax.dynamic_update_slice(log_p, log_p_B1, (0, t)),
+            tokens.at[:, t].set(jnp.where(known_B, tokens[:, t], next_B)),
+            log_p.at[:, t].set(jnp.where(known_B, 0, log_p_B)),
         )
 
     return lax.fori_loop(first, N, body, (tokens_BN, jnp.zeros((B, N), jnp.float32)))

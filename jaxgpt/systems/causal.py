@@ -73,22 +73,28 @@ class CausalLM(System):
         )
         head = super().fill(params, within)
         missing = ((0, 0), (0, T - block))
+        known_BT = request.prompt_mask_BT
+        first_B = np.maximum(known_BT.sum(1), block)
+        tokens_BT = np.concatenate([head.tokens_BT, request.tokens_BT[:, block:]], 1)
         tokens, log_p = decode_sliding_window(
             self.graphdef,
             params,
-            jnp.asarray(np.pad(head.tokens_BT, missing)),
-            jnp.int32(block),
+            jnp.asarray(tokens_BT),
+            jnp.asarray(known_BT),
+            jnp.int32(first_B.min()),
             request.sampling.decode_params(T, request.draws.fold_in(1)),
         )
-        calls_BN = head.num_forward_passes_B[:, None] + np.arange(1, T - block + 1)
+        calls_B = head.num_forward_passes_B
+        after_BN = np.arange(block, T) - first_B[:, None] + 1
+        calls_BN = np.where(known_BT[:, block:], 0, calls_B[:, None] + after_BN)
         return SamplerOutput(
             tokens_BT=np.asarray(tokens),
             decoded_BT=np.pad(head.decoded_BT, missing, constant_values=True),
             log_p_BT=np.asarray(log_p) + np.pad(head.log_p_BT, missing),
             decode_step_BT=np.concatenate([head.decode_step_BT, calls_BN], 1),
             rank_BT=np.tile(np.arange(T, dtype=np.int32), (B, 1)),
-            num_forward_passes_B=head.num_forward_passes_B + T - block,
-            tokens_processed_B=head.tokens_processed_B + (T - block) * block,
+            num_forward_passes_B=calls_B + T - first_B,
+            tokens_processed_B=head.tokens_processed_B + (T - first_B) * block,
         )
 
     def mixes_lengths(self, T: int) -> bool:

@@ -94,7 +94,7 @@ class Reader:
         else:
             ids = prompts.read_ids(prompt, c.vocab_size, "prompt", 1)
         room = self.system.cache_length(len(ids)) - len(ids)
-        slides = self.system.fills_past_block
+        slides = self.system.goes_past_block
         if room < 0 and not (slides and max_new_tokens is not None):
             remedy = ": say how many tokens to add, --max_new_tokens=N"
             raise UserError(

@@ -91,6 +91,26 @@ def test_others_move_one_block_over_the_text(name):
     np.testing.assert_array_equal(greedy[:, -1], likeliest)
 
 
+def test_prompts_past_the_block_stay_and_are_continued_from_their_last_block():
+    system, params = system_with(**{"model.positions": "learned"})
+    tokens, given = np.arange(26, dtype=np.int32).reshape(2, 13) % 7, [11, 3]
+    known, key = np.arange(13) < np.array(given)[:, None], jax.random.key(0)
+    greedy = SamplingParams(temperature=0.0)
+    both = system.sample(params, tokens, known, key, greedy)
+    np.testing.assert_array_equal(both.tokens_BT[known], tokens[known])
+    for end in (11, 12):
+        window = both.tokens_BT[:, end - BLOCK : end]
+        likeliest = np.asarray(logits_of(system, params, window)[:, -1].argmax(-1))
+        np.testing.assert_array_equal(both.tokens_BT[:, end], likeliest)
+    np.testing.assert_array_equal(both.num_forward_passes_B, [2, 10])
+    for row in (slice(0, 1), slice(1, 2)):  # Each as it is alone.
+        alone = system.sample(params, tokens[row], known[row], key, greedy)
+        np.testing.assert_array_equal(both.tokens_BT[row], alone.tokens_BT)
+        np.testing.assert_array_equal(both.decode_step_BT[row], alone.decode_step_BT)
+        np.testing.assert_allclose(both.log_p_BT[row], alone.log_p_BT, atol=1e-5)
+        assert (both.log_p_BT[row][known[row]] == 0).all()
+
+
 def test_sigma_has_its_own_positions():
     config = configs.override(configs.base(), {"model.positions": "alibi"})
     with pytest.raises(
@@ -195,6 +215,8 @@ def test_a_learned_table_is_refused_beyond_its_end(tmp_path, capsys):
     config = configs.load(f"{ROOT}/configs/teeny_char.py:tiny", changes)
     assert train(config, tmp_path / "run") == 0
     workdir = f"--workdir={tmp_path / 'run'}"
+    sample.command([workdir, f"--prompt={'a' * 40}", "--max_new_tokens=2"])
+    assert len(capsys.readouterr().out.removesuffix("\n")) == 42
     expected = "a text of 64 tokens is longer than the table of 32 positions"
     with pytest.raises(UserError, match=expected):
         evaluate.command([workdir, "--eval_lengths=1x,2x"])
