@@ -262,7 +262,7 @@ def _open_bins(
         pickled = (folder / "meta.pkl").exists()
         raise UserError(
             f"'{folder}' has no vocabulary: put tokenizer.json, meta.json or input.txt "
-            "into it, or set data.tokenizer=gpt2" + (PICKLED if pickled else "")
+            "into it" + (PICKLED if pickled else ", or set data.tokenizer=gpt2")
         )
     if given and given.to_json() != tokenizer.to_json():
         raise UserError(
@@ -311,6 +311,12 @@ def _tokenizer_of_bins(
     if (folder / "tokenizer.json").exists():
         return tokenizer_files.load(folder / "tokenizer.json"), ""
     if data.tokenizer == "gpt2":
+        for own in ("meta.pkl", "meta.json"):
+            if (folder / own).exists():
+                log(
+                    f"note: '{folder}' has a vocabulary in {own}: data.tokenizer=gpt2 "
+                    "reads its ids as GPT-2's tokens"
+                )
         return GPT2Tokenizer(), ""
     if (folder / "meta.json").exists():
         return tokenizer_files.load(folder / "meta.json"), ""

@@ -220,7 +220,11 @@ def test_nanogpt_folder_is_read_and_its_pickle_is_not(bins, bomb):
 def test_nanogpt_folder_with_only_a_pickled_vocabulary(bins, bomb):
     folder = bins(vocabulary="")
     (folder / "meta.pkl").write_bytes(pickle.dumps(bomb))
-    assert "has no vocabulary: put tokenizer.json, meta.json" in refusal(folder)
+    message = refusal(folder)
+    assert "has no vocabulary: put tokenizer.json, meta.json" in message
+    assert (
+        "gpt2" not in message
+    )  # nanoGPT's folders of GPT-2's tokens have no meta.pkl.
 
 
 def test_a_pickled_vocabulary_can_be_made_json(bins):
@@ -311,6 +315,16 @@ def test_nanogpt_folder_of_gpt2_tokens(bins):
     data = open_text(bins((50256, 15496) * 9, vocabulary=""), tokenizer="gpt2")
     assert data.vocab_size == 50257
     assert data.tokenizer.decode(data.splits["train"][:2]) == "<|endoftext|>Hello"
+
+
+@pytest.mark.parametrize("name", ["meta.pkl", "meta.json"])
+def test_ids_of_another_vocabulary_as_gpt2_tokens_are_said(bins, capsys, name):
+    folder = bins(vocabulary="")
+    (folder / name).touch()
+    open_text(folder, tokenizer="gpt2")
+    assert f"note: '{folder}' has a vocabulary in {name}: data.tokenizer=gpt2" in (
+        capsys.readouterr().err
+    )
 
 
 def test_tokens_are_cached_once(text_file, own_cache, monkeypatch):
