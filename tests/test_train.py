@@ -173,8 +173,11 @@ def test_dropout_is_a_function_of_the_step():
     assert losses != without
 
 
-def test_every_parameter_has_a_decay_rule():
-    config = configs.load(TINY, {"model.bias": "true", "model.vocab_size": "65"})
+@pytest.mark.parametrize("separate_tables", ["false", "true"])
+def test_every_parameter_has_a_decay_rule(separate_tables):
+    changes = {"model.bias": "true", "model.vocab_size": "65"}
+    changes |= {"sigma.separate_tables": separate_tables}
+    config = configs.load(TINY, changes)
     params = jax.eval_shape(build_system(config).init, jax.random.key(0))
     mask = optimizers.decay_mask(params)
     for leaf, decays in zip(

@@ -24,6 +24,7 @@ from jaxgpt.training.muon import orthogonalise_flops, scale_by_muon
 DECAYS = {
     "kernel": True,
     "table": True,
+    "target_table": True,
     "scale": False,
     "bias": False,
     "sharpness": False,
