@@ -44,7 +44,9 @@ def open_documents(
             "the package datasets is missing: pip install 'jaxgpt[prepare]'"
         ) from None
     if files:
-        found = sorted(glob.glob(str(pathlib.Path(files).expanduser())))
+        named = sorted(glob.glob(str(pathlib.Path(files).expanduser())))
+        # The readers fail on empty files.
+        found = [file for file in named if pathlib.Path(file).stat().st_size]
         kinds = {pathlib.Path(file).suffix for file in found}
         if len(kinds) != 1 or not kinds <= READERS.keys():
             raise UserError(
@@ -58,16 +60,28 @@ def open_documents(
     else:
         source = (dataset, name or None, {"split": split})
     kind, part, options = source
+    missing = 0
     try:
         rows = datasets.load_dataset(kind, part, streaming=True, **options)
         for row in rows:
-            yield row[column]
+            text = row[column]
+            if isinstance(text, str):
+                yield text
+            elif text is None:
+                missing += 1
+            else:
+                raise UserError(
+                    f"column '{column}' holds {type(text).__name__}, not text: name "
+                    "another with --column"
+                )
     except KeyError:
         known = ", ".join(map(str, row))
         raise UserError(f"no column '{column}': the columns are {known}") from None
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the dataset cannot be read: {reason}") from None
+    if missing:
+        log(f"note: {missing:,} documents without text are left out")
 
 
 def held_out(index: int, one_in: int) -> bool:

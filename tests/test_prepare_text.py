@@ -45,6 +45,21 @@ def test_local_files_are_read(tmp_path):
         list(prepare_text.open_documents(*options, "body"))
 
 
+def test_documents_without_text_are_left_out_and_said(tmp_path, capsys):
+    pytest.importorskip("datasets")
+    rows = ['{"text": null, "id": 0}', '{"text": "one", "id": 1}', '{"id": 2}']
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    (tmp_path / "empty.jsonl").touch()
+    options = ("", "", str(tmp_path / "*.jsonl"), "train")
+    assert list(prepare_text.open_documents(*options, "text")) == ["one"]
+    assert "note: 2 documents without text are left out" in capsys.readouterr().err
+    with pytest.raises(configs.UserError, match="column 'id' holds int, not text"):
+        list(prepare_text.open_documents(*options, "id"))
+    with pytest.raises(configs.UserError, match="found none"):
+        only = str(tmp_path / "empty.jsonl")
+        list(prepare_text.open_documents("", "", only, "train", "text"))
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("name", ["tpu_vm.sh", "train.sbatch"])
 def test_scripts_are_shell(name):
