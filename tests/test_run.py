@@ -129,6 +129,13 @@ def test_a_start_is_a_checkpoint_of_nanogpt(text, tmp_path):
     assert_equal(setup.initial_params(fresh), there)
 
 
+def test_a_start_without_its_configuration_is_to_be_imported(refused, tmp_path):
+    path = tmp_path / "state.npz"
+    np.savez(path, **{"transformer.h.0.ln_1.weight": np.ones(4)})
+    message = refused(CAUSAL, {"init_from": str(path)}, tmp_path / "new")
+    assert "or another --format: these are options of convert, which" in message
+
+
 @pytest.mark.parametrize("kind", ["sentencepiece", "gpt2", "char"])
 def test_a_tokenizer_file_of_any_kind(kind, sentencepiece, text, tmp_path):
     tokenizers_of = {

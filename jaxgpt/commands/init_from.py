@@ -28,7 +28,9 @@ def load(config: ConfigDict) -> Run:
     try:
         return run.load(config.init_from, notify=lambda note: None)
     except UserError as error:
-        raise UserError(f"init_from {error}") from None
+        importable = " --" in str(error)  # Names an option that training has not.
+        end = ": these are options of convert, which imports it" if importable else ""
+        raise UserError(f"init_from {error}{end}") from None
 
 
 def initial_params(config: ConfigDict, fresh: dict) -> dict:
