@@ -304,6 +304,7 @@ def test_what_is_suggested_is_smaller(spec, smaller, monkeypatch):
 @pytest.mark.trains
 def test_training_starts_from_another_run_with_its_shape(straight, tmp_path, capsys):
     changes = {"init_from": str(straight), "steps": "1", "model.n_layer": "5"}
+    changes |= {"optimizer.ema_decay": "0.9"}
     workdir = tmp_path / "my run"
     assert train(configs.load(TINY, changes), workdir) == 0
     assert f"--workdir='{workdir}'" in capsys.readouterr().err

@@ -78,7 +78,10 @@ class TrainState:
             params = setup.initial_params(fresh)
             if params is not fresh:
                 for name in {"params", "ema"} & self.arrays.keys():
-                    self.arrays[name] = jax.device_put(params, shardings[name])
+                    # The average is a copy: a step frees the arrays of both.
+                    self.arrays[name] = jax.device_put(
+                        params, shardings[name], may_alias=name == "params"
+                    )
         self.clock = Clock()
         host = self.arrays.pop(HOST, {})
         if self.system.host:
