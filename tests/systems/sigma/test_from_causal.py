@@ -9,6 +9,8 @@ from jaxgpt import config as configs
 from jaxgpt import run
 from jaxgpt.systems.registry import build_system
 from jaxgpt.systems.sigma import from_causal, orders
+from jaxgpt.training.optimizers import make_optimizer
+from jaxgpt.training.step import init_state, make_step
 from tests.conftest import ROOT, refusal
 
 pytestmark = pytest.mark.unoptimised
@@ -73,6 +75,13 @@ def test_training_can_give_the_target_a_meaning(positions):
     gradient = jax.grad(lambda p: system.nll(p, batch).mean())(found)["positions"]
     changed = gradient["table" if positions == "rope" else "target_table"]
     assert (abs(np.asarray(changed)).max(1) > 0).all()
+    optimizer = make_optimizer(system.config)
+    step = make_step(system, optimizer)
+    first = init_state(jax.tree.map(jnp.copy, found), optimizer, ema=False)
+    state, metrics = step(first, 0, TOKENS)
+    assert np.isfinite(metrics["loss"])
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), found, state["params"])
+    assert all(jax.tree.leaves(moved))
 
 
 def test_a_beginning_token_is_new():
