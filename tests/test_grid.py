@@ -183,7 +183,7 @@ def test_a_run_without_its_last_evaluation_is_not_finished(study, tmp_path):
     assert read.last_row(tmp_path, 0) == evaluated
 
 
-def test_a_column_that_is_not_there_is_named(study, tmp_path, monkeypatch):
+def test_a_column_that_is_not_there_is_named(study, tmp_path, monkeypatch, capsys):
     read = studies.read_study(study(y="val_gapp"))
     row = {"step": 2, "val_loss": 2.0, "val_gap": 0.1}
 
@@ -196,6 +196,8 @@ def test_a_column_that_is_not_there_is_named(study, tmp_path, monkeypatch):
     expected = "y must be a column: point, .*, val_gap, got 'val_gapp'"
     with pytest.raises(UserError, match=expected):
         command([f"--study={study(y='val_gapp')}", f"--workdir={tmp_path}"])
+    assert "finished, without y, 'val_gapp'" in capsys.readouterr().err
+    assert (tmp_path / "results.csv").read_text().count("\n") == 5
 
 
 def test_a_run_of_more_steps_is_refused(study, tmp_path):
@@ -493,6 +495,7 @@ def test_shipped_studies_can_be_run(path, monkeypatch):
             "x must be numbers above 0 to fit a power law",
         ),
         (LISTED | {"fit": "power"}, "lists its points: remove 'fit'"),
+        ({"y": "test_kl"}, "y is 'test_kl', which needs test: N sequences"),
         ({"test": -1}, "test must be a number of sequences, got -1"),
         ({"test": True}, "test must be a number of sequences, got True"),
         (

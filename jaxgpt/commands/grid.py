@@ -71,15 +71,16 @@ def gather(study: Study, folder: pathlib.Path) -> int:
             continue
         changed = {key: values.get(key, "") for key in fields}
         results.append({"point": point} | changed | row)
-        for key in ("y", "x") if study.grid else ("y",):
-            name, rule = getattr(study, key), f"a column: {', '.join(results[-1])}"
-            require(name in results[-1], f"study '{study.name}': {key}", rule, name)
     if results:
         names = list(dict.fromkeys(name for row in results for name in row))
         with open(folder / "results.csv", "w", newline="") as stream:
             writer = csv.DictWriter(stream, names)
             writer.writeheader()
             writer.writerows(results)
+        for row in results:
+            for key in ("y", "x") if study.grid else ("y",):
+                name, rule = getattr(study, key), f"a column: {', '.join(row)}"
+                require(name in row, f"study '{study.name}': {key}", rule, name)
         picture = folder / "results.png"
         laws = study_plots.draw(study, results, picture)
         for line, law in laws.items():
@@ -229,7 +230,10 @@ def run_point(
         end = f", see {said}" if logs_to_file else ""
         log(f"{name}: ended with exit code {code}{end}")
     elif row := study.result(folder, point):
-        parts = [f"{study.y} {row[study.y]:.4g}"] if study.y in row else ["finished"]
+        if study.y in row:
+            parts = [f"{study.y} {row[study.y]:.4g}"]
+        else:  # Said before the other runs are trained.
+            parts = [f"finished, without y, '{study.y}'"]
         if (seconds := row.get("cpu_seconds")) is not None:
             parts.append(f"{seconds:.0f} CPU seconds of training")
         log(f"{name}: {', '.join(parts)}")

@@ -217,6 +217,8 @@ def read_study(name: str) -> Study:
         require(valid, f"{where}: {key}", rules.get(kind, "text"), spec.get(key))
     valid = spec["test"] >= 0 and not isinstance(spec["test"], bool)
     require(valid, f"{where}: test", "a number of sequences", spec["test"])
+    if spec["y"].startswith("test_") and not spec["test"]:
+        raise UserError(f"{where}: y is '{spec['y']}', which needs test: N sequences")
     grid, changes = spec["grid"], spec["points"]
     if listed:
         valid = bool(changes) and all(isinstance(change, dict) for change in changes)
