@@ -139,7 +139,7 @@ def load(
       notify: called with each note about weights.
 
     Raises:
-      UserError: if it is neither, or damaged.
+      UserError: if it is neither, or damaged, or a run with options of weights.
     """
     folder = configs.user_path(path)
     try:
@@ -161,4 +161,11 @@ def load(
         backend.use_float64(c.model.dtype)
         params = jax.tree.map(jnp.asarray, original.params)
         return Run(folder, c, build_system(c), params, original.step, found, c)
+    for name, value in (
+        ("format", form),
+        ("source_config", source_config),
+        ("tokenizer", tokenizer),
+    ):
+        if value:
+            raise UserError(f"'{path}' is a run, and {name} is for weights: omit it")
     return open_run(path, step)

@@ -210,6 +210,9 @@ def test_what_is_no_model_is_not_loaded(trained, tmp_path):
     assert "neither a run nor gpt2 weights" in message
     assert "no checkpoint '7'" in refusal(jaxgpt.load, trained, step=7)
     assert "format must be one of" in refusal(jaxgpt.load, tmp_path, format="gpt3")
+    for option in ("format", "source_config", "tokenizer"):
+        said = refusal(jaxgpt.load, trained, **{option: "gpt2"})
+        assert f"is a run, and {option} is for weights" in said
     both = {"workdir": tmp_path / "new", "source": "a", "output": "b"}
     assert "give source" in refusal(jaxgpt.convert, "gpt2", **both)
 

@@ -110,6 +110,8 @@ class Memory:
         """
         file = user_path(os.fspath(path)) if path else None
         if not isinstance(run, Run):
+            named = isinstance(run, str | os.PathLike)
+            require(named, "run", "its folder or a loaded run", run)
             backend.set_up_jax()
             new = pathlib.Path("new.memory")
             run = open_reader(os.fspath(run), "best", file or new, {})

@@ -53,16 +53,16 @@ def encode(
 
 
 def _check_unicode(text: str) -> None:
-    """Raises UserError for bytes of the command line that are not UTF-8."""
+    """Raises UserError for bytes that are not UTF-8, and for half characters."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        byte = ord(text[error.start]) & 0xFF
-        raise UnknownCharacterError(
-            text[error.start],
-            error.start,
-            f"is not a character but the byte 0x{byte:02x}: write the text in UTF-8",
-        ) from None
+        half = ord(text[error.start])
+        what = "half of a surrogate pair: write the whole character"
+        if 0xDC80 <= half <= 0xDCFF:  # How Python holds such a byte.
+            what = f"the byte 0x{half & 0xFF:02x}: write the text in UTF-8"
+        reason = f"is not a character but {what}"
+        raise UnknownCharacterError(text[error.start], error.start, reason) from None
 
 
 def _integer(word: str) -> int:

@@ -45,6 +45,8 @@ def test_a_prompt_that_is_not_utf8_is_refused(tokenizer):
     expected = r"\(at 1\) is not a character but the byte 0xe9"
     with pytest.raises(UserError, match=expected):
         prompts.encode("a\udce9", tokenizer)
+    with pytest.raises(UserError, match="not a character but half of a surrogate pair"):
+        prompts.encode("a\ud800", tokenizer)
 
 
 def test_places_count_from_the_beginning_of_a_template():

@@ -193,6 +193,7 @@ def test_a_run_without_a_memory_and_a_missing_folder_are_one_line(
     said = refusal(open_run, str(trained), overrides=larger)
     assert "only a causal run can be read with one it was not trained with" in said
     assert "does not exist" in refusal(Memory, run, tmp_path / "none" / "file")
+    assert "run must be its folder or a loaded run, got None" in refusal(Memory, None)
 
 
 def test_the_examples_are_true(played, tmp_path, monkeypatch):
