@@ -385,7 +385,7 @@ def load_frozen(workdir: pathlib.Path) -> ConfigDict:
     if not path.is_file():
         raise UserError(f"'{workdir}' holds no run: there is no config.json in it")
     try:
-        saved = flatten(json.loads(path.read_text(encoding="utf-8")))
+        saved = flatten(json.loads(path.read_text(encoding="utf-8-sig")))
         if "model_type" in saved:  # Of Hugging Face.
             raise UserError(f"'{workdir}' is no run but a model: convert imports it")
         return validate(override(base(), saved))

@@ -129,6 +129,14 @@ def test_a_start_is_a_checkpoint_of_nanogpt(text, tmp_path):
     assert_equal(setup.initial_params(fresh), there)
 
 
+def test_a_start_is_read_in_the_type_of_the_new_parameters(trained, tmp_path):
+    setup = opened(TINY, {"init_from": str(trained)}, tmp_path / "new")
+    fresh = setup.system.init(jax.random.key(0))
+    fresh = jax.tree.map(lambda array: array.astype("bfloat16"), fresh)
+    found = setup.initial_params(fresh)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {"bfloat16"}
+
+
 def test_a_start_without_its_configuration_is_to_be_imported(refused, tmp_path):
     path = tmp_path / "state.npz"
     np.savez(path, **{"transformer.h.0.ln_1.weight": np.ones(4)})

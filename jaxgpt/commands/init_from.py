@@ -58,7 +58,7 @@ def initial_params(config: ConfigDict, fresh: dict) -> dict:
             f"init_from '{config.init_from}' has parameters of other shapes than this "
             "config: use the same model.* settings"
         )
-    return found
+    return jax.tree.map(lambda array, new: array.astype(new.dtype), found, fresh)
 
 
 def adopt_architecture(
