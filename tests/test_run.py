@@ -311,6 +311,25 @@ def test_sigma_gpt_starts_from_no_model_that_it_cannot_be(refused, text, tmp_pat
     assert message.startswith(f"init_from '{start}' is a causal model: model.positions")
 
 
+@pytest.mark.parametrize(
+    "spec, samplers",
+    [(CAUSAL, ["ar"]), (TINY, ["ar", "exact-burst", "top-k-unmasking"])],
+    ids=["causal", "sigma"],
+)
+def test_a_run_in_float64_is_sampled(spec, samplers, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "use_float64", lambda dtype: None)
+    changes = {"data__path": text(SENTENCE * 40), "model__dtype": "float64"}
+    changes |= {k.replace(".", "__"): v for k, v in ENDS.items()}
+    with jax.enable_x64(True):
+        run = open_run(str(begun(tmp_path / "run", spec, **changes)))
+        assert run.score([SENTENCE[:9]]).dtype == np.float64
+        for sampler in samplers:
+            (found,) = run.generate("the ", max_new_tokens=5, sampler=sampler)
+            assert found.text.startswith("the ")
+        (found,) = run.generate("the ", max_new_tokens=40)  # Past the block.
+        assert len(found.text) == 44
+
+
 # The data of a run.
 
 

@@ -71,8 +71,10 @@ def autoregress(
         next_B = jnp.where(fills_B, drawn_B, slot(state.tokens_BS, t + 1)[:, 0])
         log_p_B = jnp.where(fills_B, token_log_prob(logits_BV, next_B), 0)
         num_forward_passes_B = state.num_forward_passes_B + fills_B
+        # With 64-bit arrays a plain 0 would be an index of another type.
+        place = jnp.zeros_like(t), t + 1
         put = lambda array, new_B: lax.dynamic_update_slice(
-            array, new_B[:, None].astype(array.dtype), (0, t + 1)
+            array, new_B[:, None].astype(array.dtype), place
         )
         return state.replace(
             tokens_BS=put(state.tokens_BS, next_B),
@@ -121,7 +123,7 @@ def decode_sliding_window(
 
     def body(t, carry):
         tokens, log_p = carry
-        window = lax.dynamic_slice(tokens, (0, t - block), (B, block))
+        window = lax.dynamic_slice_in_dim(tokens, t - block, block, axis=1)
         x_BTD, _ = model.hidden_states(window)
         logits_BV = model.head(x_BTD[:, -1:])[:, 0]
         next_B = sample_token(

@@ -63,5 +63,5 @@ def surest(
     before_BS = jnp.cumsum(cost_BS, 1) - cost_BS
     # At least one: before the first there is nothing. Summed past the missing slots,
     # costs are infinite, and inf - inf is NaN.
-    within_B = jnp.where(jnp.isinf(cost_BS), False, before_BS <= bound).sum(1)
-    return perm_BS, jnp.minimum(within_B, most)
+    within_BS = jnp.where(jnp.isinf(cost_BS), False, before_BS <= bound)
+    return perm_BS, jnp.minimum(within_BS.sum(1, dtype=jnp.int32), most)

@@ -59,9 +59,12 @@ class MemoryDecoder:
         """See `Decoder.forward`."""
         del mask_TT
         params, state = params
-        tokens_BS = jax.lax.dynamic_update_slice(cache["tokens"], tokens_BT, (0, start))
+        tokens_BS = jax.lax.dynamic_update_slice_in_dim(
+            cache["tokens"], tokens_BT, start, axis=1
+        )
         before_BN = jnp.concatenate([state["recent"], tokens_BS], 1)
-        recent_BW = jax.lax.dynamic_slice(before_BN, (0, start), state["recent"].shape)
+        W = state["recent"].shape[1]
+        recent_BW = jax.lax.dynamic_slice_in_dim(before_BN, start, W, axis=1)
         read = self.runtime.model(params).read(
             tokens_BT,
             recent_BW,

@@ -88,7 +88,8 @@ def _round(decoder, params, state, decode_params, N, missing_B, W):
     index_W = jnp.arange(W)
     accepted_NW = (ordered(uniform[:, 1]) * p_NW < q_NW) | (index_W == 0)
     accepted_NW &= index_W < repeat(missing_B)[:, None]
-    num_accepted_BN = jnp.cumprod(accepted_NW, 1).sum(1).reshape(B, N)
+    num_accepted_N = jnp.cumprod(accepted_NW, 1).sum(1, dtype=jnp.int32)
+    num_accepted_BN = num_accepted_N.reshape(B, N)
     # Two things bias this, the more so the larger N is. A rejected token is drawn from
     # q in the next round, not from max(0, q - p): it comes out with probability
     # min(p, q) + (1 - b) q, where b is the sum of min(p, q). And of two orders the one

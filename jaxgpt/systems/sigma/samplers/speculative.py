@@ -94,7 +94,7 @@ def _round(decoder, params, state, decode_params, uniform_3BS, length_B, W):
     # The first draft has p = q: it is always accepted, so that every round decodes
     # at least two tokens.
     accepted = (accepted | (index_W == 0)) & (index_W < length_B[:, None])
-    num_accepted_B = jnp.cumprod(accepted, 1).sum(1)
+    num_accepted_B = jnp.cumprod(accepted, 1).sum(1, dtype=jnp.int32)
     num_new_B = jnp.minimum(num_accepted_B + 1, length_B)
     rejected_B1 = jnp.minimum(num_accepted_B, W - 1)[:, None]
     at_rejected = lambda array: jnp.take_along_axis(array, rejected_B1[..., None], 1)[

@@ -93,7 +93,7 @@ def _call(decoder, params, state, decode_params, uniform_BS, rank, most, bound):
     fresh_BS = (state.decode_step_BS == state.num_forward_passes_B[:, None]) & (
         state.decode_step_BS > 0
     )
-    unread_B = fresh_BS.sum(1)
+    unread_B = fresh_BS.sum(1, dtype=jnp.int32)
     read_B = n_B - 1 - unread_B
     query_BS = window.take(state.own_BS, n_B, S)
     wide = lambda array_B1: jnp.broadcast_to(array_B1, (B, S))
