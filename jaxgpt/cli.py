@@ -366,7 +366,7 @@ def text_of(option: str, value: str | None) -> str | None:
     with os_errors(what, "name a file, or write @@ for a text that begins with @"):
         content = user_path(value[1:]).read_bytes()
     try:
-        return content.decode()
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{what} is not UTF-8: byte {error.start}") from None
 

@@ -137,3 +137,9 @@ def test_closed_full_and_narrow_streams_never_end_in_a_traceback(script, code, s
     assert ended.stderr.count("\n") == (1 if said else 0)
     if code == 0:
         assert ended.stdout.startswith("usage: python -m jaxgpt.sample ")
+
+
+def test_a_text_of_a_file_is_without_its_byte_order_mark(tmp_path):
+    file = tmp_path / "prompt.txt"
+    file.write_text("Once\r\n", encoding="utf-8-sig", newline="")
+    assert cli.text_of("prompt", f"@{file}") == "Once\r\n"
