@@ -17,7 +17,14 @@ from typing import Any, NoReturn
 
 from jaxgpt import config as configs
 from jaxgpt.config import user_path
-from jaxgpt.errors import CheckError, UserError, log, os_errors, shorten
+from jaxgpt.errors import (
+    CheckError,
+    UserError,
+    keep_interrupt,
+    log,
+    os_errors,
+    shorten,
+)
 from jaxgpt.parallel import hardware
 
 # Help of --config.
@@ -263,7 +270,9 @@ def main(command: Callable[[list[str]], int | None]) -> NoReturn:
     # Imports and traces make many objects that stay: with Python's threshold of 700 the
     # garbage collector makes them a tenth slower.
     gc.set_threshold(10_000)
+    sys.unraisablehook = keep_interrupt
     _open_streams()
+    end: Callable[[int], NoReturn] = sys.exit
     try:
         try:
             status = command(sys.argv[1:]) or 0
@@ -276,7 +285,8 @@ def main(command: Callable[[list[str]], int | None]) -> NoReturn:
     except BrokenPipeError:  # The reader, such as `head`, has closed the pipe.
         status = 1
     except KeyboardInterrupt:
-        status = 130
+        # Python's clean-up after it often crashes in XLA, if that was compiling.
+        status, end = 130, os._exit
     if _escaped:
         log(
             f"note: standard output is in {sys.stdout.encoding}, which lacks some of "
@@ -288,7 +298,7 @@ def main(command: Callable[[list[str]], int | None]) -> NoReturn:
         except (OSError, CheckError):
             # Python flushes both once more at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    sys.exit(status)
+    end(status)
 
 
 class _Output(io.TextIOWrapper):

@@ -7,7 +7,9 @@ import importlib
 import os
 import pathlib
 import secrets
+import signal
 import sys
+import threading
 from collections.abc import Collection, Iterator
 from typing import IO, Any
 
@@ -66,6 +68,18 @@ def os_errors(what: str, remedy: str = "") -> Iterator[None]:
     except OSError as error:
         end = f": {remedy}" if remedy else ""
         raise UserError(f"{what}: {error.strerror or error}{end}") from None
+
+
+def keep_interrupt(ignored: sys.UnraisableHookArgs) -> None:
+    """Repeats a Ctrl-C that Python drops; for `sys.unraisablehook`.
+
+    A signal during a garbage collection arrives in a callback of JAX's, out of which no
+    exception comes.
+    """
+    if ignored.exc_type is KeyboardInterrupt:
+        threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGINT]).start()
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def silence_non_primary() -> None:

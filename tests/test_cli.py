@@ -25,6 +25,7 @@ def ended(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", out)
             patch.setattr(sys, "argv", ["command"])
+            patch.setattr(sys, "unraisablehook", sys.unraisablehook)
             patch.setattr(cli, "_escaped", set())
             with pytest.raises(SystemExit) as caught:
                 cli.main(command)
@@ -143,3 +144,32 @@ def test_a_text_of_a_file_is_without_its_byte_order_mark(tmp_path):
     file = tmp_path / "prompt.txt"
     file.write_text("Once\r\n", encoding="utf-8-sig", newline="")
     assert cli.text_of("prompt", f"@{file}") == "Once\r\n"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "command",
+    [
+        # What a crash at exit would be; what was printed before is not lost.
+        "atexit.register(os.abort); print('so far'); raise KeyboardInterrupt",
+        # Python drops what a callback of its garbage collector raises.
+        "print('so far'); gc.callbacks.append(interrupt); gc.collect(); time.sleep(60)",
+    ],
+    ids=["at exit", "in a collection"],
+)
+def test_an_interrupt_ends_the_command_with_130_and_nothing_else(command):
+    code = (
+        "import atexit, gc, os, signal, time\n"
+        # A shell's job in the background begins with it ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from jaxgpt import cli\n"
+        "def interrupt(phase, info):\n"
+        "    gc.callbacks.clear()\n"
+        "    raise KeyboardInterrupt\n"
+        f"def command(argv):\n    {command}\n"
+        "cli.main(command)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=50
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "so far\n", "")
