@@ -42,13 +42,18 @@ def measure(
             "--save_kernels: context nodes have no kernels to save: they are redrawn "
             "for every batch or sequence"
         )
-    tokens_NT = _read_tokens(args.tokens) if args.tokens else None
+    tokens_NT, digest = _read_tokens(args.tokens) if args.tokens else (None, "")
     backend.set_up_jax()
     starts = config.gssm.first_token == "start"
     if tokens_NT is not None and starts and tokens_NT[:, 0].any():
         log(f"note: '{args.tokens}' does not start in state 0: first_token=drawn")
         config.gssm.first_token = "drawn"
     c, process = config, make_process(config, tables)
+    if digest not in ("", process.digest):
+        log(
+            f"note: '{args.tokens}' was written with another graph or kernels: the "
+            "figures are of these"
+        )
     wanted = [name for name in ("predictive", "beliefs") if name in outputs]
     for name in wanted + ["decompose"] * args.decompose:
         process.check_known(args.tokens or "fresh sequences", name)
@@ -91,10 +96,12 @@ def measure(
     return figures
 
 
-def _read_tokens(name: str) -> np.ndarray:
-    """Returns tokens [B, T] of an .npy file, or of a dataset."""
-    hdf5 = name.lower().endswith((".h5", ".hdf5"))
-    return read_dataset(name)[1] if hdf5 else read_integers(name)
+def _read_tokens(name: str) -> tuple[np.ndarray, str]:
+    """Returns tokens [B, T] of an .npy file, or of a dataset, and its digest or ""."""
+    if not name.lower().endswith((".h5", ".hdf5")):
+        return read_integers(name), ""
+    attributes, tokens_NT = read_dataset(name)
+    return tokens_NT, attributes.get("digest", "")
 
 
 def _save_npz(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:

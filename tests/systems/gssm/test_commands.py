@@ -231,6 +231,19 @@ def test_generate_writes_the_latents_behind_the_tokens(tmp_path, capsys):
             np.testing.assert_array_equal(found, expected)
 
 
+def test_entropy_of_a_dataset_of_another_graph_has_a_note(tmp_path, capsys):
+    options = [f"--config={TINY}", "--json=-"]
+    file = tmp_path / "f.h5"
+    generate.command([*options, f"--output={file}", "--num_sequences=33"])
+    capsys.readouterr()
+    for seed, note in ((1, ""), (2, f"note: '{file}' was written with another graph")):
+        entropy.command(
+            [*options, f"--tokens={file}", f"--config.gssm.graph_seed={seed}"]
+        )
+        said = capsys.readouterr().err
+        assert said.startswith(note) if note else not said
+
+
 def test_entropy_saves_a_graph_that_it_reads_again(files, capsys):
     folder, parsed, _, _ = files
     graph_file, options = folder / "g.yaml", ["--num_sequences=2", "--json=-"]
