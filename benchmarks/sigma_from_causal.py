@@ -60,19 +60,17 @@ def draw_figure(record: dict, path: pathlib.Path) -> None:
                         ls="-" if start else ":",
                         label=f"{kind}, {'from the GPT' if start else 'from scratch'}",
                     )
-            title = (
-                f"σ-GPT from a GPT's weights and from scratch, {positions} positions"
-            )
-            axes.set(title=title, xlabel="step", ylim=(1.5, 3.5))
+            axes.set(title=f"{positions} positions", xlabel="step", ylim=(1.5, 3.5))
         panels[0].set(ylabel="validation loss, nats per character")
-        panels[-1].legend()
+        panels[0].legend(loc="upper right")
+        figure.suptitle("σ-GPT from a GPT's weights and from scratch")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", default="runs/sigma_from_causal")
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--positions", nargs="+", default=["rope"], choices=POSITIONS)
+    parser.add_argument("--positions", nargs="+", default=POSITIONS, choices=POSITIONS)
     parser.add_argument(
         "--figure",
         type=pathlib.Path,
