@@ -13,7 +13,7 @@ import jax
 from absl import logging as absl_logging
 
 from jaxgpt.data.cache import cache_root
-from jaxgpt.errors import UserError, log, one_line
+from jaxgpt.errors import UserError, keep_interrupt, log, one_line
 from jaxgpt.model import cpu
 from jaxgpt.parallel import hardware
 
@@ -94,7 +94,7 @@ def _ignore_orbax_coroutines(unraisable: Any) -> None:
     closed = "Event loop is closed" in str(unraisable.exc_value)
     coroutine = unraisable.object if inspect.iscoroutine(unraisable.object) else None
     if not closed and not (coroutine and "orbax" in coroutine.cr_code.co_filename):
-        sys.__unraisablehook__(unraisable)
+        keep_interrupt(unraisable)
 
 
 def use_float64(dtype: str) -> None:
