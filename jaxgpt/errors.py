@@ -77,7 +77,9 @@ def keep_interrupt(ignored: sys.UnraisableHookArgs) -> None:
     exception comes.
     """
     if ignored.exc_type is KeyboardInterrupt:
-        threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGINT]).start()
+        # To that thread: another one's would not wake it from a wait.
+        main = threading.main_thread().ident
+        threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGINT]).start()
     else:
         sys.__unraisablehook__(ignored)
 

@@ -154,8 +154,10 @@ def test_a_text_of_a_file_is_without_its_byte_order_mark(tmp_path):
         "atexit.register(os.abort); print('so far'); raise KeyboardInterrupt",
         # Python drops what a callback of its garbage collector raises.
         "print('so far'); gc.callbacks.append(interrupt); gc.collect(); time.sleep(60)",
+        "from jaxgpt import backend; backend.set_up_jax(); print('so far'); "
+        "gc.callbacks.append(interrupt); gc.collect(); time.sleep(60)",
     ],
-    ids=["at exit", "in a collection"],
+    ids=["at exit", "in a collection", "in a collection, with JAX"],
 )
 def test_an_interrupt_ends_the_command_with_130_and_nothing_else(command):
     code = (
