@@ -116,6 +116,8 @@ def watch(trained, *options, interrupt=False):
         stdout=theirs,
         stderr=theirs,
         env=os.environ | {"TERM": "xterm-256color"},
+        # A shell's job in the background begins with it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(theirs)
     written = b""
