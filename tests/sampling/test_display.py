@@ -110,15 +110,16 @@ def test_texts_that_do_not_fit_the_screen_are_left_out():
 def watch(trained, *options, interrupt=False):
     """Runs sample --live on a terminal of its own; (exit code, what it wrote)."""
     ours, theirs = pty.openpty()
+    # A shell's job in the background ignores it, and so would what it starts.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "jaxgpt.sample", f"--workdir={trained}", *options],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
         env=os.environ | {"TERM": "xterm-256color"},
-        # A shell's job in the background begins with it ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+    signal.signal(signal.SIGINT, handler)
     os.close(theirs)
     written = b""
     try:
