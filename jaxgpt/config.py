@@ -387,7 +387,9 @@ def load_frozen(workdir: pathlib.Path) -> ConfigDict:
     try:
         saved = flatten(json.loads(path.read_text(encoding="utf-8-sig")))
         if "model_type" in saved:  # Of Hugging Face.
-            raise UserError(f"'{workdir}' is no run but a model: convert imports it")
+            raise UserError(
+                f"'{workdir}' is a model, not a run: import it with convert"
+            )
         return validate(override(base(), saved))
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
         raise UserError(f"'{path}' is damaged: {error}") from None

@@ -354,7 +354,7 @@ def test_a_working_directory_that_is_gone(tmp_path, monkeypatch):
 def test_a_folder_of_hugging_face_is_no_run(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2", "n_layer": 2}')
     message = refusal(configs.load_frozen, tmp_path)
-    assert message == f"'{tmp_path}' is no run but a model: convert imports it"
+    assert message == f"'{tmp_path}' is a model, not a run: import it with convert"
 
 
 def test_folder_without_a_frozen_config(tmp_path):

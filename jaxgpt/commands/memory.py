@@ -220,7 +220,7 @@ class Memory:
         """Writes the memory to a file, atomically.
 
         Raises:
-          UserError: if it cannot be written, the file there is no memory, or another
+          UserError: if it cannot be written, the file there is not a memory, or another
             process has changed the file that this memory was read from.
         """
         self._memory.save(user_path(os.fspath(path)))

@@ -84,7 +84,7 @@ def text_files(
     if not path.is_dir():
         if not path.is_file():
             raise UserError(
-                f"{what}'{path}' is no regular file but a pipe or device, which cannot "
+                f"{what}'{path}' is a pipe or device, not a regular file, and cannot "
                 "be read twice: save its content in a file"
             )
         return [path]

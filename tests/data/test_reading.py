@@ -249,7 +249,7 @@ def test_links_and_what_is_no_file(folder, capsys):
 def test_a_pipe_cannot_be_read_twice(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", pathlib.Path("/dev/zero")):
-        with pytest.raises(UserError, match=f"'{path}' is no regular file but a pipe"):
+        with pytest.raises(UserError, match=f"'{path}' is a pipe or device"):
             reading.text_files(path)
 
 

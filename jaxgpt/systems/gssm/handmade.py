@@ -57,7 +57,7 @@ def controller(transitions: ArrayLike, emissions: ArrayLike) -> HandMade:
 
     Raises:
       UserError: if shapes differ, a transition is to no state, or a row of emissions
-        is no distribution.
+        is not a distribution.
     """
     p_SV, next_SV = np.asarray(emissions, np.float64), np.asarray(transitions)
     if next_SV.shape != p_SV.shape or p_SV.ndim != 2:

@@ -215,8 +215,8 @@ class Memory:
         """Writes the file, atomically.
 
         Raises:
-          UserError: if it cannot, the file there is no memory, or it has changed since
-            this memory was read.
+          UserError: if it cannot, the file there is not a memory, or it has changed
+            since this memory was read.
         """
         arrays = file.pack(self.store.entries, self.dtype)
         # Rounded keys need another index, which is built when they are read.
